@@ -1,0 +1,30 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both create .venv when it is missing and reuse it afterwards.
+PYTHON ?= python3
+BIN := .venv/bin
+# Idle OpenMP threads must not spin on few cores.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test lint levels real clean
+
+demo: .venv/installed
+	$(BIN)/denserl demo --output_dir runs/demo
+
+test: .venv/installed
+	$(BIN)/ruff check denserl tests benchmarks
+	$(BIN)/python -m pytest -q tests
+
+levels: .venv/installed
+	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
+
+real: .venv/installed
+	bash examples/scripts/real_text.sh
+
+.venv/installed: setup.py constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	# torch first: another package's looser range would otherwise choose the version.
+	$(BIN)/pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -q -e '.[dev]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info runs

@@ -1,0 +1,48 @@
+"""Rank, world size and sums over ranks, the same with and without an initialised process group.
+
+Starting the group is the engine's work (denserl/trainer/engine.py).
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if initialised() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if initialised() else 1
+
+
+def barrier() -> None:
+    if initialised():
+        dist.barrier()
+
+
+def all_sum(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum of `x` over the ranks of the group (default: all), in place."""
+    if initialised():
+        dist.all_reduce(x, group=group)
+    return x
+
+
+def gather_objects(obj) -> list:
+    """One (small, picklable) object of each rank, in rank order, on every rank."""
+    if not initialised():
+        return [obj]
+    objects = [None] * world_size()
+    dist.all_gather_object(objects, obj)
+    return objects
+
+
+def average_over_ranks(totals: dict[str, Tensor], count: Tensor) -> dict[str, float]:
+    """Divide totals by a count, both summed over ranks in one reduction; 0 where the count is 0."""
+    packed = all_sum(torch.stack([count.float(), *(t.float() for t in totals.values())]))
+    means = (packed[1:] / packed[0].clamp(min=1e-8)).tolist()
+    return dict(zip(totals, means, strict=True))

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = next(
+    line.split('"')[1] for line in Path("denserl/__init__.py").read_text().splitlines() if line.startswith("__version__")
+)
+
+setup(
+    name="denserl",
+    version=version,
+    description="Learn dense rewards from preferences and train language models against them with PPO",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["denserl", "denserl.*"]),
+    package_data={"denserl.ppo_utils": ["param.json"], "denserl.cli": ["*.yaml"], "denserl.evaluation": ["*.html"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5",
+        "accelerate>=1.10",
+        "datasets>=4",
+        "deepspeed>=0.18",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "safetensors>=0.5",
+        "scipy>=1.11",
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+        "tyro>=1.0",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "peft>=0.18", "tensorboard>=2.15", "build>=1.2"],
+        "lora": ["peft>=0.18"],
+        "flash": ["flash-attn>=2.7"],
+        "wandb": ["wandb>=0.19"],
+    },
+    entry_points={"console_scripts": ["denserl=denserl.cli.main:main"]},
+)
