@@ -1,0 +1,60 @@
+"""What PPO learns from: scored rollouts, and the experience made of them. Pure tensor code; models are run elsewhere."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from denserl.ppo_utils.advantages import gae, masked_moments, whiten
+from denserl.ppo_utils.dense_reward import DenseRewards
+from denserl.ppo_utils.kl import approx_kl, penalised_rewards
+
+
+class ScoredRollouts(NamedTuple):
+    """N responses with T token slots, scored by policy, reference and reward source."""
+
+    mask: Tensor  # (N, T) bool
+    ended: Tensor  # (N,) bool: the response closes with an end token
+    logprobs: Tensor  # (N, T) of the policy that sampled
+    ref_logprobs: Tensor  # (N, T)
+    entropy: Tensor  # (N, T) nats, of the policy
+    rewards: DenseRewards
+
+
+class Experience(NamedTuple):
+    """What one policy and value update needs, all (N, T) fp32 and 0 off the mask."""
+
+    mask: Tensor
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor  # whitened over all ranks
+    returns: Tensor
+
+    def rows(self, index: Tensor, width: int) -> "Experience":
+        """The experience of some rows, cut to `width` token slots."""
+        return Experience(*(x[index, :width] for x in self))
+
+
+def make_experience(
+    scored: ScoredRollouts, values: Tensor, *, beta: float, reward_clip: float, gamma: float, lam: float, kl_estimator: str
+) -> tuple[Experience, dict[str, Tensor]]:
+    """Rewards with KL penalty, GAE, returns and whitened advantages (spec dense-rlhf, sections 5 and 6).
+
+    Args:
+        values: (N, T), of the state before each token, by the critic at sampling time.
+
+    Returns: the experience, and 0-d tensors for the log that are the same on every rank.
+    """
+    kl = approx_kl(scored.logprobs, scored.ref_logprobs, kl_estimator)
+    rewards = penalised_rewards(scored.rewards.tokens, kl, scored.mask, beta, reward_clip)
+    advantages, returns = gae(rewards, values, scored.mask, gamma, lam)
+    mean, variance = masked_moments(advantages, scored.mask)
+    _, return_variance = masked_moments(returns, scored.mask)
+    _, error_variance = masked_moments(returns - values, scored.mask)
+    log = {
+        "advantage_mean": mean,
+        "advantage_std": variance.sqrt(),
+        "explained_variance": 1 - error_variance / return_variance.clamp(min=1e-8),
+    }
+    on = [torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, values)]
+    return Experience(scored.mask, *on, whiten(advantages, scored.mask), returns), log

@@ -1,0 +1,80 @@
+"""The clipped losses of PPO, averaged by response or by token."""
+
+import torch
+from torch import Tensor
+
+AVERAGES = ("sequence", "token")
+
+
+def masked_average(x: Tensor, mask: Tensor, average: str = "sequence", count: Tensor | float | None = None) -> Tensor:
+    """Average per-token terms: `sequence` over each response's tokens then over responses, `token` over all tokens.
+
+    Args:
+        x, mask: (B, T). Responses without tokens are not counted.
+        average: one of AVERAGES.
+        count: what to divide by, when this batch is a part of a larger one: its number of (non-empty) responses or of
+            tokens (see `average_count`). Default: this batch's own.
+
+    Returns: 0-d fp32; 0 for an empty batch.
+
+    Raises:
+        ValueError: unknown average.
+    """
+    mask = mask.bool()
+    x = torch.where(mask, x.float(), 0.0)
+    if count is None:
+        count = average_count(mask, average)
+    if average == "sequence":
+        x = x.sum(1) / mask.sum(1).clamp(min=1)
+    return x.sum() / torch.as_tensor(count, device=x.device).clamp(min=1e-8)
+
+
+def average_count(mask: Tensor, average: str) -> Tensor:
+    """The denominator of `masked_average`: non-empty responses or tokens of a batch, 0-d fp32."""
+    if average not in AVERAGES:
+        raise ValueError(f"unknown average {average!r}; known: {', '.join(AVERAGES)}")
+    mask = mask.bool()
+    return (mask.any(1) if average == "sequence" else mask).sum().float()
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    average: str = "sequence",
+    count: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1 - eps, 1 + eps) A).
+
+    Args:
+        logprobs, old_logprobs, advantages, mask: (B, T).
+        average, count: as in `masked_average`.
+
+    Returns: the loss, and the share of tokens (averaged alike, no gradient) where the clipped term was chosen.
+    """
+    ratio = torch.where(mask.bool(), logprobs.float() - old_logprobs.float(), 0.0).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = masked_average(torch.maximum(plain, clipped), mask, average, count)
+    return loss, masked_average((clipped > plain).detach(), mask, average, count)
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    average: str = "sequence",
+    count: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Clipped value loss: 0.5 max((V - R)^2, (V_clip - R)^2), V_clip within +-clip of the old value (spec, section 6).
+
+    Args and returns: as in `policy_loss`.
+    """
+    values, old_values = values.float(), old_values.float()
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
+    loss = masked_average(0.5 * torch.maximum(plain, clipped), mask, average, count)
+    return loss, masked_average((clipped > plain).detach(), mask, average, count)

@@ -1,0 +1,172 @@
+"""Reward normalisers: two straight lines in ln(place), or one mean and one standard deviation; and the file of fits.
+
+How the lines are fitted is in denserl/rewards/fit.py.
+"""
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from denserl.errors import UserError
+from denserl.rewards.aggregation import valid_scores
+
+PACKAGED_PARAMS = Path(__file__).with_name("param.json")
+STD_FLOOR = 0.1
+
+
+class NormalizerNotFound(UserError, KeyError):
+    """No fit under the key that was asked for."""
+
+
+@dataclass(frozen=True)
+class LocationNormalizer:
+    """Normalise a segment's reward by its place p = k / K: (r - Mean(p)) / Std(p) (spec dense-rlhf, section 4).
+
+    Mean(p) = w_mu ln p + b_mu and Std(p) = w_sigma ln p + b_sigma. Std is floored at a tenth of its value at the end of the
+    response, max(Std(p), 0.1 b_sigma): the published token-level lines turn negative for the first tokens of long responses
+    and would flip the reward's sign.
+    """
+
+    w_mu: float
+    w_sigma: float
+    b_mu: float
+    b_sigma: float
+
+    @classmethod
+    def load(cls, model_type, dataset_tag, segment_method, agg_func, threshold, path=None) -> "LocationNormalizer":
+        """The fit stored in param.json (the package's, or `path`) under these five keys; thresholds compare as numbers.
+
+        Raises:
+            NormalizerNotFound (a KeyError): no such entry; says what exists and the command that fits one.
+            UserError: the file is missing or malformed, or the entry is not four finite numbers with b_sigma > 0.
+        """
+        path = Path(path or PACKAGED_PARAMS)
+        keys = (str(model_type), str(dataset_tag), str(segment_method), str(agg_func), float(threshold))
+        entries = _flatten(read_params(path))
+        if keys not in entries:
+            raise NormalizerNotFound(
+                f"{path} has no normaliser for {_show(keys)}; it has: {'; '.join(map(_show, entries)) or 'none'}",
+                f"denserl fit-normalizer --reward_model RM_FOLDER --data PAIRS --model_type {model_type} "
+                f"--dataset_tag {dataset_tag} --params {path}, or another --fit_tag",
+            )
+        return cls(*_checked(entries[keys], f"{path}: {_show(keys)}"))
+
+    def mean_std(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean(p) and the floored Std(p) at places in (0, 1], both shaped like `place`."""
+        log = place.log()
+        std = (self.w_sigma * log + self.b_sigma).clamp(min=STD_FLOOR * self.b_sigma)
+        return self.w_mu * log + self.b_mu, std
+
+    def __call__(self, segment_scores: Tensor, counts: Tensor) -> Tensor:
+        """(B, K_max) segment scores of responses with `counts` (B,) segments -> (B, K_max) fp32, 0 past a row's K."""
+        mean, std = self.mean_std(places(segment_scores.shape[1], counts))
+        return valid_scores((segment_scores.float() - mean) / std, counts)
+
+
+@dataclass(frozen=True)
+class ScalarNormalizer:
+    """Normalise every reward by one mean and one standard deviation: (r - mean) / std. ValueError unless std > 0."""
+
+    mean: float
+    std: float
+
+    def __post_init__(self):
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"mean {self.mean}, std {self.std}: both must be finite and std > 0")
+
+    def __call__(self, segment_scores: Tensor, counts: Tensor) -> Tensor:
+        """(B, K_max) -> (B, K_max) fp32, 0 past a row's K."""
+        return valid_scores((segment_scores.float() - self.mean) / self.std, counts)
+
+
+def places(width: int, counts: Tensor) -> Tensor:
+    """(B, width) fp32: p = k / K of slot k = 1..width, held at 1 past a row's K."""
+    k = torch.arange(1, width + 1, device=counts.device, dtype=torch.float32)
+    return (k / counts.clamp(min=1)[:, None]).clamp(max=1.0)
+
+
+def read_params(path: Path) -> dict:
+    """The nested dictionary of a param.json. UserError when it is missing or not JSON of the right depth."""
+    if not path.is_file():
+        raise UserError(f"the normaliser file {path} does not exist", "give another --params, or run denserl fit-normalizer")
+    try:
+        params = json.loads(path.read_text(encoding="utf-8"))
+        _flatten(params)
+    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is no normaliser file ({error}); expected model_type -> dataset tag -> method -> agg -> threshold -> "
+            "[w_mu, w_sigma, b_mu, b_sigma]",
+            "restore the file, or start a new one with denserl fit-normalizer --params NEW_FILE",
+        ) from error
+    return params
+
+
+def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: list[float], record: dict) -> None:
+    """Write one fit into a param.json, and how it came about into `<name>.fits.json` beside it; both are replaced whole.
+
+    Args:
+        keys: model_type, dataset tag, segment method, agg func, threshold; an entry under an equal threshold is replaced.
+        constants: [w_mu, w_sigma, b_mu, b_sigma].
+        record: R^2, counts, date and the like.
+
+    Raises:
+        UserError: the file is there but malformed, or cannot be written.
+    """
+    params = read_params(path) if path.exists() else {}
+    *names, threshold = keys
+    level = params
+    for name in names:
+        level = level.setdefault(name, {})
+    for same in [key for key in level if float(key) == threshold]:
+        del level[same]
+    level[f"{threshold:g}"] = [round(c, 6) for c in constants]
+    sidecar = path.with_suffix(".fits.json")
+    records = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+    records[_show(keys)] = record
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(sidecar, records)
+        _replace(path, params)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}", "give another file with --params") from error
+
+
+def _replace(path: Path, content: dict) -> None:
+    """Write beside the file, then rename over it, so that a reader never sees half of it."""
+    text = json.dumps(content, indent=2)
+    # Lists of numbers stay on one line, as a person would write the table.
+    text = re.sub(r"\[\s+([^\[\]]+?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _flatten(params: dict) -> dict[tuple, list]:
+    return {
+        (model_type, tag, method, agg, float(threshold)): constants
+        for model_type, tags in params.items()
+        for tag, methods in tags.items()
+        for method, aggs in methods.items()
+        for agg, thresholds in aggs.items()
+        for threshold, constants in thresholds.items()
+    }
+
+
+def _checked(constants, where: str) -> list[float]:
+    numbers = isinstance(constants, list) and len(constants) == 4 and all(type(c) in (int, float) for c in constants)
+    if not numbers or not all(map(math.isfinite, constants)) or constants[3] <= 0:
+        raise UserError(
+            f"{where}: found {constants}, expected [w_mu, w_sigma, b_mu, b_sigma], four finite numbers with b_sigma > 0",
+            "fit the entry again with denserl fit-normalizer",
+        )
+    return constants
+
+
+def _show(keys: tuple) -> str:
+    return f"{keys[0]}/{keys[1]}/{keys[2]}/{keys[3]}/{keys[4]:g}"
