@@ -1,0 +1,229 @@
+"""Messages to token ids for any tokenizer with a chat template: prompt, response, end of turn, truncation.
+
+Where the response starts is decided on ids, and text typed by people never becomes a control token of the template.
+There is no table of model names here; everything is found by rendering with the tokenizer's own template.
+"""
+
+import copy
+import functools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jinja2
+from tokenizers import AddedToken
+
+from denserl.data.rows import BadRow
+from denserl.errors import UserError
+
+# Unicode noncharacters, reserved for internal use: text that carries them is refused where they are needed.
+_GUARD, _ALIAS, _STOP, _BOUNDARY = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+_PROBE = [{"role": "user", "content": "Question"}]
+_PROBE_ANSWERS = ("Hello", "Yes")
+
+
+class _ChatFormat(NamedTuple):
+    """What a template and its tokenizer were found to do."""
+
+    end_of_turn: int
+    has_generation_prompt: bool
+    bos: int | None  # the id that opens every encoding, None where neither template nor tokenizer uses one
+    control: dict[str, int]  # text -> id of the tokens that only the template may write
+    pattern: re.Pattern  # matches the text of every control token
+
+
+def end_of_turn_id(tokenizer) -> int:
+    """Id of the token that the template closes an assistant turn with; UserError when there is none."""
+    return _chat_format(tokenizer).end_of_turn
+
+
+def stop_ids(tokenizer, generation_config=None) -> list[int]:
+    """Ids that end a response: end of turn, then the generation config's and the tokenizer's, without repeats."""
+    configured = generation_config.eos_token_id if generation_config is not None else None
+    configured = configured if isinstance(configured, Sequence) else [configured]
+    ids = [end_of_turn_id(tokenizer), *configured, tokenizer.eos_token_id]
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
+    """Ids of the messages up to where the assistant's answer starts, with one BOS where one is used.
+
+    BadRow (a ValueError) with the template's own words when it refuses the messages.
+    """
+    chat = _chat_format(tokenizer)
+    if chat.has_generation_prompt:
+        return _encode(tokenizer, chat, messages, add_generation_prompt=True)
+    answers = [_encode(tokenizer, chat, [*messages, _assistant(text)]) for text in _PROBE_ANSWERS]
+    return answers[0][: _common_prefix(*answers)]
+
+
+def encode_response(tokenizer, messages: list[dict], response: str, prompt_ids: list[int] | None = None) -> list[int]:
+    """Ids of the response as it continues `encode_prompt(messages)`, the end-of-turn token last.
+
+    `prompt_ids` spares encoding the prompt again. What the template writes after the end of turn is dropped. BadRow
+    (a ValueError) when the template refuses the messages or its rendering of the answer does not continue the prompt.
+    """
+    chat = _chat_format(tokenizer)
+    prompt_ids = encode_prompt(tokenizer, messages) if prompt_ids is None else prompt_ids
+    ids = _encode(tokenizer, chat, [*messages, _assistant(response)])
+    if ids[: len(prompt_ids)] != prompt_ids:  # the prompt's last token merged with the response's first
+        ids = _encode_split(tokenizer, chat, messages, response)
+    if ids[: len(prompt_ids)] != prompt_ids:
+        raise BadRow("the chat template's rendering of the answer does not continue its rendering of the prompt")
+    ids = ids[len(prompt_ids) :]
+    if chat.end_of_turn not in ids:
+        raise BadRow("the chat template does not close this answer with its end-of-turn token")
+    return ids[: ids.index(chat.end_of_turn) + 1]
+
+
+def encode_pair(
+    tokenizer, messages: list[dict], responses: list[str], max_length: int, max_prompt_length: int
+) -> tuple[list[int], list[list[int]]]:
+    """Prompt ids and the ids of the responses to it, cut by `truncate_pair`; BadRow where one has no content left."""
+    prompt = encode_prompt(tokenizer, messages)
+    encoded = [encode_response(tokenizer, messages, response, prompt) for response in responses]
+    cut = truncate_pair(prompt, encoded, max_length, max_prompt_length, end_of_turn_id(tokenizer))
+    if any(len(ids) < 2 for ids in cut[1]):
+        raise BadRow("a response has no token, or keeps none after truncation, besides its end of turn")
+    return cut
+
+
+def truncate_pair(
+    prompt_ids: list[int], responses: list[list[int]], max_length: int, max_prompt_length: int, end_of_turn: int
+) -> tuple[list[int], list[list[int]]]:
+    """Prompt and responses cut so that each prompt + response has at most `max_length` tokens (spec section 3).
+
+    The longest response decides the prompt's cut, so all keep one prompt: it loses tokens on its left, as many as are
+    needed but never below `max_prompt_length`. Then a response that is still too long loses tokens on its right, and
+    its last kept token becomes `end_of_turn`. A response is empty where `max_prompt_length` leaves it no room.
+    """
+    excess = len(prompt_ids) + max(map(len, responses)) - max_length
+    spare = max(0, len(prompt_ids) - max_prompt_length)
+    prompt_ids = prompt_ids[min(max(excess, 0), spare) :]
+    room = max(0, max_length - len(prompt_ids))
+    return prompt_ids, [r if len(r) <= room else (r[:room][:-1] + [end_of_turn])[:room] for r in responses]
+
+
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Ids of plain text without any template, as the tokenizer opens and closes one; control tokens in it stay text."""
+    return tokenizer(text, split_special_tokens=True, verbose=False).input_ids
+
+
+def _assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _chat_format(tokenizer) -> _ChatFormat:
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template",
+            "use an instruction-tuned model's tokenizer, or set tokenizer.chat_template and save it",
+        ) from error
+    return _find_chat_format(tokenizer, template, len(tokenizer), tuple(tokenizer.all_special_ids))
+
+
+@functools.lru_cache(maxsize=8)  # keyed by all that the answer depends on; a template set later is a new entry
+def _find_chat_format(tokenizer, template: str, vocabulary: int, special_ids: tuple[int, ...]) -> _ChatFormat:
+    added = set(tokenizer.added_tokens_decoder) | set(special_ids)
+    try:
+        plain = _render(tokenizer, _PROBE)
+        has_generation_prompt = plain != _render(tokenizer, _PROBE, add_generation_prompt=True)
+        answers = [_tokenize(tokenizer, _render(tokenizer, [*_PROBE, _assistant(text)])) for text in _PROBE_ANSWERS]
+        history = _render(tokenizer, [*_PROBE, _assistant(_PROBE_ANSWERS[0]), *_PROBE])
+    except BadRow as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} cannot render a question and its answer: {error}",
+            "correct tokenizer.chat_template",
+        ) from error
+    after_prefix = answers[0][_common_prefix(*answers) :]
+    end_of_turn = next((i for i in after_prefix if i in added), None)
+    if end_of_turn is None:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} closes an assistant turn with no special token",
+            "let the template end each assistant turn with a special token, such as the tokenizer's eos token",
+        )
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(special_ids)
+    # what the template writes around past turns is control too, even where it was added as no special token
+    ids = special | {end_of_turn} | (added & set(_tokenize(tokenizer, history)))
+    control = {tokenizer.convert_ids_to_tokens(i): i for i in ids}
+    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+    bos = tokenizer.bos_token_id
+    uses_bos = bos is not None and bos in (answers[0][0], *tokenizer("", add_special_tokens=True).input_ids[:1])
+    return _ChatFormat(end_of_turn, has_generation_prompt, bos if uses_bos else None, control, pattern)
+
+
+@functools.lru_cache(maxsize=8)
+def _literal_tokenizer(tokenizer, control: tuple[tuple[str, int], ...]):
+    """A copy of the tokenizer that reads control tokens as text and knows an alias of each; and alias ids -> ids.
+
+    The boundary mark is among the aliases, and stands for no id.
+    """
+    literal, alias_ids = copy.deepcopy(tokenizer), {}
+    # split_special_tokens spares only special tokens, so that all of them must be special here
+    literal.add_tokens([AddedToken(text, normalized=False) for text, _ in control], special_tokens=True)
+    for text, i in control:
+        known = tokenizer.added_tokens_decoder.get(i, AddedToken(text))
+        literal.add_tokens([AddedToken(_alias(i), lstrip=known.lstrip, rstrip=known.rstrip, normalized=False)])
+        alias_ids[literal.convert_tokens_to_ids(_alias(i))] = i
+    literal.add_tokens([AddedToken(_BOUNDARY, normalized=False)])
+    return literal, {**alias_ids, literal.convert_tokens_to_ids(_BOUNDARY): None}
+
+
+def _alias(token_id: int) -> str:
+    return f"{_ALIAS}{token_id}{_STOP}"
+
+
+def _render(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except jinja2.TemplateError as error:
+        raise BadRow(f"the chat template refuses the messages: {error}") from error
+
+
+def _tokenize(tokenizer, text: str, **kwargs) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False, **kwargs).input_ids
+
+
+def _encode(tokenizer, chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
+    """Ids of the rendered messages with one BOS; control tokens within the contents stay text."""
+    if any(chat.pattern.search(m["content"]) for m in messages):
+        return _encode_literal(tokenizer, chat, messages, add_generation_prompt)
+    return _one_bos(chat, _tokenize(tokenizer, _render(tokenizer, messages, add_generation_prompt)))
+
+
+def _encode_literal(tokenizer, chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False):
+    """Like `_encode`: contents go through the template with their control tokens guarded, are put back in the
+    rendering while the template's own control tokens take aliases, and the literal tokenizer tells the two apart."""
+    if any(mark in m["content"] for m in messages for mark in (_GUARD, _ALIAS, _STOP)):
+        raise BadRow("the text holds a reserved Unicode noncharacter (U+FDD0 to U+FDD2)")
+    texts = {str(i): text for text, i in chat.control.items()}
+    guarded = [
+        {**m, "content": chat.pattern.sub(lambda found: f"{_GUARD}{chat.control[found[0]]}{_STOP}", m["content"])}
+        for m in messages
+    ]
+    rendered = _render(tokenizer, guarded, add_generation_prompt)
+    rendered = chat.pattern.sub(lambda found: _alias(chat.control[found[0]]), rendered)
+    rendered = re.sub(f"{_GUARD}(\\d+){_STOP}", lambda found: texts[found[1]], rendered)
+    literal, alias_ids = _literal_tokenizer(tokenizer, tuple(chat.control.items()))
+    ids = [alias_ids.get(i, i) for i in _tokenize(literal, rendered, split_special_tokens=True)]
+    return _one_bos(chat, [i for i in ids if i is not None])
+
+
+def _encode_split(tokenizer, chat: _ChatFormat, messages: list[dict], response: str) -> list[int]:
+    """Ids of the conversation where no token spans the start of the response."""
+    if any(_BOUNDARY in text for text in (response, *(m["content"] for m in messages))):
+        raise BadRow("the text holds the reserved Unicode noncharacter U+FDD3")
+    trimmed = response.lstrip()
+    if _render(tokenizer, [*messages, _assistant(trimmed)]) == _render(tokenizer, [*messages, _assistant(response)]):
+        response = trimmed  # the template trims, which it could not do past the boundary
+    return _encode_literal(tokenizer, chat, [*messages, _assistant(_BOUNDARY + response)])
+
+
+def _one_bos(chat: _ChatFormat, ids: list[int]) -> list[int]:
+    return ids if chat.bos is None or ids[:1] == [chat.bos] else [chat.bos, *ids]

@@ -1,0 +1,55 @@
+"""Demonstrations for supervised fine-tuning: answered conversations, or plain text for language modelling."""
+
+import datasets
+
+from denserl.data.chat import encode_pair, encode_text
+from denserl.data.preferences import IDS, MESSAGES, TEXT
+from denserl.data.rows import BadRow, as_demonstration
+from denserl.data.sources import load_rows, map_rows
+from denserl.errors import UserError
+
+
+def load_demonstrations(
+    sources: list[str],
+    *,
+    split: str = "train",
+    weights: list[float] | None = None,
+    on_bad_row: str = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """Demonstrations with the columns prompt (messages; empty for plain text), response (text) and place.
+
+    Sources are blended as `sources.blend` says. UserError on bad rows, unless `on_bad_row` is "skip".
+    """
+    features = {"prompt": MESSAGES, "response": TEXT}
+    return load_rows(
+        sources, as_demonstration, features, split=split, weights=weights, on_bad_row=on_bad_row, limit=limit, seed=seed
+    )
+
+
+def tokenize_demonstrations(
+    dataset: datasets.Dataset, tokenizer, *, max_length: int, on_bad_row: str = "stop"
+) -> datasets.Dataset:
+    """Columns input_ids and loss_start, the index of the first token with loss: the response's, or 0 for plain text.
+
+    A conversation over `max_length` loses prompt tokens on its left, down to half of `max_length`, then response tokens
+    on its right (`chat.truncate_pair`). Plain text over `max_length` becomes several rows.
+    """
+
+    if max_length < 4:
+        raise UserError(f"max_length is {max_length}", "let it be at least 4 tokens, prompt and response together")
+
+    def encode(row: dict):
+        if not row["prompt"]:
+            ids = encode_text(tokenizer, row["response"])
+            if len(ids) < 2:
+                raise BadRow("the text has fewer than two tokens")
+            starts = range(0, len(ids) - 1, max_length)  # a last token alone would have nothing to predict it from
+            yield from ({"input_ids": ids[i : i + max_length], "loss_start": 0} for i in starts)
+            return
+        prompt, (response,) = encode_pair(tokenizer, row["prompt"], [row["response"]], max_length, max_length // 2)
+        yield {"input_ids": prompt + response, "loss_start": len(prompt)}
+
+    features = datasets.Features({"input_ids": IDS, "loss_start": datasets.Value("int32")})
+    return map_rows(dataset, encode, features, on_bad_row)

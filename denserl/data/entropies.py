@@ -1,0 +1,115 @@
+"""Entropies of the frozen reference model, computed once per dataset, shared among ranks and stored under a fingerprint.
+
+The model itself is not known here: a function from batches to entropies comes in.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets, load_from_disk
+
+from denserl import distributed
+from denserl.data.batching import ResponseBatch, map_responses
+
+log = logging.getLogger(__name__)
+
+SIDES = ("chosen", "rejected")
+
+
+def add_entropies(
+    dataset: Dataset,
+    entropy_function: Callable[[], Callable[[ResponseBatch], np.ndarray]],
+    model_fingerprint: str,
+    *,
+    pad_id: int,
+    cache_dir: str | Path,
+    max_tokens: int,
+    device,
+) -> Dataset:
+    """Add columns chosen_entropy and rejected_entropy (nats, one per response token) to tokenised preferences.
+
+    The token ids stand for data, template and lengths, so that the stored entropies serve every threshold. Each rank computes
+    its share; rank 0 joins them; the cache folder must be seen by all ranks.
+
+    Args:
+        dataset: columns prompt_ids, chosen_ids, rejected_ids.
+        entropy_function: called only when nothing is stored; loads the model and returns batch -> (B, T) entropies.
+        model_fingerprint: of the weights and their precision.
+        cache_dir: where entropies are kept.
+    """
+    target = Path(cache_dir) / f"entropies-{_fingerprint(dataset, model_fingerprint)}"
+    if not target.is_dir():
+        _compute(dataset, entropy_function(), target, pad_id, max_tokens, device)
+        distributed.barrier()
+    else:
+        log.info("reference entropies: found %s", target)
+    stored = load_from_disk(str(target))
+    return concatenate_datasets([dataset, stored], axis=1)
+
+
+def file_fingerprint(folder: str | Path, dtype: str) -> str:
+    """A hash of a model folder's config and safetensors bytes, and of the precision it is run in."""
+    digest = hashlib.sha256(dtype.encode())
+    for path in sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"]):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _fingerprint(dataset: Dataset, model_fingerprint: str) -> str:
+    digest = hashlib.sha256(model_fingerprint.encode())
+    for column in ("prompt_ids", *(f"{side}_ids" for side in SIDES)):
+        for row in dataset[column]:
+            digest.update(np.asarray([len(row), *row], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _compute(dataset, function, target: Path, pad_id, max_tokens, device) -> None:
+    """Every rank writes its share beside the target; rank 0 joins the shares and renames the whole into place."""
+    prompts = list(dataset["prompt_ids"]) * len(SIDES)
+    responses = [row for side in SIDES for row in dataset[f"{side}_ids"]]
+    rank, world = distributed.rank(), distributed.world_size()
+    work = target.with_name(target.name + ".partial")
+    work.mkdir(parents=True, exist_ok=True)
+    values = map_responses(
+        prompts,
+        responses,
+        function,
+        pad_id=pad_id,
+        max_tokens=max_tokens,
+        device=device,
+        progress="reference entropies",
+    )
+    np.savez(
+        work / f"rank{rank}.npz",
+        rows=np.array(list(values), dtype=np.int64),
+        lengths=np.array([len(v) for v in values.values()], dtype=np.int64),
+        values=np.concatenate([*values.values(), np.zeros(0, np.float32)]),
+    )
+    distributed.barrier()
+    if rank == 0:
+        _join(work, target, len(dataset), world)
+
+
+def _join(work: Path, target: Path, rows: int, world: int) -> None:
+    entropies: list = [None] * (rows * len(SIDES))
+    for rank in range(world):
+        with np.load(work / f"rank{rank}.npz", allow_pickle=False) as share:
+            pieces = np.split(share["values"], np.cumsum(share["lengths"])[:-1]) if len(share["rows"]) else []
+            for row, piece in zip(share["rows"], pieces, strict=True):
+                entropies[row] = piece
+    columns = {f"{side}_entropy": entropies[i * rows : (i + 1) * rows] for i, side in enumerate(SIDES)}
+    joined = work / "joined"
+    Dataset.from_dict(columns).save_to_disk(str(joined))
+    (joined / "origin.json").write_text(json.dumps({"rows": rows, "ranks": world}))
+    os.replace(joined, target)
+    shutil.rmtree(work)
+    log.info("reference entropies: stored in %s", target)

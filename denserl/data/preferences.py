@@ -1,0 +1,63 @@
+"""Preference pairs: loaded from any source and row shape, and tokenised for the reward model.
+
+Row shapes are in rows.py, reading and blending in sources.py, the chat template in chat.py.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import datasets
+
+from denserl.data.chat import encode_pair
+from denserl.data.rows import RATING_KEYS, BadRow, as_preference
+from denserl.data.sources import load_rows, map_rows
+from denserl.errors import UserError
+
+TEXT = datasets.Value("string")
+MESSAGES = datasets.List({"role": TEXT, "content": TEXT})
+IDS = datasets.List(datasets.Value("int32"))
+MARGIN = datasets.Value("float64")
+
+
+def load_preferences(
+    sources: list[str],
+    *,
+    split: str = "train",
+    weights: list[float] | None = None,
+    on_bad_row: str = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+    rating_keys: Sequence[tuple[str, str]] = RATING_KEYS,
+) -> datasets.Dataset:
+    """Pairs: columns prompt (messages), chosen, rejected (text), margin (rating difference, 0 without), place.
+
+    Sources are blended as `sources.blend` says. UserError on bad rows, unless `on_bad_row` is "skip".
+    """
+    convert = functools.partial(as_preference, rating_keys=rating_keys)
+    features = {"prompt": MESSAGES, "chosen": TEXT, "rejected": TEXT, "margin": MARGIN}
+    return load_rows(sources, convert, features, split=split, weights=weights, on_bad_row=on_bad_row, limit=limit, seed=seed)
+
+
+def tokenize_preferences(
+    dataset: datasets.Dataset, tokenizer, *, max_length: int, max_prompt_length: int, on_bad_row: str = "stop"
+) -> datasets.Dataset:
+    """Pairs as ids: prompt_ids, chosen_ids, rejected_ids (end of turn included) and margin, cut as spec section 3 says.
+
+    Bad rows: the template refuses the messages, or truncation leaves no content or no difference. UserError when
+    `max_prompt_length` leaves a response no room for content.
+    """
+    if max_length - max_prompt_length < 2:
+        raise UserError(
+            f"max_length {max_length} and max_prompt_length {max_prompt_length} leave no room for a response",
+            "make max_prompt_length smaller than max_length by at least 2",
+        )
+
+    def encode(row: dict):
+        pair = [row["chosen"], row["rejected"]]
+        prompt, (chosen, rejected) = encode_pair(tokenizer, row["prompt"], pair, max_length, max_prompt_length)
+        if chosen == rejected:
+            raise BadRow("chosen and rejected have the same tokens, at least after truncation")
+        yield {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "margin": row["margin"]}
+
+    features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "margin": MARGIN})
+    return map_rows(dataset, encode, features, on_bad_row)

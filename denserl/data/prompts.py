@@ -1,0 +1,47 @@
+"""Prompts for rollouts: loaded from any source and row shape, and tokenised with the generation prompt."""
+
+import datasets
+
+from denserl.data.chat import encode_prompt
+from denserl.data.preferences import IDS, MESSAGES
+from denserl.data.rows import as_prompt
+from denserl.data.sources import load_rows, map_rows
+from denserl.errors import UserError
+
+
+def load_prompts(
+    sources: list[str],
+    *,
+    split: str = "train",
+    weights: list[float] | None = None,
+    on_bad_row: str = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """Prompts with the columns prompt (messages) and place; an answer that a row also holds is left out.
+
+    Sources are blended as `sources.blend` says. UserError on bad rows, unless `on_bad_row` is "skip".
+    """
+    return load_rows(
+        sources,
+        as_prompt,
+        {"prompt": MESSAGES},
+        split=split,
+        weights=weights,
+        on_bad_row=on_bad_row,
+        limit=limit,
+        seed=seed,
+    )
+
+
+def tokenize_prompts(
+    dataset: datasets.Dataset, tokenizer, *, max_prompt_length: int, on_bad_row: str = "stop"
+) -> datasets.Dataset:
+    """Prompts with the columns prompt and prompt_ids, which lose tokens on the left over `max_prompt_length`."""
+    if max_prompt_length < 1:
+        raise UserError(f"max_prompt_length is {max_prompt_length}", "let it be at least 1")
+
+    def encode(row: dict):
+        yield {"prompt": row["prompt"], "prompt_ids": encode_prompt(tokenizer, row["prompt"])[-max_prompt_length:]}
+
+    return map_rows(dataset, encode, datasets.Features({"prompt": MESSAGES, "prompt_ids": IDS}), on_bad_row)

@@ -1,0 +1,336 @@
+"""Rows from files, folders and the hub, several sources blended by weight, and the account of bad rows.
+
+What a row means (prompt, chosen, text ...) is decided in rows.py.
+"""
+
+import codecs
+import gzip
+import json
+import logging
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from denserl.data.rows import BadRow
+from denserl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DATA_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".txt")
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_BROKEN = (EOFError, OSError, zlib.error)
+_CHUNK = 1000
+
+
+class BadRows:
+    """Collects bad rows. Policy "stop": `check` raises UserError with the first ten; "skip": they are only counted."""
+
+    def __init__(self, policy: str = "stop"):
+        if policy not in ("stop", "skip"):
+            raise UserError(f"on_bad_row is {policy!r}", "use 'stop' or 'skip'")
+        self.policy, self.first, self.reasons = policy, [], Counter()
+
+    def add(self, place: str, reason: str) -> None:
+        if len(self.first) < 10:
+            self.first.append((place, reason))
+        self.reasons[reason] += 1
+
+    @property
+    def total(self) -> int:
+        return sum(self.reasons.values())
+
+    def summary(self) -> str:
+        """How many rows were bad, by reason, the most frequent first."""
+        counts = ", ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common())
+        return f"{self.total} bad rows" + (f": {counts}" if counts else "")
+
+    def check(self) -> None:
+        """UserError with the first ten, their places and reasons, and the count, if any is bad and the policy stop."""
+        if self.policy == "stop" and self.total:
+            listed = "\n".join(f"  {place}: {reason}" for place, reason in self.first)
+            shown = f", the first {len(self.first)}" if self.total > len(self.first) else ""
+            raise UserError(
+                f"{self.total} bad row{'s' if self.total > 1 else ''}{shown}:\n{listed}",
+                "correct them, or drop and count them with --on_bad_row skip",
+            )
+
+
+def read_rows(source: str, split: str, bad_rows: BadRows | None = None) -> Iterator[tuple[str, dict]]:
+    """Yields ("file:line", row) of a data file, of a folder's files, or of a dataset on the Hugging Face hub.
+
+    Lines that cannot be read go to `bad_rows` (None: the first one raises). UserError when the source is missing, has
+    no such split, or is broken from some point on (gzip, parquet).
+    """
+    path = Path(source)
+    if path.is_dir():
+        for file in _split_files(path, split):
+            yield from _read_file(file, bad_rows)
+    elif path.exists():
+        yield from _read_file(path, bad_rows)
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and not source.lower().endswith(DATA_SUFFIXES):
+        yield from _hub_rows(source, split)
+    else:
+        raise UserError(f"there is no file or folder {source!r}", "check the path")
+
+
+def load_rows(
+    sources: list[str],
+    convert: Callable[[object], dict],
+    features: datasets.Features,
+    *,
+    split: str,
+    weights: list[float] | None,
+    on_bad_row: str,
+    limit: int | None,
+    seed: int,
+) -> datasets.Dataset:
+    """The sources' rows as `convert` makes them (BadRow: a bad row), blended, with the column `place` added."""
+    if not sources:
+        raise UserError("no data source is given", "name a file, a folder or a hub dataset")
+    check_weights(sources, weights)
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}", "let it be at least 1, or leave it out")
+    bad_rows = BadRows(on_bad_row)
+    # natural proportions can only be known when every source is read to its end
+    most = limit if weights or len(sources) == 1 else None
+    features = datasets.Features({**features, "place": datasets.Value("string")})
+    parts = []
+    for source in sources:
+        before = bad_rows.total
+        rows = _converted(read_rows(source, split, bad_rows), convert, bad_rows, most)
+        parts.append(build_dataset(rows, features))
+        bad = bad_rows.total - before
+        logger.info("%s: %d rows read, %d of them bad", source, len(parts[-1]) + bad, bad)
+    finish(bad_rows, [(source, len(part)) for source, part in zip(sources, parts)])
+    return blend(parts, weights, limit, seed)
+
+
+def check_weights(sources: list, weights: list[float] | None) -> None:
+    """UserError unless there is one positive, finite weight per source, or none at all."""
+    if weights is not None and (len(weights) != len(sources) or not all(math.isfinite(w) and w > 0 for w in weights)):
+        raise UserError(
+            f"{len(sources)} data sources and weights {weights}", "give one positive weight per source, or no weights"
+        )
+
+
+def blend(parts: list, weights: list[float] | None, limit: int | None, seed: int) -> datasets.Dataset:
+    """One dataset of several: a weight is a source's share of the rows, drawn by `seed` without replacement.
+
+    The result is as long as the shares and `limit` allow before one source is exhausted, in random order. Without
+    weights every row is taken (up to `limit`, in the sources' own proportions). A single source keeps its order.
+    With weights and a `limit` only the first `limit` rows of each source were read.
+    """
+    if len(parts) == 1:
+        return parts[0] if limit is None else parts[0].select(range(min(limit, len(parts[0]))))
+    sizes = np.array([len(part) for part in parts])
+    shares = np.asarray(sizes if weights is None else weights, dtype=float)
+    if not shares.sum():
+        return parts[0]
+    shares = shares / shares.sum()
+    total = min(size / share for size, share in zip(sizes, shares) if share)
+    total = math.floor(total + 1e-6) if limit is None else min(limit, math.floor(total + 1e-6))
+    bounds = np.rint(np.concatenate([[0.0], np.cumsum(shares)]) * total).astype(int)
+    counts = np.minimum(np.diff(bounds), sizes)
+    rng = np.random.default_rng(seed)
+    drawn = [part.select(rng.permutation(len(part))[:count]) for part, count in zip(parts, counts)]
+    merged = datasets.concatenate_datasets(drawn)
+    return merged.select(rng.permutation(len(merged)))
+
+
+def build_dataset(rows: Iterable[dict], features: datasets.Features) -> datasets.Dataset:
+    """A dataset of the rows, packed chunk by chunk, so that never all of them exist as Python objects."""
+    schema, tables, chunk = features.arrow_schema, [], []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _CHUNK:
+            tables.append(pa.Table.from_pylist(chunk, schema=schema))
+            chunk = []
+    tables.append(pa.Table.from_pylist(chunk, schema=schema))
+    return datasets.Dataset(pa.concat_tables(tables))
+
+
+def map_rows(
+    dataset: datasets.Dataset, encode: Callable[[dict], Iterable[dict]], features: datasets.Features, on_bad_row: str
+) -> datasets.Dataset:
+    """The dataset of the rows that `encode` makes of each row (none, one or several; BadRow: a bad row)."""
+    bad_rows = BadRows(on_bad_row)
+
+    def encoded():
+        for number, row in enumerate(dataset):
+            try:
+                yield from encode(row)
+            except BadRow as error:
+                bad_rows.add(row.get("place", f"row {number}"), str(error))
+
+    result = build_dataset(encoded(), features)
+    finish(bad_rows, [("tokenised data", len(result))])
+    return result
+
+
+def finish(bad_rows: BadRows, kept: list[tuple[str, int]]) -> None:
+    """Stops on bad rows if the policy says so, logs what was dropped, and refuses a source of which nothing is kept."""
+    bad_rows.check()
+    if bad_rows.total:
+        names = ", ".join(name for name, _ in kept)
+        logger.warning("%s: %d rows kept, %s", names, sum(count for _, count in kept), bad_rows.summary())
+    empty = [name for name, count in kept if not count]
+    if empty:
+        raise UserError(f"{', '.join(empty)}: no usable row ({bad_rows.summary()})", "check the source and its split")
+
+
+def _converted(rows, convert, bad_rows: BadRows, most: int | None) -> Iterator[dict]:
+    good = 0
+    for place, row in rows:
+        try:
+            converted = convert(row)
+        except BadRow as error:
+            bad_rows.add(place, str(error))
+            continue
+        yield {**converted, "place": place}
+        good += 1
+        if good == most:
+            return
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    files = sorted(
+        f for f in folder.rglob("*")
+        if f.is_file() and f.name.lower().endswith(DATA_SUFFIXES) and f.name not in _METADATA
+        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+    )  # fmt: skip
+    named = {name: [f for f in files if _is_named(f, folder, name)] for name in (split, *_SPLITS)}
+    if named[split]:
+        return named[split]
+    others = [name for name in _SPLITS if named[name]]
+    if others:
+        raise UserError(f"{folder} has no split {split!r} but {', '.join(others)}", f"choose --split {others[0]}")
+    if not files:
+        raise UserError(f"{folder} holds no data file", f"put files of these kinds there: {' '.join(DATA_SUFFIXES)}")
+    return files
+
+
+def _is_named(file: Path, folder: Path, split: str) -> bool:
+    named_folder = split in file.relative_to(folder).parts[:-1]
+    return named_folder or re.match(re.escape(split) + r"[^A-Za-z]", file.name) is not None
+
+
+def _read_file(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, dict]]:
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return _parquet_rows(path)
+    if name.endswith((".json", ".json.gz")):
+        return _json_rows(path, bad_rows)
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        return _parsed(_lines(path, bad_rows), bad_rows)
+    if name.endswith(".txt"):
+        return ((place, {"text": line}) for place, line in _lines(path, bad_rows))
+    raise UserError(f"{path} is of no known kind", f"use one of {' '.join(DATA_SUFFIXES)}")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
+def _lines(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, str]]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError:
+                    _report(bad_rows, f"{path}:{number}", "the line is not valid UTF-8")
+                    continue
+                if text:
+                    yield f"{path}:{number}", text
+    except _BROKEN as error:
+        raise UserError(f"{path}:{number + 1}: cannot be read: {error}", "fetch or write the file again") from error
+
+
+def _parsed(lines: Iterator[tuple[str, str]], bad_rows: BadRows | None) -> Iterator[tuple[str, dict]]:
+    for place, line in lines:
+        try:
+            yield place, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            _report(bad_rows, place, f"invalid JSON ({_json_reason(error)})")
+
+
+def _json_rows(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, dict]]:
+    """Rows of a JSON list, each with its own line; a .json file that opens no list is read as JSON lines."""
+    try:
+        with _open(path) as file:
+            data = file.read()
+    except _BROKEN as error:
+        raise UserError(f"{path}: cannot be read: {error}", "fetch or write the file again") from error
+    if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _parsed(_lines(path, bad_rows), bad_rows)
+        return
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: the line is not valid UTF-8", "correct the file") from error
+    yield from _json_list(path, text)
+
+
+def _json_list(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+    decoder, space, line, counted = json.JSONDecoder(), re.compile(r"\s*"), 1, 0
+    position = space.match(text, text.index("[") + 1).end()
+    while text[position : position + 1] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{line}: invalid JSON ({_json_reason(error)})", "correct the file") from error
+        yield f"{path}:{line}", row
+        position = space.match(text, position).end()
+        if text[position : position + 1] == ",":
+            position = space.match(text, position + 1).end()
+        elif text[position : position + 1] != "]":
+            raise UserError(f"{path}:{line}: invalid JSON (no ',' or ']' after this row)", "correct the file")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    number = 0
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_CHUNK):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", row
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}:{number + 1}: cannot be read: {error}", "fetch or write the file again") from error
+
+
+def _hub_rows(name: str, split: str) -> Iterator[tuple[str, dict]]:
+    try:
+        dataset = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name!r} is no file or folder, and the hub gives no such dataset and split ({split}): {error}",
+            "check the name, the split and the network, or give a path",
+        ) from error
+    for number, row in enumerate(dataset, 1):
+        yield f"{name}[{split}]:{number}", row
+
+
+def _json_reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _report(bad_rows: BadRows | None, place: str, reason: str) -> None:
+    if bad_rows is None:
+        raise UserError(f"{place}: {reason}", "correct the file")
+    bad_rows.add(place, reason)

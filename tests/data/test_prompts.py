@@ -1,0 +1,87 @@
+"""Every row shape that holds a prompt, and the tokenised prompts."""
+
+import functools
+import json
+
+import pytest
+from templates import build_tokenizer
+
+from denserl.data.prompts import load_prompts, tokenize_prompts
+from denserl.data.rows import BadRow, as_prompt
+from denserl.errors import UserError
+
+tokenizer_of = functools.lru_cache(build_tokenizer)
+USER, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q"},
+        {"prompt": [USER], "chosen": "a", "rejected": "a"},
+        {"messages": [USER]},
+        {"messages": [USER, ANSWER]},
+        {"instruction": "Q", "input": "", "output": "A"},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        {"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"},
+        {"chosen": [USER, ANSWER]},
+    ],
+)
+def test_every_shape_gives_the_prompt(row):
+    assert as_prompt(row) == {"prompt": [USER]}
+
+
+def test_an_instruction_takes_its_input_along():
+    assert as_prompt({"instruction": "Sum up.", "input": "Text."})["prompt"][0]["content"] == "Sum up.\n\nText."
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "Q"}, "no 'prompt', 'messages', 'instruction' or 'chosen'"),
+        ({"messages": [ANSWER]}, "there is no prompt"),
+        ({"prompt": [USER, ANSWER, ANSWER]}, "the prompt does not end with a user turn"),
+        ({"instruction": "Q", "input": 5}, "'input' holds a int where text is expected"),
+    ],
+)
+def test_bad_rows(tmp_path, row, reason):
+    with pytest.raises(BadRow) as caught:
+        as_prompt(row)
+    assert reason in str(caught.value)
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(UserError) as stopped:
+        load_prompts([str(path)])
+    assert f"{path}:1: {caught.value}" in str(stopped.value)
+
+
+def test_a_long_prompt_loses_tokens_on_its_left(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "Q" * 50}) + "\n" + json.dumps({"prompt": "Q"}))
+    prompts, tokenizer = load_prompts([str(path)]), tokenizer_of("chatml")
+    long, short = tokenize_prompts(prompts, tokenizer, max_prompt_length=25)
+    whole = tokenizer("<|im_start|>user\n" + "Q" * 50 + "<|im_end|>\n<|im_start|>assistant\n").input_ids
+    assert long == {"prompt": [{"role": "user", "content": "Q" * 50}], "prompt_ids": whole[-25:]}
+    assert short["prompt_ids"] == tokenizer("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n").input_ids
+    with pytest.raises(UserError, match="at least 1"):
+        tokenize_prompts(prompts, tokenizer, max_prompt_length=0)
+
+
+def test_sources_blend_by_weight(tmp_path):
+    for name, count in (("a", 20), ("b", 40)):
+        rows = "\n".join(json.dumps({"prompt": f"{name}{n}"}) for n in range(count))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    sources = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    drawn = [messages[0]["content"][0] for messages in load_prompts(sources, weights=[1, 4], seed=3)["prompt"]]
+    assert (drawn.count("a"), drawn.count("b")) == (10, 40)  # 40 rows are 4/5 of 50
+
+
+@pytest.mark.parametrize(
+    ("source", "good"),
+    [("prompts", 500), ("hh-harmless", 1993), ("ultrafeedback-1k", 1000), ("dpo-demo", 300)],
+)
+def test_real_files(shared_data, source, good):
+    prompts = load_prompts([str(shared_data / source)], on_bad_row="skip")
+    assert len(prompts) == good
+    rows = tokenize_prompts(prompts.select(range(50)), tokenizer_of("llama3"), max_prompt_length=128)
+    assert all(0 < len(ids) <= 128 for ids in rows["prompt_ids"])
