@@ -1,0 +1,196 @@
+"""Tokenizer, policy, reward model and critic as stock Hugging Face classes, from a folder or the hub.
+
+Loading is strict: a missing head, a missing weight or one too many is an error. safetensors only; no remote code unless asked.
+"""
+
+import contextlib
+import logging
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from denserl.data.chat import end_of_turn_id
+from denserl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NEW_PAD_TOKEN = "<|denserl_pad|>"
+
+
+def load_tokenizer(path: str, **kw) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token that differs from the end-of-turn token.
+
+    Where the pad token is missing or is the end-of-turn token, a reserved special token of the vocabulary takes its place, else
+    a new one (then the model's embeddings must follow: `match_embeddings`).
+
+    Raises:
+        UserError: nothing loadable there, or no chat template.
+    """
+    tokenizer = _load(AutoTokenizer, path, **kw)
+    closing = end_of_turn_id(tokenizer)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == closing:
+        before, reserved = tokenizer.pad_token, _reserved_token(tokenizer)
+        tokenizer.add_special_tokens({"pad_token": reserved or NEW_PAD_TOKEN})
+        log.warning(
+            "pad token: %s; using %s %r (id %d), which is saved with the model",
+            "none" if before is None else f"{before!r} is also the end-of-turn token",
+            "the reserved token" if reserved else "a new token",
+            tokenizer.pad_token,
+            tokenizer.pad_token_id,
+        )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_policy(path: str, dtype: str, **kw) -> PreTrainedModel:
+    """A causal language model. dtype: `fp32` or `bf16`. UserError when the folder is none or its weights are incomplete."""
+    model, info = _load(AutoModelForCausalLM, path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **kw)
+    _refuse(path, info, missing=(), unexpected=("score.weight",))
+    return model
+
+
+def load_reward_model(path: str, dtype: str, **kw) -> PreTrainedModel:
+    """A trained reward model: backbone weights and `score.weight` of shape (1, hidden), nothing missing, nothing unknown.
+
+    Raises:
+        UserError: no head, a head of another shape, missing or unexpected weights.
+    """
+    model, info = _load_classifier(path, dtype, **kw)
+    if "score.weight" in info["missing_keys"]:
+        raise UserError(
+            f"{path} holds no reward head (score.weight); it looks like a language model",
+            "give a trained reward model, or train one with denserl train-rm --model " + str(path),
+        )
+    _refuse(path, info, missing=(), unexpected=())
+    return model
+
+
+def new_reward_model(path: str, dtype: str, seed: int = 0, **kw) -> PreTrainedModel:
+    """The backbone of a language model under a fresh reward head, normal(0, 1 / (hidden + 1)) (spec dense-rlhf, section 3)."""
+    model, info = _load_classifier(path, dtype, **kw)
+    _refuse(path, info, missing=("score.weight",), unexpected=("lm_head.weight",))
+    init_head(model, seed)
+    return model
+
+
+def init_head(model: PreTrainedModel, seed: int) -> None:
+    """Draw the head anew, the same on every rank; under ZeRO-3 the partitioned weight is gathered first."""
+    weight = model.score.weight
+    hidden = model.config.get_text_config().hidden_size
+    values = torch.empty(1, hidden).normal_(0, 1 / (hidden + 1), generator=torch.Generator().manual_seed(seed))
+    with gathered([weight], write=True), torch.no_grad():
+        weight.copy_(values)
+
+
+def gathered(parameters: list[nn.Parameter], write: bool = False):
+    """A context in which ZeRO-3 parameters are whole on every rank; does nothing for ordinary ones."""
+    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+    if not partitioned:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if write else None)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good, where old and new log-probabilities must agree."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def match_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell the model its pad id, and grow its embeddings where the tokenizer has gained a token."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
+        log.warning("embeddings grown from %d to %d rows for new tokens", rows, len(tokenizer))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_same_tokenizer(policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, path: str) -> None:
+    """UserError unless both tokenizers have the same vocabulary and cut a sample alike: segment rewards are read by token."""
+    sample = "The quick brown fox, 12 jumps;\n\tÄpfel."
+    differing = set(policy.get_vocab().items()) ^ set(other.get_vocab().items())
+    differing = {token for token, _ in differing} - {policy.pad_token, other.pad_token}
+    if differing or policy.encode(sample) != other.encode(sample):
+        raise UserError(
+            f"{path} has another tokenizer than the policy ({len(differing)} tokens differ, e.g. {sorted(differing)[:3]}); "
+            "segment rewards are read token by token, so both must share one",
+            "start the reward model and the policy from the same SFT model: denserl train-rm --model SFT_MODEL ...",
+        )
+
+
+def local_folder(path: str) -> Path:
+    """The folder that holds a model's files: `path` itself, or the hub snapshot it names."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def _load_classifier(path, dtype, **kw):
+    return _load(
+        AutoModelForSequenceClassification,
+        path,
+        num_labels=1,
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+        **kw,
+    )
+
+
+def _load(auto_class, path, **kw):
+    path = str(path)
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UserError(f"{path} is a file; expected a model folder or a hub name", "give the folder that holds config.json")
+    try:
+        return auto_class.from_pretrained(path, **kw)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kind = "a tokenizer" if auto_class is AutoTokenizer else "model weights in safetensors format"
+        fix = "give the path of a model folder (config.json, model.safetensors, tokenizer.json) or a hub name"
+        raise UserError(f"{path}: could not load {kind}: {reason}", fix) from error
+
+
+def _refuse(path, info, *, missing, unexpected) -> None:
+    wrong = {
+        "missing": sorted(set(info["missing_keys"]) - set(missing)),
+        "unexpected": sorted(set(info["unexpected_keys"]) - set(unexpected)),
+        "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
+    }
+    found = "; ".join(f"{len(keys)} {what} (e.g. {keys[0]})" for what, keys in wrong.items() if keys)
+    if found:
+        raise UserError(f"{path}: the weights do not fit the model: {found}", "save the model again, or give another folder")
+
+
+def _reserved_token(tokenizer) -> str | None:
+    """A special token of the vocabulary that nothing uses, one meant for padding first."""
+    used = {*tokenizer.special_tokens_map.values()} - {tokenizer.pad_token}
+    free = [
+        token.content
+        for _, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and token.content not in used and token.content not in (tokenizer.chat_template or "")
+    ]
+    closing = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
+    free = [token for token in free if token != closing]
+    for pattern in (r"pad", r"reserved|unused|placeholder|control"):
+        for token in free:
+            if re.search(pattern, token, re.IGNORECASE):
+                return token
+    return None
