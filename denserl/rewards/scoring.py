@@ -1,0 +1,80 @@
+"""Segment rewards of whole responses, and the metrics of scored pairs. Shared by training, evaluation and the fit."""
+
+import torch
+from torch import Tensor, nn
+
+from denserl.data.batching import ResponseBatch, response_slots
+from denserl.models.scoring import token_rewards
+from denserl.rewards.aggregation import aggregate
+from denserl.segmentation import Segments, segment_by_entropy, segment_scores
+
+
+def response_token_rewards(reward_model: nn.Module, batch: ResponseBatch) -> Tensor:
+    """The reward head's output at each response token, (B, T) fp32; no meaning off the response mask."""
+    scores = token_rewards(reward_model, batch.input_ids, batch.attention_mask)
+    return response_slots(scores, batch.response_start, batch.response_mask.shape[1])
+
+
+def score_responses(
+    reward_model: nn.Module, batch: ResponseBatch, entropy: Tensor, threshold: float, agg_func: str
+) -> tuple[Tensor, Segments]:
+    """Sequence scores (B,) and the segments they average; every response must end with the end-of-turn token."""
+    segments = segment_by_entropy(entropy, batch.response_mask, threshold)
+    rewards = segment_scores(response_token_rewards(reward_model, batch), segments)
+    return aggregate(rewards, segments.counts, agg_func), segments
+
+
+def pair_sums(scores: Tensor, segments: Segments, lengths: Tensor) -> dict[str, Tensor]:
+    """What the metrics of pairs are made of, as sums over pairs (0-d, fp64, no gradient), so that batches and ranks add up.
+
+    Args:
+        scores, lengths: (2B,) sequence scores and response lengths in tokens; the chosen ones first, then the rejected.
+        segments: of the same 2B responses.
+    """
+    scores, lengths = scores.detach().double(), lengths.double()
+    (chosen, rejected), (long, short) = scores.chunk(2), lengths.chunk(2)
+    return {
+        "pairs": torch.tensor(len(chosen), dtype=torch.float64, device=scores.device),
+        "correct": _wins(chosen, rejected),
+        "longer_correct": _wins(long, short),
+        "chosen": chosen.sum(),
+        "rejected": rejected.sum(),
+        "segments": segments.counts.sum().double(),
+        "segment_tokens": segments.lengths.sum().double(),
+        "tokens": lengths.sum(),
+        "score_square": (scores**2).sum(),
+        "length_square": (lengths**2).sum(),
+        "score_length": (scores * lengths).sum(),
+    }
+
+
+def pair_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics of the pairs that `pair_sums` summed: accuracy (ties count half), rewards, lengths, length bias.
+
+    `length_accuracy` is the accuracy of preferring the longer response; `length_correlation` is Pearson's between score and
+    length; `score_mean` and `score_std` are over all sequences, for the bandit normaliser.
+    """
+    pairs = max(sums["pairs"], 1.0)
+    count = 2 * pairs
+    mean, length = (sums["chosen"] + sums["rejected"]) / count, sums["tokens"] / count
+    variance = max(sums["score_square"] / count - mean**2, 0.0)
+    length_variance = max(sums["length_square"] / count - length**2, 0.0)
+    covariance = sums["score_length"] / count - mean * length
+    spread = (variance * length_variance) ** 0.5
+    return {
+        "accuracy": sums["correct"] / pairs,
+        "chosen_reward": sums["chosen"] / pairs,
+        "rejected_reward": sums["rejected"] / pairs,
+        "reward_difference": (sums["chosen"] - sums["rejected"]) / pairs,
+        "segments_per_response": sums["segments"] / count,
+        "segment_length": sums["segment_tokens"] / max(sums["segments"], 1.0),
+        "response_length": length,
+        "length_accuracy": sums["longer_correct"] / pairs,
+        "length_correlation": covariance / spread if spread > 0 else 0.0,
+        "score_mean": mean,
+        "score_std": variance**0.5,
+    }
+
+
+def _wins(first: Tensor, second: Tensor) -> Tensor:
+    return (first > second).double().sum() + 0.5 * (first == second).double().sum()
