@@ -1,0 +1,1 @@
+"""The PPO trainer: rollouts, DeepSpeed engines, checkpoints and trackers."""

@@ -1,0 +1,125 @@
+"""DeepSpeed: the process group, configurations, engines, and whole parameters under ZeRO-3.
+
+CPU with gloo is a first-class device, on the same path.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from denserl.errors import UserError
+from denserl.models.loading import gathered
+
+log = logging.getLogger(__name__)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> this process's device. UserError when CUDA is asked for and not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0")) if name == "cuda" else None)
+
+
+def init_distributed(device: torch.device) -> None:
+    """Start the process group, also for a plain `python` launch, which is a world of one."""
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    quiet_deepspeed()
+    import deepspeed
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # The shared-memory op is compiled at first use, for up to a minute, and fails without a compiler; gloo does its work.
+        compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
+        if "deepspeed_shm_comm" in compatible:
+            compatible["deepspeed_shm_comm"] = False
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+
+
+def quiet_deepspeed() -> None:
+    """Only warnings from DeepSpeed's logger, which otherwise reports every setting at every start."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed.utils
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+
+
+def deepspeed_config(
+    *,
+    zero_stage: int,
+    dtype: str,
+    micro_batch_size: int,
+    accumulation: int,
+    world_size: int,
+    max_grad_norm: float,
+    offload_optimizer: bool,
+) -> dict:
+    """A DeepSpeed configuration; everything it holds comes from the command's options."""
+    zero: dict = {"stage": zero_stage}
+    if zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if offload_optimizer:
+        if zero_stage == 0:
+            raise UserError("--offload_optimizer needs a ZeRO stage; found --zero_stage 0", "add --zero_stage 2")
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro_batch_size * accumulation * world_size,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == "bf16"},
+        # torch's AdamW serves every device; DeepSpeed's own needs a compiler.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+    }
+
+
+def train_engine(module: nn.Module, config: dict, *, lr: float, betas, weight_decay, warmup_steps, total_steps, min_lr_ratio):
+    """A DeepSpeed engine with AdamW and a cosine schedule that ends at `min_lr_ratio` of the peak."""
+    import deepspeed
+
+    optimizer = torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad], lr=lr, betas=betas, weight_decay=weight_decay
+    )
+    scheduler = get_scheduler(
+        "cosine_with_min_lr",
+        optimizer,
+        num_warmup_steps=warmup_steps,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs={"min_lr_rate": min_lr_ratio},
+    )
+    return deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config)[0]
+
+
+def frozen_engine(module: nn.Module, config: dict, device: torch.device) -> nn.Module:
+    """A model that is only read: partitioned under ZeRO-3, else whole on the device."""
+    module.eval().requires_grad_(False)
+    if config["zero_optimization"]["stage"] < 3:
+        return module.to(device)
+    import deepspeed
+
+    return deepspeed.initialize(model=module, config=config)[0].eval()
+
+
+@contextlib.contextmanager
+def whole_parameters(module: nn.Module):
+    """The module with all its parameters whole, gathered once (ZeRO-3), for generation and saving."""
+    with gathered(list(module.parameters())):
+        yield module
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

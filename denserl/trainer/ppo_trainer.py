@@ -1,0 +1,412 @@
+"""The PPO loop: sample, score, make experience, update. It reads like the algorithm; formulas are in denserl/ppo_utils.
+
+Models, engines and files come in ready; nothing is loaded here.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from denserl import distributed
+from denserl.data.batching import ResponseBatch, pad_responses, response_slots
+from denserl.models.scoring import token_logprob_entropy, token_rewards
+from denserl.ppo_utils.dense_reward import DenseReward
+from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
+from denserl.ppo_utils.kl import KLCoefficient, approx_kl
+from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
+from denserl.rewards.aggregation import aggregate
+from denserl.trainer.checkpoint import load_checkpoint, save_checkpoint
+from denserl.trainer.engine import whole_parameters
+from denserl.trainer.rollout import Rollouts, Sampler, prompt_rows
+from denserl.trainer.trackers import Trackers
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The numbers of the loop. Batch sizes count responses over all ranks, micro_batch those of one forward on one rank."""
+
+    iterations: int
+    rollout_batch: int
+    train_batch: int
+    micro_batch: int
+    samples_per_prompt: int
+    ppo_epochs: int
+    gamma: float
+    lam: float
+    policy_clip: float
+    value_clip: float
+    average: str
+    reward_clip: float
+    kl_estimator: str
+    temperature: float
+    ptx_coef: float
+    ema_decay: float
+    freeze_actor_steps: int
+    eval_every: int
+    save_every: int
+    keep_checkpoints: int
+    samples_logged: int
+    seed: int
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.ppo_epochs * self.rollout_batch // self.train_batch
+
+    @property
+    def total_steps(self) -> int:
+        return self.iterations * self.steps_per_iteration
+
+
+class PolicyModule(nn.Module):
+    """A language model whose forward gives log-probabilities and entropies of given tokens, so that an engine can wrap it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kw) -> tuple[Tensor, Tensor]:
+        return token_logprob_entropy(self.model, *args, **kw)
+
+
+class Models(NamedTuple):
+    """actor and critic: DeepSpeed engines; reference: a frozen PolicyModule; scores: batch -> (B, T) token scores."""
+
+    actor: nn.Module
+    critic: nn.Module
+    reference: nn.Module
+    scores: Callable[[ResponseBatch], Tensor]
+
+
+class PPOTrainer:
+    """Proximal policy optimisation with dense rewards (spec dense-rlhf, section 6).
+
+    Args:
+        prompts, eval_prompts: rows with `prompt` (messages) and `prompt_ids`.
+        sampler: prompts -> Rollouts.
+        ptx_batches: endless batches of text with labels for the pretraining loss, or None.
+        true_reward: (prompts as messages, responses as text) -> rewards, only reported, or None.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        models: Models,
+        dense_reward: DenseReward,
+        kl: KLCoefficient,
+        sampler: Sampler,
+        *,
+        tokenizer,
+        prompts,
+        eval_prompts,
+        output_dir: Path,
+        trackers: Trackers,
+        device: torch.device,
+        ptx_batches: Iterator[dict] | None = None,
+        true_reward: Callable | None = None,
+    ):
+        self.config, self.models, self.dense_reward, self.kl, self.sampler = config, models, dense_reward, kl, sampler
+        self.tokenizer, self.prompts, self.eval_prompts = tokenizer, prompts, eval_prompts
+        self.output_dir, self.trackers, self.device = output_dir, trackers, device
+        self.ptx_batches, self.true_reward = ptx_batches, true_reward
+        self.iteration, self.actor_steps = 0, 0
+        self.ema = [p.float() for p in self._whole_actor()] if config.ema_decay else []
+        self._train_mode(False)
+
+    def train(self) -> None:
+        config = self.config
+        if self.iteration == 0 and self.eval_prompts is not None:
+            self.trackers.log(0, self.evaluate())
+        bar = tqdm(total=config.iterations, initial=self.iteration, desc="ppo", disable=distributed.rank() > 0)
+        while self.iteration < config.iterations:
+            clock = Clock()
+            rollouts = self.sampler(self._next_prompts())
+            clock.lap("rollout")
+            scored, values = self.score(rollouts)
+            experience, log = make_experience(
+                scored,
+                values,
+                beta=self.kl.beta,
+                reward_clip=config.reward_clip,
+                gamma=config.gamma,
+                lam=config.lam,
+                kl_estimator=config.kl_estimator,
+            )
+            metrics = self._rollout_metrics(rollouts, scored)
+            clock.lap("scoring")
+            metrics |= {**self.update(rollouts, experience), **{key: value.item() for key, value in log.items()}}
+            clock.lap("update")
+            metrics |= {"return": self._mean(experience.returns[:, 0], experience.mask.any(1)), "kl_coefficient": self.kl.beta}
+            metrics |= clock.rates(metrics["response_length"] * config.rollout_batch)
+            self.kl.update(metrics["kl"], config.rollout_batch)
+            self.iteration += 1
+            self._write_samples("samples.jsonl", rollouts, scored, config.samples_logged)
+            if self.eval_prompts is not None and self._every(config.eval_every):
+                metrics |= self.evaluate()
+            self.trackers.log(self.iteration, metrics)
+            bar.update()
+            bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("reward", "kl", "response_length")})
+            if self._every(config.save_every):
+                self.save_checkpoint()
+        bar.close()
+
+    def score(self, rollouts: Rollouts) -> tuple[ScoredRollouts, Tensor]:
+        """Log-probabilities, entropies, values and dense rewards of this rank's rollouts, without gradient."""
+        parts = []
+        with torch.no_grad():
+            for rows in self._micro_batches(list(range(len(rollouts.responses)))):
+                batch = self._batch(rollouts, rows)
+                width = batch.response_mask.shape[1]
+                logprobs, entropy = self._logprob_entropy(self.models.actor, batch)
+                ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch)
+                scores = self.models.scores(batch)
+                parts.append(
+                    (batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, scores, self._values(batch, width))
+                )
+        mask, logprobs, entropy, ref_logprobs, ref_entropy, scores, values = map(_join_padded, zip(*parts, strict=True))
+        ended = torch.tensor(rollouts.ended, device=self.device)
+        rewards = self.dense_reward(scores, ref_entropy, mask, ended)
+        return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, rewards), values
+
+    def update(self, rollouts: Rollouts, experience: Experience) -> dict[str, float]:
+        """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses."""
+        config, world = self.config, distributed.world_size()
+        rows_per_step = config.train_batch // world
+        totals: dict[str, Tensor] = {}
+        self._train_mode(True)
+        for _ in range(config.ppo_epochs):
+            order = torch.randperm(len(rollouts.responses)).tolist()
+            for first in range(0, len(order), rows_per_step):
+                rows = order[first : first + rows_per_step]
+                count = distributed.all_sum(average_count(experience.mask[rows], config.average))
+                # DeepSpeed divides by micro-batches and ranks; the loss must be divided by the step's count alone.
+                count = count * config.micro_batch / rows_per_step / world
+                for micro in self._micro_batches(rows):
+                    _add(totals, self._update_micro_batch(self._batch(rollouts, micro), micro, experience, count))
+                self._after_step(totals)
+        self._train_mode(False)
+        steps = config.steps_per_iteration
+        names, sums = list(totals), distributed.all_sum(torch.stack(list(totals.values())))
+        metrics = {name: total / steps / world for name, total in zip(names, sums.tolist(), strict=True)}
+        return metrics | {"actor_lr": _lr(self.models.actor), "critic_lr": _lr(self.models.critic)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Roll out the held-out prompts, each counted once on any number of ranks, with metrics under `eval_`."""
+        rank, world = distributed.rank(), distributed.world_size()
+        count = len(self.eval_prompts)
+        # Every rank takes equally many, so that collective forwards stay in step; what wraps around is not counted.
+        mine = [rank + world * i for i in range(-(-count // world))]
+        rows = self.eval_prompts[[row % count for row in mine]]
+        rollouts = self.sampler(rows["prompt_ids"])
+        scored, _ = self.score(rollouts)
+        counted = torch.tensor([row < count for row in mine], device=self.device)
+        metrics = self._rollout_metrics(rollouts, scored, rows["prompt"], counted)
+        self._write_samples("eval_samples.jsonl", rollouts, scored, self.config.samples_logged, rows["prompt"])
+        return {f"eval_{key}": value for key, value in metrics.items()}
+
+    def save_checkpoint(self) -> None:
+        state = {"iteration": self.iteration, "actor_steps": self.actor_steps, "beta": self.kl.beta}
+        tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
+        folder, engines = self.output_dir / "checkpoints", {"actor": self.models.actor, "critic": self.models.critic}
+        save_checkpoint(folder, self.iteration, state, engines, tensors, self.config.keep_checkpoints)
+
+    def resume(self, path: Path) -> None:
+        """Policy, critic, optimisers, schedulers, KL coefficient, averages, random state and place in the data."""
+        state, tensors = load_checkpoint(path, {"actor": self.models.actor, "critic": self.models.critic})
+        self.iteration, self.actor_steps, self.kl.beta = state["iteration"], state["actor_steps"], state["beta"]
+        self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
+
+    @contextlib.contextmanager
+    def averaged_actor(self):
+        """The actor's parameters replaced by their moving average, for saving."""
+        with whole_parameters(self.models.actor.module):
+            parameters = list(self.models.actor.module.parameters())
+            kept = [p.detach().clone() for p in parameters]
+            _copy(self.ema, parameters)
+            yield
+            _copy(kept, parameters)
+
+    def _update_micro_batch(self, batch: ResponseBatch, rows, experience: Experience, count: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        width = batch.response_mask.shape[1]
+        old = experience.rows(torch.tensor(rows, device=self.device), width)
+        values = self._values(batch, width)
+        critic_loss, value_clipped = value_loss(
+            values, old.values, old.returns, old.mask, config.value_clip, config.average, count
+        )
+        self.models.critic.backward(critic_loss)
+        self.models.critic.step()
+        log = {"value_loss": critic_loss.detach(), "value_clip_fraction": value_clipped}
+        if self.actor_steps >= config.freeze_actor_steps:
+            logprobs, _ = self._logprob_entropy(self.models.actor, batch)
+            loss, clipped = policy_loss(
+                logprobs, old.logprobs, old.advantages, old.mask, config.policy_clip, config.average, count
+            )
+            change = approx_kl(old.logprobs, logprobs.detach(), "k3")
+            log |= {
+                "policy_loss": loss.detach(),
+                "clip_fraction": clipped,
+                "approx_kl": masked_average(change, old.mask, config.average, count),
+                "ratio": masked_average((logprobs.detach() - old.logprobs).exp(), old.mask, config.average, count),
+            }
+            if self.ptx_batches is not None:
+                ptx_loss = self._ptx_loss(next(self.ptx_batches))
+                loss = loss + config.ptx_coef * ptx_loss
+                log["ptx_loss"] = ptx_loss.detach()
+            self.models.actor.backward(loss)
+            self.models.actor.step()
+        # As fractions of the step: DeepSpeed's own division by micro-batches is already in `count`.
+        micro_batches = config.train_batch // distributed.world_size() // config.micro_batch
+        return {key: value / micro_batches for key, value in log.items()}
+
+    def _train_mode(self, on: bool) -> None:
+        """Training mode is what switches gradient checkpointing on; sampling and scoring run without it."""
+        self.models.actor.train(on)
+        self.models.critic.train(on)
+
+    def _after_step(self, totals: dict[str, Tensor]) -> None:
+        self.actor_steps += 1
+        for name, engine in (("actor", self.models.actor), ("critic", self.models.critic)):
+            norm = engine.get_global_grad_norm()
+            if norm is not None:
+                _add(totals, {f"{name}_grad_norm": torch.as_tensor(float(norm), device=self.device)})
+        if self.ema:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.ema, [p.float() for p in self._whole_actor()], 1 - self.config.ema_decay)
+
+    def _ptx_loss(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Next-token loss of a batch of text, averaged over its labelled tokens."""
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        start = torch.ones(len(inputs["input_ids"]), dtype=torch.long, device=self.device)
+        width = inputs["input_ids"].shape[1] - 1
+        logprobs, _ = self.models.actor(inputs["input_ids"], inputs["attention_mask"], start, width)
+        return -masked_average(logprobs, inputs["labels"][:, 1:] != -100, "token")
+
+    def _logprob_entropy(self, module: nn.Module, batch: ResponseBatch) -> tuple[Tensor, Tensor]:
+        width = batch.response_mask.shape[1]
+        return module(*batch[:3], response_length=width, temperature=self.config.temperature)
+
+    def _values(self, batch: ResponseBatch, width: int) -> Tensor:
+        """(B, T) values of the states before each response token: the head at the token before it."""
+        values = token_rewards(self.models.critic, batch.input_ids, batch.attention_mask)
+        return response_slots(values, batch.response_start - 1, width)
+
+    def _rollout_metrics(self, rollouts: Rollouts, scored: ScoredRollouts, messages=None, counted=None) -> dict[str, float]:
+        mask, rewards = scored.mask, scored.rewards
+        counts, tokens = rewards.segments.counts, mask.sum(1)
+        per_response = {
+            "kl": torch.where(mask, approx_kl(scored.logprobs, scored.ref_logprobs), 0.0).sum(1),
+            "reward": aggregate(rewards.raw, counts),
+            "normalised_reward": aggregate(rewards.normalised, counts),
+            "response_length": tokens.float(),
+            "segments": counts.float(),
+            "segment_length": rewards.segments.lengths.sum(1) / counts.clamp(min=1),
+            "entropy": torch.where(mask, scored.entropy, 0.0).sum(1) / tokens.clamp(min=1),
+            "ended": scored.ended.float(),
+        }
+        if self.true_reward is not None and messages is not None:
+            judged = self.true_reward(messages, self._texts(rollouts.responses))
+            per_response["true_reward"] = torch.tensor(judged, device=self.device)
+        counted = torch.ones_like(scored.ended) if counted is None else counted
+        return distributed.average_over_ranks(
+            {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}, counted.sum()
+        )
+
+    def _write_samples(self, name: str, rollouts: Rollouts, scored: ScoredRollouts, count: int, messages=None) -> None:
+        """Rank 0's first responses with their segments and rewards, one JSON line each."""
+        if distributed.rank() > 0:
+            return
+        with open(self.output_dir / name, "a", encoding="utf-8") as file:
+            for i in range(min(count, len(rollouts.responses))):
+                sample = {"step": self.iteration, **self._sample(rollouts, scored, i)}
+                if messages is not None and self.true_reward is not None:
+                    sample["true_reward"] = self.true_reward([messages[i]], self._texts([rollouts.responses[i]]))[0]
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def _sample(self, rollouts: Rollouts, scored: ScoredRollouts, i: int) -> dict:
+        response, rewards = rollouts.responses[i], scored.rewards
+        count, cursor, segments = int(rewards.segments.counts[i]), 0, []
+        lengths = rewards.segments.lengths[i, :count].tolist()
+        for length, raw, normalised in zip(lengths, rewards.raw[i].tolist(), rewards.normalised[i].tolist(), strict=False):
+            text = self.tokenizer.decode(response[cursor : cursor + length])
+            segments.append({"text": text, "raw": round(raw, 4), "normalised": round(normalised, 4)})
+            cursor += length
+        return {
+            "prompt": self.tokenizer.decode(rollouts.prompts[i], skip_special_tokens=True),
+            "response": self._texts([response])[0],
+            "ended": rollouts.ended[i],
+            "segments": segments,
+        }
+
+    def _texts(self, responses: list[list[int]]) -> list[str]:
+        return [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
+
+    def _next_prompts(self) -> list[list[int]]:
+        """This rank's prompts of the iteration, each repeated for its samples."""
+        config, world = self.config, distributed.world_size()
+        count = config.rollout_batch // config.samples_per_prompt
+        rows = prompt_rows(self.iteration * count, count, len(self.prompts), config.seed)[distributed.rank() :: world]
+        return [ids for ids in self.prompts[rows]["prompt_ids"] for _ in range(config.samples_per_prompt)]
+
+    def _batch(self, rollouts: Rollouts, rows: list[int]) -> ResponseBatch:
+        prompts, responses = [rollouts.prompts[i] for i in rows], [rollouts.responses[i] for i in rows]
+        return pad_responses(prompts, responses, self.tokenizer.pad_token_id).to(self.device)
+
+    def _micro_batches(self, rows: list[int]) -> list[list[int]]:
+        size = self.config.micro_batch
+        return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+    def _whole_actor(self) -> list[Tensor]:
+        with whole_parameters(self.models.actor.module) as module:
+            return [p.detach().clone() for p in module.parameters()]
+
+    def _every(self, n: int) -> bool:
+        return n > 0 and (self.iteration % n == 0 or self.iteration == self.config.iterations)
+
+    def _mean(self, x: Tensor, counted: Tensor) -> float:
+        total = {"mean": torch.where(counted, x, 0.0).sum()}
+        return distributed.average_over_ranks(total, counted.sum())["mean"]
+
+
+class Clock:
+    """Seconds of the phases of one iteration."""
+
+    def __init__(self):
+        self.last, self.seconds = time.perf_counter(), {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase], self.last = now - self.last, now
+
+    def rates(self, tokens: float) -> dict[str, float]:
+        """Response tokens per second (all ranks) of each phase, and the seconds."""
+        rates = {f"{phase}_tokens_per_second": tokens / seconds for phase, seconds in self.seconds.items()}
+        return rates | {f"{phase}_seconds": seconds for phase, seconds in self.seconds.items()}
+
+
+def _join_padded(parts: tuple[Tensor, ...]) -> Tensor:
+    """(b, t) tensors under one another, padded with zeros to the widest."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for key, value in values.items():
+        totals[key] = totals[key] + value if key in totals else value
+
+
+def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
+    with torch.no_grad():
+        for source, target in zip(sources, targets, strict=True):
+            target.copy_(source)
+
+
+def _lr(engine) -> float:
+    return engine.get_lr()[0]

@@ -1,0 +1,88 @@
+"""Metrics go to a JSON-lines file, always; to tensorboard, wandb and others through accelerate's trackers, when asked for."""
+
+import json
+import math
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from denserl import distributed
+from denserl.errors import UserError
+
+
+class MetricsFile:
+    """metrics.jsonl: one object a step. Opened at a step, it forgets what later steps had written before a resume."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(path) if row["step"] <= step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, step: int, metrics: dict) -> None:
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; none when it does not exist. A torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Trackers:
+    """The metrics file and the trackers of one run; only rank 0 writes."""
+
+    def __init__(self, output_dir: Path, names: list[str], options: dict, step: int = 0):
+        self.active = distributed.rank() == 0
+        if not self.active:
+            return
+        self.file = MetricsFile(output_dir / "metrics.jsonl", step)
+        self.others = [_tracker(name, output_dir, options) for name in names]
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.active:
+            self.file.write(step, metrics)
+            for tracker in self.others:
+                tracker.log(metrics, step=step)
+
+    def finish(self) -> None:
+        if self.active:
+            for tracker in self.others:
+                tracker.finish()
+
+
+class MetricsFileCallback(TrainerCallback):
+    """Writes what transformers.Trainer logs into metrics.jsonl."""
+
+    def __init__(self, output_dir: Path):
+        self.output_dir, self.file = output_dir, None
+
+    def on_train_begin(self, args, state, control, **kw):
+        if state.is_world_process_zero:
+            self.file = MetricsFile(self.output_dir / "metrics.jsonl", state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kw):
+        if self.file is not None:
+            self.file.write(state.global_step, {key: float(value) for key, value in logs.items()})
+
+
+def _tracker(name: str, output_dir: Path, options: dict):
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = {str(tracker) for tracker in get_available_trackers()}
+    if name not in available:
+        raise UserError(
+            f"--report_to {name}: not installed or not known; installed here: {', '.join(sorted(available)) or 'none'}",
+            f"pip install {name}",
+        )
+    tracker_class = LOGGER_TYPE_TO_CLASS[name]
+    folder = {"logging_dir": str(output_dir)} if tracker_class.requires_logging_directory else {}
+    tracker = tracker_class("denserl", **folder)
+    tracker.store_init_configuration(
+        {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in options.items()}
+    )
+    return tracker
