@@ -1,0 +1,173 @@
+"""What commands share: option groups, parsing, the way a command starts and ends, and the set-up of a training run."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+import yaml
+
+from denserl.errors import UserError
+
+Options = TypeVar("Options")
+Level = Literal["segment", "token", "bandit"]
+LEVEL_THRESHOLDS = {"token": 0.0, "bandit": 1000.0}
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """What every run has."""
+
+    output_dir: str
+    """Folder for what the run makes."""
+    seed: int = 42
+    """Seed of every random choice."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA where torch sees it."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of weights in forward and backward; auto is bf16 on CUDA, fp32 on CPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model folder or hub repository."""
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Where rows come from."""
+
+    data: list[str]
+    """Files (.json, .jsonl, .jsonl.gz, .parquet), folders or hub dataset names."""
+    data_weights: list[float] | None = None
+    """Blend several sources in these proportions; default: all rows of each."""
+    split: str = "train"
+    """Split of hub datasets and folders."""
+    limit: int | None = None
+    """Use at most this many rows."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that cannot be used stops the run, or is dropped and counted."""
+
+    def source(self) -> dict:
+        """The arguments that every loader of rows takes."""
+        return {
+            "sources": self.data,
+            "weights": self.data_weights,
+            "split": self.split,
+            "limit": self.limit,
+            "on_bad_row": self.on_bad_row,
+        }
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(RunOptions, DataOptions):
+    """What the two trainings on top of transformers.Trainer share."""
+
+    model: str
+    """Model to start from: folder or hub name."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    batch_size: int = 128
+    """Rows per optimiser step, all ranks and accumulation together."""
+    micro_batch_size: int = 4
+    """Rows per forward on one rank."""
+    lr: float = 1e-6
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.1
+    """The cosine schedule ends at this share of the peak."""
+    warmup_ratio: float = 0.03
+    """Share of the steps with linear warm-up."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Betas of AdamW."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped at this norm."""
+    max_length: int = 2048
+    """Longest sequence, prompt and response together, in tokens."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage."""
+    offload_optimizer: bool = False
+    """Keep optimiser state in CPU memory (ZeRO 1-3)."""
+    lora_rank: int = 0
+    """Train LoRA adapters of this rank instead of all weights; 0 trains all."""
+    lora_alpha: float = 32.0
+    """LoRA scaling."""
+    lora_dropout: float = 0.0
+    """LoRA dropout."""
+    lora_targets: list[str] | None = None
+    """Modules that get adapters; default: all linear layers of the backbone."""
+    save_steps: int = 256
+    """Checkpoint every so many steps; 0 only at the end."""
+    save_total_limit: int = 2
+    """Checkpoints kept."""
+    eval_steps: int = 512
+    """Evaluate every so many steps; 0 only at the end."""
+    logging_steps: int = 10
+    """Log every so many steps."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights end up in the output folder; best needs save_steps and eval_steps to agree."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the output folder."""
+    report_to: list[str] = dataclasses.field(default_factory=list)
+    """Trackers beside metrics.jsonl, e.g. tensorboard wandb."""
+
+
+def parse(options_class: type[Options], command: str, argv: list[str]) -> Options:
+    """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win."""
+    return tyro.cli(options_class, args=_expand_config(argv), prog=f"denserl {command}")
+
+
+def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
+    """Parse, run, and turn a user's mistake into a message on stderr and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "filelock", "fsspec", "transformers", "accelerate", "datasets", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        run(parse(options_class, command, sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"denserl {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"\ndenserl {command}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def require(condition: bool, found: str, fix: str) -> None:
+    """UserError unless the condition holds."""
+    if not condition:
+        raise UserError(found, fix)
+
+
+def level_threshold(level: str, threshold: float | None, segment_default: float = 1.75) -> float:
+    """The entropy threshold of a reward level, unless one is given."""
+    if threshold is None:
+        return LEVEL_THRESHOLDS.get(level, segment_default)
+    require(
+        threshold >= 0, f"--entropy_threshold is {threshold}; it must be >= 0", "0 is the token level, 1000 the bandit level"
+    )
+    return threshold
+
+
+def _expand_config(argv: list[str]) -> list[str]:
+    if "--config" not in argv:
+        return argv
+    at = argv.index("--config")
+    path = Path(argv[at + 1]) if at + 1 < len(argv) else None
+    require(path is not None and path.is_file(), f"--config: {path} is no file", "give a YAML file of option: value lines")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}", "write option: value lines") from error
+    require(isinstance(settings, dict), f"{path} holds a {type(settings).__name__}", "write option: value lines")
+    flags = [flag for name, value in settings.items() for flag in _as_flags(name, value)]
+    return [*flags, *argv[:at], *argv[at + 2 :]]
+
+
+def _as_flags(name: str, value) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

@@ -1,0 +1,145 @@
+"""Fit the location-aware reward normaliser of a reward model and store it."""
+
+import datetime
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from denserl.cli.common import DataOptions, RunOptions, launch, require
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Options(RunOptions, DataOptions):
+    """Score chosen and rejected responses, fit Mean(p) and Std(p) as lines in ln(p), and write the entry into param.json."""
+
+    reward_model: str
+    """Trained reward model: folder or hub name."""
+    output_dir: str = "runs/fit"
+    """Folder for the plot."""
+    dataset_tag: str
+    """Name of the data in param.json, e.g. preference700k_60000."""
+    model_type: str | None = None
+    """Name of the model family in param.json; default: the one in the reward model's config."""
+    sft_model: str | None = None
+    """Model whose entropies cut the responses; default: the one in the reward model's config."""
+    entropy_threshold: float | None = None
+    """Entropy threshold in nats; default: the one in the reward model's config."""
+    segment_method: Literal["peak"] = "peak"
+    """How responses are cut."""
+    agg_func: Literal["avg"] = "avg"
+    """How segment scores make the score of a response; a key of param.json."""
+    params: str | None = None
+    """The param.json to write; default: the one in the package."""
+    pairs: int = 60000
+    """Pairs to score, drawn by seed; all when there are fewer."""
+    smallest_group: int = 2
+    """Places with fewer segment rewards are left out."""
+    max_length: int = 2048
+    """Longest sequence in tokens."""
+    max_prompt_length: int = 1728
+    """Prompt tokens kept when a sequence is over max_length."""
+    score_tokens: int = 16384
+    """Padded tokens per batch."""
+    cache_dir: str = "~/.cache/denserl"
+    """Where reference entropies are kept between runs."""
+
+
+def run(options: Options) -> dict:
+    """Returns the record of the fit."""
+    from denserl import distributed
+    from denserl.cli.train_rm import prepare_pairs
+    from denserl.cli.training import start
+    from denserl.data.preferences import load_preferences
+    from denserl.evaluation.plots import plot_normalizer
+    from denserl.models.loading import load_reward_model, load_tokenizer
+    from denserl.ppo_utils.normalizer import PACKAGED_PARAMS, store_fit
+    from denserl.rewards.fit import fit_lines, group_by_place
+
+    device, dtype = start(options)
+    remote = {"trust_remote_code": options.trust_remote_code}
+    tokenizer = load_tokenizer(options.reward_model, **remote)
+    model = load_reward_model(options.reward_model, dtype, **remote).eval().to(device)
+    model_type, sft_model, threshold = _settings(options, model.config)
+    pairs = load_preferences(**options.source(), seed=options.seed)
+    if options.pairs < len(pairs):
+        pairs = pairs.shuffle(seed=options.seed).select(range(options.pairs))
+    pairs = prepare_pairs(pairs, options, sft_model, tokenizer, device, dtype)
+    rewards = segment_rewards(model, pairs, threshold, tokenizer.pad_token_id, options.score_tokens, device)
+    groups = group_by_place(rewards, options.smallest_group)
+    mean, std = fit_lines(groups)
+    constants = [mean.slope, std.slope, mean.intercept, std.intercept]
+    record = {
+        "constants": constants,
+        "r2_mean": mean.r2,
+        "r2_std": std.r2,
+        "pairs": len(pairs),
+        "segments": int(sum(map(len, rewards))),
+        "groups": len(groups.place),
+        "reward_model": options.reward_model,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    path = Path(options.params) if options.params else PACKAGED_PARAMS
+    keys = (model_type, options.dataset_tag, options.segment_method, options.agg_func, threshold)
+    if distributed.rank() == 0:
+        store_fit(path, keys, constants, record)
+        plot_normalizer(groups, mean, std, Path(options.output_dir) / "normalizer.png")
+        shown = "/".join(map(str, keys))
+        print(f"{path}: {shown}\n  [w_mu, w_sigma, b_mu, b_sigma] = {json.dumps([round(c, 4) for c in constants])}")
+        fitted_on = f"{record['segments']} segments at {record['groups']} places"
+        print(f"  R^2 of the mean {mean.r2:.3f}, of the std {std.r2:.3f}; {fitted_on}")
+    distributed.barrier()
+    return record
+
+
+def segment_rewards(model, pairs, threshold: float, pad_id: int, max_tokens: int, device) -> list:
+    """The raw segment rewards of every chosen and rejected response, as one fp32 array a response."""
+    import numpy as np
+    import torch
+
+    from denserl import distributed
+    from denserl.data.batching import map_responses, pad_rows
+    from denserl.data.entropies import SIDES
+    from denserl.rewards.scoring import response_token_rewards
+    from denserl.segmentation import segment_by_entropy
+
+    responses = [row for side in SIDES for row in pairs[f"{side}_ids"]]
+    scores = map_responses(
+        list(pairs["prompt_ids"]) * len(SIDES),
+        responses,
+        lambda batch: response_token_rewards(model, batch),
+        pad_id=pad_id,
+        max_tokens=max_tokens,
+        device=device,
+        progress="segment rewards",
+    )
+    entropies = [row for side in SIDES for row in pairs[f"{side}_entropy"]]
+    mine = {}
+    for row, values in scores.items():
+        entropy = pad_rows([entropies[row]], 0.0, torch.float32)
+        segments = segment_by_entropy(entropy, torch.ones_like(entropy), threshold)
+        mine[row] = values[segments.ends[0].numpy()]
+    merged = {row: values for share in distributed.gather_objects(mine) for row, values in share.items()}
+    return [np.asarray(merged[row]) for row in range(len(responses))]
+
+
+def _settings(options: Options, config) -> tuple[str, str, float]:
+    """Model type, SFT model and threshold: from the flags, else from what train-rm stored in the reward model's config."""
+    stored = config.to_dict().get("segment_reward", {})
+    model_type = options.model_type or stored.get("model_type")
+    sft_model = options.sft_model or stored.get("sft_model")
+    threshold = options.entropy_threshold if options.entropy_threshold is not None else stored.get("entropy_threshold")
+    for flag, value in (("model_type", model_type), ("sft_model", sft_model), ("entropy_threshold", threshold)):
+        require(value is not None, f"{options.reward_model}: its config does not say the {flag}", f"add --{flag}")
+    return model_type, sft_model, threshold
+
+
+def main(argv: list[str] | None = None) -> None:
+    launch(Options, "fit-normalizer", run, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The console script `denserl`: finds the command and hands over."""
+
+import difflib
+import importlib
+import sys
+
+COMMANDS = {
+    "demo": "the whole pipeline on the embedded world, at three levels, with a report",
+    "make-world": "write the embedded world: base model, demonstrations, preferences, prompts",
+    "new-model": "train a tokenizer on text and make a small untrained language model",
+    "train-sft": "supervised fine-tuning of a language model",
+    "train-rm": "train a segment-, token- or response-level reward model on preferences",
+    "fit-normalizer": "fit the location-aware reward normaliser and store it",
+    "train-ppo": "PPO against a reward model, with segment, token or bandit rewards",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: denserl COMMAND [OPTIONS]      (denserl COMMAND --help lists its options)\n")
+        for name, what in COMMANDS.items():
+            print(f"  {name:16}{what}")
+        return
+    if argv[0] == "--version":
+        import denserl
+
+        print(denserl.__version__)
+        return
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"denserl: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    importlib.import_module(f"denserl.cli.{argv[0].replace('-', '_')}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,473 @@
+"""PPO against a reward model, with segment, token or bandit rewards."""
+
+import dataclasses
+import importlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from denserl.cli.common import DataOptions, Level, RunOptions, launch, level_threshold, require
+from denserl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Assignment = Literal[
+    "even",
+    "repeat",
+    "end",
+    "mean_last",
+    "logsumexp_last",
+    "segment_normalization",
+    "same_segment_last",
+    "every_segment_last",
+    "segment_last_avg",
+    "segment_last_logsumexp",
+]
+
+
+@dataclass(kw_only=True)
+class Options(RunOptions, DataOptions):
+    """PPO against a reward model. --reward_level sets threshold, assignment and normaliser; each can be set alone as well."""
+
+    model: str
+    """Policy to start from, and the reference: the SFT model, folder or hub name."""
+    reward_model: str
+    """Trained reward model: folder or hub name."""
+
+    reward_level: Level = "segment"
+    """segment: threshold 1.75, even, location; token: 0, even, location; bandit: 1000, mean_last, scalar."""
+    entropy_threshold: float | None = None
+    """Entropy (nats) above which a token opens a segment; default: the level's own."""
+    segment_method: Literal["peak"] = "peak"
+    """How responses are cut."""
+    agg_func: Literal["avg"] = "avg"
+    """Key of the normaliser."""
+    assignment: Assignment | None = None
+    """How a segment's reward is spread over its tokens; default: the level's own."""
+    normalizer: Literal["location", "scalar", "none"] | None = None
+    """Location-aware lines from param.json, one mean and std, or none; default: the level's own."""
+    model_type: str | None = None
+    """Model family in param.json; default: the one in the reward model's config."""
+    fit_tag: str | None = None
+    """Dataset tag of the fit in param.json; needed by the location normaliser."""
+    params: str | None = None
+    """The param.json to read; default: the one in the package."""
+    reward_mean: float | None = None
+    """Mean for the scalar normaliser; default: the reward model's config."""
+    reward_std: float | None = None
+    """Standard deviation for the scalar normaliser; default: the reward model's config."""
+    tau: float = 1.0
+    """Temperature of logsumexp_last."""
+    length_norm: bool = False
+    """Also divide token rewards by the response length (token level only)."""
+    penalise_unfinished: bool = False
+    """A response without end-of-turn token gets -penalty on every token instead of its rewards."""
+    penalise_longer_than: int | None = None
+    """The same for a response of more tokens than this."""
+    penalty: float = 0.05
+    """The penalty of the two options above."""
+    reward_clip: float = 10.0
+    """Token rewards are clipped to +-this before the KL penalty."""
+
+    kl_coefficient: float = 0.01
+    """Weight of the KL penalty."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token KL estimate in the reward."""
+    kl_target: float | None = None
+    """Adapt the coefficient towards this KL per response."""
+    kl_horizon: int = 10000
+    """Responses over which the adaptive coefficient moves."""
+
+    episodes: float = 1.0
+    """Passes over the prompts."""
+    iterations: int | None = None
+    """Stop after this many rollout batches instead."""
+    rollout_batch_size: int = 1024
+    """Responses sampled per iteration, all ranks together."""
+    train_batch_size: int = 128
+    """Responses per optimiser step, all ranks together."""
+    micro_batch_size: int = 4
+    """Responses per forward on one rank."""
+    samples_per_prompt: int = 1
+    """Responses sampled for each prompt."""
+    ppo_epochs: int = 1
+    """Passes over each rollout batch."""
+    max_prompt_length: int = 1024
+    """A longer prompt loses tokens on its left."""
+    max_new_tokens: int = 1024
+    """Longest response."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probabilities are of the same distribution."""
+    top_p: float = 1.0
+    """Nucleus sampling."""
+    sample_batch_size: int = 64
+    """Prompts per call of generate on one rank."""
+
+    gamma: float = 1.0
+    """Discount of GAE."""
+    lam: float = 0.95
+    """Lambda of GAE."""
+    policy_clip: float = 0.2
+    """Clip range of the ratio."""
+    value_clip: float | None = None
+    """Clip range of values; default 0.25, bandit 0.2."""
+    average: Literal["sequence", "token"] = "sequence"
+    """Average losses over each response then over responses, or over all tokens."""
+    critic_init: Literal["sft", "reward_model"] = "sft"
+    """Backbone of the critic; sft gets a fresh head, reward_model keeps its own."""
+    freeze_actor_steps: int = 0
+    """Optimiser steps at the start that train the critic alone."""
+    ptx_data: list[str] | None = None
+    """Text or demonstrations for the pretraining loss."""
+    ptx_coef: float = 0.05
+    """Weight of the pretraining loss."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the policy, saved in ema/; 0 keeps none. The reference uses 0.992."""
+
+    actor_lr: float = 5e-7
+    """Peak learning rate of the policy."""
+    critic_lr: float = 9e-6
+    """Peak learning rate of the critic."""
+    min_lr_ratio: float = 0.1
+    """The cosine schedules end at this share of the peak."""
+    warmup_ratio: float = 0.03
+    """Share of the steps with linear warm-up."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Betas of AdamW."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped at this norm."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    offload_optimizer: bool = False
+    """Keep optimiser state in CPU memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    lora_rank: int = 0
+    """Train LoRA adapters of the policy instead of all weights; 0 trains all."""
+    lora_alpha: float = 32.0
+    """LoRA scaling."""
+    lora_dropout: float = 0.0
+    """LoRA dropout; kept at 0 in PPO, where old and new log-probabilities must agree."""
+    lora_targets: list[str] | None = None
+    """Modules that get adapters; default: all linear layers."""
+
+    eval_prompts: list[str] | None = None
+    """Held-out prompts to roll out."""
+    eval_split: str = "test"
+    """Split of eval_prompts when it is a hub dataset or a folder."""
+    eval_limit: int = 256
+    """At most this many held-out prompts."""
+    eval_every: int = 5
+    """Iterations between held-out rollouts; 0 none."""
+    true_reward: str | None = None
+    """module:function of (prompts, responses) -> true rewards of held-out rollouts, where they are known; only reported."""
+    save_every: int = 5
+    """Iterations between checkpoints; 0 none."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+    samples_logged: int = 4
+    """Sample responses written per iteration."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the output folder."""
+    report_to: list[str] = dataclasses.field(default_factory=list)
+    """Trackers beside metrics.jsonl, e.g. tensorboard wandb."""
+
+
+def run(options: Options) -> None:
+    from denserl.cli.training import start
+    from denserl.data.chat import stop_ids
+    from denserl.data.prompts import load_prompts, tokenize_prompts
+    from denserl.models.loading import check_same_tokenizer, load_policy, load_reward_model, load_tokenizer
+    from denserl.ppo_utils.kl import KLCoefficient
+    from denserl.trainer.checkpoint import newest_checkpoint
+    from denserl.trainer.engine import whole_parameters
+    from denserl.trainer.ppo_trainer import PPOTrainer
+    from denserl.trainer.rollout import GenerateSampler
+    from denserl.trainer.trackers import Trackers
+
+    device, dtype = start(options)
+    remote = {"trust_remote_code": options.trust_remote_code}
+    tokenizer = load_tokenizer(options.model, **remote)
+    check_same_tokenizer(tokenizer, load_tokenizer(options.reward_model, **remote), options.reward_model)
+    reward_model = load_reward_model(options.reward_model, dtype, **remote)
+    dense_reward = make_dense_reward(options, reward_model.config)
+    true_reward = _function(options.true_reward) if options.true_reward else None
+
+    def rows(prompts):
+        return tokenize_prompts(prompts, tokenizer, max_prompt_length=options.max_prompt_length, on_bad_row=options.on_bad_row)
+
+    prompts = rows(load_prompts(**options.source(), seed=options.seed))
+    held_out = None
+    if options.eval_prompts:
+        held_out = load_prompts(
+            options.eval_prompts, split=options.eval_split, limit=options.eval_limit, on_bad_row=options.on_bad_row
+        )
+        held_out = rows(held_out)
+    config = make_config(options, len(prompts))
+    policy = load_policy(options.model, dtype, **remote)
+    models = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
+    newest = newest_checkpoint(Path(options.output_dir) / "checkpoints") if options.resume else None
+    require(
+        not options.resume or newest is not None,
+        f"--resume: {options.output_dir} holds no checkpoint",
+        "leave --resume out to start anew",
+    )
+    trainer = PPOTrainer(
+        config,
+        models,
+        dense_reward,
+        KLCoefficient(options.kl_coefficient, options.kl_target, options.kl_horizon),
+        GenerateSampler(
+            lambda: whole_parameters(models.actor.module.model),
+            stop_ids(tokenizer, policy.generation_config),
+            tokenizer.pad_token_id,
+            options.max_new_tokens,
+            options.temperature,
+            options.top_p,
+            options.sample_batch_size,
+        ),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        eval_prompts=held_out,
+        output_dir=Path(options.output_dir),
+        trackers=None,
+        device=device,
+        ptx_batches=_ptx_batches(options, tokenizer) if options.ptx_data else None,
+        true_reward=true_reward,
+    )
+    if newest is not None:
+        trainer.resume(newest)
+        log.info("going on from %s", newest)
+    trainer.trackers = Trackers(Path(options.output_dir), options.report_to, dataclasses.asdict(options), trainer.iteration)
+    trainer.train()
+    trainer.trackers.finish()
+    save(trainer, options)
+
+
+def make_dense_reward(options: Options, reward_config):
+    """The way from scores to token rewards that the level and the overriding flags ask for."""
+    from denserl.ppo_utils.dense_reward import DenseReward
+
+    bandit = options.reward_level == "bandit"
+    threshold = level_threshold(options.reward_level, options.entropy_threshold)
+    require(
+        not options.length_norm or threshold == 0,
+        f"--length_norm at threshold {threshold:g}; it is defined for the token level only",
+        "add --reward_level token, or leave --length_norm out",
+    )
+    trained = reward_config.to_dict().get("segment_reward", {}).get("entropy_threshold", threshold)
+    if trained != threshold:
+        log.warning("the reward model was trained at entropy threshold %g; rewards are read at %g", trained, threshold)
+    kind = options.normalizer or ("scalar" if bandit else "location")
+    return DenseReward(
+        threshold=threshold,
+        assignment=options.assignment or ("mean_last" if bandit else "even"),
+        normalizer=_normalizer(options, kind, threshold, reward_config.to_dict()),
+        tau=options.tau,
+        length_norm=options.length_norm,
+        penalise_unfinished=options.penalise_unfinished,
+        penalise_longer_than=options.penalise_longer_than,
+        penalty=options.penalty,
+    )
+
+
+def _normalizer(options: Options, kind: str, threshold: float, reward_config: dict):
+    from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
+
+    if kind == "none":
+        return None
+    if kind == "scalar":
+        mean = options.reward_mean if options.reward_mean is not None else reward_config.get("mean")
+        std = options.reward_std if options.reward_std is not None else reward_config.get("std")
+        require(
+            mean is not None and std is not None and std > 0,
+            f"{options.reward_model}: the scalar normaliser needs a mean and a std > 0; its config has mean {mean}, std {std}",
+            "add --reward_mean and --reward_std, or train the reward model with denserl train-rm, which stores them",
+        )
+        return ScalarNormalizer(mean, std)
+    model_type = options.model_type or reward_config.get("segment_reward", {}).get("model_type")
+    require(model_type is not None, f"{options.reward_model}: its config does not say the model type", "add --model_type")
+    require(
+        options.fit_tag is not None,
+        "the location normaliser needs the dataset tag of its fit",
+        "add --fit_tag TAG (as given to denserl fit-normalizer --dataset_tag), or --normalizer none",
+    )
+    return LocationNormalizer.load(
+        model_type, options.fit_tag, options.segment_method, options.agg_func, threshold, options.params
+    )
+
+
+def make_config(options: Options, prompts: int):
+    """The numbers of the loop. UserError for sizes that do not divide."""
+    from denserl import distributed
+    from denserl.trainer.ppo_trainer import PPOConfig
+
+    world = distributed.world_size()
+    for larger, smaller, factor in (
+        ("rollout_batch_size", "train_batch_size", 1),
+        ("train_batch_size", "micro_batch_size", world),
+        ("rollout_batch_size", "samples_per_prompt", world),
+    ):
+        big, small = getattr(options, larger), getattr(options, smaller)
+        require(
+            small > 0 and big % (small * factor) == 0,
+            f"--{larger} {big} is no multiple of --{smaller} {small}" + (f" x {world} ranks" if factor > 1 else ""),
+            f"use a multiple of {max(small, 1) * factor}",
+        )
+    per_iteration = options.rollout_batch_size // options.samples_per_prompt
+    iterations = options.iterations or int(options.episodes * prompts / per_iteration)
+    require(
+        iterations > 0,
+        f"{prompts} prompts x {options.episodes:g} episodes fill no rollout batch of {per_iteration} prompts",
+        "give more prompts, more --episodes, or a smaller --rollout_batch_size",
+    )
+    bandit = options.reward_level == "bandit"
+    return PPOConfig(
+        iterations=iterations,
+        rollout_batch=options.rollout_batch_size,
+        train_batch=options.train_batch_size,
+        micro_batch=options.micro_batch_size,
+        samples_per_prompt=options.samples_per_prompt,
+        ppo_epochs=options.ppo_epochs,
+        gamma=options.gamma,
+        lam=options.lam,
+        policy_clip=options.policy_clip,
+        value_clip=options.value_clip if options.value_clip is not None else (0.2 if bandit else 0.25),
+        average=options.average,
+        reward_clip=options.reward_clip,
+        kl_estimator=options.kl_estimator,
+        temperature=options.temperature,
+        ptx_coef=options.ptx_coef,
+        ema_decay=options.ema_decay,
+        freeze_actor_steps=options.freeze_actor_steps,
+        eval_every=options.eval_every,
+        save_every=options.save_every,
+        keep_checkpoints=options.keep_checkpoints,
+        samples_logged=options.samples_logged,
+        seed=options.seed,
+    )
+
+
+def make_models(options: Options, config, tokenizer, policy, reward_model, device, dtype: str):
+    """Actor and critic as DeepSpeed engines, reference and reward model frozen."""
+    from denserl import distributed
+    from denserl.cli.training import prepare_model
+    from denserl.models.loading import (
+        disable_dropout,
+        load_policy,
+        load_reward_model,
+        match_embeddings,
+        new_reward_model,
+    )
+    from denserl.rewards.scoring import response_token_rewards
+    from denserl.trainer.engine import deepspeed_config, frozen_engine, train_engine
+    from denserl.trainer.ppo_trainer import Models, PolicyModule
+
+    remote = {"trust_remote_code": options.trust_remote_code}
+    reference = load_policy(options.model, dtype, **remote)
+    if options.critic_init == "sft":
+        critic = new_reward_model(options.model, dtype, options.seed, **remote)
+    else:
+        critic = load_reward_model(options.reward_model, dtype, **remote)
+    for model in (policy, reference, critic, reward_model):
+        match_embeddings(model, tokenizer)
+        disable_dropout(model)
+    actor = prepare_model(policy, options, "CAUSAL_LM")
+    if options.gradient_checkpointing:
+        critic.gradient_checkpointing_enable({"use_reentrant": False})
+    world = distributed.world_size()
+    settings = deepspeed_config(
+        zero_stage=options.zero_stage,
+        dtype=dtype,
+        micro_batch_size=config.micro_batch,
+        accumulation=config.train_batch // world // config.micro_batch,
+        world_size=world,
+        max_grad_norm=options.max_grad_norm,
+        offload_optimizer=options.offload_optimizer,
+    )
+
+    def trained(module, lr: float, steps: int):
+        return train_engine(
+            module,
+            settings,
+            lr=lr,
+            betas=options.adam_betas,
+            weight_decay=options.weight_decay,
+            warmup_steps=round(options.warmup_ratio * steps),
+            total_steps=steps,
+            min_lr_ratio=options.min_lr_ratio,
+        )
+
+    frozen = {**settings, "zero_optimization": {"stage": options.zero_stage}}
+    reward_engine = frozen_engine(reward_model, frozen, device)
+    # With adapters, the base model inside already runs them; the wrapper is only needed for saving.
+    actor = actor.get_base_model() if options.lora_rank else actor
+    return Models(
+        actor=trained(PolicyModule(actor), options.actor_lr, max(config.total_steps - config.freeze_actor_steps, 1)),
+        critic=trained(critic, options.critic_lr, config.total_steps),
+        reference=frozen_engine(PolicyModule(reference), frozen, device),
+        scores=lambda batch: response_token_rewards(reward_engine, batch),
+    )
+
+
+def save(trainer, options: Options) -> None:
+    """Policy and tokenizer in the output folder, critic in critic/, the moving average in ema/."""
+    from denserl import distributed
+    from denserl.trainer.engine import whole_parameters
+
+    main, folder = distributed.rank() == 0, Path(options.output_dir)
+    actor, critic = trainer.models.actor.module.model, trainer.models.critic.module
+
+    def write(model, target: Path) -> None:
+        if main:
+            model.save_pretrained(str(target))
+            trainer.tokenizer.save_pretrained(str(target))
+
+    if trainer.ema:
+        with trainer.averaged_actor():
+            write(actor, folder / "ema")
+    with whole_parameters(actor):
+        write(actor, folder)
+    with whole_parameters(critic):
+        write(critic, folder / "critic")
+    distributed.barrier()
+    log.info("policy written to %s", folder)
+
+
+def _function(name: str):
+    """The function that `module:function` names."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--true_reward {name}: {error}", "give module:function, both importable") from error
+
+
+def _ptx_batches(options: Options, tokenizer) -> Iterator[dict]:
+    """Endless batches of text for the pretraining loss, this rank's share, in an order set by the seed."""
+    from denserl import distributed
+    from denserl.data.batching import DemonstrationCollator
+    from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
+    from denserl.trainer.rollout import prompt_rows
+
+    rows = load_demonstrations(options.ptx_data, split=options.split, on_bad_row=options.on_bad_row, seed=options.seed)
+    length = options.max_prompt_length + options.max_new_tokens
+    rows = tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=options.on_bad_row)
+    collate, size = DemonstrationCollator(tokenizer.pad_token_id), options.micro_batch_size
+    first = 0
+    while True:
+        picked = prompt_rows(first, size * distributed.world_size(), len(rows), options.seed)
+        first += len(picked)
+        yield collate([rows[i] for i in picked[distributed.rank() :: distributed.world_size()]])
+
+
+def main(argv: list[str] | None = None) -> None:
+    launch(Options, "train-ppo", run, argv)
+
+
+if __name__ == "__main__":
+    main()

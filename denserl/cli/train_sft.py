@@ -1,0 +1,73 @@
+"""Supervised fine-tuning: next-token loss on response tokens, or on all tokens of plain text."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from denserl.cli.common import TrainingOptions, launch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Options(TrainingOptions):
+    """Fine-tune a language model on demonstrations (loss on the response) or plain text (loss on every token)."""
+
+    lr: float = 2e-5
+    """Peak learning rate."""
+    eval_data: list[str] | None = None
+    """Held-out rows; without them nothing is evaluated."""
+    eval_split: str = "test"
+    """Split of eval_data when it is a hub dataset or a folder."""
+
+
+def run(options: Options) -> dict[str, float]:
+    """Returns the metrics of the training."""
+    from transformers import Trainer
+
+    from denserl.cli.training import checkpoint_to_resume, prepare_model, save_trained, start, training_arguments
+    from denserl.data.batching import DemonstrationCollator
+    from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
+    from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
+    from denserl.trainer.trackers import MetricsFileCallback
+
+    if not options.eval_data:
+        options.eval_steps = 0
+    device, dtype = start(options)
+    remote = {"trust_remote_code": options.trust_remote_code}
+    tokenizer = load_tokenizer(options.model, **remote)
+
+    def rows(**source):
+        demonstrations = load_demonstrations(**source, seed=options.seed)
+        return tokenize_demonstrations(demonstrations, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
+
+    train = rows(**options.source())
+    held_out = None
+    if options.eval_data:
+        held_out = rows(sources=options.eval_data, split=options.eval_split, on_bad_row=options.on_bad_row)
+    args = training_arguments(options, device, dtype, len(train))
+    model = load_policy(options.model, dtype, **remote)
+    match_embeddings(model, tokenizer)
+    trainer = Trainer(
+        model=prepare_model(model, options, "CAUSAL_LM"),
+        args=args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=DemonstrationCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        callbacks=[MetricsFileCallback(Path(options.output_dir))],
+    )
+    metrics = trainer.train(resume_from_checkpoint=checkpoint_to_resume(options)).metrics
+    if held_out is not None:
+        metrics = {**metrics, **trainer.evaluate()}
+    save_trained(trainer, options.output_dir)
+    log.info("%s: training loss %.3f over %d rows", options.output_dir, metrics["train_loss"], len(train))
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    launch(Options, "train-sft", run, argv)
+
+
+if __name__ == "__main__":
+    main()

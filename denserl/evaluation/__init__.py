@@ -1,0 +1,1 @@
+"""Judging rewards and policies: plots and the report of a run."""
