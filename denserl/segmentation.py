@@ -62,7 +62,7 @@ def segment_by_entropy(
 
 def segment_scores(token_scores: Tensor, segments: Segments) -> Tensor:
     """Read each segment's score at its end: (B, T) token scores -> (B, K_max) fp32, 0 past a row's K."""
-    scores = token_scores.float() * segments.ends
+    scores = torch.where(segments.ends, token_scores.float(), 0.0)
     out = scores.new_zeros(segments.lengths.shape)
     if not out.shape[1]:
         return out

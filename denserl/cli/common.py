@@ -118,14 +118,19 @@ class TrainingOptions(RunOptions, DataOptions):
 
 def parse(options_class: type[Options], command: str, argv: list[str]) -> Options:
     """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win."""
+    # The deepspeed launcher adds --local_rank, which the environment says as well.
+    argv = [part for part in argv if not part.startswith("--local_rank=")]
     return tyro.cli(options_class, args=_expand_config(argv), prog=f"denserl {command}")
 
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
     """Parse, run, and turn a user's mistake into a message on stderr and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "filelock", "fsspec", "transformers", "accelerate", "datasets", "torch"):
+    for noisy in ("httpx", "httpx2", "filelock", "fsspec", "transformers", "datasets", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # CPU is a device that was chosen here, not a failure to find another.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     try:
         run(parse(options_class, command, sys.argv[1:] if argv is None else argv))
     except UserError as error:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import logging
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -184,7 +185,6 @@ def run(options: Options) -> None:
     from denserl.models.loading import check_same_tokenizer, load_policy, load_reward_model, load_tokenizer
     from denserl.ppo_utils.kl import KLCoefficient
     from denserl.trainer.checkpoint import newest_checkpoint
-    from denserl.trainer.engine import whole_parameters
     from denserl.trainer.ppo_trainer import PPOTrainer
     from denserl.trainer.rollout import GenerateSampler
     from denserl.trainer.trackers import Trackers
@@ -209,7 +209,7 @@ def run(options: Options) -> None:
         held_out = rows(held_out)
     config = make_config(options, len(prompts))
     policy = load_policy(options.model, dtype, **remote)
-    models = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
+    models, sampled_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
     newest = newest_checkpoint(Path(options.output_dir) / "checkpoints") if options.resume else None
     require(
         not options.resume or newest is not None,
@@ -222,7 +222,7 @@ def run(options: Options) -> None:
         dense_reward,
         KLCoefficient(options.kl_coefficient, options.kl_target, options.kl_horizon),
         GenerateSampler(
-            lambda: whole_parameters(models.actor.module.model),
+            sampled_policy,
             stop_ids(tokenizer, policy.generation_config),
             tokenizer.pad_token_id,
             options.max_new_tokens,
@@ -353,7 +353,7 @@ def make_config(options: Options, prompts: int):
 
 
 def make_models(options: Options, config, tokenizer, policy, reward_model, device, dtype: str):
-    """Actor and critic as DeepSpeed engines, reference and reward model frozen."""
+    """Actor and critic as DeepSpeed engines, reference and reward model frozen; and how to get the policy to sample from."""
     from denserl import distributed
     from denserl.cli.training import prepare_model
     from denserl.models.loading import (
@@ -364,7 +364,7 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
         new_reward_model,
     )
     from denserl.rewards.scoring import response_token_rewards
-    from denserl.trainer.engine import deepspeed_config, frozen_engine, train_engine
+    from denserl.trainer.engine import deepspeed_config, frozen_engine, train_engine, update_copy
     from denserl.trainer.ppo_trainer import Models, PolicyModule
 
     remote = {"trust_remote_code": options.trust_remote_code}
@@ -397,6 +397,7 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
             lr=lr,
             betas=options.adam_betas,
             weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
             warmup_steps=round(options.warmup_ratio * steps),
             total_steps=steps,
             min_lr_ratio=options.min_lr_ratio,
@@ -406,12 +407,14 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
     reward_engine = frozen_engine(reward_model, frozen, device)
     # With adapters, the base model inside already runs them; the wrapper is only needed for saving.
     actor = actor.get_base_model() if options.lora_rank else actor
-    return Models(
+    copy = deepcopy(actor).eval().to(device) if options.zero_stage == 3 else None
+    models = Models(
         actor=trained(PolicyModule(actor), options.actor_lr, max(config.total_steps - config.freeze_actor_steps, 1)),
         critic=trained(critic, options.critic_lr, config.total_steps),
         reference=frozen_engine(PolicyModule(reference), frozen, device),
         scores=lambda batch: response_token_rewards(reward_engine, batch),
     )
+    return models, lambda: actor if copy is None else update_copy(actor, copy)
 
 
 def save(trainer, options: Options) -> None:

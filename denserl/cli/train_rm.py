@@ -46,10 +46,9 @@ class Options(TrainingOptions):
 
 def run(options: Options) -> dict[str, float]:
     """Returns the evaluation metrics of the model that was saved."""
-    from denserl.cli.training import checkpoint_to_resume, prepare_model, save_trained, start, training_arguments
+    from denserl.cli.training import add_callbacks, checkpoint_to_resume, prepare_model, save_trained, start, training_arguments
     from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
     from denserl.rewards.rm_trainer import RewardTrainer
-    from denserl.trainer.trackers import MetricsFileCallback
 
     threshold = level_threshold(options.reward_level, options.entropy_threshold)
     require(
@@ -77,7 +76,6 @@ def run(options: Options) -> dict[str, float]:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        callbacks=[MetricsFileCallback(Path(options.output_dir))],
         threshold=threshold,
         agg_func=options.agg_func,
         use_margin=options.use_margin,
@@ -86,6 +84,7 @@ def run(options: Options) -> dict[str, float]:
         eval_tokens=options.score_tokens,
         pad_id=tokenizer.pad_token_id,
     )
+    add_callbacks(trainer, options)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(options))
     metrics = trainer.evaluate()
     model.config.mean, model.config.std = metrics["eval_score_mean"], metrics["eval_score_std"]

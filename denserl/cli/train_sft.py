@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from denserl.cli.common import TrainingOptions, launch
 
@@ -25,11 +24,10 @@ def run(options: Options) -> dict[str, float]:
     """Returns the metrics of the training."""
     from transformers import Trainer
 
-    from denserl.cli.training import checkpoint_to_resume, prepare_model, save_trained, start, training_arguments
+    from denserl.cli.training import add_callbacks, checkpoint_to_resume, prepare_model, save_trained, start, training_arguments
     from denserl.data.batching import DemonstrationCollator
     from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
     from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
-    from denserl.trainer.trackers import MetricsFileCallback
 
     if not options.eval_data:
         options.eval_steps = 0
@@ -55,8 +53,8 @@ def run(options: Options) -> dict[str, float]:
         eval_dataset=held_out,
         data_collator=DemonstrationCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=[MetricsFileCallback(Path(options.output_dir))],
     )
+    add_callbacks(trainer, options)
     metrics = trainer.train(resume_from_checkpoint=checkpoint_to_resume(options)).metrics
     if held_out is not None:
         metrics = {**metrics, **trainer.evaluate()}

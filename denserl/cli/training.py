@@ -4,14 +4,17 @@ import logging
 import warnings
 from pathlib import Path
 
+import datasets
 import torch
-from transformers import TrainingArguments, set_seed
+import transformers
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from denserl import distributed
 from denserl.cli.common import RunOptions, TrainingOptions, require
 from denserl.errors import UserError
-from denserl.trainer.engine import deepspeed_config, init_distributed, pick_device, whole_parameters
+from denserl.trainer.engine import clip_in_step, deepspeed_config, init_distributed, pick_device, whole_parameters
+from denserl.trainer.trackers import MetricsFileCallback, ProgressLine
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,8 @@ log = logging.getLogger(__name__)
 def start(options: RunOptions) -> tuple[torch.device, str]:
     """Process group, seeds and output folder; returns the device and the precision that `auto` stands for."""
     warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     device = pick_device(options.device)
     dtype = options.dtype if options.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
     try:
@@ -54,6 +59,15 @@ def training_arguments(options: TrainingOptions, device: torch.device, dtype: st
         f"--keep best with --save_steps {options.save_steps}, --eval_steps {options.eval_steps}",
         "let --save_steps be a multiple of --eval_steps, both above 0",
     )
+    engine = deepspeed_config(
+        zero_stage=options.zero_stage,
+        dtype=dtype,
+        micro_batch_size=options.micro_batch_size,
+        accumulation=accumulation,
+        world_size=world,
+        max_grad_norm=options.max_grad_norm,
+        offload_optimizer=options.offload_optimizer,
+    )
     return TrainingArguments(
         output_dir=options.output_dir,
         num_train_epochs=options.epochs,
@@ -66,7 +80,7 @@ def training_arguments(options: TrainingOptions, device: torch.device, dtype: st
         adam_beta1=options.adam_betas[0],
         adam_beta2=options.adam_betas[1],
         weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
+        max_grad_norm=engine["gradient_clipping"],
         optim="adamw_torch",
         bf16=dtype == "bf16",
         use_cpu=device.type == "cpu",
@@ -83,15 +97,7 @@ def training_arguments(options: TrainingOptions, device: torch.device, dtype: st
         report_to=options.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
-        deepspeed=deepspeed_config(
-            zero_stage=options.zero_stage,
-            dtype=dtype,
-            micro_batch_size=options.micro_batch_size,
-            accumulation=accumulation,
-            world_size=world,
-            max_grad_norm=options.max_grad_norm,
-            offload_optimizer=options.offload_optimizer,
-        ),
+        deepspeed=engine,
     )
 
 
@@ -114,6 +120,26 @@ def prepare_model(model, options, task: str):
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
     return get_peft_model(model, config)
+
+
+class ClipInStep(TrainerCallback):
+    """Clips in the optimiser's step where DeepSpeed would not keep the gradient norm for the log."""
+
+    def __init__(self, max_grad_norm: float):
+        self.max_grad_norm = max_grad_norm
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kw):
+        clip_in_step(optimizer.optimizer, self.max_grad_norm)
+
+
+def add_callbacks(trainer, options: TrainingOptions) -> None:
+    """Metrics go to metrics.jsonl and into the progress bar, instead of a printed dictionary at every log."""
+    if not trainer.args.max_grad_norm:
+        trainer.add_callback(ClipInStep(options.max_grad_norm))
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLine)
+    trainer.add_callback(MetricsFileCallback(Path(options.output_dir)))
 
 
 def checkpoint_to_resume(options: TrainingOptions) -> str | None:

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from denserl.data.chat import end_of_turn_id
 from denserl.errors import UserError
@@ -159,6 +160,9 @@ def _load(auto_class, path, **kw):
     path = str(path)
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{path} is a file; expected a model folder or a hub name", "give the folder that holds config.json")
+    # The library's own report of missing and unexpected weights is only a warning; `_refuse` decides what is an error.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         return auto_class.from_pretrained(path, **kw)
     except (OSError, ValueError, RuntimeError) as error:
@@ -166,6 +170,8 @@ def _load(auto_class, path, **kw):
         kind = "a tokenizer" if auto_class is AutoTokenizer else "model weights in safetensors format"
         fix = "give the path of a model folder (config.json, model.safetensors, tokenizer.json) or a hub name"
         raise UserError(f"{path}: could not load {kind}: {reason}", fix) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _refuse(path, info, *, missing, unexpected) -> None:

@@ -48,11 +48,11 @@ def whiten(x: Tensor, mask: Tensor, group: dist.ProcessGroup | None = None) -> T
 
 def masked_moments(x: Tensor, mask: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the masked entries over all ranks, as two 0-d tensors; 0, 0 when there are none."""
-    x, mask = x.float(), mask.bool()
-    count, total = all_sum(torch.stack([mask.sum().float(), torch.where(mask, x, 0.0).sum()]), group)
+    x, mask = x.double(), mask.bool()
+    count, total = all_sum(torch.stack([mask.sum().double(), torch.where(mask, x, 0.0).sum()]), group)
     mean = total / count.clamp(min=1)
     squares = all_sum(torch.where(mask, (x - mean) ** 2, 0.0).sum(), group)
-    return mean, squares / count.clamp(min=1)
+    return mean.float(), (squares / count.clamp(min=1)).float()
 
 
 def _shift(x: Tensor, by: int) -> Tensor:

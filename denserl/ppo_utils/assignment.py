@@ -71,6 +71,5 @@ def assign_rewards(
 
 def last_token(mask: Tensor) -> Tensor:
     """(B, T) bool: True at each row's last masked token, nowhere in an empty row."""
-    position = torch.arange(mask.shape[1], device=mask.device)
-    last = torch.where(mask.bool(), position, -1).amax(1, keepdim=True)
-    return position == last
+    mask = mask.bool()
+    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)

@@ -22,8 +22,8 @@ def masked_average(x: Tensor, mask: Tensor, average: str = "sequence", count: Te
     """
     mask = mask.bool()
     x = torch.where(mask, x.float(), 0.0)
-    if count is None:
-        count = average_count(mask, average)
+    own = average_count(mask, average)
+    count = own if count is None else count
     if average == "sequence":
         x = x.sum(1) / mask.sum(1).clamp(min=1)
     return x.sum() / torch.as_tensor(count, device=x.device).clamp(min=1e-8)
@@ -54,7 +54,7 @@ def policy_loss(
 
     Returns: the loss, and the share of tokens (averaged alike, no gradient) where the clipped term was chosen.
     """
-    ratio = torch.where(mask.bool(), logprobs.float() - old_logprobs.float(), 0.0).exp()
+    ratio = torch.where(mask.bool(), logprobs.float() - old_logprobs.float(), 0.0).clamp(-20, 20).exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     loss = masked_average(torch.maximum(plain, clipped), mask, average, count)
     return loss, masked_average((clipped > plain).detach(), mask, average, count)
@@ -73,8 +73,8 @@ def value_loss(
 
     Args and returns: as in `policy_loss`.
     """
-    values, old_values = values.float(), old_values.float()
-    near = old_values + (values - old_values).clamp(-clip, clip)
+    values, old_values, returns = (torch.where(mask.bool(), x.float(), 0.0) for x in (values, old_values, returns))
+    near = values.clamp(old_values - clip, old_values + clip)
     plain, clipped = (values - returns) ** 2, (near - returns) ** 2
     loss = masked_average(0.5 * torch.maximum(plain, clipped), mask, average, count)
     return loss, masked_average((clipped > plain).detach(), mask, average, count)

@@ -75,7 +75,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro_batch_size * accumulation * world_size,
-        "gradient_clipping": max_grad_norm,
+        "gradient_clipping": max_grad_norm if _keeps_grad_norm(zero_stage, dtype) else 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": dtype == "bf16"},
         # torch's AdamW serves every device; DeepSpeed's own needs a compiler.
@@ -85,13 +85,41 @@ def deepspeed_config(
     }
 
 
-def train_engine(module: nn.Module, config: dict, *, lr: float, betas, weight_decay, warmup_steps, total_steps, min_lr_ratio):
+def _keeps_grad_norm(zero_stage: int, dtype: str) -> bool:
+    """DeepSpeed clips at every setting, but forgets the norm where it leaves the optimiser unwrapped."""
+    return zero_stage > 0 or dtype == "bf16"
+
+
+def clip_in_step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+    """Clip at the start of the optimiser's own step and keep the norm where DeepSpeed looks for it."""
+
+    def clip(optimizer, args, kwargs):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer._global_grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def train_engine(
+    module: nn.Module,
+    config: dict,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    max_grad_norm: float,
+    warmup_steps: int,
+    total_steps: int,
+    min_lr_ratio: float,
+):
     """A DeepSpeed engine with AdamW and a cosine schedule that ends at `min_lr_ratio` of the peak."""
     import deepspeed
 
     optimizer = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad], lr=lr, betas=betas, weight_decay=weight_decay
     )
+    if not config["gradient_clipping"]:
+        clip_in_step(optimizer, max_grad_norm)
     scheduler = get_scheduler(
         "cosine_with_min_lr",
         optimizer,
@@ -109,7 +137,22 @@ def frozen_engine(module: nn.Module, config: dict, device: torch.device) -> nn.M
         return module.to(device)
     import deepspeed
 
-    return deepspeed.initialize(model=module, config=config)[0].eval()
+    engine = deepspeed.initialize(model=module, config=config)[0]
+    engine.eval()
+    return engine
+
+
+def update_copy(source: nn.Module, copy: nn.Module) -> nn.Module:
+    """Bring an ordinary copy of a ZeRO-3 module up to date, one whole parameter at a time; returns the copy.
+
+    Sampling runs on the copy: DeepSpeed's hooks would gather and release every layer at every token, and ranks whose
+    responses end at different lengths would wait for each other for ever.
+    """
+    with torch.no_grad():
+        for parameter, target in zip(source.parameters(), copy.parameters(), strict=True):
+            with gathered([parameter]):
+                target.copy_(parameter)
+    return copy
 
 
 @contextlib.contextmanager

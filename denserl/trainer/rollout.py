@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from denserl.data.batching import pad_rows
 
@@ -25,12 +26,12 @@ Sampler = Callable[[list[list[int]]], Rollouts]
 
 @dataclass(frozen=True)
 class GenerateSampler:
-    """Samples with `transformers`' generate from a model whose parameters are whole.
+    """Samples with `transformers`' generate.
 
-    model: a callable that returns the causal language model, entered as a context for the time of sampling.
+    model: returns the policy as it is now, an ordinary causal language model in evaluation mode.
     """
 
-    model: Callable
+    model: Callable[[], PreTrainedModel]
     stop_ids: list[int]
     pad_id: int
     max_new_tokens: int
@@ -39,16 +40,15 @@ class GenerateSampler:
     batch_size: int = 64
 
     def __call__(self, prompts: list[list[int]]) -> Rollouts:
-        responses, ended = [], []
-        with self.model() as model, torch.no_grad():
-            for first in range(0, len(prompts), self.batch_size):
-                tokens = self._generate(model, prompts[first : first + self.batch_size])
-                stops = torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
-                # Up to the first end token, or everything: what `generate` pads a finished row with is not looked at.
-                lengths = torch.where(stops.any(1), stops.long().argmax(1) + 1, tokens.shape[1])
-                rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
-                responses += [row[:length] for row, length in rows]
-                ended += stops.any(1).tolist()
+        responses, ended, model = [], [], self.model()
+        for first in range(0, len(prompts), self.batch_size):
+            tokens = self._generate(model, prompts[first : first + self.batch_size])
+            stops = torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
+            # Up to the first end token, or everything: what `generate` pads a finished row with is not looked at.
+            lengths = torch.where(stops.any(1), stops.long().argmax(1) + 1, tokens.shape[1])
+            rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
+            responses += [row[:length] for row, length in rows]
+            ended += stops.any(1).tolist()
         return Rollouts(prompts, responses, ended)
 
     def _generate(self, model, prompts: list[list[int]]) -> torch.Tensor:

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from denserl import distributed
 from denserl.errors import UserError
@@ -53,6 +53,15 @@ class Trackers:
         if self.active:
             for tracker in self.others:
                 tracker.finish()
+
+
+class ProgressLine(ProgressCallback):
+    """A progress bar that carries the main metrics, in place of a printed dictionary at every log."""
+
+    def on_log(self, args, state, control, logs=None, **kw):
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {key: f"{logs[key]:.3f}" for key in ("loss", "accuracy", "grad_norm") if key in logs}
+            self.training_bar.set_postfix(shown)
 
 
 class MetricsFileCallback(TrainerCallback):

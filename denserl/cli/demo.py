@@ -1,0 +1,183 @@
+"""The whole pipeline on the embedded world: SFT, then reward model, fit and PPO at each level, a table and a report.
+
+Every stage is an ordinary command, printed as it is run; nothing here is computed that a user could not compute by hand.
+"""
+
+import json
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from denserl.cli.common import Level, launch
+
+log = logging.getLogger(__name__)
+
+TARGET_TRUE_REWARD = 0.3
+ROLLOUT_BATCH = 64
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Run the pipeline on the embedded world at several reward levels and write OUTPUT_DIR/report.html."""
+
+    output_dir: str = "runs/demo"
+    """Folder for everything the demo makes."""
+    levels: list[Level] = field(default_factory=lambda: ["segment", "token", "bandit"])
+    """Reward levels to compare."""
+    seed: int = 0
+    """Seed of the world and of every run."""
+    scale: float = 1.0
+    """Share of the data and of the PPO iterations; below 1 for a quick look, which learns less."""
+
+
+def run(options: Options) -> dict:
+    """Returns the results that are also written to results.json."""
+    from denserl.evaluation.report import format_table, write_report
+
+    began = time.perf_counter()
+    folder = Path(options.output_dir)
+    world = _stage("make-world", output_dir=folder / "world", seed=options.seed, scale=options.scale)
+    _stage(
+        "train-sft",
+        **SFT,
+        model=folder / "world/base",
+        data=folder / "world/sft.jsonl",
+        output_dir=folder / "sft",
+        seed=options.seed,
+    )
+    levels = {level: _level(level, folder, world, options) for level in options.levels}
+    results = {
+        "seed": options.seed,
+        "best_accuracy": world["best_accuracy_test"],
+        "target_true_reward": TARGET_TRUE_REWARD,
+        "rollout_batch_size": ROLLOUT_BATCH,
+        "versions": _versions(),
+        "minutes": (time.perf_counter() - began) / 60,
+        "levels": levels,
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    write_report(folder, results, folder / "report.html")
+    print(f"\n{format_table(results)}\n\n{folder / 'report.html'}   ({results['minutes']:.1f} minutes)")
+    return results
+
+
+# Small numbers for a 2-layer model; the meaning of each is in `denserl COMMAND --help`.
+SFT = {"epochs": 3, "batch_size": 64, "micro_batch_size": 64, "lr": 2e-3, "save_steps": 0, "max_length": 256}
+RM = {
+    "epochs": 2,
+    "batch_size": 32,
+    "micro_batch_size": 32,
+    "lr": 1e-3,
+    "save_steps": 0,
+    "eval_steps": 0,
+    "max_length": 256,
+    "max_prompt_length": 128,
+}
+FIT = {"pairs": 2000, "max_length": 256, "max_prompt_length": 128}
+PPO = {
+    "rollout_batch_size": ROLLOUT_BATCH,
+    "train_batch_size": 32,
+    "micro_batch_size": 32,
+    "ppo_epochs": 2,
+    "max_new_tokens": 56,
+    "actor_lr": 3e-4,
+    "critic_lr": 2e-3,
+    "kl_coefficient": 0.02,
+    "eval_every": 5,
+    "save_every": 0,
+    "zero_stage": 0,
+    "samples_logged": 8,
+    "true_reward": "denserl.world.language:true_reward",
+}
+ITERATIONS = 50
+
+
+def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
+    """Reward model, fit (where the level has a place to normalise by) and PPO at one level."""
+    data, seed, cache = folder / "world", options.seed, folder / "cache"
+    threshold = {"segment": world["threshold"], "token": 0, "bandit": 1000}[level]
+    at_level = {"reward_level": level, "entropy_threshold": threshold}
+    reward_model, sft = folder / f"rm-{level}", folder / "sft"
+    preferences = {"data": data / "preferences_train.jsonl", "cache_dir": cache, "seed": seed}
+    metrics = _stage(
+        "train-rm",
+        **RM,
+        **at_level,
+        **preferences,
+        model=sft,
+        eval_data=data / "preferences_test.jsonl",
+        output_dir=reward_model,
+        model_type="tiny",
+    )
+    fitted = {}
+    if level != "bandit":
+        params = folder / "param.json"
+        _stage(
+            "fit-normalizer",
+            **FIT,
+            **preferences,
+            reward_model=reward_model,
+            dataset_tag="world",
+            params=params,
+            output_dir=folder / f"fit-{level}",
+        )
+        fitted = {"fit_tag": "world", "params": params}
+    ppo = folder / f"ppo-{level}"
+    _stage(
+        "train-ppo",
+        **PPO,
+        **at_level,
+        **fitted,
+        model=sft,
+        reward_model=reward_model,
+        data=data / "prompts_train.jsonl",
+        eval_prompts=data / "prompts_heldout.jsonl",
+        iterations=max(2, round(ITERATIONS * options.scale)),
+        output_dir=ppo,
+        seed=seed,
+    )
+    return {"threshold": threshold, **_outcome(ppo, metrics["eval_accuracy"], world["best_accuracy_test"])}
+
+
+def _outcome(ppo: Path, accuracy: float, best: float) -> dict:
+    from denserl.trainer.trackers import read_metrics
+
+    held_out = [row for row in read_metrics(ppo / "metrics.jsonl") if "eval_true_reward" in row]
+    reached = [row["step"] for row in held_out if row["eval_true_reward"] >= TARGET_TRUE_REWARD]
+    return {
+        "rm_accuracy": accuracy,
+        "rm_share_of_best": accuracy / best,
+        "true_before": held_out[0]["eval_true_reward"],
+        "true_after": held_out[-1]["eval_true_reward"],
+        "kl": held_out[-1]["eval_kl"],
+        "rollouts_to_target": reached[0] * ROLLOUT_BATCH if reached else None,
+    }
+
+
+def _stage(command: str, **flags) -> dict:
+    """Print a command and run it in this process."""
+    import importlib
+
+    from denserl.cli.common import parse
+
+    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    print(f"\n$ denserl {shlex.join([command, *argv])}", file=sys.stderr, flush=True)
+    module = importlib.import_module(f"denserl.cli.{command.replace('-', '_')}")
+    return module.run(parse(module.Options, command, argv))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("denserl", "torch", "transformers", "deepspeed")}
+
+
+def main(argv: list[str] | None = None) -> None:
+    launch(Options, "demo", run, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The report of a demo run: one table for the terminal and one self-contained HTML page.
+
+Every number is computed or formatted here and none in the template. Texts of models and data are untrusted: the
+template escapes them, and characters that act on a display instead of showing (ANSI escapes, bidi controls) are named.
+"""
+
+import base64
+import unicodedata
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from denserl.errors import UserError
+from denserl.evaluation.plots import LEVEL_COLOURS, Curve, plot_levels
+from denserl.segmentation import BANDIT_THRESHOLD
+from denserl.trainer.trackers import read_metrics
+
+SAMPLES_SHOWN = 3
+REWARD_PER = {"segment": "one reward per segment", "token": "one reward per token", "bandit": "one reward per response"}
+# Ends and middle of the reward scale, RGB; all light enough for dark text.
+LOW, MIDDLE, HIGH = (243, 168, 110), (246, 246, 244), (120, 180, 224)
+MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+SHOWN_FORMATS = {"\u200c", "\u200d"}  # joiners: they belong to Persian, Indic scripts and emoji
+
+
+def write_report(folder: Path, results: dict, target: Path) -> None:
+    """Write the HTML page of a finished demo run; it loads nothing from elsewhere and runs no script.
+
+    Args:
+        folder: holds ppo-LEVEL, rm-LEVEL and (for levels with a place to normalise by) fit-LEVEL of every level.
+        results: what the demo writes to results.json.
+
+    Raises:
+        UserError: a file of the run is missing; it names the command that writes it.
+    """
+    levels = results["levels"]
+    metrics = {level: _rows(folder / f"ppo-{level}/metrics.jsonl", "train-ppo") for level in levels}
+    training = {level: _rows(folder / f"rm-{level}/metrics.jsonl", "train-rm") for level in levels}
+    samples = {level: _rows(folder / f"ppo-{level}/eval_samples.jsonl", "train-ppo") for level in levels}
+    pairs = {level: _pairs(rows)[:SAMPLES_SHOWN] for level, rows in samples.items()}
+    scale = _colour_limit(sample for shown in pairs.values() for pair in shown for sample in pair)
+    batch = results["rollout_batch_size"]
+    with TemporaryDirectory() as drawings:
+        page = {
+            "facts": _facts(results, max(row["step"] for rows in metrics.values() for row in rows) * batch),
+            "table": table_rows(results),
+            "curves": _learning_curves(metrics, batch, results["target_true_reward"], Path(drawings)),
+            "accuracy": _accuracy_curve(training, results["best_accuracy"], Path(drawings)),
+            "normalizers": _normalizers(folder, levels),
+            "legend": _legend(scale),
+            "samples": [_level_samples(level, shown, scale, batch) for level, shown in pairs.items()],
+            "colours": LEVEL_COLOURS,
+        }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(_template().render(page), encoding="utf-8")
+
+
+def table_rows(results: dict) -> list[list[str]]:
+    """The results as cells: one row of headings, then one row per level."""
+    goal = f"rollouts to {results['target_true_reward']:g}"
+    rows = [["level", "RM accuracy", "best", "share", "true before", "true after", "KL", goal]]
+    for level, got in results["levels"].items():
+        rollouts = got["rollouts_to_target"]
+        rows.append(
+            [
+                level,
+                f"{got['rm_accuracy']:.3f}",
+                f"{results['best_accuracy']:.3f}",
+                f"{got['rm_share_of_best']:.0%}",
+                f"{got['true_before']:+.2f}",
+                f"{got['true_after']:+.2f}",
+                f"{got['kl']:.1f}",
+                "not reached" if rollouts is None else str(rollouts),
+            ]
+        )
+    return rows
+
+
+def format_table(results: dict) -> str:
+    """The results as plain text in aligned columns, headings first."""
+    rows = table_rows(results)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    for row, line in zip(rows, lines, strict=True):
+        line[0] = row[0].ljust(widths[0])
+    return "\n".join("  ".join(line) for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
+
+
+def visible(text: str) -> str:
+    """The text with each character that acts instead of showing (controls, bidi marks, lone surrogates) named, as ‹U+001B›."""
+    return "".join(map(_visible_character, text))
+
+
+def reward_colour(reward: float, limit: float) -> str:
+    """CSS colour of a normalised reward: orange at -limit and below, near white at 0, blue at limit and above."""
+    share = min(max(reward / limit, -1.0), 1.0)
+    end = HIGH if share > 0 else LOW
+    return "#" + "".join(f"{round(middle + (to - middle) * abs(share)):02x}" for middle, to in zip(MIDDLE, end, strict=True))
+
+
+def _rows(path: Path, command: str) -> list[dict]:
+    rows = read_metrics(path)
+    if not rows:
+        raise _missing(path, command)
+    return rows
+
+
+def _missing(path: Path, command: str) -> UserError:
+    folder = path.parent
+    return UserError(
+        f"{path}: missing or empty; the report needs it, and `denserl {command} --output_dir {folder}` writes it",
+        f"denserl demo --output_dir {folder.parent} runs every stage",
+    )
+
+
+def _facts(results: dict, rollouts: int) -> dict[str, str]:
+    return {
+        "levels": ", ".join(f"{level} ({REWARD_PER[level]})" for level in results["levels"]),
+        "rollouts": str(rollouts),
+        "best": f"{results['best_accuracy']:.3f}",
+        "target": f"{results['target_true_reward']:g}",
+        "seed": str(results["seed"]),
+        "minutes": f"{results['minutes']:.1f}",
+        "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+    }
+
+
+def _learning_curves(metrics: dict[str, list[dict]], batch: int, target: float, drawings: Path) -> list[dict]:
+    """The held-out evaluations of every level, drawn four ways."""
+    held_out = {
+        level: [{**row, "rollouts": row["step"] * batch} for row in rows if "eval_kl" in row] for level, rows in metrics.items()
+    }
+    kl, goal = "KL (nats per response)", (target, f"target {target:g}")
+    panels = [
+        ("True reward", "rollouts", "eval_true_reward", "rollouts sampled", "true reward", goal),
+        ("Distance from the SFT model", "rollouts", "eval_kl", "rollouts sampled", kl, None),
+        ("Reward model's own reward", "rollouts", "eval_reward", "rollouts sampled", "mean raw reward", None),
+        ("True reward for its distance", "eval_kl", "eval_true_reward", kl, "true reward", goal),
+    ]
+    drawn = []
+    for number, (title, x, y, xlabel, ylabel, reference) in enumerate(panels):
+        path = drawings / f"{number}.svg"
+        curves = {level: _curve(rows, x, y) for level, rows in held_out.items()}
+        plot_levels(curves, path, xlabel=xlabel, ylabel=ylabel, reference=reference)
+        drawn.append({"title": title, "image": _data_uri(path), "alt": f"{ylabel} against {xlabel}, held-out prompts"})
+    return drawn
+
+
+def _accuracy_curve(training: dict[str, list[dict]], best: float, drawings: Path) -> dict:
+    path = drawings / "accuracy.svg"
+    plot_levels(
+        {level: _curve(rows, "step", "accuracy") for level, rows in training.items()},
+        path,
+        xlabel="optimiser step",
+        ylabel="pair accuracy",
+        reference=(best, f"best reachable {best:.3f}"),
+        points={level: _curve(rows, "step", "eval_accuracy") for level, rows in training.items()},
+    )
+    return {"image": _data_uri(path), "alt": "pair accuracy of the reward models against optimiser steps"}
+
+
+def _curve(rows: list[dict], x: str, y: str) -> Curve:
+    """The rows that have both values; a value that was not finite is None in the file."""
+    both = [(row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
+    return Curve([point[0] for point in both], [point[1] for point in both])
+
+
+def _normalizers(folder: Path, levels: dict[str, dict]) -> list[dict]:
+    """The fit's plot of each level that has one; the bandit level has no place to normalise by."""
+    drawn = []
+    for level in (name for name, got in levels.items() if got["threshold"] < BANDIT_THRESHOLD):
+        path = folder / f"fit-{level}/normalizer.png"
+        if not path.is_file():
+            raise _missing(path, "fit-normalizer")
+        alt = f"mean and standard deviation of {level} rewards by place, with fitted lines"
+        drawn.append({"level": level, "image": _data_uri(path), "alt": alt})
+    return drawn
+
+
+def _pairs(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """Samples of the first and of the last evaluation, prompt by prompt."""
+    steps = [row["step"] for row in rows]
+    before, after = ([row for row in rows if row["step"] == step] for step in (min(steps), max(steps)))
+    return list(zip(before, after, strict=False))
+
+
+def _colour_limit(samples) -> float:
+    """Where the colours end, on both sides of 0: 95 % of the shown rewards lie within, so that one far reward pales none."""
+    sizes = [abs(segment["normalised"]) for sample in samples for segment in sample["segments"]]
+    return max(round(float(np.quantile(sizes, 0.95)), 1), 0.1) if sizes else 1.0
+
+
+def _legend(limit: float) -> list[dict[str, str]]:
+    rewards = [limit * quarter / 4 for quarter in range(-4, 5)]
+    return [{"colour": reward_colour(reward, limit), "label": f"{reward:+.1f}"} for reward in rewards]
+
+
+def _level_samples(level: str, pairs: list[tuple[dict, dict]], limit: float, batch: int) -> dict:
+    prompts = [
+        {"text": visible(pair[0]["prompt"].strip()), "responses": [_response(sample, limit, batch) for sample in pair]}
+        for pair in pairs
+    ]
+    return {"level": level, "reward_per": REWARD_PER[level], "prompts": prompts}
+
+
+def _response(sample: dict, limit: float, batch: int) -> dict:
+    true_reward, rollouts = sample.get("true_reward"), sample["step"] * batch
+    return {
+        "when": f"after {rollouts} rollouts" if rollouts else "before PPO",
+        "true_reward": None if true_reward is None else f"{true_reward:+.2f}",
+        "ended": sample["ended"],
+        "segments": [_segment(segment, limit) for segment in sample["segments"]],
+    }
+
+
+def _segment(segment: dict, limit: float) -> dict[str, str]:
+    raw, normalised = segment["raw"], segment["normalised"]
+    return {
+        "text": visible(segment["text"]).replace("\n", "↵\n"),
+        "raw": f"{raw:+.2f}",
+        "normalised": f"{normalised:+.2f}",
+        "title": f"raw {raw:+.4f}, normalised {normalised:+.4f}",
+        "colour": reward_colour(normalised, limit),
+    }
+
+
+def _visible_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if character == "\n" or character in SHOWN_FORMATS or category not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
+        return character
+    return f"‹U+{ord(character):04X}›"
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _template():
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(files("denserl.evaluation").joinpath("report.html").read_text(encoding="utf-8"))

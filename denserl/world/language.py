@@ -1,0 +1,186 @@
+"""The language of the embedded world: its prompts, its sentences and their true values.
+
+Pure Python; learners never import this. Drawing whole data sets and writing them to files is in `make.py`.
+"""
+
+import random
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+from denserl.errors import UserError
+
+TOPICS = ("baking", "camping", "cycling", "sailing", "painting", "fishing", "gardening", "knitting")
+OPPOSITES = {"cheap": "costly", "quick": "slow", "safe": "risky", "quiet": "loud"}  # wish -> its harm
+WISHES = tuple(OPPOSITES)
+
+# Openers of sentences that take up the prompt's topic: six that serve a wish, then three that harm it.
+GENERAL_OPENERS = {
+    "cheap": ("Coupons Friends Leftovers Clubs Swaps Repairs", "Brands Fees Gadgets"),
+    "quick": ("Plans Shortcuts Helpers Lists Habits Tools", "Delays Detours Doubts"),
+    "safe": ("Gloves Lights Checks Teachers Pauses Maps", "Storms Nerves Risks"),
+    "quiet": ("Earplugs Mornings Slippers Cushions Hours Whispers", "Crowds Radios Engines"),
+}
+# Openers of sentences that belong to one topic, whatever the prompt's, and to no wish.
+TOPIC_OPENERS = {
+    "baking": "Oats Spatulas",
+    "camping": "Tarps Lanterns",
+    "cycling": "Helmets Trails",
+    "sailing": "Dinghies Oars",
+    "painting": "Rollers Brushes",
+    "fishing": "Worms Nets",
+    "gardening": "Seeds Rakes",
+    "knitting": "Looms Thimbles",
+}
+FILLERS = (
+    "Everyone starts somewhere.",
+    "Practice helps with time.",
+    "Beginners ask this often.",
+    "Books explain all this.",
+    "Experts disagree about details.",
+    "Patience matters very much.",
+    "Opinions differ on this.",
+    "Questions deserve good answers.",
+)
+FRAMES = (
+    "Tell me about {wish} {topic}.",
+    "How does {wish} {topic} work?",
+    "I want to try {wish} {topic}.",
+    "What matters in {wish} {topic}?",
+)
+VALUES = {"apt": 1.0, "filler": 0.0, "off_topic": -0.5, "repeated": -0.75, "wrong": -1.0, "broken": -1.0}
+# How often each kind of sentence is meant to be said in the data (kinds that have run out are drawn again).
+MIXTURE = {"apt": 0.35, "filler": 0.20, "off_topic": 0.20, "wrong": 0.15, "repeated": 0.10}
+MIN_SENTENCES, MAX_SENTENCES = 2, 6
+
+
+class Meaning(NamedTuple):
+    """What a sentence is about: the topic and the wish it names, if any, and whether it serves the wish."""
+
+    topic: str | None
+    wish: str | None
+    serves: bool
+
+
+def _general_sentences(topic: str) -> dict[str, Meaning]:
+    found = {}
+    for wish, (right, wrong) in GENERAL_OPENERS.items():
+        found |= {f"{opener} keep {topic} {wish}.": Meaning(topic, wish, True) for opener in right.split()}
+        found |= {f"{opener} make {topic} {OPPOSITES[wish]}.": Meaning(topic, wish, False) for opener in wrong.split()}
+    return found
+
+
+_FILLER_SENTENCES = {filler: Meaning(None, None, False) for filler in FILLERS}
+_TOPIC_SENTENCES = {
+    f"{opener} belong to {topic}.": Meaning(topic, None, False)
+    for topic, openers in TOPIC_OPENERS.items()
+    for opener in openers.split()
+}
+# What is said to a prompt about each topic. Here an opener occurs once: with the prompt and with what was said before
+# (see `again`) it determines the rest of its sentence.
+REPERTOIRE = {topic: _FILLER_SENTENCES | _TOPIC_SENTENCES | _general_sentences(topic) for topic in TOPICS}
+# Every sentence of the language, as it is said the first time.
+MEANINGS = {sentence: meaning for said in REPERTOIRE.values() for sentence, meaning in said.items()}
+
+
+def make_prompt(topic: str, wish: str, frame: int) -> str:
+    """The user's message that asks for this topic and wish, in one of the FRAMES."""
+    return FRAMES[frame].format(topic=topic, wish=wish)
+
+
+def read_prompt(prompt: str) -> tuple[str, str]:
+    """The (topic, wish) a prompt names; UserError when it does not name exactly one of each."""
+    words = re.findall(r"\w+", prompt)
+    topics, wishes = [w for w in words if w in TOPICS], [w for w in words if w in WISHES]
+    if len(topics) != 1 or len(wishes) != 1:
+        raise UserError(
+            f"the prompt {prompt!r} does not name one topic and one wish of the embedded world",
+            "use denserl.world.language only with prompts written by denserl.world.make",
+        )
+    return topics[0], wishes[0]
+
+
+def sentences(response: str) -> list[tuple[int, int]]:
+    """Character spans of the sentences: each from its first visible character to its full stop, or to the end."""
+    return [match.span() for match in re.finditer(r"[^\s.](?:[^.]*\.|[^.]*[^\s.]|)|\.", response)]
+
+
+def again(sentence: str) -> str:
+    """The form in which a sentence is said again: "Coupons keep baking cheap." -> "Coupons still keep baking cheap."."""
+    opener, rest = sentence.split(" ", 1)
+    return f"{opener} still {rest}"
+
+
+FIRST_FORMS = {again(sentence): sentence for sentence in MEANINGS}
+
+
+def kind_of(sentence: str, topic: str, wish: str, said: Collection[str] = ()) -> str:
+    """The kind of a sentence after `said` (first forms): apt | filler | off_topic | wrong | repeated | broken."""
+    if FIRST_FORMS.get(sentence, sentence) in said:
+        return "repeated"
+    meaning = MEANINGS.get(sentence)
+    if meaning is None:
+        return "broken"
+    if meaning.wish is None and meaning.topic in (None, topic):
+        return "filler"
+    if (meaning.topic, meaning.wish) != (topic, wish):
+        return "off_topic"
+    return "apt" if meaning.serves else "wrong"
+
+
+def kinds(prompt: str, response: str) -> list[str]:
+    """The kind of each sentence of a response to a prompt (the user's message text).
+
+    A sentence that was said before is repeated in either form; the form for saying again is broken the first time.
+    """
+    topic, wish = read_prompt(prompt)
+    found, said = [], set()
+    for start, end in sentences(response):
+        sentence = response[start:end]
+        found.append(kind_of(sentence, topic, wish, said))
+        if sentence in MEANINGS:
+            said.add(sentence)
+    return found
+
+
+def true_values(prompt: str, response: str) -> list[float]:
+    """The true value of each sentence of a response to a prompt (the user's message text), in [-1, 1]."""
+    return [VALUES[kind] for kind in kinds(prompt, response)]
+
+
+def response_reward(prompt: str, response: str) -> float:
+    """The mean true value of a response's sentences; -1 when it has none."""
+    values = true_values(prompt, response)
+    return sum(values) / len(values) if values else -1.0
+
+
+def true_reward(prompts: list[list[dict]], responses: list[str]) -> list[float]:
+    """True rewards of responses to prompts given as message lists, whose last message is the user's."""
+    return [response_reward(p[-1]["content"], r) for p, r in zip(prompts, responses, strict=True)]
+
+
+def sample_response(rng: random.Random, prompt: str, avoid: Collection[tuple[str, str]] = ()) -> str:
+    """A response of 2 to 6 sentences drawn from MIXTURE, tilted a little to better or worse.
+
+    No off-topic sentence is about a (topic, wish) combination in `avoid`.
+    """
+    topic, wish = read_prompt(prompt)
+    by_kind: dict[str, list[str]] = {kind: [] for kind in MIXTURE}
+    for sentence, meaning in REPERTOIRE[topic].items():
+        kind = kind_of(sentence, topic, wish)
+        if kind != "off_topic" or (meaning.topic, meaning.wish) not in avoid:
+            by_kind[kind].append(sentence)
+    tilt = rng.uniform(0.5, 1.5)
+    tilts = {"apt": tilt, "filler": 1.0}
+    weights = [MIXTURE[kind] * tilts.get(kind, 2.0 - tilt) for kind in MIXTURE]
+    length = rng.randint(MIN_SENTENCES, MAX_SENTENCES)
+    response: list[str] = []
+    said: list[str] = []
+    while len(response) < length:
+        (kind,) = rng.choices(list(MIXTURE), weights)
+        choices = said if kind == "repeated" else [s for s in by_kind[kind] if s not in said]
+        if choices:
+            sentence = rng.choice(choices)
+            response.append(again(sentence) if kind == "repeated" else sentence)
+            said += [sentence] * (kind != "repeated")
+    return " ".join(response)
