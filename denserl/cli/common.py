@@ -120,7 +120,7 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win."""
     # The deepspeed launcher adds --local_rank, which the environment says as well.
     argv = [part for part in argv if not part.startswith("--local_rank=")]
-    return tyro.cli(options_class, args=_expand_config(argv), prog=f"denserl {command}")
+    return tyro.cli(options_class, args=expand_config(argv), prog=f"denserl {command}")
 
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
@@ -157,7 +157,9 @@ def level_threshold(level: str, threshold: float | None, segment_default: float 
     return threshold
 
 
-def _expand_config(argv: list[str]) -> list[str]:
+def expand_config(argv: list[str]) -> list[str]:
+    """The arguments with `--config FILE` replaced by the flags that it lists, put first. UserError for a bad file."""
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" not in argv:
         return argv
     at = argv.index("--config")
@@ -168,11 +170,12 @@ def _expand_config(argv: list[str]) -> list[str]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}", "write option: value lines") from error
     require(isinstance(settings, dict), f"{path} holds a {type(settings).__name__}", "write option: value lines")
-    flags = [flag for name, value in settings.items() for flag in _as_flags(name, value)]
+    flags = [flag for name, value in settings.items() for flag in as_flags(name, value)]
     return [*flags, *argv[:at], *argv[at + 2 :]]
 
 
-def _as_flags(name: str, value) -> list[str]:
+def as_flags(name: str, value) -> list[str]:
+    """One option as command-line words: a boolean as --name or --no-name, a list as several words."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

@@ -1,9 +1,9 @@
 """Write the embedded world as ordinary model and data files."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from denserl.cli.common import launch
+from denserl.cli.common import launch, require
 
 log = logging.getLogger(__name__)
 
@@ -15,14 +15,27 @@ class Options:
     output_dir: str = "runs/world"
     """Folder to write."""
     seed: int = 0
-    """Seed of the language model's weights and of everything drawn."""
+    """Seed of the base model's weights and of everything drawn."""
+    scale: float = 1.0
+    """Share of the rows written."""
 
 
 def run(options: Options) -> dict:
-    from denserl.world.make import write_world
+    """Returns what world.json holds."""
+    from denserl.world.make import WorldSizes, write_world
 
-    world = write_world(options.output_dir, options.seed)
-    log.info("%s: %s", options.output_dir, ", ".join(f"{key} {value}" for key, value in world.items()))
+    require(options.scale > 0, f"--scale is {options.scale:g}; it must be above 0", "1 writes every row")
+    sizes = WorldSizes()
+    rows = ("sft", "pairs", "val_pairs", "test_pairs", "prompts", "heldout_prompts")
+    sizes = replace(sizes, **{name: max(1, round(getattr(sizes, name) * options.scale)) for name in rows})
+    world = write_world(options.output_dir, options.seed, sizes)
+    log.info(
+        "%s: %d demonstrations, %d pairs; the best reachable accuracy on unseen combinations is %.3f",
+        options.output_dir,
+        world["sizes"]["sft"],
+        world["sizes"]["pairs"],
+        world["best_accuracy_test"],
+    )
     return world
 
 

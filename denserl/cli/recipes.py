@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import yaml
 
-from denserl.cli.common import _as_flags, _expand_config, require
+from denserl.cli.common import as_flags, expand_config, require
 from denserl.errors import UserError
 
 TABLE = Path(__file__).with_name("model_types.yaml")
@@ -148,7 +148,8 @@ def ppo_flags(call: Call) -> Flags:
         f"{given['MODEL_TYPE']} has no reward model of the {level} level in {TABLE.name}",
         "add --reward_model PATH at the end",
     )
-    normalizer = call.words.get("normalizer", NORMALIZERS[kind])
+    # Who chooses another normaliser by flag gives its constants by flag too.
+    normalizer = None if "normalizer" in call.overridden else call.words.get("normalizer", NORMALIZERS[kind])
     constants: Flags = {}
     if normalizer == "location":
         constants = entry["normalizer"] | {"fit_tag": given["FIT_TAG"]}
@@ -217,7 +218,7 @@ def plan(name: str, argv: list[str], check_files: bool = True) -> tuple[list[lis
     _one_of("SEGMENT_METHOD", given["SEGMENT_METHOD"], ["peak"])
     _one_of("AGG_FUNC", given["AGG_FUNC"], ["avg"])
     reward_level(given["C"])
-    further = _grouped(_expand_config(further))
+    further = _grouped(expand_config(further))
     overridden = {_flag_name(line[0]) for line in further}
     words = translate_words(given["EXP"], given["C"]) if name == "train-ppo" else {}
     table = read_table()
@@ -231,7 +232,7 @@ def plan(name: str, argv: list[str], check_files: bool = True) -> tuple[list[lis
         makers = {Path(made): command.format(rm=model, C=given["C"]) for made, command in table["made_by"].items()}
         _check_inputs(read, makers)
     launcher = ["torchrun", "--standalone", "--nproc_per_node", gpus] if gpus else ["python"]
-    own = [_as_flags(flag, value) for flag, value in flags.items()]
+    own = [as_flags(flag, value) for flag, value in flags.items()]
     return [[*launcher, "-m", recipe.module], *own, *further], _notes(given, words, flags)
 
 
@@ -278,7 +279,7 @@ def _usage(name: str, recipe: Recipe) -> str:
 def _notes(given: dict[str, str], words: Flags, flags: Flags) -> list[str]:
     notes = []
     if words:
-        shown = shlex.join(part for flag, value in words.items() for part in _as_flags(flag, value))
+        shown = shlex.join(part for flag, value in words.items() for part in as_flags(flag, value))
         notes.append(f"words in the name {given['EXP']} are translated to {shown}")
     if "dataset_tag" in flags:
         notes.append(f"FIT_TAG of this fit for train_ppo_segment.sh: {flags['dataset_tag']}")
