@@ -1,0 +1,30 @@
+"""What every test shares: quiet threads, one hypothesis profile, the real data's folder, helper modules on the path."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before torch is imported anywhere, and inherited by the processes that tests start: tensors here are small, and
+# threads that spin while they wait slow down every test on a machine of few cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+TESTS = Path(__file__).resolve().parent
+if str(TESTS) not in sys.path:
+    sys.path.insert(0, str(TESTS))
+
+# The same examples on every run; no deadline, because the first call of a tensor function is slow.
+settings.register_profile("denserl", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("denserl")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository, read in place; the test is skipped where it is missing."""
+    folder = TESTS.parent.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} does not exist")
+    return folder

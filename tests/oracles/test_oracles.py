@@ -1,0 +1,130 @@
+"""GAE, whitening, losses and KL against other people's libraries; each test is skipped where its library is missing.
+
+Compared with verl 0.9.1 (`verl.trainer.ppo.core_algos`) and trl 1.12.0 (`masked_whiten` of its PPO trainer).
+"""
+
+import math
+
+import pytest
+import torch
+
+from denserl.ppo_utils.advantages import gae, whiten
+from denserl.ppo_utils.kl import KLCoefficient, approx_kl, penalised_rewards
+from denserl.ppo_utils.losses import policy_loss, value_loss
+
+# Their name for each of our averages.
+MODES = [("sequence", "seq-mean-token-mean"), ("token", "token-mean")]
+SEEDS = range(3)
+# Both sides compute in fp32, in different orders.
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def verl():
+    return pytest.importorskip("verl.trainer.ppo.core_algos", exc_type=ImportError)
+
+
+def batch(seed: int, fields: int = 3):
+    """Random (6, 40) tensors, finite everywhere because others multiply by the mask, and a mask without empty rows."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(40) < torch.tensor([40, 1, 17, 2, 39, 8])[:, None]
+    return *torch.randn(fields, 6, 40, generator=generator), mask.float()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (1.0, 1.0), (0.99, 0.9), (1.0, 0.0)])
+def test_gae_and_whitening_with_verl(seed, gamma, lam):
+    theirs = verl()
+    rewards, values, mask = batch(seed, 2)
+    expected, expected_returns = theirs.compute_gae_advantage_return(rewards, values, mask, gamma, lam)
+    advantages, returns = gae(rewards, values, mask, gamma, lam)
+    torch.testing.assert_close(returns, expected_returns * mask, **CLOSE)
+    # Their whitening has the unbiased variance, ours the biased one.
+    tokens = mask.sum().item()
+    found = whiten(advantages, mask) * math.sqrt((tokens - 1) / tokens)
+    torch.testing.assert_close(found, expected * mask, **CLOSE)
+
+
+@pytest.mark.parametrize("module", ["trl.experimental.ppo.ppo_trainer", "verl.utils.torch_functional"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whitening(module, seed):
+    theirs = pytest.importorskip(module, exc_type=ImportError)
+    x, mask = batch(seed, 1)
+    tokens = mask.sum().item()
+    expected = theirs.masked_whiten(x * 5 + 3, mask.bool()) * mask
+    torch.testing.assert_close(whiten(x * 5 + 3, mask) * math.sqrt((tokens - 1) / tokens), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("average, mode", MODES)
+def test_policy_loss_with_verl(seed, average, mode):
+    theirs = verl()
+    logprobs, old, advantages, mask = batch(seed)
+    ours, again = (0.5 * logprobs).requires_grad_(), (0.5 * logprobs).requires_grad_()
+    loss, share = policy_loss(ours, 0.5 * old, advantages, mask, 0.2, average)
+    # A second bound on tokens of negative advantage is theirs alone: far away, it never acts.
+    expected, expected_share, _, _ = theirs.compute_policy_loss(
+        0.5 * old, again, advantages, mask, cliprange=0.2, clip_ratio_c=1e6, loss_agg_mode=mode
+    )
+    torch.testing.assert_close(loss, expected, **CLOSE)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, again.grad, **CLOSE)
+    if average == "token":
+        torch.testing.assert_close(share, expected_share, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("average, mode", MODES)
+@pytest.mark.parametrize("clip", [0.2, 0.25])
+def test_value_loss_with_verl(seed, average, mode, clip):
+    theirs = verl()
+    values, old, returns, mask = batch(seed)
+    ours, again = values.clone().requires_grad_(), values.clone().requires_grad_()
+    loss, share = value_loss(ours, old, returns, mask, clip, average)
+    expected, expected_share = theirs.compute_value_loss(again, returns, old, mask, clip, loss_agg_mode=mode)
+    torch.testing.assert_close(loss, expected, **CLOSE)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, again.grad, **CLOSE)
+    if average == "token":
+        torch.testing.assert_close(share, expected_share, **CLOSE)
+
+
+@pytest.mark.parametrize("average, mode", MODES)
+def test_micro_batches_with_verl(average, mode):
+    """A part's loss, divided by the number of the whole batch."""
+    theirs = verl()
+    logprobs, old, advantages, mask = batch(0)
+    count = {"sequence": 6, "token": mask.sum()}[average]
+    name = {"sequence": "global_batch_size", "token": "batch_num_tokens"}[average]
+    found, _ = policy_loss(logprobs[:2], old[:2], advantages[:2], mask[:2], 0.2, average, count)
+    ratio = (logprobs - old).exp()
+    terms = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
+    torch.testing.assert_close(found, theirs.agg_loss(terms[:2], mask[:2], mode, **{name: count}), **CLOSE)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_with_verl(estimator):
+    theirs = verl()
+    # Their k3 is held within +-10; these differences stay far below.
+    logprobs, reference, _ = batch(0, 2)
+    logprobs, reference = 0.3 * logprobs, 0.3 * reference
+    expected = theirs.kl_penalty(logprobs, reference, estimator)
+    # exp(x) - 1 - x cancels in theirs: an fp32 rounding of 1 is left.
+    torch.testing.assert_close(approx_kl(logprobs, reference, estimator), expected, atol=5e-7, rtol=1e-6)
+
+
+def test_penalised_rewards_with_verl():
+    theirs = verl()
+    rewards, logprobs, reference, mask = batch(0)
+    found = penalised_rewards(rewards, approx_kl(logprobs, reference), mask, beta=0.01)
+    torch.testing.assert_close(found, theirs.compute_rewards(rewards, logprobs, reference, 0.01) * mask, **CLOSE)
+
+
+def test_adaptive_coefficient_with_verl():
+    theirs = verl().AdaptiveKLController(0.05, target_kl=3.0, horizon=5000)
+    ours = KLCoefficient(0.05, target=3.0, horizon=5000)
+    for kl in (0.0, 1.0, 2.9, 3.1, 10.0):
+        theirs.update(kl, 128)
+        ours.update(kl, 128)
+        assert ours.beta == pytest.approx(theirs.value, rel=1e-12)

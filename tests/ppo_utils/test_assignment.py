@@ -1,0 +1,136 @@
+"""Assignment of segment rewards to tokens against the loop, and what each strategy promises."""
+
+import math
+
+import pytest
+import reference_loops as loops
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denserl.ppo_utils.assignment import KINDS, assign_rewards, canonical_kind, last_token
+
+# The reference's names, as section 5 lists them.
+NAMES = {
+    "segment_normalization": "even",
+    "same_segment_last": "repeat",
+    "every_segment_last": "end",
+    "segment_last_avg": "mean_last",
+    "segment_last_logsumexp": "logsumexp_last",
+}
+# fp32 sums, exponentials and logarithms of at most 12 numbers of size 4.
+CLOSE = {"atol": 2e-6, "rtol": 2e-6}
+
+
+def rewards_for(batch, threshold):
+    """A segmentation by the loop, as rows and tensors, and a random reward for each segment, junk past the counts."""
+    rows = loops.segment(batch.entropy, batch.mask, threshold, batch.has_end_of_turn)
+    segments = loops.to_segments(rows, batch.mask.shape[1])
+    rewards = torch.randn(segments.lengths.shape, generator=batch.generator)
+    return rows, segments, loops.spoil_past(rewards, segments.counts)
+
+
+@given(
+    loops.batches(),
+    st.sampled_from(loops.THRESHOLDS),
+    st.sampled_from(sorted(NAMES.values())),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.booleans(),
+)
+def test_equals_the_loop(batch, threshold, kind, tau, with_mask):
+    rows, segments, rewards = rewards_for(batch, threshold)
+    lasts = [tokens[-1] if tokens else -1 for tokens in loops.places(batch.mask)]
+    if not with_mask:
+        lasts = [row[-1][-1] if row else -1 for row in rows]
+    width = batch.mask.shape[1]
+    expected = torch.tensor(loops.assign(rewards.tolist(), rows, lasts, width, kind, tau)).reshape(batch.mask.shape)
+    found = assign_rewards(rewards, segments, kind, batch.mask if with_mask else None, tau)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@given(loops.batches(), st.sampled_from(loops.THRESHOLDS))
+def test_an_even_split_sums_to_the_segments_reward(batch, threshold):
+    rows, segments, rewards = rewards_for(batch, threshold)
+    found = assign_rewards(rewards, segments, "even")
+    for b, row in enumerate(rows):
+        for k, tokens in enumerate(row):
+            assert found[b, tokens].sum().item() == pytest.approx(rewards[b, k].item(), abs=2e-6)
+
+
+@given(loops.batches(), st.sampled_from(loops.THRESHOLDS), st.sampled_from(sorted(NAMES)))
+def test_nothing_outside_the_segments_and_the_last_token(batch, threshold, name):
+    _, segments, rewards = rewards_for(batch, threshold)
+    found = assign_rewards(rewards, segments, name, batch.mask)
+    per_segment = NAMES[name] in ("even", "repeat", "end")
+    allowed = segments.ids >= 0 if per_segment else batch.mask.bool()
+    assert (found[~allowed] == 0).all()
+    if not per_segment:
+        assert (found != 0).sum(1).le(1).all()
+
+
+@given(loops.batches(), st.sampled_from(loops.THRESHOLDS), st.sampled_from(sorted(NAMES)))
+def test_aliases_mean_the_same(batch, threshold, name):
+    _, segments, rewards = rewards_for(batch, threshold)
+    found = assign_rewards(rewards, segments, name, batch.mask)
+    assert canonical_kind(name) == canonical_kind(NAMES[name]) == NAMES[name]
+    assert torch.equal(found, assign_rewards(rewards, segments, NAMES[name], batch.mask))
+
+
+HAND = loops.to_segments([[[0, 1], [2]]], width=5)
+REWARDS = torch.tensor([[4.0, -1.0]])
+MASK = torch.tensor([[1, 1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("even", [2.0, 2.0, -1.0, 0.0, 0.0]),
+        ("repeat", [4.0, 4.0, -1.0, 0.0, 0.0]),
+        ("end", [0.0, 4.0, -1.0, 0.0, 0.0]),
+        ("mean_last", [0.0, 0.0, 0.0, 1.5, 0.0]),
+        ("logsumexp_last", [0.0, 0.0, 0.0, math.log(math.exp(4) + math.exp(-1)), 0.0]),
+    ],
+)
+def test_by_hand(kind, expected):
+    found = assign_rewards(REWARDS, HAND, kind, MASK)[0].tolist()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_logsumexp_goes_from_sum_like_to_the_largest_reward():
+    found = assign_rewards(REWARDS, HAND, "logsumexp_last", MASK, tau=0.01)
+    assert found[0, 3].item() == pytest.approx(4.0, rel=1e-6)
+    hot = assign_rewards(torch.tensor([[1000.0, 1000.0]]), HAND, "logsumexp_last", MASK, tau=2.0)
+    assert hot[0, 3].item() == pytest.approx(1000 + 2 * math.log(2), rel=1e-6)
+
+
+def test_one_response_never_broadcasts_over_another():
+    """With as many responses as tokens, a per-response reward could be added along the wrong axis unnoticed."""
+    segments = loops.to_segments([[[0, 1, 2]]] * 3, width=3)
+    found = assign_rewards(torch.tensor([[1.0], [2.0], [3.0]]), segments, "mean_last")
+    assert found.tolist() == [[0, 0, 1.0], [0, 0, 2.0], [0, 0, 3.0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (2, 3)])
+def test_without_any_token(kind, shape):
+    segments = loops.to_segments([[]] * shape[0], shape[1])
+    found = assign_rewards(torch.zeros(shape[0], 0), segments, kind, torch.zeros(shape))
+    assert found.shape == shape and found.dtype == torch.float32 and (found == 0).all()
+
+
+def test_last_token():
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 1], [1, 0, 0]])
+    assert last_token(mask).tolist() == [[False, True, False], [False] * 3, [False, False, True], [True, False, False]]
+    assert last_token(torch.ones(2, 0)).shape == (2, 0)
+    assert last_token(torch.ones(0, 2)).shape == (0, 2)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="'evenly'.*even.*segment_normalization"):
+        assign_rewards(REWARDS, HAND, "evenly")
+    with pytest.raises(ValueError, match="unknown"):
+        canonical_kind("segment_last")
+    for tau in (0.0, -1.0):
+        with pytest.raises(ValueError, match="tau"):
+            assign_rewards(REWARDS, HAND, "logsumexp_last", tau=tau)
