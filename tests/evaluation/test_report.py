@@ -1,0 +1,302 @@
+"""The report of a demo run, from folders made by hand: what is shown, what is escaped, what is asked for when missing."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from denserl.errors import UserError
+from denserl.evaluation import plots, report
+from denserl.evaluation.plots import Curve, plot_levels
+from denserl.evaluation.report import format_table, reward_colour, visible, write_report
+
+PNG = b"\x89PNG\r\n\x1a\n picture"
+INK = "#1b1d21"  # the page's text colour
+VOID_TAGS = {"meta", "img"}
+RESULTS = {
+    "best_accuracy": 0.85,
+    "seed": 7,
+    "target_true_reward": 0.3,
+    "rollout_batch_size": 64,
+    "versions": {"denserl": "0.1.0", "torch": "2.13.0"},
+    "minutes": 4.94,
+    "levels": {
+        "segment": {
+            "rm_accuracy": 0.83,
+            "rm_share_of_best": 0.976,
+            "true_before": -0.2,
+            "true_after": 0.5,
+            "kl": 9.14,
+            "rollouts_to_target": 1024,
+            "threshold": 1.0,
+        },
+        "bandit": {
+            "rm_accuracy": 0.8,
+            "rm_share_of_best": 0.941,
+            "true_before": -0.2,
+            "true_after": 0.1,
+            "kl": 12.0,
+            "rollouts_to_target": None,
+            "threshold": 1000,
+        },
+    },
+}
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style></title></article><b>",
+    "\" onmouseover=\"alert(1)' x='",
+    "{{ 7 * 7 }}{% raw %}${7*7}",
+    "&lt;&amp;&#60;",
+    "<!-- --><![CDATA[",
+]
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text that a browser would see."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def sample(step: int, prompt: str, *segments: tuple[str, float, float], ended: bool = True, **more) -> dict:
+    parts = [{"text": text, "raw": raw, "normalised": normalised} for text, raw, normalised in segments]
+    return {"step": step, "prompt": prompt, "response": "", "ended": ended, "segments": parts, **more}
+
+
+def write_rows(path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(folder, samples: list[dict]) -> None:
+    held_out = {"eval_kl": 0.5, "eval_reward": 1.0, "eval_true_reward": 0.1}
+    for level in RESULTS["levels"]:
+        write_rows(
+            folder / f"ppo-{level}/metrics.jsonl", [{"step": 0, **held_out}, {"step": 1, "kl": 0.1}, {"step": 5, **held_out}]
+        )
+        write_rows(folder / f"ppo-{level}/eval_samples.jsonl", samples)
+        write_rows(folder / f"rm-{level}/metrics.jsonl", [{"step": 10, "accuracy": 0.7}, {"step": 20, "eval_accuracy": 0.8}])
+    (folder / "fit-segment").mkdir()
+    (folder / "fit-segment/normalizer.png").write_bytes(PNG)
+
+
+def page_of(folder, samples: list[dict]) -> Page:
+    make_run(folder, samples)
+    write_report(folder, RESULTS, folder / "out/report.html")
+    page = Page((folder / "out/report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def shown(page: Page) -> str:
+    return " ".join(page.text.split())
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_table():
+    assert format_table(RESULTS).split("\n") == [
+        "level    RM accuracy   best  share  true before  true after    KL  rollouts to 0.3",
+        "-------  -----------  -----  -----  -----------  ----------  ----  ---------------",
+        "segment        0.830  0.850    98%        -0.20       +0.50   9.1             1024",
+        "bandit         0.800  0.850    94%        -0.20       +0.10  12.0      not reached",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("plain é 漢字 🙂", "plain é 漢字 🙂"),
+        ("a\nb", "a\nb"),
+        ("a\tb\r", "a‹U+0009›b‹U+000D›"),
+        ("\x1b[31mred\x00", "‹U+001B›[31mred‹U+0000›"),
+        ("\x7f\x9b", "‹U+007F›‹U+009B›"),
+        ("\u202eevil\u2066", "‹U+202E›evil‹U+2066›"),
+        ("a\u200bb\ufeff", "a‹U+200B›b‹U+FEFF›"),
+        ("\u2028\ud800", "‹U+2028›‹U+D800›"),
+        ("\U000e0041\ue000", "‹U+E0041›‹U+E000›"),
+        ("👨\u200d👩", "👨\u200d👩"),
+    ],
+)
+def test_visible(text, expected):
+    assert visible(text) == expected
+
+
+def test_colours_are_symmetric_and_end_at_the_limit():
+    assert reward_colour(0.0, 2.0) == "#f6f6f4"  # 246 246 244
+    assert reward_colour(2.0, 2.0) == reward_colour(50.0, 2.0) == "#78b4e0"  # 120 180 224
+    assert reward_colour(-2.0, 2.0) == reward_colour(-50.0, 2.0) == "#f3a86e"  # 243 168 110
+    # A quarter of the way to blue: 246 - 126 / 4 = 214.5 (even: 214), 246 - 66 / 4 = 229.5 (230), 244 - 20 / 4 = 239.
+    assert reward_colour(0.5, 2.0) == "#d6e6ef"
+
+
+def test_text_contrast_on_every_colour():
+    """At least 7 : 1 (WCAG AAA) on the whole scale."""
+    colours = [reward_colour(i / 50, 1.0) for i in range(-50, 51)]
+    assert min((luminance(colour) + 0.05) / (luminance(INK) + 0.05) for colour in colours) >= 7
+    assert INK in report.files("denserl.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+
+
+def test_page_is_self_contained(tmp_path):
+    page = page_of(tmp_path, [sample(0, "p", ("a", 1.0, 2.0)), sample(5, "p", ("b", 1.0, 2.0))])
+    assert not {"script", "link", "iframe", "object", "base", "form", "a"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("href", "srcset")]
+    images = page.values("src")
+    # Four learning curves, one of accuracy, and the segment level's normaliser; the bandit level has none.
+    assert [image.split(";")[0] for image in images] == ["data:image/svg+xml"] * 5 + ["data:image/png"]
+    assert base64.b64decode(images[-1].split(",")[1]) == PNG
+    assert all(b"<svg" in base64.b64decode(image.split(",")[1]) for image in images[:5])
+    assert "default-src 'none'" in page.values("content")[-1]
+    html = (tmp_path / "out/report.html").read_text()
+    assert not re.search(r"url\(|@import|https?:", html)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+
+
+def test_page_says_what_was_run(tmp_path):
+    text = shown(page_of(tmp_path, [sample(0, "p", ("a", 1.0, 2.0))]))
+    assert "segment (one reward per segment), bandit (one reward per response)." in text
+    assert "best reachable pair accuracy (0.850)" in text
+    assert "PPO sampled up to 320 rollouts" in text  # step 5, 64 rollouts each
+    assert "With seed 7, everything took 4.9 minutes. denserl 0.1.0, torch 2.13.0" in text
+    assert "segment 0.830 0.850 98% -0.20 +0.50 9.1 1024 bandit 0.800 0.850 94% -0.20 +0.10 12.0 not reached" in text
+
+
+def test_samples_before_and_after(tmp_path):
+    """The first and last evaluation side by side, three prompts at most, with rewards, true reward and cut-off marks."""
+    samples = [
+        sample(
+            step, f"prompt{i}", (f"s{step}p{i}", 0.12344, -1.5), (" tail\n", -3.0, 2.0), ended=step < 50, true_reward=step / 100
+        )
+        for step in (0, 25, 50)
+        for i in range(4)
+    ]
+    page = page_of(tmp_path, samples)
+    text = shown(page)
+    before = "before PPO · true reward +0.00 s0p0 +0.12 -1.50 tail↵ -3.00 +2.00"
+    after = "after 3200 rollouts · true reward +0.50 s50p0 +0.12 -1.50 tail↵ -3.00 +2.00 cut off by the length limit"
+    assert text.count(f"prompt0 {before} {after}") == 2  # once per level
+    assert text.count("cut off by the length limit") == 6
+    assert "prompt2" in text and "prompt3" not in text and "s25p0" not in text
+    assert page.values("title").count("raw +0.1234, normalised -1.5000") == 12
+    # 95 % quantile of |1.5| and |2| half and half is 2: the legend ends there and the second segment has its last colour.
+    assert "normalised reward -2.0 -1.5 -1.0 -0.5 +0.0 +0.5 +1.0 +1.5 +2.0 and beyond" in text
+    assert page.values("style").count("background: #78b4e0") == 12 + 1
+
+
+def test_sample_without_segments_or_true_reward(tmp_path):
+    text = shown(page_of(tmp_path, [sample(0, "p"), sample(5, "p")]))
+    assert text.count("before PPO (empty response) after 320 rollouts (empty response)") == 2
+
+
+def test_hostile_text_is_only_text(tmp_path):
+    """Prompts and responses add no tag and no attribute, and are read back as they were."""
+    control = "\x1b]0;title\x07\u202e\ud800"
+    samples = [sample(step, text + control, (text + control, 1.0, 2.0)) for text in HOSTILE[:3] for step in (0, 5)]
+    samples += [sample(step, text, (text, 1.0, 2.0)) for text in HOSTILE[3:] for step in (0, 5)]
+    tame = [sample(row["step"], "p", ("a", 1.0, 2.0)) for row in samples]
+    pages = {}
+    for name, rows in (("hostile", samples), ("tame", tame)):
+        (tmp_path / name).mkdir()
+        pages[name] = page_of(tmp_path / name, rows)
+    assert pages["hostile"].tags == pages["tame"].tags
+    assert [name for name, _ in pages["hostile"].attributes] == [name for name, _ in pages["tame"].attributes]
+    for text in HOSTILE[:3]:
+        # Two levels, and in each the prompt and both responses.
+        assert pages["hostile"].text.count(text + "‹U+001B›]0;title‹U+0007›‹U+202E›‹U+D800›") == 2 * 3
+    html = (tmp_path / "hostile/out/report.html").read_text(encoding="utf-8")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_template_text_is_not_run(tmp_path, text):
+    page = page_of(tmp_path, [sample(step, text, (text, 1.0, 2.0)) for step in (0, 5)])
+    assert page.text.count(text) == 2 * 3
+
+
+def test_learning_curves_hold_the_held_out_numbers(tmp_path, monkeypatch):
+    drawn = []
+
+    def record(curves, path, **names):
+        drawn.append((curves, names))
+        path.write_text("<svg/>")
+
+    monkeypatch.setattr(report, "plot_levels", record)
+    make_run(tmp_path, [sample(0, "p", ("a", 1.0, 2.0))])
+    rows = [
+        {"step": 0, "eval_kl": 0.0, "eval_reward": 0.25, "eval_true_reward": -0.5},
+        {"step": 1, "kl": 3.0, "reward": 9.0},
+        {"step": 2, "kl": 3.0, "eval_kl": 1.5, "eval_reward": None, "eval_true_reward": 0.5},
+    ]
+    write_rows(tmp_path / "ppo-segment/metrics.jsonl", rows)
+    write_report(tmp_path, RESULTS, tmp_path / "report.html")
+    true_reward, kl, reward, frontier, accuracy = drawn
+    assert true_reward[0]["segment"] == Curve([0, 128], [-0.5, 0.5])
+    assert true_reward[1]["reference"] == frontier[1]["reference"] == (0.3, "target 0.3")
+    assert kl[0]["segment"] == Curve([0, 128], [0.0, 1.5])
+    assert reward[0]["segment"] == Curve([0], [0.25])
+    assert frontier[0]["segment"] == Curve([0.0, 1.5], [-0.5, 0.5])
+    assert kl[0]["bandit"] == Curve([0, 320], [0.5, 0.5])
+    assert accuracy[0]["bandit"] == Curve([10], [0.7])
+    assert accuracy[1]["points"]["bandit"] == Curve([20], [0.8])
+    assert accuracy[1]["reference"] == (0.85, "best reachable 0.850")
+
+
+def test_plot_draws_each_level_its_own_way(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    curves = {"segment": Curve([0, 1], [2.0, 3.0]), "token": Curve([0, 1], [4.0, 5.0]), "bandit": Curve([], [])}
+    plot_levels(
+        curves, tmp_path / "a.svg", xlabel="x", ylabel="y", reference=(0.5, "goal"), points={"token": Curve([1], [6.0])}
+    )
+    (panel,) = figures[0].axes
+    lines = panel.get_lines()
+    assert [line.get_xydata().tolist() for line in lines[:2]] == [[[0, 2], [1, 3]], [[0, 4], [1, 5]]]
+    assert len({(line.get_color(), line.get_marker()) for line in lines[:3]}) == 3
+    assert lines[3].get_xydata().tolist() == [[1, 6]] and lines[3].get_color() == lines[1].get_color()
+    assert set(lines[4].get_ydata()) == {0.5} and [text.get_text() for text in panel.texts] == ["goal"]
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["segment", "token", "bandit"]
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("ppo-bandit/metrics.jsonl", "train-ppo"),
+        ("ppo-segment/eval_samples.jsonl", "train-ppo"),
+        ("rm-segment/metrics.jsonl", "train-rm"),
+        ("fit-segment/normalizer.png", "fit-normalizer"),
+    ],
+)
+def test_missing_file_names_the_command(tmp_path, name, command):
+    make_run(tmp_path, [sample(0, "p", ("a", 1.0, 2.0))])
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError) as error:
+        write_report(tmp_path, RESULTS, tmp_path / "report.html")
+    assert str(tmp_path / name) in error.value.found
+    assert f"`denserl {command} --output_dir {(tmp_path / name).parent}`" in error.value.found
+    assert error.value.fix.startswith(f"denserl demo --output_dir {tmp_path} ")
+    assert not (tmp_path / "report.html").exists()
