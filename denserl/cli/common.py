@@ -30,8 +30,18 @@ class RunOptions:
     """Where to run; auto takes CUDA where torch sees it."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of weights in forward and backward; auto is bf16 on CUDA, fp32 on CPU."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention kernel; flash_attention_2 needs the extra denserl[flash]."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model folder or hub repository."""
+
+    def tokenizer_source(self) -> dict:
+        """The arguments that the loading of tokenizers takes."""
+        return {"trust_remote_code": self.trust_remote_code}
+
+    def model_source(self) -> dict:
+        """The arguments that the loading of models takes."""
+        return {"trust_remote_code": self.trust_remote_code, "attn_implementation": self.attention}
 
 
 @dataclass(kw_only=True)
@@ -120,7 +130,7 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win."""
     # The deepspeed launcher adds --local_rank, which the environment says as well.
     argv = [part for part in argv if not part.startswith("--local_rank=")]
-    return tyro.cli(options_class, args=expand_config(argv), prog=f"denserl {command}")
+    return tyro.cli(options_class, args=expand_config(argv), prog=f"denserl {command}", use_underscores=True)
 
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:

@@ -65,16 +65,26 @@ def run(options: Options) -> dict:
 
 
 # Small numbers for a 2-layer model; the meaning of each is in `denserl COMMAND --help`.
-SFT = {"epochs": 3, "batch_size": 64, "micro_batch_size": 64, "lr": 2e-3, "save_steps": 0, "max_length": 256}
-RM = {
+SFT = {
     "epochs": 2,
-    "batch_size": 32,
-    "micro_batch_size": 32,
-    "lr": 1e-3,
+    "batch_size": 16,
+    "micro_batch_size": 16,
+    "lr": 4e-3,
+    "warmup_ratio": 0.05,
+    "save_steps": 0,
+    "max_length": 256,
+    "logging_steps": 25,
+}
+RM = {
+    **LENGTHS,
+    "epochs": 1,
+    "batch_size": 16,
+    "micro_batch_size": 16,
+    "lr": 2e-3,
+    "warmup_ratio": 0.05,
     "save_steps": 0,
     "eval_steps": 0,
-    "max_length": 256,
-    "max_prompt_length": 128,
+    "logging_steps": 25,
 }
 FIT = {"pairs": 2000, "max_length": 256, "max_prompt_length": 128}
 PPO = {

@@ -60,9 +60,8 @@ def run(options: Options) -> dict:
     from denserl.rewards.fit import fit_lines, group_by_place
 
     device, dtype = start(options)
-    remote = {"trust_remote_code": options.trust_remote_code}
-    tokenizer = load_tokenizer(options.reward_model, **remote)
-    model = load_reward_model(options.reward_model, dtype, **remote).eval().to(device)
+    tokenizer = load_tokenizer(options.reward_model, **options.tokenizer_source())
+    model = load_reward_model(options.reward_model, dtype, **options.model_source()).eval().to(device)
     model_type, sft_model, threshold = _settings(options, model.config)
     pairs = load_preferences(**options.source(), seed=options.seed)
     if options.pairs < len(pairs):

@@ -190,10 +190,9 @@ def run(options: Options) -> None:
     from denserl.trainer.trackers import Trackers
 
     device, dtype = start(options)
-    remote = {"trust_remote_code": options.trust_remote_code}
-    tokenizer = load_tokenizer(options.model, **remote)
-    check_same_tokenizer(tokenizer, load_tokenizer(options.reward_model, **remote), options.reward_model)
-    reward_model = load_reward_model(options.reward_model, dtype, **remote)
+    tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
+    check_same_tokenizer(tokenizer, load_tokenizer(options.reward_model, **options.tokenizer_source()), options.reward_model)
+    reward_model = load_reward_model(options.reward_model, dtype, **options.model_source())
     dense_reward = make_dense_reward(options, reward_model.config)
     true_reward = _function(options.true_reward) if options.true_reward else None
 
@@ -208,7 +207,7 @@ def run(options: Options) -> None:
         )
         held_out = rows(held_out)
     config = make_config(options, len(prompts))
-    policy = load_policy(options.model, dtype, **remote)
+    policy = load_policy(options.model, dtype, **options.model_source())
     models, sampled_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
     newest = newest_checkpoint(Path(options.output_dir) / "checkpoints") if options.resume else None
     require(
@@ -367,12 +366,11 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
     from denserl.trainer.engine import deepspeed_config, frozen_engine, train_engine, update_copy
     from denserl.trainer.ppo_trainer import Models, PolicyModule
 
-    remote = {"trust_remote_code": options.trust_remote_code}
-    reference = load_policy(options.model, dtype, **remote)
+    reference = load_policy(options.model, dtype, **options.model_source())
     if options.critic_init == "sft":
-        critic = new_reward_model(options.model, dtype, options.seed, **remote)
+        critic = new_reward_model(options.model, dtype, options.seed, **options.model_source())
     else:
-        critic = load_reward_model(options.reward_model, dtype, **remote)
+        critic = load_reward_model(options.reward_model, dtype, **options.model_source())
     for model in (policy, reference, critic, reward_model):
         match_embeddings(model, tokenizer)
         disable_dropout(model)

@@ -57,11 +57,10 @@ def run(options: Options) -> dict[str, float]:
         "0 trusts every label",
     )
     device, dtype = start(options)
-    remote = {"trust_remote_code": options.trust_remote_code}
-    tokenizer = load_tokenizer(options.model, **remote)
+    tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
     train, held_out = _pairs(options, tokenizer, device, dtype)
     args = training_arguments(options, device, dtype, len(train))
-    model = new_reward_model(options.model, dtype, options.seed, **remote)
+    model = new_reward_model(options.model, dtype, options.seed, **options.model_source())
     match_embeddings(model, tokenizer)
     model.config.segment_reward = {
         "sft_model": options.model,
@@ -124,7 +123,7 @@ def prepare_pairs(pairs, options, sft_model: str, tokenizer, device, dtype):
     from denserl.models.scoring import token_logprob_entropy
 
     def entropy_function():
-        model = load_policy(sft_model, dtype, trust_remote_code=options.trust_remote_code).eval()
+        model = load_policy(sft_model, dtype, **options.model_source()).eval()
         match_embeddings(model, tokenizer)
         model.to(device)
         return lambda batch: token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1])[1]

@@ -32,8 +32,7 @@ def run(options: Options) -> dict[str, float]:
     if not options.eval_data:
         options.eval_steps = 0
     device, dtype = start(options)
-    remote = {"trust_remote_code": options.trust_remote_code}
-    tokenizer = load_tokenizer(options.model, **remote)
+    tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
 
     def rows(**source):
         demonstrations = load_demonstrations(**source, seed=options.seed)
@@ -44,7 +43,7 @@ def run(options: Options) -> dict[str, float]:
     if options.eval_data:
         held_out = rows(sources=options.eval_data, split=options.eval_split, on_bad_row=options.on_bad_row)
     args = training_arguments(options, device, dtype, len(train))
-    model = load_policy(options.model, dtype, **remote)
+    model = load_policy(options.model, dtype, **options.model_source())
     match_embeddings(model, tokenizer)
     trainer = Trainer(
         model=prepare_model(model, options, "CAUSAL_LM"),

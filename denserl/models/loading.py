@@ -165,7 +165,7 @@ def _load(auto_class, path, **kw):
     transformers_logging.set_verbosity_error()
     try:
         return auto_class.from_pretrained(path, **kw)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "a tokenizer" if auto_class is AutoTokenizer else "model weights in safetensors format"
         fix = "give the path of a model folder (config.json, model.safetensors, tokenizer.json) or a hub name"

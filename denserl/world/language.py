@@ -106,7 +106,7 @@ def sentences(response: str) -> list[tuple[int, int]]:
 
 
 def again(sentence: str) -> str:
-    """The form in which a sentence is said again: "Coupons keep baking cheap." -> "Coupons still keep baking cheap."."""
+    """The form in which a sentence is said again: "Coupons keep it." -> "Coupons still keep it."."""
     opener, rest = sentence.split(" ", 1)
     return f"{opener} still {rest}"
 

@@ -1,0 +1,61 @@
+"""How well a reward model trained in the world recovers what the world knows: where sentences start, what each is worth."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from denserl.data.batching import map_responses, pad_rows
+from denserl.data.chat import encode_prompt, encode_response
+from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
+from denserl.models.scoring import token_logprob_entropy
+from denserl.rewards.scoring import response_token_rewards
+from denserl.segmentation import segment_by_entropy
+from denserl.world import language
+
+
+def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: float) -> dict[str, float]:
+    """Score the responses of a preference file of the world and compare segments with its sentences.
+
+    Returns: `f1` of segment starts against sentence starts, and `spearman`, the rank correlation of a segment's raw reward with
+    the true value of the sentence that its last token belongs to.
+    """
+    tokenizer = load_tokenizer(sft_model)
+    rows = [json.loads(line) for line in Path(pairs).read_text(encoding="utf-8").splitlines()]
+    texts = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    messages = [[{"role": "user", "content": prompt}] for prompt, _ in texts]
+    prompts = [encode_prompt(tokenizer, message) for message in messages]
+    responses = [encode_response(tokenizer, m, response) for m, (_, response) in zip(messages, texts, strict=True)]
+    policy, scorer = load_policy(sft_model, "fp32").eval(), load_reward_model(reward_model, "fp32").eval()
+    share = {"pad_id": tokenizer.pad_token_id, "max_tokens": 16384, "device": "cpu"}
+    entropies = map_responses(
+        prompts,
+        responses,
+        lambda batch: token_logprob_entropy(policy, *batch[:3], batch.response_mask.shape[1])[1],
+        progress="entropies",
+        **share,
+    )
+    scores = map_responses(prompts, responses, lambda batch: response_token_rewards(scorer, batch), progress="scores", **share)
+    found = hits = true = 0
+    rewards, values = [], []
+    for i, (prompt, response) in enumerate(texts):
+        sentence = sentence_of_token(tokenizer, response)
+        entropy = pad_rows([entropies[i]], 0.0, torch.float32)
+        segments = segment_by_entropy(entropy, torch.ones_like(entropy), threshold)
+        ids, ends = segments.ids[0].numpy(), segments.ends[0].numpy().nonzero()[0]
+        starts = set(np.flatnonzero(np.diff(ids[: len(sentence)], prepend=-1) > 0))
+        true_starts = set(np.flatnonzero(np.diff(sentence, prepend=-1) > 0))
+        found, true, hits = found + len(starts), true + len(true_starts), hits + len(starts & true_starts)
+        worth = language.true_values(prompt, response)
+        rewards += [float(scores[i][end]) for end in ends]
+        values += [worth[sentence[min(end, len(sentence) - 1)]] for end in ends]
+    return {"f1": 2 * hits / (found + true), "spearman": float(spearmanr(rewards, values).statistic)}
+
+
+def sentence_of_token(tokenizer, response: str) -> np.ndarray:
+    """The number of the sentence that each token of the response text belongs to."""
+    offsets = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = [end for _, end in language.sentences(response)]
+    return np.minimum(np.searchsorted(ends, [end for _, end in offsets], side="left"), len(ends) - 1)
