@@ -65,6 +65,7 @@ def run(options: Options) -> dict:
 
 
 # Small numbers for a 2-layer model; the meaning of each is in `denserl COMMAND --help`.
+LENGTHS = {"max_length": 256, "max_prompt_length": 128}
 SFT = {
     "epochs": 2,
     "batch_size": 16,
@@ -86,7 +87,7 @@ RM = {
     "eval_steps": 0,
     "logging_steps": 25,
 }
-FIT = {"pairs": 2000, "max_length": 256, "max_prompt_length": 128}
+FIT = {"pairs": 12000, **LENGTHS}
 PPO = {
     "rollout_batch_size": ROLLOUT_BATCH,
     "train_batch_size": 32,

@@ -120,8 +120,7 @@ def _sentencepiece(special: list, legacy: bool) -> Tokenizer:
     prepend = [normalizers.Prepend("▁")] if legacy else []
     backend.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        + ([decoders.Strip(" ", 1, 0)] if legacy else [])
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()] + ([decoders.Strip(" ", 1, 0)] if legacy else [])
     )
     state = json.loads(_trained(backend, special).to_str())
     vocabulary = state["model"]["vocab"]

@@ -202,9 +202,7 @@ def test_a_template_that_trims_still_does_where_tokens_would_merge():
         "{% if add_generation_prompt %}{{ 'assistant [' }}{% endif %}"
     )
     prompt = encode_prompt(tokenizer, [USER])
-    assert (
-        ids_of(tokenizer, "user [Hello there<|im_end|>assistant [/INST]")[: len(prompt)] != prompt
-    )  # " [/" is a token
+    assert ids_of(tokenizer, "user [Hello there<|im_end|>assistant [/INST]")[: len(prompt)] != prompt  # " [/" is a token
     assert tokenizer.decode(encode_response(tokenizer, [USER], " \n/INST] x ")) == "/INST] x<|im_end|>"
 
 

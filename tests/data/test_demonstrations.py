@@ -80,9 +80,7 @@ def test_loss_starts_at_the_response(tmp_path):
 
 def test_long_rows(tmp_path):
     tokenizer = tokenizer_of("chatml")
-    path = written(
-        tmp_path, {"prompt": "Q" * 30, "response": "zq" * 30}, {"text": "zq" * 13}, {"text": "zq" * 10 + "z"}
-    )
+    path = written(tmp_path, {"prompt": "Q" * 30, "response": "zq" * 30}, {"text": "zq" * 13}, {"text": "zq" * 10 + "z"})
     rows = list(tokenize_demonstrations(load(path), tokenizer, max_length=20))
     prompt = tokenizer("<|im_start|>user\n" + "Q" * 30 + "<|im_end|>\n<|im_start|>assistant\n").input_ids
     z, q, end = tokenizer.convert_tokens_to_ids(["z", "q", "<|im_end|>"])

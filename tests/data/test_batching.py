@@ -1,0 +1,111 @@
+"""Padding, response slots and batches of like length, against plain loops."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denserl import distributed
+from denserl.data.batching import (
+    DemonstrationCollator,
+    length_batches,
+    map_responses,
+    pad_responses,
+    pad_rows,
+    rank_batches,
+    response_slots,
+)
+
+PAD = 0
+ROWS = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), min_size=1, max_size=5)
+PAIRS = st.lists(
+    st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.lists(st.integers(1, 9), max_size=5)),
+    min_size=1,
+    max_size=5,
+)
+LENGTHS = st.lists(st.integers(1, 40), max_size=30)
+
+
+@given(ROWS, st.integers(-1, 0))
+def test_pad_rows(rows, value):
+    width = max(map(len, rows))
+    assert pad_rows(rows, value).tolist() == [row + [value] * (width - len(row)) for row in rows]
+
+
+@given(PAIRS)
+def test_pad_responses(pairs):
+    prompts, responses = (list(part) for part in zip(*pairs, strict=True))
+    batch = pad_responses(prompts, responses, PAD)
+    width = max(len(p) + len(r) for p, r in pairs)
+    longest = max(map(len, responses))
+    assert batch.input_ids.shape == batch.attention_mask.shape == (len(pairs), width)
+    assert batch.response_mask.shape == (len(pairs), longest) and batch.response_mask.dtype == torch.bool
+    for b, (prompt, response) in enumerate(pairs):
+        real = len(prompt) + len(response)
+        assert batch.input_ids[b].tolist() == prompt + response + [PAD] * (width - real)
+        assert batch.attention_mask[b].tolist() == [1] * real + [0] * (width - real)
+        assert batch.response_start[b].item() == len(prompt)
+        assert batch.response_mask[b].tolist() == [True] * len(response) + [False] * (longest - len(response))
+        assert batch.response_ids[b][batch.response_mask[b]].tolist() == response
+
+
+@given(PAIRS, st.sets(st.integers(1, 9), max_size=3))
+def test_ends_with_looks_at_the_last_response_token_only(pairs, stops):
+    prompts, responses = (list(part) for part in zip(*pairs, strict=True))
+    expected = [bool(r) and r[-1] in stops for r in responses]
+    assert pad_responses(prompts, responses, PAD).ends_with(stops).tolist() == expected
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=4), st.integers(1, 5), st.sampled_from([(), (3,)]))
+def test_response_slots(starts, length, more):
+    values = torch.arange(len(starts) * 7 * (3 if more else 1)).reshape(len(starts), 7, *more)
+    got = response_slots(values, torch.tensor(starts), length)
+    for b, start in enumerate(starts):
+        assert got[b].tolist() == [values[b, min(start + t, 6)].tolist() for t in range(length)]
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_length_batches_hold_every_row_once_within_the_budget(lengths, max_tokens):
+    batches = length_batches(lengths, max_tokens)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= max_tokens
+    order = [lengths[row] for batch in batches for row in batch]
+    assert order == sorted(order, reverse=True)
+
+
+@given(LENGTHS, st.integers(1, 100), st.integers(1, 4))
+def test_ranks_take_equally_many_batches_and_count_each_once(lengths, max_tokens, world):
+    shares = []
+    for rank in range(world):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "world_size", lambda: world)
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            shares.append(list(rank_batches(lengths, max_tokens)))
+    assert len({len(share) for share in shares}) == 1
+    counted = [row for share in shares for batch, counts in share if counts for row in batch]
+    assert sorted(counted) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 12, 1000])
+def test_map_responses_gives_each_row_its_own_values(max_tokens):
+    prompts, responses = [[1, 2], [3], [4, 5, 6], [7]], [[8, 9], [], [1], [2, 3, 4]]
+    calls = []
+
+    def double(batch):
+        assert not torch.is_grad_enabled()
+        calls.append(len(batch.input_ids))
+        return batch.response_ids * 2
+
+    got = map_responses(prompts, responses, double, pad_id=PAD, max_tokens=max_tokens, device="cpu", progress="test")
+    assert sum(calls) == 4
+    assert {row: values.tolist() for row, values in got.items()} == {0: [16, 18], 1: [], 2: [2], 3: [4, 6, 8]}
+    assert all(values.dtype == np.float32 for values in got.values())
+
+
+def test_demonstrations_have_no_loss_before_the_response_or_on_padding():
+    batch = DemonstrationCollator(PAD)([{"input_ids": [5, 6, 7, 8], "loss_start": 2}, {"input_ids": [9, 4], "loss_start": 1}])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 4, PAD, PAD]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 4, -100, -100]]

@@ -1,0 +1,134 @@
+"""Reference entropies: equal to a direct computation, stored once, and computed again when model or data change."""
+
+import json
+
+import pytest
+import tiny_models
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+
+from denserl.cli import train_rm
+from denserl.data.entropies import add_entropies, file_fingerprint
+from denserl.data.preferences import load_preferences
+from denserl.models import loading
+from denserl.models.loading import load_policy, load_tokenizer
+from denserl.models.scoring import token_logprob_entropy
+
+PROMPTS = tiny_models.random_rows([4, 2, 6], seed=1, vocabulary=300)
+CHOSEN = tiny_models.random_rows([5, 1, 3], seed=2, vocabulary=300)
+REJECTED = tiny_models.random_rows([2, 7, 4], seed=3, vocabulary=300)
+
+
+class Entropies:
+    """Adds entropies of one model to pairs, counting how often the model was asked for."""
+
+    def __init__(self, folder, cache):
+        self.folder, self.cache, self.loads = folder, cache, 0
+
+    def function(self):
+        self.loads += 1
+        model = load_policy(str(self.folder), "fp32").eval()
+        return lambda batch: token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1])[1]
+
+    def __call__(self, pairs, dtype="fp32", max_tokens=16):
+        fingerprint = file_fingerprint(self.folder, dtype)
+        return add_entropies(
+            pairs, self.function, fingerprint, pad_id=0, cache_dir=self.cache, max_tokens=max_tokens, device="cpu"
+        )
+
+
+@pytest.fixture
+def entropies(tmp_path):
+    return Entropies(tiny_models.save_language_model(tmp_path / "sft"), tmp_path / "cache")
+
+
+def pairs(chosen=CHOSEN) -> Dataset:
+    return Dataset.from_dict({"prompt_ids": PROMPTS, "chosen_ids": chosen, "rejected_ids": REJECTED, "margin": [0.0, 1.0, 2.0]})
+
+
+def direct(folder, prompt, response) -> list[float]:
+    """One unpadded row through the stock model."""
+    model = load_policy(str(folder), "fp32").eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double()
+    return torch.distributions.Categorical(logits=logits).entropy().tolist()
+
+
+def test_equal_to_a_direct_computation_and_in_the_order_of_rows(entropies):
+    rows = entropies(pairs())
+    assert rows["margin"] == [0.0, 1.0, 2.0]
+    for i, row in enumerate(rows):
+        assert row["chosen_ids"] == CHOSEN[i]
+        assert row["chosen_entropy"] == pytest.approx(direct(entropies.folder, PROMPTS[i], CHOSEN[i]), rel=1e-5)
+        assert row["rejected_entropy"] == pytest.approx(direct(entropies.folder, PROMPTS[i], REJECTED[i]), rel=1e-5)
+
+
+def test_stored_once(entropies):
+    first = entropies(pairs())
+    # The batches may be cut otherwise: the stored ones serve.
+    again = entropies(pairs(), max_tokens=1000)
+    assert entropies.loads == 1
+    assert again["chosen_entropy"] == first["chosen_entropy"] and again["rejected_entropy"] == first["rejected_entropy"]
+    assert [path.suffix for path in entropies.cache.iterdir()] == [""]
+
+
+def test_computed_again_for_other_data(entropies):
+    entropies(pairs())
+    entropies(pairs([CHOSEN[0][:-1], *CHOSEN[1:]]))
+    assert entropies.loads == 2
+    # The same tokens cut elsewhere into prompt and response are other data too.
+    moved = pairs()[:]
+    moved["prompt_ids"] = [prompt[:-1] for prompt in PROMPTS]
+    moved["chosen_ids"] = [prompt[-1:] + chosen for prompt, chosen in zip(PROMPTS, CHOSEN, strict=True)]
+    entropies(Dataset.from_dict(moved))
+    assert entropies.loads == 3
+
+
+def test_computed_again_for_other_weights_or_precision(entropies):
+    entropies(pairs())
+    entropies(pairs(), dtype="bf16")
+    assert entropies.loads == 2
+    path = entropies.folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"] *= 2
+    save_file(weights, path, metadata={"format": "pt"})
+    rows = entropies(pairs())
+    assert entropies.loads == 3
+    assert rows[0]["chosen_entropy"] == pytest.approx(direct(entropies.folder, PROMPTS[0], CHOSEN[0]), rel=1e-5)
+
+
+def test_a_half_written_store_is_not_taken_for_a_whole_one(entropies):
+    entropies(pairs())
+    (whole,) = entropies.cache.iterdir()
+    whole.rename(whole.with_name(whole.name + ".partial"))
+    entropies(pairs())
+    assert entropies.loads == 2
+    assert [path.name for path in entropies.cache.iterdir()] == [whole.name]
+
+
+def test_another_threshold_uses_what_is_stored(entropies, tmp_path, monkeypatch):
+    """Through the command's own preparation: text to ids to entropies, at two thresholds."""
+    rows = [{"prompt": f"Question {i}?", "chosen": f"Answer {i}.", "rejected": "No " * (i + 1)} for i in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loads, prepared, folder = [], [], str(entropies.folder)
+
+    def counted(path, dtype, **kw):
+        loads.append(path)
+        return load_policy(path, dtype, **kw)
+
+    monkeypatch.setattr(loading, "load_policy", counted)
+    for threshold in (0.5, 1000.0):
+        options = train_rm.Options(
+            model=folder,
+            data=[str(tmp_path / "pairs.jsonl")],
+            output_dir=str(tmp_path),
+            cache_dir=str(entropies.cache),
+            entropy_threshold=threshold,
+        )
+        loaded = load_preferences(**options.source())
+        prepared.append(train_rm.prepare_pairs(loaded, options, folder, load_tokenizer(folder), "cpu", "fp32"))
+    assert loads == [folder]
+    assert prepared[0].to_list() == prepared[1].to_list()
+    for row in prepared[0]:
+        assert row["chosen_entropy"] == pytest.approx(direct(folder, row["prompt_ids"], row["chosen_ids"]), rel=1e-5)

@@ -1,0 +1,194 @@
+"""The embedded world's files: what they hold, how the preferences were drawn, and what the tokenizer does."""
+
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from denserl.models.tiny import new_llama, train_tokenizer
+from denserl.world import language, make
+
+SIZES = make.WorldSizes(
+    sft=300, pairs=200, val_pairs=100, test_pairs=400, prompts=100, heldout_prompts=50, hidden_size=16, num_layers=1
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return folder, make.write_world(folder, seed=3, sizes=SIZES)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world):
+    return AutoTokenizer.from_pretrained(world[0] / "base")
+
+
+def read(folder, name):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def combinations(rows):
+    return {language.read_prompt(row["prompt"]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    "name, count, keys",
+    [
+        ("sft", 300, {"prompt", "response"}),
+        ("preferences_train", 200, {"prompt", "chosen", "rejected"}),
+        ("preferences_val", 100, {"prompt", "chosen", "rejected"}),
+        ("preferences_test", 400, {"prompt", "chosen", "rejected"}),
+        ("prompts_train", 100, {"prompt"}),
+        ("prompts_heldout", 50, {"prompt"}),
+    ],
+)
+def test_files_hold_plain_strings_and_nothing_else(world, name, count, keys):
+    rows = read(world[0], name)
+    assert len(rows) == count
+    assert all(set(row) == keys and all(isinstance(text, str) for text in row.values()) for row in rows)
+
+
+def test_held_out_combinations_occur_nowhere_in_training(world):
+    folder, info = world
+    heldout = {tuple(pair) for pair in info["heldout_combinations"]}
+    for name in ("sft", "preferences_train", "preferences_val", "prompts_train"):
+        assert not combinations(read(folder, name)) & heldout
+    for name in ("preferences_test", "prompts_heldout"):
+        assert combinations(read(folder, name)) <= heldout
+
+
+def test_every_topic_and_wish_is_held_out_and_seen():
+    seen, heldout = make.split_combinations(random.Random(5))
+    assert sorted(topic for topic, _ in heldout) == sorted(language.TOPICS)
+    assert sorted(wish for _, wish in heldout) == sorted(2 * language.WISHES)
+    assert set(seen) | set(heldout) == {(t, w) for t in language.TOPICS for w in language.WISHES}
+    assert len(seen) == 24
+
+
+def test_training_pairs_never_say_a_held_out_combination(world):
+    folder, info = world
+    heldout = {tuple(pair) for pair in info["heldout_combinations"]}
+    for row in read(folder, "preferences_train"):
+        for response in (row["chosen"], row["rejected"]):
+            for start, end in language.sentences(response):
+                sentence = response[start:end]
+                meaning = language.MEANINGS[language.FIRST_FORMS.get(sentence, sentence)]
+                assert (meaning.topic, meaning.wish) not in heldout
+
+
+def test_demonstrations_say_what_is_held_out_too(world):
+    folder, info = world
+    said = " ".join(row["response"] for row in read(folder, "sft"))
+    words = [f"{topic} {form}" for topic, wish in info["heldout_combinations"] for form in (wish, language.OPPOSITES[wish])]
+    assert sum(pair in said for pair in words) >= len(words) - 2  # a few may be missed in 300 rows
+
+
+def test_preferences_follow_bradley_terry():
+    rng = random.Random(0)
+    prompt = language.make_prompt("baking", "cheap", 0)
+    expected, variance, surprises = 0.0, 0.0, 0
+    for _ in range(3000):
+        row = make.draw_pair(rng, prompt)
+        gap = language.response_reward(prompt, row["chosen"]) - language.response_reward(prompt, row["rejected"])
+        p_worse = 1 - 1 / (1 + math.exp(-make.SCALE * abs(gap)))
+        expected += p_worse
+        variance += p_worse * (1 - p_worse)
+        surprises += gap < 0 or (gap == 0) / 2
+    assert abs(surprises - expected) < 4 * math.sqrt(variance)
+
+
+def test_preference_probability_by_hand():
+    prompt = language.make_prompt("baking", "cheap", 0)
+    apt, filler, wrong = "Coupons keep baking cheap.", "Practice helps with time.", "Fees make baking costly."
+    assert make.preference_probability(prompt, apt, apt) == 0.5
+    for a, b, gap in ((apt, filler, 1.0), (filler, wrong, 1.0), (wrong, apt, -2.0), (f"{apt} {wrong}", filler, 0.0)):
+        odds = math.exp(make.SCALE * gap)
+        assert make.preference_probability(prompt, a, b) == pytest.approx(odds / (1 + odds), rel=1e-12)
+
+
+def test_best_accuracy_is_what_an_oracle_reaches_on_drawn_labels(world):
+    folder, info = world
+    rng = random.Random(1)
+    hits = draws = 0
+    for row in read(folder, "preferences_test"):
+        rewards = [language.response_reward(row["prompt"], row[side]) for side in ("chosen", "rejected")]
+        for _ in range(50):
+            # Bradley-Terry as a race: each side's reward with standard Gumbel noise, the larger wins.
+            noisy = [make.SCALE * reward - math.log(-math.log(rng.random())) for reward in rewards]
+            hits += (noisy[0] > noisy[1]) == (rewards[0] > rewards[1])
+            draws += 1
+    assert hits / draws == pytest.approx(info["best_accuracy_test"], abs=4 * 0.5 / math.sqrt(draws))
+    assert 0.85 <= info["best_accuracy_test"] <= 0.92
+
+
+def test_pairs_differ(world):
+    assert all(row["chosen"] != row["rejected"] for row in read(world[0], "preferences_train"))
+
+
+def test_one_seed_writes_the_same_bytes_and_another_does_not(world, tmp_path):
+    folder, info = world
+    assert make.write_world(tmp_path / "same", seed=3, sizes=SIZES) == info
+    make.write_world(tmp_path / "other", seed=4, sizes=SIZES)
+    for file in (
+        *sorted(folder.glob("*.json*")),
+        folder / "base" / "tokenizer.json",
+        folder / "base" / "model.safetensors",
+    ):
+        name = file.relative_to(folder)
+        assert (tmp_path / "same" / name).read_bytes() == file.read_bytes()
+        if file.suffix != ".json":
+            assert (tmp_path / "other" / name).read_bytes() != file.read_bytes()
+
+
+def test_the_base_model_loads_and_knows_its_tokens(world, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(world[0] / "base", dtype="float32")
+    assert model.config.vocab_size == len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+    assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_the_first_token_of_a_sentence_determines_it(tokenizer):
+    for repertoire in language.REPERTOIRE.values():
+        for space in ("", " "):
+            firsts = [tokenizer(space + sentence).input_ids[0] for sentence in repertoire]
+            assert len(set(firsts)) == len(firsts)
+    openers = {sentence.split()[0] for sentence in language.MEANINGS}
+    assert all(len(tokenizer(space + opener).input_ids) == 1 for opener in openers for space in ("", " "))
+
+
+def test_the_longest_response_fits_56_tokens(tokenizer):
+    longest = sorted(language.MEANINGS, key=lambda s: len(tokenizer(" " + s).input_ids))[-6:]
+    assert len(tokenizer(" ".join(language.again(sentence) for sentence in longest)).input_ids) + 1 <= 56
+
+
+def test_the_chat_template_is_chatml(tokenizer):
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    text = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == text
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert prompt == text + "<|im_start|>assistant\n"
+
+
+@given(st.text())
+def test_the_tokenizer_round_trips_any_text(text):
+    tokenizer = train_tokenizer(["Some words, again some words."], 400)
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_a_tokenizer_learns_frequent_words_within_its_size():
+    texts = ["the cat and the dog"] * 5 + ["zebra"]
+    tokenizer = train_tokenizer(texts, 300)
+    assert len(tokenizer) <= 300
+    assert tokenizer.tokenize("user assistant the") == ["user", "Ġ", "assistant", "Ġthe"]
+    assert len(tokenizer.tokenize("zebra")) > 1  # once is less than min_frequency
+
+
+def test_a_new_llama_depends_on_its_seed_alone():
+    tokenizer = train_tokenizer(["some words"], 300)
+    weights = [new_llama(tokenizer, 16, 1, 2, seed=seed).lm_head.weight for seed in (1, 1, 2)]
+    assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
