@@ -1,0 +1,52 @@
+"""`make demo`'s pipeline in a shortened form: every stage runs, on all three levels, and leaves what the next one needs."""
+
+import json
+
+import pytest
+
+from denserl.cli import demo
+from denserl.cli.common import parse
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    options = parse(demo.Options, "demo", ["--output_dir", str(folder), "--scale", "0.02"])
+    return folder, demo.run(options)
+
+
+def test_all_levels_run_to_the_end(finished):
+    folder, results = finished
+    assert list(results["levels"]) == ["segment", "token", "bandit"]
+    for level, result in results["levels"].items():
+        assert 0 <= result["rm_accuracy"] <= 1
+        assert -1 <= result["true_before"] <= 1 and -1 <= result["true_after"] <= 1
+        for file in ("model.safetensors", "critic/model.safetensors", "metrics.jsonl", "eval_samples.jsonl"):
+            assert (folder / f"ppo-{level}" / file).is_file()
+    assert json.loads((folder / "results.json").read_text())["levels"] == results["levels"]
+
+
+def test_levels_differ_in_their_segments_alone(finished):
+    folder, _ = finished
+    rows = {
+        level: json.loads((folder / f"ppo-{level}/metrics.jsonl").read_text().splitlines()[0])
+        for level in ("segment", "token", "bandit")
+    }
+    assert rows["bandit"]["eval_segments"] == 1
+    # One segment per content token, up to those the model is certain of.
+    assert rows["token"]["eval_segments"] > rows["segment"]["eval_segments"] > 1
+
+
+def test_the_normaliser_was_stored_for_the_levels_that_use_it(finished):
+    folder, _ = finished
+    stored = json.loads((folder / "param.json").read_text())["tiny"]["world"]["peak"]["avg"]
+    assert {float(key) for key in stored} == {0.0, 1.5}
+    assert all(len(constants) == 4 for constants in stored.values())
+
+
+def test_the_report_is_one_file_that_names_every_level(finished):
+    folder, _ = finished
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html and "http://" not in html and "https://" not in html.replace("https://www.w3.org", "")
+    for level in ("segment", "token", "bandit"):
+        assert level in html

@@ -1,0 +1,91 @@
+"""Every command that README, docs and scripts show is parsed here, so that none of them can go stale."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from denserl.cli import recipes
+from denserl.cli.common import parse
+from denserl.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = {recipe.script: name for name, recipe in recipes.RECIPES.items()}
+
+
+def shown_commands(path: Path) -> list[str]:
+    """The lines of a page's bash blocks, or of a script, with continuation lines joined."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def denserl_words(command: str) -> tuple[str, list[str]] | None:
+    """(command, arguments) of a line that runs denserl, plainly, as a module, or through a launcher."""
+    words = shlex.split(command, comments=True)
+    for i, word in enumerate(words):
+        if word == "denserl" and i + 1 < len(words):
+            return words[i + 1], words[i + 2 :]
+        if word.startswith("denserl.cli.") and word != "denserl.cli.main":
+            return word.removeprefix("denserl.cli.").replace("_", "-"), words[i + 1 :]
+    return None
+
+
+def cases():
+    for page in PAGES:
+        for command in shown_commands(page):
+            yield pytest.param(page, command, id=f"{page.name}: {command[:60]}")
+
+
+@pytest.mark.parametrize(("page", "command"), list(cases()))
+def test_shown_command_is_understood(page, command):
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+    elif words[0] == "bash" and Path(words[1]).name in SCRIPTS:
+        assert (ROOT / words[1]).is_file()
+        lines, _ = recipes.plan(SCRIPTS[Path(words[1]).name], words[2:], check_files=False)
+        assert any(word.startswith("denserl.cli.") for word in lines[0])
+    elif words[0] == "bash":
+        assert (ROOT / words[1]).is_file()
+    elif words[0] in ("pip", "git"):
+        pass
+    elif words[0].endswith("python") and words[1].startswith("benchmarks/"):
+        assert (ROOT / words[1]).is_file()
+    else:
+        name, arguments = denserl_words(command)
+        assert name in COMMANDS
+        module = importlib.import_module(f"denserl.cli.{name.replace('-', '_')}")
+        assert isinstance(parse(module.Options, name, arguments), module.Options)
+
+
+def test_commands_of_the_real_text_script_are_understood():
+    lines = shown_commands(ROOT / "examples/scripts/real_text.sh")
+    arrays = dict(re.findall(r"^(\w+)=\((.*)\)$", "\n".join(lines), re.MULTILINE))
+    shown = [line for line in lines if line.startswith("denserl ")]
+    assert len(shown) == 5
+    for line in shown:
+        for name, value in arrays.items():
+            line = line.replace(f'"${{{name}[@]}}"', value)
+        name, arguments = denserl_words(line)
+        module = importlib.import_module(f"denserl.cli.{name.replace('-', '_')}")
+        parse(module.Options, name, arguments)
+
+
+def test_the_model_types_of_the_readme_are_those_of_the_table():
+    rows = re.findall(r"^\| `(\w[\w-]*)` \| (?:`([^`]+)`|[^|]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    table = yaml.safe_load(recipes.TABLE.read_text())["model_types"]
+    assert {name for name, _, _ in rows} == set(table)
+    assert all(model == table[name]["sft_model"] for name, model, _ in rows if model)
+
+
+def test_local_links_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,0 +1,47 @@
+"""What a wheel holds, seen from an empty environment."""
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def empty_environment(tmp_path_factory) -> Path:
+    """A virtual environment that holds denserl's wheel and nothing else; returns its bin folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    subprocess.run([sys.executable, "-m", "pip", *build], check=True, timeout=120)
+    venv.create(folder / "env", with_pip=False, symlinks=True)
+    python = folder / "env/bin/python"
+    install = ["--python", str(python), "install", "-q", "--no-deps", "--no-index", *map(str, folder.glob("denserl-*.whl"))]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=120)
+    return folder / "env/bin"
+
+
+def test_the_wheel_brings_its_data_files(empty_environment):
+    code = (
+        "import json; from importlib.resources import files; r = files('denserl');"
+        "print(json.dumps({'params': json.loads((r / 'ppo_utils/param.json').read_text()),"
+        "'table': (r / 'cli/model_types.yaml').is_file(), 'report': (r / 'evaluation/report.html').is_file()}))"
+    )
+    shown = subprocess.run([empty_environment / "python", "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    held = json.loads(shown.stdout)
+    assert held["table"] and held["report"]
+    # Spec: phi3-instruct at c = 1.75.
+    assert held["params"]["phi3-instruct"]["preference700k_60000"]["peak"]["avg"]["1.75"] == [0.7668, 0.2569, 0.4705, 2.8339]
+
+
+def test_the_console_script_lists_every_command(empty_environment):
+    shown = subprocess.run([empty_environment / "denserl"], cwd="/", capture_output=True, text=True, check=True).stdout
+    for command in ("demo", "train-sft", "train-rm", "fit-normalizer", "train-ppo", "make-world", "new-model"):
+        assert f"  {command} " in shown
+    wrong = subprocess.run([empty_environment / "denserl", "train-pop"], cwd="/", capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "did you mean train-ppo?" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
