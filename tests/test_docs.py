@@ -79,7 +79,9 @@ def test_commands_of_the_real_text_script_are_understood():
 
 
 def test_the_model_types_of_the_readme_are_those_of_the_table():
-    rows = re.findall(r"^\| `(\w[\w-]*)` \| (?:`([^`]+)`|[^|]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w[\w-]*)` \| (?:`([^`]+)`|[^|]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     table = yaml.safe_load(recipes.TABLE.read_text())["model_types"]
     assert {name for name, _, _ in rows} == set(table)
     assert all(model == table[name]["sft_model"] for name, model, _ in rows if model)

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "denserl"
-ROOMS = ["errors", "distributed", "segmentation", "data", "models", "rewards", "ppo_utils", "trainer", "evaluation", "world", "cli"]
+ROOMS = [
+    "errors",
+    "distributed",
+    "segmentation",
+    "data",
+    "models",
+    "rewards",
+    "ppo_utils",
+    "trainer",
+    "evaluation",
+    "world",
+    "cli",
+]
 HEAVY = ["flash_attn", "peft", "wandb", "bitsandbytes", "matplotlib", "deepspeed"]
 
 

@@ -208,7 +208,7 @@ def run(options: Options) -> None:
         held_out = rows(held_out)
     config = make_config(options, len(prompts))
     policy = load_policy(options.model, dtype, **options.model_source())
-    models, sampled_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
+    models, current_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
     newest = newest_checkpoint(Path(options.output_dir) / "checkpoints") if options.resume else None
     require(
         not options.resume or newest is not None,
@@ -221,7 +221,7 @@ def run(options: Options) -> None:
         dense_reward,
         KLCoefficient(options.kl_coefficient, options.kl_target, options.kl_horizon),
         GenerateSampler(
-            sampled_policy,
+            current_policy,
             stop_ids(tokenizer, policy.generation_config),
             tokenizer.pad_token_id,
             options.max_new_tokens,
@@ -244,7 +244,7 @@ def run(options: Options) -> None:
     trainer.trackers = Trackers(Path(options.output_dir), options.report_to, dataclasses.asdict(options), trainer.iteration)
     trainer.train()
     trainer.trackers.finish()
-    save(trainer, options)
+    save(trainer, current_policy, options)
 
 
 def make_dense_reward(options: Options, reward_config):
@@ -352,7 +352,10 @@ def make_config(options: Options, prompts: int):
 
 
 def make_models(options: Options, config, tokenizer, policy, reward_model, device, dtype: str):
-    """Actor and critic as DeepSpeed engines, reference and reward model frozen; and how to get the policy to sample from."""
+    """Actor and critic as DeepSpeed engines, reference and reward model frozen; and a function that gives the current policy.
+
+    That one is an ordinary model (with its adapters, if any), for sampling and saving.
+    """
     from denserl import distributed
     from denserl.cli.training import prepare_model
     from denserl.models.loading import (
@@ -403,38 +406,38 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
 
     frozen = {**settings, "zero_optimization": {"stage": options.zero_stage}}
     reward_engine = frozen_engine(reward_model, frozen, device)
-    # With adapters, the base model inside already runs them; the wrapper is only needed for saving.
-    actor = actor.get_base_model() if options.lora_rank else actor
-    copy = deepcopy(actor).eval().to(device) if options.zero_stage == 3 else None
+    whole = deepcopy(actor).eval().to(device) if options.zero_stage == 3 else actor
+    # With adapters, the base model inside already runs them; the wrapper is needed for saving.
+    inside = actor.get_base_model() if options.lora_rank else actor
     models = Models(
-        actor=trained(PolicyModule(actor), options.actor_lr, max(config.total_steps - config.freeze_actor_steps, 1)),
+        actor=trained(PolicyModule(inside), options.actor_lr, max(config.total_steps - config.freeze_actor_steps, 1)),
         critic=trained(critic, options.critic_lr, config.total_steps),
         reference=frozen_engine(PolicyModule(reference), frozen, device),
         scores=lambda batch: response_token_rewards(reward_engine, batch),
     )
-    return models, lambda: actor if copy is None else update_copy(actor, copy)
+    return models, lambda: whole if whole is actor else update_copy(actor, whole)
 
 
-def save(trainer, options: Options) -> None:
-    """Policy and tokenizer in the output folder, critic in critic/, the moving average in ema/."""
+def save(trainer, current_policy, options: Options) -> None:
+    """Policy and tokenizer in the output folder, critic in critic/, the moving average in ema/; adapters are merged."""
     from denserl import distributed
     from denserl.trainer.engine import whole_parameters
 
-    main, folder = distributed.rank() == 0, Path(options.output_dir)
-    actor, critic = trainer.models.actor.module.model, trainer.models.critic.module
+    folder, policy = Path(options.output_dir), current_policy()
 
     def write(model, target: Path) -> None:
-        if main:
+        if distributed.rank() == 0:
+            model = deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
             model.save_pretrained(str(target))
             trainer.tokenizer.save_pretrained(str(target))
 
-    if trainer.ema:
-        with trainer.averaged_actor():
-            write(actor, folder / "ema")
-    with whole_parameters(actor):
-        write(actor, folder)
-    with whole_parameters(critic):
+    write(policy, folder)
+    with whole_parameters(trainer.models.critic.module) as critic:
         write(critic, folder / "critic")
+    if trainer.ema:
+        for parameter, average in zip(policy.parameters(), trainer.ema, strict=True):
+            parameter.data.copy_(average)
+        write(policy, folder / "ema")
     distributed.barrier()
     log.info("policy written to %s", folder)
 

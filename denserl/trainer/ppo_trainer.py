@@ -3,8 +3,6 @@
 Models, engines and files come in ready; nothing is loaded here.
 """
 
-import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,7 +145,7 @@ class PPOTrainer:
             metrics |= clock.rates(metrics["response_length"] * config.rollout_batch)
             self.kl.update(metrics["kl"], config.rollout_batch)
             self.iteration += 1
-            self._write_samples("samples.jsonl", rollouts, scored, config.samples_logged)
+            self._log_samples("samples", rollouts, scored)
             if self.eval_prompts is not None and self._every(config.eval_every):
                 metrics |= self.evaluate()
             self.trackers.log(self.iteration, metrics)
@@ -208,7 +206,7 @@ class PPOTrainer:
         scored, _ = self.score(rollouts)
         counted = torch.tensor([row < count for row in mine], device=self.device)
         metrics = self._rollout_metrics(rollouts, scored, rows["prompt"], counted)
-        self._write_samples("eval_samples.jsonl", rollouts, scored, self.config.samples_logged, rows["prompt"])
+        self._log_samples("eval_samples", rollouts, scored, rows["prompt"])
         return {f"eval_{key}": value for key, value in metrics.items()}
 
     def save_checkpoint(self) -> None:
@@ -222,16 +220,6 @@ class PPOTrainer:
         state, tensors = load_checkpoint(path, {"actor": self.models.actor, "critic": self.models.critic})
         self.iteration, self.actor_steps, self.kl.beta = state["iteration"], state["actor_steps"], state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
-
-    @contextlib.contextmanager
-    def averaged_actor(self):
-        """The actor's parameters replaced by their moving average, for saving."""
-        with whole_parameters(self.models.actor.module):
-            parameters = list(self.models.actor.module.parameters())
-            kept = [p.detach().clone() for p in parameters]
-            _copy(self.ema, parameters)
-            yield
-            _copy(kept, parameters)
 
     def _update_micro_batch(self, batch: ResponseBatch, rows, experience: Experience, count: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -319,16 +307,14 @@ class PPOTrainer:
             {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}, counted.sum()
         )
 
-    def _write_samples(self, name: str, rollouts: Rollouts, scored: ScoredRollouts, count: int, messages=None) -> None:
-        """Rank 0's first responses with their segments and rewards, one JSON line each."""
-        if distributed.rank() > 0:
-            return
-        with open(self.output_dir / name, "a", encoding="utf-8") as file:
-            for i in range(min(count, len(rollouts.responses))):
-                sample = {"step": self.iteration, **self._sample(rollouts, scored, i)}
-                if messages is not None and self.true_reward is not None:
-                    sample["true_reward"] = self.true_reward([messages[i]], self._texts([rollouts.responses[i]]))[0]
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+    def _log_samples(self, name: str, rollouts: Rollouts, scored: ScoredRollouts, messages=None) -> None:
+        """Rank 0's first responses with their segments and rewards."""
+        count = min(self.config.samples_logged, len(rollouts.responses))
+        samples = [self._sample(rollouts, scored, i) for i in range(count)]
+        if messages is not None and self.true_reward is not None:
+            judged = self.true_reward(messages[:count], self._texts(rollouts.responses[:count]))
+            samples = [{**sample, "true_reward": value} for sample, value in zip(samples, judged, strict=True)]
+        self.trackers.log_samples(name, self.iteration, samples)
 
     def _sample(self, rollouts: Rollouts, scored: ScoredRollouts, i: int) -> dict:
         response, rewards = rollouts.responses[i], scored.rewards
@@ -400,12 +386,6 @@ def _join_padded(parts: tuple[Tensor, ...]) -> Tensor:
 def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for key, value in values.items():
         totals[key] = totals[key] + value if key in totals else value
-
-
-def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
-    with torch.no_grad():
-        for source, target in zip(sources, targets, strict=True):
-            target.copy_(source)
 
 
 def _lr(engine) -> float:

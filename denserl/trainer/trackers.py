@@ -1,4 +1,4 @@
-"""Metrics go to a JSON-lines file, always; to tensorboard, wandb and others through accelerate's trackers, when asked for."""
+"""Metrics and samples go to JSON-lines files, always; metrics also to trackers such as tensorboard, when asked for."""
 
 import json
 import math
@@ -9,20 +9,24 @@ from transformers import ProgressCallback, TrainerCallback
 from denserl import distributed
 from denserl.errors import UserError
 
+SAMPLE_FILES = ("samples", "eval_samples")
 
-class MetricsFile:
-    """metrics.jsonl: one object a step. Opened at a step, it forgets what later steps had written before a resume."""
 
-    def __init__(self, path: Path, step: int):
+class StepFile:
+    """A JSON-lines file of rows with a step. Opened at a step, it forgets what later steps had written before a resume."""
+
+    def __init__(self, path: Path, last_step: int):
+        """last_step: newest step to keep; 0 starts anew."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] <= step]
+        kept = [row for row in read_metrics(path) if row["step"] <= last_step] if last_step else []
         path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
-    def write(self, step: int, metrics: dict) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+    def write(self, step: int, row: dict) -> None:
+        """Append one row; numbers that are not finite become null, which JSON has a word for."""
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+            file.write(json.dumps({"step": step, **row}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -34,20 +38,26 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 class Trackers:
-    """The metrics file and the trackers of one run; only rank 0 writes."""
+    """The metrics file, the sample files and the trackers of one run; only rank 0 writes."""
 
     def __init__(self, output_dir: Path, names: list[str], options: dict, step: int = 0):
         self.active = distributed.rank() == 0
         if not self.active:
             return
-        self.file = MetricsFile(output_dir / "metrics.jsonl", step)
+        self.files = {name: StepFile(output_dir / f"{name}.jsonl", step) for name in ("metrics", *SAMPLE_FILES)}
         self.others = [_tracker(name, output_dir, options) for name in names]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self.active:
-            self.file.write(step, metrics)
+            self.files["metrics"].write(step, metrics)
             for tracker in self.others:
                 tracker.log(metrics, step=step)
+
+    def log_samples(self, name: str, step: int, samples: list[dict]) -> None:
+        """Append sample responses to one of SAMPLE_FILES."""
+        if self.active:
+            for sample in samples:
+                self.files[name].write(step, sample)
 
     def finish(self) -> None:
         if self.active:
@@ -72,7 +82,7 @@ class MetricsFileCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kw):
         if state.is_world_process_zero:
-            self.file = MetricsFile(self.output_dir / "metrics.jsonl", state.global_step)
+            self.file = StepFile(self.output_dir / "metrics.jsonl", state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kw):
         if self.file is not None:
@@ -91,6 +101,7 @@ def _tracker(name: str, output_dir: Path, options: dict):
     tracker_class = LOGGER_TYPE_TO_CLASS[name]
     folder = {"logging_dir": str(output_dir)} if tracker_class.requires_logging_directory else {}
     tracker = tracker_class("denserl", **folder)
+    tracker.start()
     tracker.store_init_configuration(
         {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in options.items()}
     )

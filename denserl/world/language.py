@@ -159,13 +159,10 @@ def true_reward(prompts: list[list[dict]], responses: list[str]) -> list[float]:
     return [response_reward(p[-1]["content"], r) for p, r in zip(prompts, responses, strict=True)]
 
 
-def sample_response(
-    rng: random.Random, prompt: str, avoid: Collection[tuple[str, str]] = (), unmarked: float = 0.0
-) -> str:
+def sample_response(rng: random.Random, prompt: str, avoid: Collection[tuple[str, str]] = ()) -> str:
     """A response of 2 to 6 sentences drawn from MIXTURE, tilted a little to better or worse.
 
-    No off-topic sentence is about a (topic, wish) combination in `avoid`. A repeat is said in its first form, as if it
-    were new, with probability `unmarked`.
+    No off-topic sentence is about a (topic, wish) combination in `avoid`.
     """
     topic, wish = read_prompt(prompt)
     by_kind: dict[str, list[str]] = {kind: [] for kind in MIXTURE}
@@ -184,7 +181,6 @@ def sample_response(
         choices = said if kind == "repeated" else [s for s in by_kind[kind] if s not in said]
         if choices:
             sentence = rng.choice(choices)
-            marked = kind == "repeated" and rng.random() >= unmarked
-            response.append(again(sentence) if marked else sentence)
+            response.append(again(sentence) if kind == "repeated" else sentence)
             said += [sentence] * (kind != "repeated")
     return " ".join(response)

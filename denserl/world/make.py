@@ -15,7 +15,6 @@ from denserl.world import language
 
 SCALE = 8.0  # of true-reward differences in the Bradley-Terry choice
 THRESHOLD = 1.5  # entropy (nats) between sentence starts (99 % above 1.9) and the tokens inside (99.9 % below 1.1)
-UNMARKED = 0.5  # of the repeats in preferences: policies repeat themselves without saying so, and a reward model must see it
 VOCAB_SIZE = 4096  # more than the language needs, so that every word becomes one token
 Combination = tuple[str, str]  # topic, wish
 
@@ -58,9 +57,9 @@ def preference_probability(prompt: str, a: str, b: str) -> float:
 
 def draw_pair(rng: random.Random, prompt: str, avoid: Collection[Combination] = ()) -> dict[str, str]:
     """A prompt with two different responses, the one drawn as preferred under "chosen"."""
-    a, b = (language.sample_response(rng, prompt, avoid, UNMARKED) for _ in range(2))
+    a, b = language.sample_response(rng, prompt, avoid), language.sample_response(rng, prompt, avoid)
     while a == b:
-        b = language.sample_response(rng, prompt, avoid, UNMARKED)
+        b = language.sample_response(rng, prompt, avoid)
     if rng.random() >= preference_probability(prompt, a, b):
         a, b = b, a
     return {"prompt": prompt, "chosen": a, "rejected": b}
