@@ -15,7 +15,7 @@ from denserl.cli.common import Level, launch
 
 log = logging.getLogger(__name__)
 
-TARGET_TRUE_REWARD = 0.3
+TARGET_TRUE_REWARD = 0.2
 ROLLOUT_BATCH = 64
 
 
@@ -96,14 +96,14 @@ PPO = {
     "max_new_tokens": 40,
     "actor_lr": 3e-4,
     "critic_lr": 2e-3,
-    "kl_coefficient": 0.05,
+    "kl_coefficient": 0.2,
     "eval_every": 5,
     "save_every": 0,
     "zero_stage": 0,
     "samples_logged": 8,
     "true_reward": "denserl.world.language:true_reward",
 }
-ITERATIONS = 50
+ITERATIONS = 30
 
 
 def _level(level: str, folder: Path, world: dict, options: Options) -> dict:

@@ -26,7 +26,7 @@ class WorldSizes:
     sft: int = 8000
     pairs: int = 12000
     val_pairs: int = 500
-    test_pairs: int = 500
+    test_pairs: int = 1000
     prompts: int = 4000
     heldout_prompts: int = 256
     hidden_size: int = 64
