@@ -3,6 +3,7 @@
 Every stage is an ordinary command, printed as it is run; nothing here is computed that a user could not compute by hand.
 """
 
+import importlib
 import json
 import logging
 import shlex
@@ -11,12 +12,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from denserl.cli.common import Level, launch
+from denserl.cli.common import Level, as_flags, launch, parse
+from denserl.cli.recipes import read_table
 
 log = logging.getLogger(__name__)
 
 TARGET_TRUE_REWARD = 0.2
-ROLLOUT_BATCH = 64
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,7 @@ def run(options: Options) -> dict:
         "seed": options.seed,
         "best_accuracy": world["best_accuracy_test"],
         "target_true_reward": TARGET_TRUE_REWARD,
-        "rollout_batch_size": ROLLOUT_BATCH,
+        "rollout_batch_size": read_table()["model_types"]["tiny"]["ppo"]["rollout_batch_size"],
         "versions": _versions(),
         "minutes": (time.perf_counter() - began) / 60,
         "levels": levels,
@@ -64,8 +65,7 @@ def run(options: Options) -> dict:
     return results
 
 
-# Small numbers for a 2-layer model; the meaning of each is in `denserl COMMAND --help`.
-LENGTHS = {"max_length": 256, "max_prompt_length": 128}
+# For a 2-layer model; those of the reward model, the fit and PPO are the model type `tiny` of model_types.yaml.
 SFT = {
     "epochs": 2,
     "batch_size": 16,
@@ -74,40 +74,14 @@ SFT = {
     "warmup_ratio": 0.05,
     "save_steps": 0,
     "max_length": 256,
-    "logging_steps": 25,
-}
-RM = {
-    **LENGTHS,
-    "epochs": 1,
-    "batch_size": 16,
-    "micro_batch_size": 16,
-    "lr": 2e-3,
-    "warmup_ratio": 0.05,
-    "save_steps": 0,
-    "eval_steps": 0,
-    "logging_steps": 25,
-}
-FIT = {"pairs": 12000, **LENGTHS}
-PPO = {
-    "rollout_batch_size": ROLLOUT_BATCH,
-    "train_batch_size": 32,
-    "micro_batch_size": 32,
-    "ppo_epochs": 2,
-    "max_new_tokens": 40,
-    "actor_lr": 3e-4,
-    "critic_lr": 2e-3,
-    "kl_coefficient": 0.2,
-    "eval_every": 5,
-    "save_every": 0,
-    "zero_stage": 0,
-    "samples_logged": 8,
-    "true_reward": "denserl.world.language:true_reward",
+    "device": "cpu",
 }
 ITERATIONS = 30
 
 
 def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
     """Reward model, fit (where the level has a place to normalise by) and PPO at one level."""
+    tiny = read_table()["model_types"]["tiny"]
     data, seed, cache = folder / "world", options.seed, folder / "cache"
     threshold = {"segment": world["threshold"], "token": 0, "bandit": 1000}[level]
     at_level = {"reward_level": level, "entropy_threshold": threshold}
@@ -115,7 +89,7 @@ def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
     preferences = {"data": data / "preferences_train.jsonl", "cache_dir": cache, "seed": seed}
     metrics = _stage(
         "train-rm",
-        **RM,
+        **tiny["rm"],
         **at_level,
         **preferences,
         model=sft,
@@ -128,7 +102,7 @@ def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
         params = folder / "param.json"
         _stage(
             "fit-normalizer",
-            **FIT,
+            **tiny["fit"],
             **preferences,
             reward_model=reward_model,
             dataset_tag="world",
@@ -139,7 +113,7 @@ def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
     ppo = folder / f"ppo-{level}"
     _stage(
         "train-ppo",
-        **PPO,
+        **tiny["ppo"],
         **at_level,
         **fitted,
         model=sft,
@@ -150,10 +124,11 @@ def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
         output_dir=ppo,
         seed=seed,
     )
-    return {"threshold": threshold, **_outcome(ppo, metrics["eval_accuracy"], world["best_accuracy_test"])}
+    batch = tiny["ppo"]["rollout_batch_size"]
+    return {"threshold": threshold, **_outcome(ppo, batch, metrics["eval_accuracy"], world["best_accuracy_test"])}
 
 
-def _outcome(ppo: Path, accuracy: float, best: float) -> dict:
+def _outcome(ppo: Path, rollout_batch: int, accuracy: float, best: float) -> dict:
     from denserl.trainer.trackers import read_metrics
 
     held_out = [row for row in read_metrics(ppo / "metrics.jsonl") if "eval_true_reward" in row]
@@ -164,17 +139,13 @@ def _outcome(ppo: Path, accuracy: float, best: float) -> dict:
         "true_before": held_out[0]["eval_true_reward"],
         "true_after": held_out[-1]["eval_true_reward"],
         "kl": held_out[-1]["eval_kl"],
-        "rollouts_to_target": reached[0] * ROLLOUT_BATCH if reached else None,
+        "rollouts_to_target": reached[0] * rollout_batch if reached else None,
     }
 
 
 def _stage(command: str, **flags) -> dict:
     """Print a command and run it in this process."""
-    import importlib
-
-    from denserl.cli.common import parse
-
-    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    argv = [word for name, value in flags.items() for word in as_flags(name, value)]
     print(f"\n$ denserl {shlex.join([command, *argv])}", file=sys.stderr, flush=True)
     module = importlib.import_module(f"denserl.cli.{command.replace('-', '_')}")
     return module.run(parse(module.Options, command, argv))

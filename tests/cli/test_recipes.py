@@ -139,22 +139,22 @@ PUBLISHED = [
 TINY_PPO = """--model runs/tiny-sft --model_type tiny --data runs/world/prompts_train.jsonl
     --eval_prompts runs/world/prompts_heldout.jsonl --output_dir runs/exp --episodes 1 --segment_method peak --agg_func avg
     --rollout_batch_size 64 --train_batch_size 32 --micro_batch_size 32 --ppo_epochs 2 --max_prompt_length 128
-    --max_new_tokens 56 --kl_coefficient 0.02 --actor_lr 3e-4 --critic_lr 2e-3 --device cpu --zero_stage 0 --eval_every 5
-    --save_every 0 --true_reward denserl.world.language:true_reward"""
+    --max_new_tokens 40 --kl_coefficient 0.2 --actor_lr 3e-4 --critic_lr 2e-3 --device cpu --zero_stage 0 --eval_every 5
+    --save_every 0 --samples_logged 8 --true_reward denserl.world.language:true_reward"""
 TINY = [
     (
         "train-rm",
         "exp tiny world 2 peak 1 avg",
         """--model runs/tiny-sft --model_type tiny --data runs/world/preferences_train.jsonl --output_dir runs/exp --epochs 2
         --eval_data runs/world/preferences_val.jsonl --reward_level segment --entropy_threshold 1 --segment_method peak
-        --agg_func avg --batch_size 32 --micro_batch_size 32 --lr 1e-3 --max_length 256 --max_prompt_length 128
-        --device cpu --save_steps 0 --eval_steps 0""",
+        --agg_func avg --batch_size 16 --micro_batch_size 16 --lr 2e-3 --warmup_ratio 0.05 --max_length 256
+        --max_prompt_length 128 --logging_steps 25 --device cpu --save_steps 0 --eval_steps 0""",
     ),
     (
         "fit-normalizer",
         "runs/tiny-token-rm/ peak 0 avg",
         """--reward_model runs/tiny-token-rm --model_type tiny --sft_model runs/tiny-sft --params runs/tiny-param.json
-        --data runs/world/preferences_train.jsonl --dataset_tag world --pairs 2000 --max_length 256 --entropy_threshold 0
+        --data runs/world/preferences_train.jsonl --dataset_tag world --pairs 12000 --max_length 256 --entropy_threshold 0
         --max_prompt_length 128 --segment_method peak --agg_func avg --device cpu --output_dir runs/fit/tiny-token-rm-0""",
     ),
     (
@@ -384,7 +384,7 @@ def test_missing_local_inputs_name_the_command_that_makes_them(tmp_path, monkeyp
     ppo = "exp tiny world 1 peak 0 avg segment_normalization 0.25 world".split()
     for made, maker in [
         ("runs/tiny-sft", "denserl train-sft --model runs/world/base"),
-        ("runs/tiny-token-rm", "train_seg_rm.sh tiny-token-rm tiny world 2 peak 0 avg"),
+        ("runs/tiny-token-rm", "train_seg_rm.sh tiny-token-rm tiny world 1 peak 0 avg"),
         ("runs/world/prompts_train.jsonl", "denserl make-world --output_dir runs/world"),
         ("runs/world/prompts_heldout.jsonl", "denserl make-world --output_dir runs/world"),
         ("runs/tiny-param.json", "run_fit_function.sh runs/tiny-token-rm peak 0 avg"),
