@@ -71,19 +71,9 @@ class DataOptions:
 
 
 @dataclass(kw_only=True)
-class TrainingOptions(RunOptions, DataOptions):
-    """What the two trainings on top of transformers.Trainer share."""
+class OptimisationOptions:
+    """How weights are trained: AdamW, its schedule, DeepSpeed, adapters, resuming and trackers."""
 
-    model: str
-    """Model to start from: folder or hub name."""
-    epochs: float = 1.0
-    """Passes over the data."""
-    batch_size: int = 128
-    """Rows per optimiser step, all ranks and accumulation together."""
-    micro_batch_size: int = 4
-    """Rows per forward on one rank."""
-    lr: float = 1e-6
-    """Peak learning rate."""
     min_lr_ratio: float = 0.1
     """The cosine schedule ends at this share of the peak."""
     warmup_ratio: float = 0.03
@@ -94,8 +84,6 @@ class TrainingOptions(RunOptions, DataOptions):
     """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are clipped at this norm."""
-    max_length: int = 2048
-    """Longest sequence, prompt and response together, in tokens."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -110,6 +98,28 @@ class TrainingOptions(RunOptions, DataOptions):
     """LoRA dropout."""
     lora_targets: list[str] | None = None
     """Modules that get adapters; default: all linear layers of the backbone."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the output folder."""
+    report_to: list[str] = dataclasses.field(default_factory=list)
+    """Trackers beside metrics.jsonl, e.g. tensorboard wandb."""
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(RunOptions, DataOptions, OptimisationOptions):
+    """What the two trainings on top of transformers.Trainer share."""
+
+    model: str
+    """Model to start from: folder or hub name."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    batch_size: int = 128
+    """Rows per optimiser step, all ranks and accumulation together."""
+    micro_batch_size: int = 4
+    """Rows per forward on one rank."""
+    lr: float = 1e-6
+    """Peak learning rate."""
+    max_length: int = 2048
+    """Longest sequence, prompt and response together, in tokens."""
     save_steps: int = 256
     """Checkpoint every so many steps; 0 only at the end."""
     save_total_limit: int = 2
@@ -120,10 +130,6 @@ class TrainingOptions(RunOptions, DataOptions):
     """Log every so many steps."""
     keep: Literal["last", "best"] = "last"
     """Which weights end up in the output folder; best needs save_steps and eval_steps to agree."""
-    resume: bool = False
-    """Go on from the newest checkpoint of the output folder."""
-    report_to: list[str] = dataclasses.field(default_factory=list)
-    """Trackers beside metrics.jsonl, e.g. tensorboard wandb."""
 
 
 def parse(options_class: type[Options], command: str, argv: list[str]) -> Options:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from denserl.cli.common import DataOptions, Level, RunOptions, launch, level_threshold, require
+from denserl.cli.common import DataOptions, Level, OptimisationOptions, RunOptions, launch, level_threshold, require
 from denserl.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ Assignment = Literal[
 
 
 @dataclass(kw_only=True)
-class Options(RunOptions, DataOptions):
+class Options(RunOptions, DataOptions, OptimisationOptions):
     """PPO against a reward model. --reward_level sets threshold, assignment and normaliser; each can be set alone as well."""
 
     model: str
@@ -131,30 +131,8 @@ class Options(RunOptions, DataOptions):
     """Peak learning rate of the policy."""
     critic_lr: float = 9e-6
     """Peak learning rate of the critic."""
-    min_lr_ratio: float = 0.1
-    """The cosine schedules end at this share of the peak."""
-    warmup_ratio: float = 0.03
-    """Share of the steps with linear warm-up."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    """Betas of AdamW."""
-    weight_decay: float = 0.0
-    """Weight decay of AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped at this norm."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
-    offload_optimizer: bool = False
-    """Keep optimiser state in CPU memory."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
-    lora_rank: int = 0
-    """Train LoRA adapters of the policy instead of all weights; 0 trains all."""
-    lora_alpha: float = 32.0
-    """LoRA scaling."""
-    lora_dropout: float = 0.0
-    """LoRA dropout; kept at 0 in PPO, where old and new log-probabilities must agree."""
-    lora_targets: list[str] | None = None
-    """Modules that get adapters; default: all linear layers."""
 
     eval_prompts: list[str] | None = None
     """Held-out prompts to roll out."""
@@ -172,10 +150,6 @@ class Options(RunOptions, DataOptions):
     """Checkpoints kept."""
     samples_logged: int = 4
     """Sample responses written per iteration."""
-    resume: bool = False
-    """Go on from the newest checkpoint of the output folder."""
-    report_to: list[str] = dataclasses.field(default_factory=list)
-    """Trackers beside metrics.jsonl, e.g. tensorboard wandb."""
 
 
 def run(options: Options) -> None:
@@ -189,6 +163,11 @@ def run(options: Options) -> None:
     from denserl.trainer.rollout import GenerateSampler
     from denserl.trainer.trackers import Trackers
 
+    require(
+        options.lora_dropout == 0,
+        f"--lora_dropout {options.lora_dropout:g}: old and new log-probabilities must be of the same policy",
+        "leave --lora_dropout at 0 in PPO",
+    )
     device, dtype = start(options)
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
     check_same_tokenizer(tokenizer, load_tokenizer(options.reward_model, **options.tokenizer_source()), options.reward_model)
