@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,9 @@ class Options(RunOptions, DataOptions, OptimisationOptions):
 
 
 def run(options: Options) -> None:
+    import torch
+
+    from denserl import distributed
     from denserl.cli.training import start
     from denserl.data.chat import stop_ids
     from denserl.data.prompts import load_prompts, tokenize_prompts
@@ -214,9 +217,11 @@ def run(options: Options) -> None:
         output_dir=Path(options.output_dir),
         trackers=None,
         device=device,
-        ptx_batches=_ptx_batches(options, tokenizer) if options.ptx_data else None,
+        ptx_batch=_ptx_batch(options, tokenizer) if options.ptx_data else None,
         true_reward=true_reward,
     )
+    # Every rank samples with random numbers of its own; models were made with the same ones.
+    torch.manual_seed(options.seed + distributed.rank())
     if newest is not None:
         trainer.resume(newest)
         log.info("going on from %s", newest)
@@ -430,8 +435,8 @@ def _function(name: str):
         raise UserError(f"--true_reward {name}: {error}", "give module:function, both importable") from error
 
 
-def _ptx_batches(options: Options, tokenizer) -> Iterator[dict]:
-    """Endless batches of text for the pretraining loss, this rank's share, in an order set by the seed."""
+def _ptx_batch(options: Options, tokenizer) -> Callable[[int], dict]:
+    """Batch n of an endless stream of text for the pretraining loss, this rank's share, in an order set by the seed."""
     from denserl import distributed
     from denserl.data.batching import DemonstrationCollator
     from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
@@ -440,12 +445,13 @@ def _ptx_batches(options: Options, tokenizer) -> Iterator[dict]:
     rows = load_demonstrations(options.ptx_data, split=options.split, on_bad_row=options.on_bad_row, seed=options.seed)
     length = options.max_prompt_length + options.max_new_tokens
     rows = tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=options.on_bad_row)
-    collate, size = DemonstrationCollator(tokenizer.pad_token_id), options.micro_batch_size
-    first = 0
-    while True:
-        picked = prompt_rows(first, size * distributed.world_size(), len(rows), options.seed)
-        first += len(picked)
-        yield collate([rows[i] for i in picked[distributed.rank() :: distributed.world_size()]])
+    collate, size = DemonstrationCollator(tokenizer.pad_token_id), options.micro_batch_size * distributed.world_size()
+
+    def batch(n: int) -> dict:
+        picked = prompt_rows(n * size, size, len(rows), options.seed)
+        return collate([rows[i] for i in picked[distributed.rank() :: distributed.world_size()]])
+
+    return batch
 
 
 def main(argv: list[str] | None = None) -> None:

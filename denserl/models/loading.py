@@ -55,7 +55,7 @@ def load_tokenizer(path: str, **kw) -> PreTrainedTokenizerBase:
 
 def load_policy(path: str, dtype: str, **kw) -> PreTrainedModel:
     """A causal language model. dtype: `fp32` or `bf16`. UserError when the folder is none or its weights are incomplete."""
-    model, info = _load(AutoModelForCausalLM, path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **kw)
+    model, info = _load_model(AutoModelForCausalLM, path, dtype, **kw)
     _refuse(path, info, missing=(), unexpected=("score.weight",))
     return model
 
@@ -145,15 +145,13 @@ def local_folder(path: str) -> Path:
 
 
 def _load_classifier(path, dtype, **kw):
-    return _load(
-        AutoModelForSequenceClassification,
-        path,
-        num_labels=1,
-        dtype=DTYPES[dtype],
-        use_safetensors=True,
-        output_loading_info=True,
-        **kw,
-    )
+    return _load_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
+
+
+def _load_model(auto_class, path, dtype, **kw):
+    """The model and what `_refuse` reads. Weights of another shape are reported there, not by the library."""
+    settings = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    return _load(auto_class, path, dtype=DTYPES[dtype], **settings, **kw)
 
 
 def _load(auto_class, path, **kw):
@@ -161,10 +159,11 @@ def _load(auto_class, path, **kw):
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"{path} is a file; expected a model folder or a hub name", "give the folder that holds config.json")
     # The library's own report of missing and unexpected weights is only a warning; `_refuse` decides what is an error.
+    # Left unset, trust_remote_code would ask at the terminal.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        return auto_class.from_pretrained(path, **kw)
+        return auto_class.from_pretrained(path, **{"trust_remote_code": False, **kw})
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "a tokenizer" if auto_class is AutoTokenizer else "model weights in safetensors format"
@@ -178,7 +177,9 @@ def _refuse(path, info, *, missing, unexpected) -> None:
     wrong = {
         "missing": sorted(set(info["missing_keys"]) - set(missing)),
         "unexpected": sorted(set(info["unexpected_keys"]) - set(unexpected)),
-        "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
+        "of another shape": sorted(
+            f"{key}: {tuple(found)}, expected {tuple(expected)}" for key, found, expected in info["mismatched_keys"]
+        ),
     }
     found = "; ".join(f"{len(keys)} {what} (e.g. {keys[0]})" for what, keys in wrong.items() if keys)
     if found:

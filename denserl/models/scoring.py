@@ -80,7 +80,7 @@ def token_logprob_entropy(
         checkpoint(of_chunk, h, t, use_reentrant=False) if keep_graph else of_chunk(h, t)
         for h, t in zip(hidden.split(size), tokens.split(size), strict=True)
     ]
-    logprob, entropy = (torch.cat(parts).view(-1, length) for parts in zip(*chunks, strict=True))
+    logprob, entropy = (torch.cat(parts).view(len(input_ids), length) for parts in zip(*chunks, strict=True))
     return logprob, entropy
 
 

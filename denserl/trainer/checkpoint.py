@@ -61,7 +61,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("iteration-*") if NAME.fullmatch(path.name)) if folder.is_dir() else []
+    numbered = {path: NAME.fullmatch(path.name) for path in folder.glob("iteration-*")} if folder.is_dir() else {}
+    return sorted((path for path, found in numbered.items() if found), key=lambda path: int(numbered[path][1]))
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ Models, engines and files come in ready; nothing is loaded here.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -89,7 +89,7 @@ class PPOTrainer:
     Args:
         prompts, eval_prompts: rows with `prompt` (messages) and `prompt_ids`.
         sampler: prompts -> Rollouts.
-        ptx_batches: endless batches of text with labels for the pretraining loss, or None.
+        ptx_batch: number -> batch of text with labels for the pretraining loss, or None.
         true_reward: (prompts as messages, responses as text) -> rewards, only reported, or None.
     """
 
@@ -107,14 +107,14 @@ class PPOTrainer:
         output_dir: Path,
         trackers: Trackers,
         device: torch.device,
-        ptx_batches: Iterator[dict] | None = None,
+        ptx_batch: Callable[[int], dict] | None = None,
         true_reward: Callable | None = None,
     ):
         self.config, self.models, self.dense_reward, self.kl, self.sampler = config, models, dense_reward, kl, sampler
         self.tokenizer, self.prompts, self.eval_prompts = tokenizer, prompts, eval_prompts
         self.output_dir, self.trackers, self.device = output_dir, trackers, device
-        self.ptx_batches, self.true_reward = ptx_batches, true_reward
-        self.iteration, self.actor_steps = 0, 0
+        self.ptx_batch, self.true_reward = ptx_batch, true_reward
+        self.iteration, self.actor_steps, self.ptx_used = 0, 0, 0
         self.ema = [p.float() for p in self._whole_actor()] if config.ema_decay else []
         self._train_mode(False)
 
@@ -141,7 +141,8 @@ class PPOTrainer:
             clock.lap("scoring")
             metrics |= {**self.update(rollouts, experience), **{key: value.item() for key, value in log.items()}}
             clock.lap("update")
-            metrics |= {"return": self._mean(experience.returns[:, 0], experience.mask.any(1)), "kl_coefficient": self.kl.beta}
+            first_return = experience.returns[:, :1].sum(1)
+            metrics |= {"return": self._mean(first_return, experience.mask.any(1)), "kl_coefficient": self.kl.beta}
             metrics |= clock.rates(metrics["response_length"] * config.rollout_batch)
             self.kl.update(metrics["kl"], config.rollout_batch)
             self.iteration += 1
@@ -210,7 +211,8 @@ class PPOTrainer:
         return {f"eval_{key}": value for key, value in metrics.items()}
 
     def save_checkpoint(self) -> None:
-        state = {"iteration": self.iteration, "actor_steps": self.actor_steps, "beta": self.kl.beta}
+        counters = {"iteration": self.iteration, "actor_steps": self.actor_steps, "ptx_used": self.ptx_used}
+        state = {**counters, "beta": self.kl.beta}
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
         folder, engines = self.output_dir / "checkpoints", {"actor": self.models.actor, "critic": self.models.critic}
         save_checkpoint(folder, self.iteration, state, engines, tensors, self.config.keep_checkpoints)
@@ -218,7 +220,8 @@ class PPOTrainer:
     def resume(self, path: Path) -> None:
         """Policy, critic, optimisers, schedulers, KL coefficient, averages, random state and place in the data."""
         state, tensors = load_checkpoint(path, {"actor": self.models.actor, "critic": self.models.critic})
-        self.iteration, self.actor_steps, self.kl.beta = state["iteration"], state["actor_steps"], state["beta"]
+        self.iteration, self.actor_steps, self.ptx_used = state["iteration"], state["actor_steps"], state["ptx_used"]
+        self.kl.beta = state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
 
     def _update_micro_batch(self, batch: ResponseBatch, rows, experience: Experience, count: Tensor) -> dict[str, Tensor]:
@@ -244,8 +247,9 @@ class PPOTrainer:
                 "approx_kl": masked_average(change, old.mask, config.average, count),
                 "ratio": masked_average((logprobs.detach() - old.logprobs).exp(), old.mask, config.average, count),
             }
-            if self.ptx_batches is not None:
-                ptx_loss = self._ptx_loss(next(self.ptx_batches))
+            if self.ptx_batch is not None:
+                ptx_loss = self._ptx_loss(self.ptx_batch(self.ptx_used))
+                self.ptx_used += 1
                 loss = loss + config.ptx_coef * ptx_loss
                 log["ptx_loss"] = ptx_loss.detach()
             self.models.actor.backward(loss)

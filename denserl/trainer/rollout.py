@@ -3,12 +3,13 @@
 Log-probabilities of the responses come from the policy's own training forward, so that the first ratio is exactly one.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from denserl.data.batching import pad_rows
 
@@ -54,20 +55,32 @@ class GenerateSampler:
     def _generate(self, model, prompts: list[list[int]]) -> torch.Tensor:
         reversed_ids = pad_rows([prompt[::-1] for prompt in prompts], self.pad_id)
         reversed_mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0)
-        output = model.generate(
-            input_ids=reversed_ids.flip(1).to(model.device),
-            attention_mask=reversed_mask.flip(1).to(model.device),
-            do_sample=True,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=0,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.stop_ids,
-            pad_token_id=self.pad_id,
-            use_cache=True,
-            synced_gpus=False,
-        )
+        with _plain_settings(model):
+            output = model.generate(
+                input_ids=reversed_ids.flip(1).to(model.device),
+                attention_mask=reversed_mask.flip(1).to(model.device),
+                do_sample=True,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=0,
+                max_new_tokens=self.max_new_tokens,
+                eos_token_id=self.stop_ids,
+                pad_token_id=self.pad_id,
+                use_cache=True,
+                synced_gpus=False,
+            )
         return output[:, reversed_ids.shape[1] :]
+
+
+@contextlib.contextmanager
+def _plain_settings(model):
+    """The model's own generation settings set aside: a repetition penalty, say, would bend the distribution that is trained."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = kept
 
 
 def prompt_rows(first: int, count: int, total: int, seed: int) -> list[int]:

@@ -1,0 +1,174 @@
+"""Scores, log-probabilities and entropies of tokens against the stock models run on one unpadded row at a time."""
+
+import pytest
+import tiny_models
+import torch
+from torch import nn
+
+from denserl.models import scoring
+from denserl.models.scoring import position_ids, token_logprob_entropy, token_rewards
+
+PROMPTS, RESPONSES = [3, 5, 1, 4], [6, 2, 7, 1]
+ROWS = tiny_models.random_rows([p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+
+
+def plain(model, row: list[int], start: int, temperature: float = 1.0):
+    """Log-probability and entropy of each token of a row from `start` on, by log_softmax over all logits, in fp64."""
+    logits = model(input_ids=torch.tensor([row])).logits[0].double()
+    logprobs, own = torch.log_softmax(logits / temperature, -1), torch.log_softmax(logits, -1)
+    entropy = -(own.exp() * own).sum(-1)
+    places = torch.arange(start - 1, len(row) - 1)
+    return logprobs[places, torch.tensor(row)[start:]], entropy[places]
+
+
+def check_rows(model, ids, mask, starts, temperature: float = 1.0) -> None:
+    with torch.no_grad():
+        logprob, entropy = token_logprob_entropy(model, ids, mask, torch.tensor(starts), max(RESPONSES), temperature)
+        assert logprob.dtype == entropy.dtype == torch.float32
+        assert logprob.shape == entropy.shape == (len(ROWS), max(RESPONSES))
+        for b, (row, start) in enumerate(zip(ROWS, PROMPTS, strict=True)):
+            expected = plain(model, row, start, temperature)
+            for got, want in zip((logprob, entropy), expected, strict=True):
+                torch.testing.assert_close(got[b, : RESPONSES[b]].double(), want, rtol=1e-5, atol=1e-5)
+
+
+def same_gradients(model, whole) -> None:
+    for (name, got), want in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert want.grad.abs().max() > 0, name
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-5 * want.grad.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_family_gives_what_its_own_logits_give(family, monkeypatch):
+    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY * 5)
+    check_rows(tiny_models.language_model(family), *tiny_models.padded(ROWS), PROMPTS)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
+def test_the_adjustment_of_logits_matters_in_these_families(family):
+    model = tiny_models.language_model(family)
+    ids = torch.tensor(ROWS[:1])
+    raw = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
+    assert (raw - model(input_ids=ids).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("chunk", [1, 97 * 3, 97 * 16, 2**24])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunks_and_temperature(chunk, temperature, monkeypatch):
+    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", chunk)
+    check_rows(tiny_models.language_model("llama"), *tiny_models.padded(ROWS), PROMPTS, temperature)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_left_padding_and_more_padding_change_nothing(family):
+    model = tiny_models.language_model(family)
+    for extra in (0, 3):
+        ids, mask = tiny_models.padded(ROWS, "left", extra)
+        offsets = [ids.shape[1] - len(row) + start for row, start in zip(ROWS, PROMPTS, strict=True)]
+        check_rows(model, ids, mask, offsets)
+        check_rows(model, *tiny_models.padded(ROWS, "right", extra), PROMPTS)
+
+
+def test_one_start_for_all_rows_and_the_default_length():
+    model = tiny_models.language_model("llama")
+    rows = tiny_models.random_rows([9, 9])
+    with torch.no_grad():
+        logprob, entropy = token_logprob_entropy(model, torch.tensor(rows), torch.ones(2, 9, dtype=torch.long), 4)
+        assert logprob.shape == (2, 5)
+        for b, row in enumerate(rows):
+            want = plain(model, row, 4)
+            torch.testing.assert_close(logprob[b].double(), want[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(entropy[b].double(), want[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "gemma2"])
+def test_gradients_equal_those_of_the_plain_path(family, monkeypatch):
+    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY * 3)
+    weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in RESPONSES]
+    chunked, whole = tiny_models.language_model(family), tiny_models.language_model(family)
+    ids, mask = tiny_models.padded(ROWS)
+    logprob, entropy = token_logprob_entropy(chunked, ids, mask, torch.tensor(PROMPTS), max(RESPONSES))
+    assert not entropy.requires_grad
+    sum((w * logprob[b, : len(w)]).sum() for b, w in enumerate(weights)).backward()
+    plain_sum = sum((w * plain(whole, row, start)[0]).sum() for w, row, start in zip(weights, ROWS, PROMPTS, strict=True))
+    plain_sum.backward()
+    same_gradients(chunked, whole)
+
+
+def test_the_graph_holds_no_logits_of_all_positions(monkeypatch):
+    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY)
+    model, widest = tiny_models.language_model("llama"), []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: widest.append(output.numel()))
+    ids, mask = tiny_models.padded(ROWS)
+    token_logprob_entropy(model, ids, mask, torch.tensor(PROMPTS), 4)[0].sum().backward()
+    # Once forward and once again in the backward pass, one position at a time.
+    assert set(widest) == {tiny_models.VOCABULARY} and len(widest) == 2 * len(ROWS) * 4
+
+
+def test_positions_count_from_the_first_real_token():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert position_ids(mask)[0, 2:].tolist() == [0, 1, 2]
+    assert position_ids(mask)[1, :3].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3", "gemma", "gemma2", "gpt2"])
+def test_reward_of_the_last_token_is_the_stock_score(family):
+    model = tiny_models.classifier(family)
+    ids, mask = tiny_models.padded(ROWS, extra=2)
+    with torch.no_grad():
+        rewards = token_rewards(model, ids, mask)
+        stock = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+    last = rewards.gather(1, torch.tensor([[len(row) - 1] for row in ROWS])).squeeze(1)
+    assert rewards.shape == ids.shape and rewards.dtype == torch.float32
+    assert stock.std() > 1e-3
+    torch.testing.assert_close(last, stock, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_reward_of_every_token_is_the_stock_score_of_the_row_cut_there(family, side):
+    model = tiny_models.classifier(family)
+    ids, mask = tiny_models.padded(ROWS, side, extra=1)
+    with torch.no_grad():
+        rewards = token_rewards(model, ids, mask)
+        for b, row in enumerate(ROWS):
+            cut = [model(input_ids=torch.tensor([row[: n + 1]])).logits.item() for n in range(len(row))]
+            torch.testing.assert_close(rewards[b, mask[b].bool()], torch.tensor(cut), rtol=1e-5, atol=1e-5)
+
+
+class Wrapped(nn.Module):
+    """What engines and data-parallel wrappers look like from outside; counts its forwards."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.forwards = module, 0
+
+    def forward(self, **kw):
+        self.forwards += 1
+        return self.module(**kw)
+
+
+def test_a_wrapper_runs_its_own_forward_and_gives_the_same_rewards():
+    model = tiny_models.classifier("llama")
+    wrapped = Wrapped(Wrapped(model))
+    ids, mask = tiny_models.padded(ROWS)
+    with torch.no_grad():
+        assert torch.equal(token_rewards(wrapped, ids, mask), token_rewards(model, ids, mask))
+    assert wrapped.forwards == 1
+    assert not model.score._forward_hooks
+
+
+def test_the_reader_of_scores_is_removed_when_the_forward_fails():
+    model = tiny_models.classifier("llama")
+    with pytest.raises(IndexError):
+        token_rewards(model, torch.tensor([[10**6]]), torch.tensor([[1]]))
+    assert not model.score._forward_hooks
+
+
+def test_gradients_flow_to_head_and_backbone():
+    model, whole = tiny_models.classifier("llama"), tiny_models.classifier("llama")
+    ids, mask = tiny_models.padded(ROWS)
+    rewards = token_rewards(model, ids, mask)
+    rewards.gather(1, torch.tensor([[len(row) - 1] for row in ROWS])).sum().backward()
+    whole(input_ids=ids, attention_mask=mask).logits.sum().backward()
+    same_gradients(model, whole)

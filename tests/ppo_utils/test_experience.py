@@ -1,0 +1,88 @@
+"""Experience against the loops: penalised rewards, GAE, whitening, and what is logged of them."""
+
+import math
+
+import pytest
+import reference_loops as loops
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denserl.ppo_utils.dense_reward import DenseRewards
+from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
+from denserl.segmentation import segment_by_entropy
+
+KL = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d}
+
+
+def scored_rollouts(batch) -> ScoredRollouts:
+    """Rollouts with random numbers; token rewards are 0 off the mask, everything else is anything but a number there."""
+    mask = batch.mask.bool()
+    tokens = torch.where(mask, 4 * torch.randn(mask.shape, generator=batch.generator), 0.0)
+    segments = segment_by_entropy(batch.entropy, mask, 1.0)
+    nothing = torch.zeros(segments.lengths.shape)
+    rewards = DenseRewards(tokens, segments, nothing, nothing)
+    return ScoredRollouts(mask, torch.ones(len(mask)).bool(), batch.normal(), batch.normal(), batch.entropy, rewards)
+
+
+def expected_rewards(scored, beta, clip, estimator):
+    out = torch.zeros(scored.mask.shape, dtype=torch.float64)
+    for b, places in enumerate(loops.places(scored.mask)):
+        for t in places:
+            difference = scored.logprobs[b, t].item() - scored.ref_logprobs[b, t].item()
+            reward = min(max(scored.rewards.tokens[b, t].item(), -clip), clip)
+            out[b, t] = reward - beta * KL[estimator](difference)
+    return out
+
+
+@given(loops.batches(), st.sampled_from(sorted(KL)), st.sampled_from([(1.0, 0.95), (0.9, 0.5), (1.0, 1.0)]))
+def test_experience_is_what_the_loops_make(batch, estimator, discounts):
+    scored, values, (gamma, lam) = scored_rollouts(batch), batch.normal(), discounts
+    got, log = make_experience(scored, values, beta=0.3, reward_clip=3.0, gamma=gamma, lam=lam, kl_estimator=estimator)
+    rewards = expected_rewards(scored, 0.3, 3.0, estimator)
+    advantages, returns = (torch.tensor(x) for x in loops.gae(rewards, values, scored.mask, gamma, lam))
+    whitened = torch.tensor(loops.whiten(advantages, scored.mask))
+    for name, want in (("advantages", whitened), ("returns", returns)):
+        want = want.reshape(scored.mask.shape).float()
+        torch.testing.assert_close(getattr(got, name), want, rtol=1e-3, atol=1e-4, msg=name)
+    assert torch.equal(got.mask, scored.mask)
+    assert torch.equal(got.logprobs[scored.mask], scored.logprobs[scored.mask])
+    assert torch.equal(got.values[scored.mask], values[scored.mask])
+    for x in got:
+        assert not x[~scored.mask].any()
+
+
+@given(loops.batches(), st.integers(0, 3))
+def test_what_is_logged(batch, _):
+    scored, values = scored_rollouts(batch), batch.normal()
+    _, log = make_experience(scored, values, beta=0.1, reward_clip=10.0, gamma=1.0, lam=0.9, kl_estimator="k1")
+    rewards = expected_rewards(scored, 0.1, 10.0, "k1")
+    advantages, returns = (torch.tensor(x) for x in loops.gae(rewards, values, scored.mask, 1.0, 0.9))
+    if scored.mask.sum() < 2:
+        assert all(torch.isfinite(value) for value in log.values())
+        return
+    advantages, returns = (x.reshape(scored.mask.shape)[scored.mask] for x in (advantages, returns))
+    unexplained = (returns - values[scored.mask]).var(correction=0) / returns.var(correction=0)
+    assert log["advantage_mean"].item() == pytest.approx(advantages.mean().item(), rel=1e-4, abs=1e-5)
+    assert log["advantage_std"].item() == pytest.approx(advantages.std(correction=0).item(), rel=1e-4, abs=1e-5)
+    assert log["explained_variance"].item() == pytest.approx(
+        1 - unexplained.item(), rel=1e-3, abs=1e-3 * (1 + unexplained.item())
+    )
+
+
+def test_rows_are_picked_and_cut():
+    whole = Experience(*(torch.arange(12).reshape(3, 4) + 100 * i for i in range(5)))
+    part = whole.rows(torch.tensor([2, 0]), 3)
+    assert part.mask.tolist() == [[8, 9, 10], [0, 1, 2]]
+    assert part.returns.tolist() == [[408, 409, 410], [400, 401, 402]]
+
+
+def test_rewards_that_are_all_the_same_give_numbers():
+    mask = torch.ones(3, 4).bool()
+    zero = torch.zeros(3, 4)
+    segments = segment_by_entropy(zero, mask, 1000.0)
+    rewards = DenseRewards(zero, segments, torch.zeros(3, 1), torch.zeros(3, 1))
+    scored = ScoredRollouts(mask, torch.ones(3).bool(), zero - 1, zero - 1, zero, rewards)
+    got, log = make_experience(scored, zero, beta=0.1, reward_clip=10.0, gamma=1.0, lam=0.95, kl_estimator="k1")
+    assert not got.advantages.any() and not got.returns.any()
+    assert all(torch.isfinite(value) for value in log.values())

@@ -1,0 +1,123 @@
+"""Tiny models for tests: a tokenizer of a few hundred tokens, a Llama saved in a folder, and random models of many families.
+
+Nothing is downloaded; everything is the same for the same seed.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    CohereConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+)
+
+from denserl.models.tiny import new_llama, train_tokenizer
+
+TEXTS = [
+    "The kettle hums in the small kitchen while the rain falls on the garden.",
+    "Please tell me about the garden, the kitchen and the old kettle.",
+    "A quiet river runs under the stone bridge, and the boats wait there.",
+    "Write two sentences about the river. Then say why the bridge is old.",
+] * 3
+VOCABULARY = 97
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # Large enough that logits differ by whole nats, so that an error in them shows.
+    "initializer_range": 0.3,
+}
+GPT2_SIZES = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+FAMILIES = {
+    "llama": lambda **kw: LlamaConfig(**SIZES, **kw),
+    "llama-tied": lambda **kw: LlamaConfig(**SIZES, tie_word_embeddings=True, **kw),
+    "mistral": lambda **kw: MistralConfig(**SIZES, sliding_window=None, **kw),
+    "qwen2": lambda **kw: Qwen2Config(**SIZES, **kw),
+    "phi3": lambda **kw: Phi3Config(**SIZES, **kw),
+    "gemma": lambda **kw: GemmaConfig(**SIZES, head_dim=8, **kw),
+    "gemma2": lambda **kw: Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0, **kw),
+    "cohere": lambda **kw: CohereConfig(**SIZES, logit_scale=0.25, **kw),
+    "granite": lambda **kw: GraniteConfig(**SIZES, logits_scaling=4.0, **kw),
+    "gpt2": lambda **kw: GPT2Config(**GPT2_SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2, **kw),
+}
+
+
+def language_model(family: str, seed: int = 0):
+    """A random fp32 causal language model of one of FAMILIES, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32).eval()
+
+
+def classifier(family: str, seed: int = 0):
+    """A random fp32 sequence classifier with one label, of one of FAMILIES, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = FAMILIES[family](num_labels=1)
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+
+
+def tiny_tokenizer():
+    return train_tokenizer(TEXTS, 320)
+
+
+def save_language_model(folder: Path, seed: int = 0, stops: int = 0, hidden: int = 32) -> Path:
+    """A one-layer Llama and its tokenizer in a folder; `stops` further tokens of the vocabulary also end a response."""
+    tokenizer = tiny_tokenizer()
+    model = new_llama(tokenizer, hidden_size=hidden, num_layers=1, num_heads=2, intermediate_size=48, seed=seed)
+    if stops:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(len(tokenizer) - stops, len(tokenizer))]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_rows(lengths: list[int], seed: int = 0, vocabulary: int = VOCABULARY) -> list[list[int]]:
+    """Rows of token ids, none of them 0..3 (pad and other special tokens)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+
+
+def padded(rows: list[list[int]], side: str = "right", extra: int = 0, pad: int = 0):
+    """(B, S) ids and attention mask, padded on one side by at least `extra` slots."""
+    width = max(map(len, rows)) + extra
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for b, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[b, place], mask[b, place] = torch.tensor(row), 1
+    return ids, mask
+
+
+def letters(prompts: list[list[dict]], responses: list[str]) -> list[float]:
+    """A true reward of responses: their letters, and a tenth for each letter of the prompt."""
+    return [len(response) + 0.1 * len(prompt[-1]["content"]) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+@contextlib.contextmanager
+def restored_environment():
+    """What a run in this process sets for its process group must not reach the processes that later tests start."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,104 @@
+"""Tiny models, prompts and a fit for PPO, made once; and runs of the command on them in this process."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny_models
+import torch
+
+from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
+
+LINES = [0.3, -0.1, 0.2, 1.5]
+# Near the middle of the entropies of an untrained model of some 300 tokens, so that segments differ in length.
+THRESHOLD = 5.3
+MEAN, STD = 0.1, 1.2
+PROMPTS = ["The kettle", "A quiet river runs under the old bridge, why?", "Tell me.", "The garden and the rain", "Boats"]
+TEXT = "The old kettle hums in the small garden."
+
+
+class World(NamedTuple):
+    """Folders and files that a PPO run needs, and the numbers that went into them."""
+
+    root: Path
+    sft: Path
+    reward_model: Path
+    prompts: Path
+    params: Path
+    text: Path
+    threshold: float = THRESHOLD
+    lines: tuple = tuple(LINES)
+    mean: float = MEAN
+    std: float = STD
+
+    def argv(self, output: Path, **options) -> list[str]:
+        """Arguments of train-ppo for a run of a second, with these options laid over its own."""
+        settings = {
+            "model": self.sft,
+            "reward_model": self.reward_model,
+            "data": self.prompts,
+            "output_dir": output,
+            "params": self.params,
+            "fit_tag": "tag",
+            "entropy_threshold": THRESHOLD,
+            "iterations": 1,
+            "rollout_batch_size": 8,
+            "train_batch_size": 8,
+            "micro_batch_size": 4,
+            "max_new_tokens": 8,
+            "sample_batch_size": 4,
+            "actor_lr": 1e-3,
+            "critic_lr": 1e-3,
+            "warmup_ratio": 0.0,
+            "zero_stage": 0,
+            "save_every": 0,
+        }
+        argv = []
+        for name, value in (settings | options).items():
+            if value is True:
+                argv.append(f"--{name}")
+            elif value is not None:
+                argv += [f"--{name}", str(value)]
+        return argv
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    root = tmp_path_factory.mktemp("ppo")
+    # A fifth of the vocabulary ends a response, so that an untrained policy's responses differ in length.
+    sft = tiny_models.save_language_model(root / "sft", stops=60)
+    tokenizer = load_tokenizer(str(sft))
+    model = new_reward_model(str(sft), "fp32", seed=1)
+    match_embeddings(model, tokenizer)
+    with torch.no_grad():
+        model.score.weight.mul_(20)
+    model.config.segment_reward = {"sft_model": str(sft), "model_type": "tiny", "entropy_threshold": THRESHOLD}
+    model.config.mean, model.config.std = MEAN, STD
+    model.save_pretrained(root / "rm")
+    tokenizer.save_pretrained(root / "rm")
+    prompts, params, text = root / "prompts.jsonl", root / "param.json", root / "text.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    text.write_text(json.dumps({"text": TEXT}) + "\n")
+    fits = {f"{threshold:g}": LINES for threshold in (0.0, THRESHOLD)}
+    params.write_text(json.dumps({"tiny": {"tag": {"peak": {"avg": fits}}}}))
+    return World(root, sft, root / "rm", prompts, params, text)
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    with tiny_models.restored_environment():
+        yield
+
+
+@pytest.fixture
+def ppo(world, tmp_path):
+    """Runs train-ppo in this process: options -> its output folder."""
+    from denserl.cli import train_ppo
+    from denserl.cli.common import parse
+
+    def run(name: str = "run", **options) -> Path:
+        train_ppo.run(parse(train_ppo.Options, "train-ppo", world.argv(tmp_path / name, **options)))
+        return tmp_path / name
+
+    return run

@@ -1,0 +1,508 @@
+"""The PPO command on a tiny model: one iteration by hand at every level, and what must hold of splits, resumes and options."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import reference_loops as loops
+import tiny_models
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from denserl.cli import train_ppo
+from denserl.cli.common import parse
+from denserl.errors import UserError
+from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.trainer.ppo_trainer import PPOTrainer
+from denserl.trainer.rollout import GenerateSampler, Rollouts
+from denserl.trainer.trackers import read_metrics
+
+LEVELS = {
+    "segment": {"reward_level": "segment"},
+    "token": {"reward_level": "token", "entropy_threshold": None},
+    "bandit": {"reward_level": "bandit", "entropy_threshold": None},
+}
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[Rollouts]:
+    """The rollouts that each update gets."""
+    kept, update = [], PPOTrainer.update
+
+    def keep(self, rollouts, experience):
+        kept.append(rollouts)
+        return update(self, rollouts, experience)
+
+    monkeypatch.setattr(PPOTrainer, "update", keep)
+    return kept
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The metrics of each iteration, without what a clock measured."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def actor_at(folder: Path, iteration: int, world) -> torch.nn.Module:
+    """The policy as it was after an iteration, read from what DeepSpeed wrote."""
+    path = folder / "checkpoints" / f"iteration-{iteration:06d}" / "actor" / "state" / "mp_rank_00_model_states.pt"
+    state = torch.load(path, weights_only=False)["module"]
+    model = AutoModelForCausalLM.from_pretrained(world.sft, dtype=torch.float32).eval()
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()} | tied(state))
+    return model
+
+
+def tied(state) -> dict:
+    return {"lm_head.weight": state["model.model.embed_tokens.weight"]}
+
+
+def same_weights(first: Path, second: Path, tolerance: float) -> None:
+    for name, tensor in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], tensor, rtol=0, atol=tolerance, msg=name)
+
+
+class Judged:
+    """One iteration, one unpadded row at a time, with stock models and the loops; losses can be differentiated."""
+
+    def __init__(self, world, rollouts: Rollouts, level: str):
+        self.policy = AutoModelForCausalLM.from_pretrained(world.sft, dtype=torch.float32).eval()
+        self.reward_model = AutoModelForSequenceClassification.from_pretrained(world.reward_model, dtype=torch.float32).eval()
+        self.critic = new_reward_model(str(world.sft), "fp32", seed=42)
+        self.threshold = {"segment": world.threshold, "token": 0.0, "bandit": 1000.0}[level]
+        self.world, self.level = world, level
+        width = max(map(len, rollouts.responses))
+        shape = (len(rollouts.responses), width)
+        self.logprobs, self.values, self.raw, self.normalised, self.segments, self.entropy = [], [], [], [], [], []
+        rewards, values, self.mask = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
+        for b, (prompt, response, ended) in enumerate(zip(*rollouts, strict=True)):
+            rewards[b, : len(response)] = torch.tensor(self.judge(prompt, response, ended))
+            values[b, : len(response)] = self.values[b].detach()
+            self.mask[b, : len(response)] = 1
+        self.advantages, returns = loops.gae(rewards, values, self.mask, 1.0, 0.95)
+        self.whitened = loops.whiten(torch.tensor(self.advantages), self.mask)
+        self.returns, self.old_values = returns, values
+
+    def judge(self, prompt, response, ended) -> list[float]:
+        """The token rewards of a response. There is no KL penalty yet: the policy is its own reference."""
+        row, start = torch.tensor([prompt + response]), len(prompt)
+        logits = torch.log_softmax(self.policy(row).logits[0, start - 1 : -1], -1)
+        self.logprobs.append(logits.gather(1, row[0, start:, None]).squeeze(1))
+        entropy = -(logits.exp() * logits).sum(-1).detach()
+        self.entropy.append(entropy.mean().item())
+        values = self.critic.model(row).last_hidden_state[0] @ self.critic.score.weight[0]
+        self.values.append(values[start - 1 : -1])
+        scores = (self.reward_model.model(row).last_hidden_state[0] @ self.reward_model.score.weight[0])[start:].tolist()
+        ones = torch.ones(1, len(response))
+        (segments,) = loops.segment(entropy[None], ones, self.threshold, torch.tensor([ended]))
+        raw = [scores[tokens[-1]] for tokens in segments]
+        if self.level == "bandit":
+            normalised, kind = [(raw[0] - self.world.mean) / self.world.std], "mean_last"
+        else:
+            normalised, kind = loops.normalise(raw, *self.world.lines), "even"
+        self.raw.append(raw)
+        self.normalised.append(normalised)
+        self.segments.append(segments)
+        (tokens,) = loops.assign([normalised], [segments], [len(response) - 1], len(response), kind)
+        return [min(max(reward, -10.0), 10.0) for reward in tokens]
+
+    def losses(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Policy and value loss of the first step: ratios are one and no clip has moved, but gradients flow."""
+        policy, value = [], []
+        for logprobs, values, a, r in zip(self.logprobs, self.values, self.whitened, self.returns, strict=True):
+            n = len(logprobs)
+            policy.append((-(logprobs - logprobs.detach()).exp() * torch.tensor(a[:n])).mean())
+            value.append((0.5 * (values - torch.tensor(r[:n])) ** 2).mean())
+        return torch.stack(policy).mean(), torch.stack(value).mean()
+
+
+def mean(numbers) -> float:
+    numbers = list(numbers)
+    return sum(numbers) / len(numbers)
+
+
+def norm(model) -> float:
+    return math.sqrt(sum((p.grad.double() ** 2).sum().item() for p in model.parameters()))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_iteration_by_hand(level, world, ppo, seen):
+    output = ppo(**LEVELS[level], critic_lr=0.0, samples_logged=8)
+    (rollouts,), (row,) = seen, metrics(output)
+    assert 1 < len(set(map(len, rollouts.responses))) and {True, False} == set(rollouts.ended)
+    judged = Judged(world, rollouts, level)
+    policy_loss, value_loss = judged.losses()
+    policy_loss.backward()
+    value_loss.backward()
+    on = judged.mask.bool()
+    returns = torch.tensor(judged.returns)
+    unexplained = (returns - judged.old_values)[on].var(correction=0) / returns[on].var(correction=0)
+    advantages = torch.tensor(judged.advantages)[on]
+    expected = {
+        "kl": 0.0,
+        "reward": mean(map(mean, judged.raw)),
+        "normalised_reward": mean(map(mean, judged.normalised)),
+        "response_length": mean(map(len, rollouts.responses)),
+        "segments": mean(map(len, judged.segments)),
+        "segment_length": mean(mean(map(len, segments)) for segments in judged.segments),
+        "entropy": mean(judged.entropy),
+        "ended": mean(rollouts.ended),
+        "return": mean(row[0] for row in judged.returns),
+        "advantage_mean": advantages.mean().item(),
+        "advantage_std": advantages.std(correction=0).item(),
+        "explained_variance": 1 - unexplained.item(),
+        "policy_loss": policy_loss.item(),
+        "value_loss": value_loss.item(),
+        "actor_grad_norm": norm(judged.policy),
+        "critic_grad_norm": norm(judged.critic),
+        "ratio": 1.0,
+        "approx_kl": 0.0,
+        "clip_fraction": 0.0,
+        "value_clip_fraction": 0.0,
+        "kl_coefficient": 0.01,
+    }
+    assert {key: row[key] for key in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
+    check_first_adam_step(judged.policy, weights(output), 1e-3)
+    check_samples(output, judged, rollouts, world)
+
+
+def check_first_adam_step(model, trained, lr: float) -> None:
+    """Adam's first step moves each weight by lr g / (|g| + eps), g clipped at norm 1. Rounding decides where g is nothing."""
+    scale = 1 / max(norm(model), 1.0)
+    for name, parameter in model.named_parameters():
+        g = parameter.grad * scale
+        expected = parameter.detach() - lr * g / (g.abs() + 1e-8)
+        clear = g.abs() > 1e-5
+        assert clear.any(), name
+        torch.testing.assert_close(trained[name][clear], expected[clear], rtol=0, atol=2e-5, msg=name)
+
+
+def check_samples(output: Path, judged: Judged, rollouts: Rollouts, world) -> None:
+    tokenizer = load_tokenizer(str(world.sft))
+    lines = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == len(rollouts.responses)
+    for b, line in enumerate(lines):
+        response = rollouts.responses[b]
+        assert line["ended"] == rollouts.ended[b] and line["step"] == 1
+        assert [part["raw"] for part in line["segments"]] == pytest.approx(judged.raw[b], abs=1e-3)
+        assert [part["normalised"] for part in line["segments"]] == pytest.approx(judged.normalised[b], abs=1e-3)
+        texts = [tokenizer.decode([response[t] for t in tokens]) for tokens in judged.segments[b]]
+        assert [part["text"] for part in line["segments"]] == texts
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_the_first_ratio_is_exactly_one(ppo, zero_stage):
+    """One row at a time nothing is padded, so that the training forward repeats the scoring forward to the bit."""
+    row = metrics(ppo(micro_batch_size=1, zero_stage=zero_stage))[0]
+    assert (row["ratio"], row["approx_kl"], row["clip_fraction"]) == (1.0, 0.0, 0.0)
+    # The reference is another copy of the weights, which may lie otherwise in memory.
+    assert row["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_second_update_has_other_ratios(ppo):
+    row = metrics(ppo(ppo_epochs=2))[0]
+    assert row["approx_kl"] > 0
+
+
+@pytest.mark.parametrize("average", ["sequence", "token"])
+def test_splitting_the_batch_changes_nothing_but_rounding(ppo, average):
+    settings = {"train_batch_size": 8, "average": average, "iterations": 1, "ppo_epochs": 3, "actor_lr": 1e-4}
+    whole = ppo("8", micro_batch_size=8, **settings)
+    for name, options in {
+        "1": {"micro_batch_size": 1},
+        "2": {"micro_batch_size": 2},
+        "zero": {"micro_batch_size": 4, "zero_stage": 2},
+        "checkpointing": {"micro_batch_size": 4, "gradient_checkpointing": True},
+    }.items():
+        part = ppo(name, **settings, **options)
+        # Three steps of 1e-4. Where a gradient is nothing but rounding, Adam moves a weight by any part of that.
+        same_weights(whole, part, 2e-5)
+        assert metrics(part)[0] == pytest.approx(metrics(whole)[0], rel=1e-3, abs=1e-5)
+
+
+FULL = {
+    "iterations": 4,
+    "train_batch_size": 4,
+    "ppo_epochs": 2,
+    "samples_per_prompt": 2,
+    "save_every": 2,
+    "kl_target": 0.5,
+    "kl_horizon": 50,
+    "ema_decay": 0.9,
+    "eval_every": 1,
+}
+
+
+def go_on_from_the_middle(ppo, output: Path, **options) -> Path:
+    """Set a finished run back to what an interruption between its two checkpoints would have left, and resume it."""
+    kept = output.with_name("uninterrupted")
+    shutil.copytree(output, kept)
+    shutil.rmtree(output / "checkpoints" / "iteration-000004")
+    for path in (output / "model.safetensors", output / "critic", output / "ema"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    ppo(output.name, resume=True, **options)
+    return kept
+
+
+def optimizer_states(folder: Path) -> list[torch.Tensor]:
+    """Every tensor that DeepSpeed keeps of actor and critic at the last iteration, Adam's moments among them."""
+    paths = sorted((folder / "checkpoints" / "iteration-000004").rglob("*.pt"))
+    assert paths
+    return [tensor for path in paths for tensor in tensors_in(torch.load(path, weights_only=False))]
+
+
+def tensors_in(x) -> list[torch.Tensor]:
+    if torch.is_tensor(x):
+        return [x]
+    children = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else []
+    return [tensor for child in children for tensor in tensors_in(child)]
+
+
+def same_bits(first: Path, second: Path) -> None:
+    for part in ("", "critic", "ema"):
+        if (first / part).is_dir():
+            for name, tensor in weights(first / part).items():
+                assert torch.equal(weights(second / part)[name], tensor), (part, name)
+    pairs = list(zip(optimizer_states(first), optimizer_states(second), strict=True))
+    assert len(pairs) > 20 and all(torch.equal(a, b) for a, b in pairs)
+    states = [json.loads((folder / "checkpoints/iteration-000004/state.json").read_text()) for folder in (first, second)]
+    assert states[0] == states[1]
+    assert metrics(first) == metrics(second)
+    for samples in ("samples.jsonl", "eval_samples.jsonl"):
+        assert read_metrics(first / samples) == read_metrics(second / samples)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_resumed_run_ends_with_the_same_bits(ppo, world, zero_stage):
+    options = FULL | {"zero_stage": zero_stage, "eval_prompts": world.prompts}
+    output = ppo(**options)
+    same_bits(go_on_from_the_middle(ppo, output, **options), output)
+
+
+def test_a_resumed_run_goes_on_in_the_text_too(ppo, world, tmp_path):
+    lines = [{"text": f"{tiny_models.TEXTS[i % 4]} {i}"} for i in range(11)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = FULL | {"ptx_data": tmp_path / "text.jsonl"}
+    output = ppo(**options)
+    same_bits(go_on_from_the_middle(ppo, output, **options), output)
+
+
+def segment_counts(model, rollouts: Rollouts, threshold: float) -> list[int]:
+    """Segments of each response when this model's entropies cut it."""
+    counts = []
+    for prompt, response, ended in zip(*rollouts, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[:, len(prompt) - 1 : -1]
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        (segments,) = loops.segment(entropy, torch.ones(1, len(response)), threshold, torch.tensor([ended]))
+        counts.append(len(segments))
+    return counts
+
+
+def test_kl_is_of_the_policy_that_sampled_and_segments_are_of_the_start(ppo, world, seen):
+    output = ppo(iterations=2, save_every=1, actor_lr=3e-3)
+    start = AutoModelForCausalLM.from_pretrained(world.sft, dtype=torch.float32).eval()
+    now, rollouts = actor_at(output, 1, world), seen[1]
+    per_response = []
+    for prompt, response in zip(rollouts.prompts, rollouts.responses, strict=True):
+        row, total = torch.tensor([prompt + response]), 0.0
+        for t, token in enumerate(response, start=len(prompt)):
+            with torch.no_grad():
+                logprobs = [torch.log_softmax(model(row[:, :t]).logits[0, -1], -1)[token].item() for model in (now, start)]
+            total += logprobs[0] - logprobs[1]
+        per_response.append(total)
+    assert abs(mean(per_response)) > 1e-2
+    assert metrics(output)[1]["kl"] == pytest.approx(mean(per_response), abs=1e-4)
+    counts = [mean(segment_counts(model, rollouts, world.threshold)) for model in (start, now)]
+    assert counts[0] != counts[1]
+    assert metrics(output)[1]["segments"] == pytest.approx(counts[0])
+
+
+def test_the_moving_average_by_hand(ppo, world):
+    """Decay 0.75 over two steps: 0.75 (0.75 w0 + 0.25 w1) + 0.25 w2."""
+    output = ppo(iterations=2, save_every=1, ema_decay=0.75)
+    start, first, last = weights(world.sft), actor_at(output, 1, world).state_dict(), weights(output)
+    for name, tensor in weights(output / "ema").items():
+        assert not torch.equal(start[name], last[name])
+        torch.testing.assert_close(tensor, 0.5625 * start[name] + 0.1875 * first[name] + 0.25 * last[name], msg=name)
+    load_policy(str(output / "ema"), "fp32")
+
+
+def test_the_average_does_not_change_the_policy(ppo):
+    same_weights(ppo("without", iterations=2), ppo("with", iterations=2, ema_decay=0.5), 0.0)
+
+
+def test_a_frozen_actor_stays_while_the_critic_learns(ppo, world):
+    output = ppo(iterations=2, train_batch_size=4, freeze_actor_steps=4)
+    assert all(torch.equal(tensor, weights(world.sft)[name]) for name, tensor in weights(output).items())
+    fresh = new_reward_model(str(world.sft), "fp32", seed=42).state_dict()
+    assert not any(torch.equal(tensor, fresh[name]) for name, tensor in weights(output / "critic").items())
+    assert all("policy_loss" not in row and row["value_loss"] > 0 for row in metrics(output))
+
+
+def test_the_actor_thaws_after_its_frozen_steps(ppo, world):
+    output = ppo(iterations=2, freeze_actor_steps=1)
+    first, second = metrics(output)
+    assert "policy_loss" not in first and "policy_loss" in second and second["kl"] == 0
+    assert not torch.equal(weights(output)["model.norm.weight"], weights(world.sft)["model.norm.weight"])
+
+
+def test_the_coefficient_is_steered_towards_the_target(ppo):
+    """Section 6: factor 1 + clip(kl / target - 1, +-0.2) n / horizon after each rollout batch."""
+    rows = metrics(ppo(iterations=4, kl_target=0.05, kl_horizon=20, kl_coefficient=0.5, actor_lr=3e-3))
+    beta = 0.5
+    for row in rows:
+        assert row["kl_coefficient"] == pytest.approx(beta, rel=1e-6)
+        beta *= 1 + min(max(row["kl"] / 0.05 - 1, -0.2), 0.2) * 8 / 20
+    assert len({row["kl_coefficient"] for row in rows}) == 4
+    assert {row["kl_coefficient"] for row in metrics(ppo("constant", iterations=2))} == {0.01}
+
+
+def test_the_pretraining_loss_is_that_of_the_text_and_changes_the_policy(ppo, world):
+    plain, with_text = ppo("plain"), ppo("text", ptx_data=world.text, ptx_coef=0.5)
+    tokenizer, model = load_tokenizer(str(world.sft)), load_policy(str(world.sft), "fp32").eval()
+    ids = torch.tensor([tokenizer(json.loads(world.text.read_text())["text"]).input_ids + [tokenizer.eos_token_id]])
+    found, without = metrics(with_text)[0], metrics(plain)[0]
+    losses = [model(row, labels=row).loss.item() for row in (ids, ids[:, :-1])]
+    # Whether an end token closes a text is the tokeniser's own affair.
+    assert min(abs(found["ptx_loss"] - loss) for loss in losses) < 1e-4
+    assert "ptx_loss" not in without
+    assert found["policy_loss"] == pytest.approx(without["policy_loss"], abs=1e-6)
+    assert abs(found["actor_grad_norm"] - without["actor_grad_norm"]) > 1e-2
+    with pytest.raises(AssertionError):
+        same_weights(plain, with_text, 1e-5)
+
+
+def test_adapters_alone_are_trained_and_merged(ppo, world):
+    pytest.importorskip("peft")
+    output = ppo(iterations=3, lora_rank=2, lora_alpha=8, ema_decay=0.5)
+    load_policy(str(output), "fp32")
+    load_policy(str(output / "ema"), "fp32")
+    before, after = weights(world.sft), weights(output)
+    assert set(before) == set(after)
+    changed = set()
+    for name, weight in before.items():
+        change = (after[name] - weight).double()
+        if "proj" in name:
+            assert torch.linalg.matrix_rank(change, atol=1e-6) <= 2
+            changed |= {name} if change.abs().max() > 1e-5 else set()
+        else:
+            assert not change.any(), name
+    assert len(changed) == sum("proj" in name for name in before)
+
+
+@pytest.mark.parametrize("critic_init", ["sft", "reward_model"])
+def test_where_the_critic_starts(ppo, world, critic_init):
+    """At learning rate 0 it stays there."""
+    output = ppo(critic_init=critic_init, critic_lr=0.0)
+    fresh = new_reward_model(str(world.sft), "fp32", seed=42)
+    expected = {"sft": fresh, "reward_model": load_reward_model(str(world.reward_model), "fp32")}[critic_init].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(output / "critic").items())
+
+
+def test_held_out_prompts_are_each_rolled_out_once(ppo, world):
+    output = ppo(iterations=3, eval_prompts=world.prompts, eval_every=2, samples_logged=9, true_reward="tiny_models:letters")
+    rows, prompts = read_metrics(output / "metrics.jsonl"), [json.loads(line)["prompt"] for line in world.prompts.open()]
+    assert [row["step"] for row in rows if "eval_reward" in row] == [0, 2, 3]
+    samples = [json.loads(line) for line in (output / "eval_samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3 * len(prompts)
+    for row in rows:
+        own = [sample for sample in samples if sample["step"] == row["step"]]
+        if own:
+            expected = [len(s["response"]) + 0.1 * len(p) for s, p in zip(own, prompts, strict=True)]
+            assert [s["true_reward"] for s in own] == pytest.approx(expected)
+            assert row["eval_true_reward"] == pytest.approx(mean(expected))
+            raw = [mean(part["raw"] for part in s["segments"]) for s in own]
+            assert row["eval_reward"] == pytest.approx(mean(raw), abs=1e-3)
+            assert row["eval_ended"] == pytest.approx(mean(s["ended"] for s in own))
+
+
+def test_samples_of_one_prompt_stand_together(ppo, seen):
+    ppo(samples_per_prompt=4)
+    prompts = seen[0].prompts
+    assert prompts[:4] == [prompts[0]] * 4 and prompts[4:] == [prompts[4]] * 4 and prompts[0] != prompts[4]
+    assert len(set(map(tuple, seen[0].responses))) > 4
+
+
+ONLY_THE_END = "only the end", lambda prompts, stop: Rollouts(prompts, [[stop]] * len(prompts), [True] * len(prompts))
+NOTHING = "nothing", lambda prompts, stop: Rollouts(prompts, [[]] * len(prompts), [False] * len(prompts))
+ONE_EMPTY = (
+    "one empty",
+    lambda prompts, stop: Rollouts(prompts, [[]] + [[9, stop]] * (len(prompts) - 1), [False] + [True] * (len(prompts) - 1)),
+)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("answers", [ONLY_THE_END, NOTHING, ONE_EMPTY], ids=lambda case: case[0])
+def test_degenerate_responses_give_numbers(level, answers, ppo, monkeypatch):
+    monkeypatch.setattr(GenerateSampler, "__call__", lambda self, prompts: answers[1](prompts, self.stop_ids[0]))
+    output = ppo(**LEVELS[level], iterations=2, ppo_epochs=2, train_batch_size=4)
+    assert all(None not in row.values() for row in metrics(output)) and len(metrics(output)) == 2
+    assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())
+    assert all(torch.isfinite(tensor).all() for tensor in weights(output / "critic").values())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_rewards_that_are_all_the_same_give_numbers(level, ppo, world, tmp_path):
+    model = load_reward_model(str(world.reward_model), "fp32")
+    with torch.no_grad():
+        model.score.weight.zero_()
+    model.save_pretrained(tmp_path / "flat")
+    load_tokenizer(str(world.sft)).save_pretrained(tmp_path / "flat")
+    output = ppo(**LEVELS[level], reward_model=tmp_path / "flat", normalizer="none", iterations=2, critic_lr=0.0)
+    assert [row["reward"] for row in metrics(output)] == [0.0, 0.0]
+    assert all(None not in row.values() for row in metrics(output))
+    assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())
+
+
+@pytest.mark.parametrize("level, clip", [("segment", 0.25), ("token", 0.25), ("bandit", 0.2)])
+def test_the_clip_of_values_goes_with_the_level(level, clip, world, tmp_path):
+    def value_clip(**options):
+        argv = world.argv(tmp_path, **LEVELS[level], **options)
+        return train_ppo.make_config(parse(train_ppo.Options, "train-ppo", argv), 8).value_clip
+
+    assert value_clip() == clip and value_clip(value_clip=0.4) == 0.4
+
+
+MISTAKES = [
+    ({"train_batch_size": 3}, "--rollout_batch_size 8 is no multiple of --train_batch_size 3", "use a multiple of 3"),
+    ({"micro_batch_size": 3}, "--train_batch_size 8 is no multiple of --micro_batch_size 3", "use a multiple of 3"),
+    ({"resume": True}, "holds no checkpoint", "leave --resume out"),
+    (
+        {"fit_tag": "other"},
+        "has no normaliser for tiny/other/peak/avg/5.3; it has: tiny/tag/peak/avg",
+        "denserl fit-normalizer",
+    ),
+    ({"fit_tag": None}, "needs the dataset tag", "--fit_tag"),
+    ({"length_norm": True}, "token level only", "--reward_level token"),
+    ({"entropy_threshold": -1}, "must be >= 0", "token level"),
+    ({"iterations": None}, "fill no rollout batch of 8", "--episodes"),
+    ({"true_reward": "no_such_module:f"}, "no_such_module", "module:function"),
+]
+
+
+@pytest.mark.parametrize("options, found, fix", MISTAKES)
+def test_mistakes_are_named_with_what_mends_them(options, found, fix, ppo):
+    with pytest.raises(UserError) as error:
+        ppo(**options)
+    assert found in error.value.found and fix in error.value.fix
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(ppo, world, tmp_path):
+    shutil.copytree(world.reward_model, tmp_path / "rm")
+    text = (tmp_path / "rm" / "tokenizer.json").read_text()
+    (tmp_path / "rm" / "tokenizer.json").write_text(text.replace("<|endoftext|>", "<|eot|>"))
+    with pytest.raises(UserError, match="another tokenizer than the policy"):
+        ppo(reward_model=tmp_path / "rm")
+
+
+def test_a_policy_is_no_reward_model(world, tmp_path):
+    argv = world.argv(tmp_path, reward_model=world.sft)
+    with pytest.raises(UserError, match="no reward head"):
+        train_ppo.run(parse(train_ppo.Options, "train-ppo", argv))
