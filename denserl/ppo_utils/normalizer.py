@@ -95,15 +95,11 @@ def read_params(path: Path) -> dict:
     """The nested dictionary of a param.json. UserError when it is missing or not JSON of the right depth."""
     if not path.is_file():
         raise UserError(f"the normaliser file {path} does not exist", "give another --params, or run denserl fit-normalizer")
+    params = _read_json(path)
     try:
-        params = json.loads(path.read_text(encoding="utf-8"))
         _flatten(params)
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is no normaliser file ({error}); expected model_type -> dataset tag -> method -> agg -> threshold -> "
-            "[w_mu, w_sigma, b_mu, b_sigma]",
-            "restore the file, or start a new one with denserl fit-normalizer --params NEW_FILE",
-        ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _not_a_normalizer_file(path, error) from error
     return params
 
 
@@ -127,7 +123,7 @@ def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: lis
         del level[same]
     level[f"{threshold:g}"] = [round(c, 6) for c in constants]
     sidecar = path.with_suffix(".fits.json")
-    records = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+    records = _read_json(sidecar) if sidecar.exists() else {}
     records[_show(keys)] = record
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +141,21 @@ def _replace(path: Path, content: dict) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(text + "\n", encoding="utf-8")
     os.replace(aside, path)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _not_a_normalizer_file(path, error) from error
+
+
+def _not_a_normalizer_file(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is no normaliser file ({error}); expected model_type -> dataset tag -> method -> agg -> threshold -> "
+        "[w_mu, w_sigma, b_mu, b_sigma]",
+        "restore the file, or start a new one with denserl fit-normalizer --params NEW_FILE",
+    )
 
 
 def _flatten(params: dict) -> dict[tuple, list]:

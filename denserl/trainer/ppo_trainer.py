@@ -178,7 +178,8 @@ class PPOTrainer:
         """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses."""
         config, world = self.config, distributed.world_size()
         rows_per_step = config.train_batch // world
-        totals: dict[str, Tensor] = {}
+        rates = {"actor_lr": self.models.actor.get_lr()[0], "critic_lr": self.models.critic.get_lr()[0]}
+        log = Averages()
         self._train_mode(True)
         for _ in range(config.ppo_epochs):
             order = torch.randperm(len(rollouts.responses)).tolist()
@@ -188,13 +189,14 @@ class PPOTrainer:
                 # DeepSpeed divides by micro-batches and ranks; the loss must be divided by the step's count alone.
                 count = count * config.micro_batch / rows_per_step / world
                 for micro in self._micro_batches(rows):
-                    _add(totals, self._update_micro_batch(self._batch(rollouts, micro), micro, experience, count))
-                self._after_step(totals)
+                    batch = self._batch(rollouts, micro)
+                    old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
+                    log.add(self._critic_step(batch, old, count))
+                    if self.actor_steps >= config.freeze_actor_steps:
+                        log.add(self._actor_step(batch, old, count))
+                log.add(self._after_step())
         self._train_mode(False)
-        steps = config.steps_per_iteration
-        names, sums = list(totals), distributed.all_sum(torch.stack(list(totals.values())))
-        metrics = {name: total / steps / world for name, total in zip(names, sums.tolist(), strict=True)}
-        return metrics | {"actor_lr": _lr(self.models.actor), "critic_lr": _lr(self.models.critic)}
+        return log.over_ranks() | rates
 
     def evaluate(self) -> dict[str, float]:
         """Roll out the held-out prompts, each counted once on any number of ranks, with metrics under `eval_`."""
@@ -224,54 +226,53 @@ class PPOTrainer:
         self.kl.beta = state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
 
-    def _update_micro_batch(self, batch: ResponseBatch, rows, experience: Experience, count: Tensor) -> dict[str, Tensor]:
-        config = self.config
-        width = batch.response_mask.shape[1]
-        old = experience.rows(torch.tensor(rows, device=self.device), width)
-        values = self._values(batch, width)
-        critic_loss, value_clipped = value_loss(
-            values, old.values, old.returns, old.mask, config.value_clip, config.average, count
+    def _critic_step(self, batch: ResponseBatch, old: Experience, count: Tensor) -> dict[str, Tensor]:
+        values = self._values(batch, batch.response_mask.shape[1])
+        loss, clipped = value_loss(
+            values, old.values, old.returns, old.mask, self.config.value_clip, self.config.average, count
         )
-        self.models.critic.backward(critic_loss)
+        self.models.critic.backward(loss)
         self.models.critic.step()
-        log = {"value_loss": critic_loss.detach(), "value_clip_fraction": value_clipped}
-        if self.actor_steps >= config.freeze_actor_steps:
-            logprobs, _ = self._logprob_entropy(self.models.actor, batch)
-            loss, clipped = policy_loss(
-                logprobs, old.logprobs, old.advantages, old.mask, config.policy_clip, config.average, count
-            )
-            change = approx_kl(old.logprobs, logprobs.detach(), "k3")
-            log |= {
-                "policy_loss": loss.detach(),
-                "clip_fraction": clipped,
-                "approx_kl": masked_average(change, old.mask, config.average, count),
-                "ratio": masked_average((logprobs.detach() - old.logprobs).exp(), old.mask, config.average, count),
-            }
-            if self.ptx_batch is not None:
-                ptx_loss = self._ptx_loss(self.ptx_batch(self.ptx_used))
-                self.ptx_used += 1
-                loss = loss + config.ptx_coef * ptx_loss
-                log["ptx_loss"] = ptx_loss.detach()
-            self.models.actor.backward(loss)
-            self.models.actor.step()
-        # As fractions of the step: DeepSpeed's own division by micro-batches is already in `count`.
-        micro_batches = config.train_batch // distributed.world_size() // config.micro_batch
-        return {key: value / micro_batches for key, value in log.items()}
+        return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
+
+    def _actor_step(self, batch: ResponseBatch, old: Experience, count: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        logprobs, _ = self._logprob_entropy(self.models.actor, batch)
+        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, old.mask, config.policy_clip, config.average, count)
+        now = logprobs.detach()
+        log = {
+            "policy_loss": loss.detach(),
+            "clip_fraction": clipped,
+            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, config.average, count),
+            "ratio": masked_average((now - old.logprobs).exp(), old.mask, config.average, count),
+        }
+        if self.ptx_batch is not None:
+            ptx_loss = self._ptx_loss(self.ptx_batch(self.ptx_used))
+            self.ptx_used += 1
+            loss = loss + config.ptx_coef * ptx_loss
+            log["ptx_loss"] = ptx_loss.detach()
+        self.models.actor.backward(loss)
+        self.models.actor.step()
+        return log
 
     def _train_mode(self, on: bool) -> None:
         """Training mode is what switches gradient checkpointing on; sampling and scoring run without it."""
         self.models.actor.train(on)
         self.models.critic.train(on)
 
-    def _after_step(self, totals: dict[str, Tensor]) -> None:
+    def _after_step(self) -> dict[str, Tensor]:
+        """What follows an optimiser step: the moving average of the policy; returns the gradient norms."""
         self.actor_steps += 1
-        for name, engine in (("actor", self.models.actor), ("critic", self.models.critic)):
-            norm = engine.get_global_grad_norm()
-            if norm is not None:
-                _add(totals, {f"{name}_grad_norm": torch.as_tensor(float(norm), device=self.device)})
         if self.ema:
             with torch.no_grad():
                 torch._foreach_lerp_(self.ema, [p.float() for p in self._whole_actor()], 1 - self.config.ema_decay)
+        norms = {"actor_grad_norm": self.models.actor, "critic_grad_norm": self.models.critic}
+        norms = {name: engine.get_global_grad_norm() for name, engine in norms.items()}
+        return {
+            name: torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+            for name, norm in norms.items()
+            if norm is not None
+        }
 
     def _ptx_loss(self, inputs: dict[str, Tensor]) -> Tensor:
         """Next-token loss of a batch of text, averaged over its labelled tokens."""
@@ -365,6 +366,24 @@ class PPOTrainer:
         return distributed.average_over_ranks(total, counted.sum())["mean"]
 
 
+class Averages:
+    """Means of logged tensors; each name over as many values as it was given."""
+
+    def __init__(self):
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def over_ranks(self) -> dict[str, float]:
+        """The means, over all ranks too, in one reduction."""
+        sums = distributed.all_sum(torch.stack(list(self.totals.values()))) / distributed.world_size()
+        return {name: total / self.counts[name] for name, total in zip(self.totals, sums.tolist(), strict=True)}
+
+
 class Clock:
     """Seconds of the phases of one iteration."""
 
@@ -385,12 +404,3 @@ def _join_padded(parts: tuple[Tensor, ...]) -> Tensor:
     """(b, t) tensors under one another, padded with zeros to the widest."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-
-
-def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    for key, value in values.items():
-        totals[key] = totals[key] + value if key in totals else value
-
-
-def _lr(engine) -> float:
-    return engine.get_lr()[0]

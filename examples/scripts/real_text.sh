@@ -14,9 +14,9 @@ lengths=(--max_length 512 --max_prompt_length 256)
 small=(--save_steps 0 --on_bad_row skip)
 
 denserl new-model --data "${text[@]}" "${pairs[@]}" --on_bad_row skip --output_dir "$out/base" \
-    --vocab_size 8192 --hidden_size 128 --num_layers 4 --num_heads 4
+    --vocab_size 4096 --hidden_size 128 --num_layers 2 --num_heads 4
 denserl train-sft --model "$out/base" --data "${text[@]}" "${pairs[@]}" --output_dir "$out/sft" \
-    --epochs 1 --batch_size 16 --micro_batch_size 16 --lr 2e-3 --max_length 512 "${small[@]}"
+    --epochs 1 --batch_size 16 --micro_batch_size 16 --lr 4e-3 --max_length 512 "${small[@]}"
 denserl train-rm --model "$out/sft" --data "${pairs[@]}" --eval_data "${held_out[@]}" --output_dir "$out/rm" \
     --reward_level segment --entropy_threshold 5 --model_type real --cache_dir "$out/cache" \
     --epochs 1 --batch_size 32 --micro_batch_size 8 --lr 2e-4 --eval_steps 0 "${lengths[@]}" "${small[@]}"
