@@ -9,15 +9,19 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
 
-test: .venv/installed
-	$(BIN)/ruff check denserl tests benchmarks
+test: lint
 	$(BIN)/python -m pytest -q tests
+
+lint: .venv/installed
+	$(BIN)/ruff check denserl tests benchmarks
+	$(BIN)/ruff format --check denserl tests benchmarks
 
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
 
+# DATA: a folder with text/, ultrafeedback-1k/, hh-harmless/ and prompts/
 real: .venv/installed
-	bash examples/scripts/real_text.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_text.sh $(DATA)
 
 .venv/installed: setup.py constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv

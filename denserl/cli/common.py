@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +107,7 @@ class OptimisationOptions:
 
 
 @dataclass(kw_only=True)
-class TrainingOptions(RunOptions, DataOptions, OptimisationOptions):
+class TrainingOptions(OptimisationOptions, DataOptions, RunOptions):
     """What the two trainings on top of transformers.Trainer share."""
 
     model: str
@@ -136,7 +138,52 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win."""
     # The deepspeed launcher adds --local_rank, which the environment says as well.
     argv = [part for part in argv if not part.startswith("--local_rank=")]
-    return tyro.cli(options_class, args=expand_config(argv), prog=f"denserl {command}", use_underscores=True)
+    options = tyro.cli(options_class, args=expand_config(argv), prog=f"denserl {command}", use_underscores=True)
+    check_ranges(options)
+    return options
+
+
+# Smallest and largest value that makes sense, by option name; with "open" the smallest itself does not.
+AT_LEAST_ONE = (1, math.inf)
+NOT_NEGATIVE = (0, math.inf)
+ABOVE_ZERO = (0, math.inf, "open")
+RANGES = {
+    **dict.fromkeys(
+        "batch_size micro_batch_size rollout_batch_size train_batch_size samples_per_prompt ppo_epochs sample_batch_size "
+        "max_length max_prompt_length max_new_tokens penalise_longer_than iterations limit pairs score_tokens eval_size "
+        "eval_limit logging_steps save_total_limit keep_checkpoints kl_horizon hidden_size num_layers num_heads "
+        "max_position_embeddings".split(),
+        AT_LEAST_ONE,
+    ),
+    **dict.fromkeys(
+        "seed save_steps eval_steps eval_every save_every samples_logged freeze_actor_steps lora_rank weight_decay centring "
+        "kl_coefficient ptx_coef penalty entropy_threshold lr actor_lr critic_lr".split(),
+        NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(
+        "epochs episodes max_grad_norm temperature tau kl_target reward_clip policy_clip value_clip "
+        "lora_alpha reward_std scale".split(),
+        ABOVE_ZERO,
+    ),
+    **dict.fromkeys("gamma lam min_lr_ratio warmup_ratio".split(), (0, 1)),
+    "top_p": (0, 1, "open"),
+    **dict.fromkeys("ema_decay lora_dropout".split(), (0, 0.9999999)),
+    "label_smoothing": (0, 0.4999999),
+    "smallest_group": (2, math.inf),
+    "vocab_size": (260, math.inf),
+    "reward_mean": (-math.inf, math.inf),
+}
+
+
+def check_ranges(options) -> None:
+    """UserError for a number outside RANGES, or one that is not finite."""
+    for name, value in dataclasses.asdict(options).items():
+        if name not in RANGES or value is None:
+            continue
+        low, high, *is_open = RANGES[name]
+        inside = math.isfinite(value) and (low < value if is_open else low <= value) and value <= high
+        bounds = " and ".join([f"{'above' if is_open else 'at least'} {low:g}"] + [f"at most {high:g}"] * (high < math.inf))
+        require(inside, f"--{name} is {value}; it must be {bounds}", f"leave --{name} out for its default")
 
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
@@ -150,7 +197,12 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
     try:
         run(parse(options_class, command, sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        print(f"denserl {command}: {error}", file=sys.stderr)
+        # Launchers start many ranks that all find the same mistake.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"denserl {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (PermissionError, NotADirectoryError, FileNotFoundError, IsADirectoryError) as error:
+        print(f"denserl {command}: {error.filename}: {error.strerror}\n  fix: give a path that can be used", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"\ndenserl {command}: interrupted", file=sys.stderr)
@@ -165,12 +217,7 @@ def require(condition: bool, found: str, fix: str) -> None:
 
 def level_threshold(level: str, threshold: float | None, segment_default: float = 1.75) -> float:
     """The entropy threshold of a reward level, unless one is given."""
-    if threshold is None:
-        return LEVEL_THRESHOLDS.get(level, segment_default)
-    require(
-        threshold >= 0, f"--entropy_threshold is {threshold}; it must be >= 0", "0 is the token level, 1000 the bandit level"
-    )
-    return threshold
+    return LEVEL_THRESHOLDS.get(level, segment_default) if threshold is None else threshold
 
 
 def expand_config(argv: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Options(RunOptions, DataOptions):
+class Options(DataOptions, RunOptions):
     """Score chosen and rejected responses, fit Mean(p) and Std(p) as lines in ln(p), and write the entry into param.json."""
 
     reward_model: str
@@ -79,7 +79,7 @@ def run(options: Options) -> dict:
         "segments": int(sum(map(len, rewards))),
         "groups": len(groups.place),
         "reward_model": options.reward_model,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     path = Path(options.params) if options.params else PACKAGED_PARAMS
     keys = (model_type, options.dataset_tag, options.segment_method, options.agg_func, threshold)

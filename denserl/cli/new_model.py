@@ -32,7 +32,6 @@ def run(options: Options) -> None:
     from denserl.data.demonstrations import load_demonstrations
     from denserl.models.tiny import new_llama, train_tokenizer
 
-    require(options.vocab_size >= 260, f"--vocab_size is {options.vocab_size}; it must be at least 260", "use 4096, say")
     require(
         options.num_heads > 0 and options.hidden_size % (2 * options.num_heads) == 0,
         f"--hidden_size {options.hidden_size} does not split into {options.num_heads} heads of an even width",

@@ -29,7 +29,7 @@ Assignment = Literal[
 
 
 @dataclass(kw_only=True)
-class Options(RunOptions, DataOptions, OptimisationOptions):
+class Options(OptimisationOptions, DataOptions, RunOptions):
     """PPO against a reward model. --reward_level sets threshold, assignment and normaliser; each can be set alone as well."""
 
     model: str
@@ -48,7 +48,7 @@ class Options(RunOptions, DataOptions, OptimisationOptions):
     assignment: Assignment | None = None
     """How a segment's reward is spread over its tokens; default: the level's own."""
     normalizer: Literal["location", "scalar", "none"] | None = None
-    """Location-aware lines from param.json, one mean and std, or none; default: the level's own."""
+    """Location-aware lines from param.json, one mean and std, or none; default: the level's own, whatever the assignment."""
     model_type: str | None = None
     """Model family in param.json; default: the one in the reward model's config."""
     fit_tag: str | None = None
@@ -153,17 +153,12 @@ class Options(RunOptions, DataOptions, OptimisationOptions):
 
 
 def run(options: Options) -> None:
+    """Load everything, run the loop, save."""
     import torch
 
     from denserl import distributed
     from denserl.cli.training import start
-    from denserl.data.chat import stop_ids
-    from denserl.data.prompts import load_prompts, tokenize_prompts
     from denserl.models.loading import check_same_tokenizer, load_policy, load_reward_model, load_tokenizer
-    from denserl.ppo_utils.kl import KLCoefficient
-    from denserl.trainer.checkpoint import newest_checkpoint
-    from denserl.trainer.ppo_trainer import PPOTrainer
-    from denserl.trainer.rollout import GenerateSampler
     from denserl.trainer.trackers import Trackers
 
     require(
@@ -172,63 +167,87 @@ def run(options: Options) -> None:
         "leave --lora_dropout at 0 in PPO",
     )
     device, dtype = start(options)
+    checkpoint = _checkpoint(options)
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
     check_same_tokenizer(tokenizer, load_tokenizer(options.reward_model, **options.tokenizer_source()), options.reward_model)
     reward_model = load_reward_model(options.reward_model, dtype, **options.model_source())
     dense_reward = make_dense_reward(options, reward_model.config)
-    true_reward = _function(options.true_reward) if options.true_reward else None
-
-    def rows(prompts):
-        return tokenize_prompts(prompts, tokenizer, max_prompt_length=options.max_prompt_length, on_bad_row=options.on_bad_row)
-
-    prompts = rows(load_prompts(**options.source(), seed=options.seed))
-    held_out = None
-    if options.eval_prompts:
-        held_out = load_prompts(
-            options.eval_prompts, split=options.eval_split, limit=options.eval_limit, on_bad_row=options.on_bad_row
-        )
-        held_out = rows(held_out)
+    prompts, held_out = _prompts(options, tokenizer)
     config = make_config(options, len(prompts))
     policy = load_policy(options.model, dtype, **options.model_source())
     models, current_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
-    newest = newest_checkpoint(Path(options.output_dir) / "checkpoints") if options.resume else None
+    trainer = _trainer(options, config, tokenizer, models, dense_reward, current_policy, prompts, held_out, device)
+    # Every rank samples with random numbers of its own; models were made with the same ones.
+    torch.manual_seed(options.seed + distributed.rank())
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        log.info("going on from %s", checkpoint)
+    settings = dataclasses.asdict(options)
+    trainer.trackers = Trackers(Path(options.output_dir), options.report_to, settings, trainer.iteration)
+    trainer.train()
+    trainer.trackers.finish()
+    save(trainer, current_policy, options)
+
+
+def _checkpoint(options: Options) -> Path | None:
+    """The checkpoint to resume from. UserError when there is none, or when one is there and resuming was not asked for."""
+    from denserl.trainer.checkpoint import newest_checkpoint
+
+    newest = newest_checkpoint(Path(options.output_dir) / "checkpoints")
     require(
         not options.resume or newest is not None,
         f"--resume: {options.output_dir} holds no checkpoint",
         "leave --resume out to start anew",
     )
-    trainer = PPOTrainer(
+    require(
+        options.resume or newest is None,
+        f"--output_dir {options.output_dir} holds checkpoints of an earlier run, the newest {newest and newest.name}",
+        "add --resume to go on from it, or give another --output_dir",
+    )
+    return newest
+
+
+def _prompts(options: Options, tokenizer):
+    """Tokenised prompts to train on, and held-out ones or None."""
+    from denserl.data.prompts import load_prompts, tokenize_prompts
+
+    limits = {"max_prompt_length": options.max_prompt_length, "on_bad_row": options.on_bad_row}
+    prompts = tokenize_prompts(load_prompts(**options.source(), seed=options.seed), tokenizer, **limits)
+    if not options.eval_prompts:
+        return prompts, None
+    source = {"split": options.eval_split, "limit": options.eval_limit, "on_bad_row": options.on_bad_row}
+    return prompts, tokenize_prompts(load_prompts(options.eval_prompts, **source), tokenizer, **limits)
+
+
+def _trainer(options: Options, config, tokenizer, models, dense_reward, current_policy, prompts, held_out, device):
+    from denserl.data.chat import stop_ids
+    from denserl.ppo_utils.kl import KLCoefficient
+    from denserl.trainer.ppo_trainer import PPOTrainer
+    from denserl.trainer.rollout import GenerateSampler
+
+    sampler = GenerateSampler(
+        current_policy,
+        stop_ids(tokenizer, current_policy().generation_config),
+        tokenizer.pad_token_id,
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        options.sample_batch_size,
+    )
+    return PPOTrainer(
         config,
         models,
         dense_reward,
         KLCoefficient(options.kl_coefficient, options.kl_target, options.kl_horizon),
-        GenerateSampler(
-            current_policy,
-            stop_ids(tokenizer, policy.generation_config),
-            tokenizer.pad_token_id,
-            options.max_new_tokens,
-            options.temperature,
-            options.top_p,
-            options.sample_batch_size,
-        ),
+        sampler,
         tokenizer=tokenizer,
         prompts=prompts,
         eval_prompts=held_out,
         output_dir=Path(options.output_dir),
-        trackers=None,
         device=device,
         ptx_batch=_ptx_batch(options, tokenizer) if options.ptx_data else None,
-        true_reward=true_reward,
+        true_reward=_function(options.true_reward) if options.true_reward else None,
     )
-    # Every rank samples with random numbers of its own; models were made with the same ones.
-    torch.manual_seed(options.seed + distributed.rank())
-    if newest is not None:
-        trainer.resume(newest)
-        log.info("going on from %s", newest)
-    trainer.trackers = Trackers(Path(options.output_dir), options.report_to, dataclasses.asdict(options), trainer.iteration)
-    trainer.train()
-    trainer.trackers.finish()
-    save(trainer, current_policy, options)
 
 
 def make_dense_reward(options: Options, reward_config):
@@ -290,16 +309,13 @@ def make_config(options: Options, prompts: int):
     from denserl.trainer.ppo_trainer import PPOConfig
 
     world = distributed.world_size()
-    for larger, smaller, factor in (
-        ("rollout_batch_size", "train_batch_size", 1),
-        ("train_batch_size", "micro_batch_size", world),
-        ("rollout_batch_size", "samples_per_prompt", world),
-    ):
-        big, small = getattr(options, larger), getattr(options, smaller)
+    rollout, train = ("rollout_batch_size", options.rollout_batch_size), ("train_batch_size", options.train_batch_size)
+    micro, samples = ("micro_batch_size", options.micro_batch_size), ("samples_per_prompt", options.samples_per_prompt)
+    for (larger, big), (smaller, small), factor in ((rollout, train, 1), (train, micro, world), (rollout, samples, world)):
         require(
-            small > 0 and big % (small * factor) == 0,
+            big % (small * factor) == 0,
             f"--{larger} {big} is no multiple of --{smaller} {small}" + (f" x {world} ranks" if factor > 1 else ""),
-            f"use a multiple of {max(small, 1) * factor}",
+            f"use a multiple of {small * factor}",
         )
     per_iteration = options.rollout_batch_size // options.samples_per_prompt
     iterations = options.iterations or int(options.episodes * prompts / per_iteration)
@@ -405,7 +421,7 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
 def save(trainer, current_policy, options: Options) -> None:
     """Policy and tokenizer in the output folder, critic in critic/, the moving average in ema/; adapters are merged."""
     from denserl import distributed
-    from denserl.trainer.engine import whole_parameters
+    from denserl.trainer.engine import trained_parameters, whole_parameters
 
     folder, policy = Path(options.output_dir), current_policy()
 
@@ -419,7 +435,8 @@ def save(trainer, current_policy, options: Options) -> None:
     with whole_parameters(trainer.models.critic.module) as critic:
         write(critic, folder / "critic")
     if trainer.ema:
-        for parameter, average in zip(policy.parameters(), trainer.ema, strict=True):
+        # The run is over: its weights, written above, make room for their average.
+        for parameter, average in zip(trained_parameters(policy), trainer.ema, strict=True):
             parameter.data.copy_(average)
         write(policy, folder / "ema")
     distributed.barrier()

@@ -51,11 +51,6 @@ def run(options: Options) -> dict[str, float]:
     from denserl.rewards.rm_trainer import RewardTrainer
 
     threshold = level_threshold(options.reward_level, options.entropy_threshold)
-    require(
-        0 <= options.label_smoothing < 0.5,
-        f"--label_smoothing is {options.label_smoothing}; it must be in [0, 0.5)",
-        "0 trusts every label",
-    )
     device, dtype = start(options)
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
     train, held_out = _pairs(options, tokenizer, device, dtype)

@@ -11,10 +11,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers.trainer_utils import get_last_checkpoint
 
 from denserl import distributed
-from denserl.cli.common import RunOptions, TrainingOptions, require
+from denserl.cli.common import OptimisationOptions, RunOptions, TrainingOptions, require
 from denserl.errors import UserError
 from denserl.trainer.engine import clip_in_step, deepspeed_config, init_distributed, pick_device, whole_parameters
-from denserl.trainer.trackers import MetricsFileCallback, ProgressLine
+from denserl.trainer.trackers import MetricsFileCallback, ProgressLine, check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ def start(options: RunOptions) -> tuple[torch.device, str]:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     device = pick_device(options.device)
+    if isinstance(options, OptimisationOptions):
+        check_trackers(options.report_to)
     dtype = options.dtype if options.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
     try:
         Path(options.output_dir).mkdir(parents=True, exist_ok=True)
@@ -39,32 +41,14 @@ def start(options: RunOptions) -> tuple[torch.device, str]:
 
 def training_arguments(options: TrainingOptions, device: torch.device, dtype: str, rows: int) -> TrainingArguments:
     """The options as transformers.TrainingArguments, DeepSpeed included. UserError for sizes that do not fit together."""
-    world = distributed.world_size()
-    per_forward = options.micro_batch_size * world
-    require(
-        options.batch_size % per_forward == 0,
-        f"--batch_size {options.batch_size} is no multiple of --micro_batch_size {options.micro_batch_size} x {world} ranks",
-        f"use a multiple of {per_forward}",
-    )
-    require(
-        rows >= per_forward,
-        f"{rows} training rows for a forward of {per_forward}",
-        "give more data or a smaller --micro_batch_size",
-    )
-    accumulation = options.batch_size // per_forward
-    evaluates, saves = options.eval_steps > 0, options.save_steps > 0
-    best = options.keep == "best"
-    require(
-        not best or (evaluates and saves and options.save_steps % options.eval_steps == 0),
-        f"--keep best with --save_steps {options.save_steps}, --eval_steps {options.eval_steps}",
-        "let --save_steps be a multiple of --eval_steps, both above 0",
-    )
+    accumulation = _accumulation(options, rows)
+    evaluates, saves, best = options.eval_steps > 0, options.save_steps > 0, options.keep == "best"
     engine = deepspeed_config(
         zero_stage=options.zero_stage,
         dtype=dtype,
         micro_batch_size=options.micro_batch_size,
         accumulation=accumulation,
-        world_size=world,
+        world_size=distributed.world_size(),
         max_grad_norm=options.max_grad_norm,
         offload_optimizer=options.offload_optimizer,
     )
@@ -119,7 +103,30 @@ def prepare_model(model, options, task: str):
         target_modules=options.lora_targets or "all-linear",
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
-    return get_peft_model(model, config)
+    # Adapters keep the model's precision: DeepSpeed wants one for all.
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _accumulation(options: TrainingOptions, rows: int) -> int:
+    """Forwards per optimiser step and rank, once the sizes are seen to fit together."""
+    world = distributed.world_size()
+    per_forward = options.micro_batch_size * world
+    require(
+        options.batch_size % per_forward == 0,
+        f"--batch_size {options.batch_size} is no multiple of --micro_batch_size {options.micro_batch_size} x {world} ranks",
+        f"use a multiple of {per_forward}",
+    )
+    require(
+        rows >= per_forward,
+        f"{rows} training rows for a forward of {per_forward}",
+        "give more data or a smaller --micro_batch_size",
+    )
+    require(
+        options.keep == "last" or (options.save_steps and options.eval_steps and not options.save_steps % options.eval_steps),
+        f"--keep best with --save_steps {options.save_steps}, --eval_steps {options.eval_steps}",
+        "let --save_steps be a multiple of --eval_steps, both above 0",
+    )
+    return options.batch_size // per_forward
 
 
 class ClipInStep(TrainerCallback):

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,8 +78,7 @@ def _compute(dataset, function, target: Path, pad_id, max_tokens, device) -> Non
     prompts = list(dataset["prompt_ids"]) * len(SIDES)
     responses = [row for side in SIDES for row in dataset[f"{side}_ids"]]
     rank, world = distributed.rank(), distributed.world_size()
-    work = target.with_name(target.name + ".partial")
-    work.mkdir(parents=True, exist_ok=True)
+    work = _work_folder(target)
     values = map_responses(
         prompts,
         responses,
@@ -99,6 +99,15 @@ def _compute(dataset, function, target: Path, pad_id, max_tokens, device) -> Non
         _join(work, target, len(dataset), world)
 
 
+def _work_folder(target: Path) -> Path:
+    """A folder beside the target for this run's shares, the same on all ranks; other runs may be at the same entropies."""
+    name = ""
+    if distributed.rank() == 0:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
+    return Path(distributed.gather_objects(name)[0])
+
+
 def _join(work: Path, target: Path, rows: int, world: int) -> None:
     entropies: list = [None] * (rows * len(SIDES))
     for rank in range(world):
@@ -110,6 +119,7 @@ def _join(work: Path, target: Path, rows: int, world: int) -> None:
     joined = work / "joined"
     Dataset.from_dict(columns).save_to_disk(str(joined))
     (joined / "origin.json").write_text(json.dumps({"rows": rows, "ranks": world}))
-    os.replace(joined, target)
+    if not target.is_dir():
+        os.replace(joined, target)
     shutil.rmtree(work)
     log.info("reference entropies: stored in %s", target)

@@ -141,7 +141,12 @@ def local_folder(path: str) -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is neither a model folder nor a hub model that can be fetched", "give the folder's present path"
+        ) from error
 
 
 def _load_classifier(path, dtype, **kw):
@@ -168,6 +173,8 @@ def _load(auto_class, path, **kw):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "a tokenizer" if auto_class is AutoTokenizer else "model weights in safetensors format"
         fix = "give the path of a model folder (config.json, model.safetensors, tokenizer.json) or a hub name"
+        if isinstance(error, ImportError):
+            fix = "install what is missing, e.g. pip install 'denserl[flash]' for --attention flash_attention_2"
         raise UserError(f"{path}: could not load {kind}: {reason}", fix) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

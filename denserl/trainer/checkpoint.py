@@ -52,7 +52,12 @@ def load_checkpoint(path: Path, engines: dict) -> tuple[dict, dict]:
     torch.set_rng_state(random["cpu"])
     if "cuda" in random:
         torch.cuda.set_rng_state(random["cuda"])
-    return json.loads((path / "state.json").read_text()), load_file(str(path / "tensors.safetensors"))
+    return read_state(path), load_file(str(path / "tensors.safetensors"))
+
+
+def read_state(path: Path) -> dict:
+    """The JSON part of a checkpoint."""
+    return json.loads((path / "state.json").read_text())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

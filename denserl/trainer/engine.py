@@ -37,6 +37,11 @@ def init_distributed(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
+        from deepspeed.accelerator import set_accelerator
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        # DeepSpeed takes a GPU wherever it sees one; the device is the command's to choose.
+        set_accelerator(CPU_Accelerator())
         # The shared-memory op is compiled at first use, for up to a minute, and fails without a compiler; gloo does its work.
         compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
         if "deepspeed_shm_comm" in compatible:
@@ -115,9 +120,7 @@ def train_engine(
     """A DeepSpeed engine with AdamW and a cosine schedule that ends at `min_lr_ratio` of the peak."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad], lr=lr, betas=betas, weight_decay=weight_decay
-    )
+    optimizer = torch.optim.AdamW(trained_parameters(module), lr=lr, betas=betas, weight_decay=weight_decay)
     if not config["gradient_clipping"]:
         clip_in_step(optimizer, max_grad_norm)
     scheduler = get_scheduler(
@@ -153,6 +156,11 @@ def update_copy(source: nn.Module, copy: nn.Module) -> nn.Module:
             with gathered([parameter]):
                 target.copy_(parameter)
     return copy
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser changes."""
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 @contextlib.contextmanager

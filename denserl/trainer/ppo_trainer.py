@@ -15,14 +15,16 @@ from tqdm.auto import tqdm
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, pad_responses, response_slots
+from denserl.errors import UserError
+from denserl.models.loading import gathered
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 from denserl.ppo_utils.dense_reward import DenseReward
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
 from denserl.rewards.aggregation import aggregate
-from denserl.trainer.checkpoint import load_checkpoint, save_checkpoint
-from denserl.trainer.engine import whole_parameters
+from denserl.trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
+from denserl.trainer.engine import trained_parameters
 from denserl.trainer.rollout import Rollouts, Sampler, prompt_rows
 from denserl.trainer.trackers import Trackers
 
@@ -105,17 +107,19 @@ class PPOTrainer:
         prompts,
         eval_prompts,
         output_dir: Path,
-        trackers: Trackers,
         device: torch.device,
         ptx_batch: Callable[[int], dict] | None = None,
         true_reward: Callable | None = None,
     ):
         self.config, self.models, self.dense_reward, self.kl, self.sampler = config, models, dense_reward, kl, sampler
         self.tokenizer, self.prompts, self.eval_prompts = tokenizer, prompts, eval_prompts
-        self.output_dir, self.trackers, self.device = output_dir, trackers, device
+        self.output_dir, self.device = output_dir, device
+        self.trackers: Trackers | None = None
         self.ptx_batch, self.true_reward = ptx_batch, true_reward
         self.iteration, self.actor_steps, self.ptx_used = 0, 0, 0
-        self.ema = [p.float() for p in self._whole_actor()] if config.ema_decay else []
+        self.ema: list[Tensor] = []
+        if config.ema_decay:
+            self._average_policy()
         self._train_mode(False)
 
     def train(self) -> None:
@@ -214,17 +218,39 @@ class PPOTrainer:
 
     def save_checkpoint(self) -> None:
         counters = {"iteration": self.iteration, "actor_steps": self.actor_steps, "ptx_used": self.ptx_used}
-        state = {**counters, "beta": self.kl.beta}
+        state = {**counters, "beta": self.kl.beta, "must_agree": self._must_agree()}
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
         folder, engines = self.output_dir / "checkpoints", {"actor": self.models.actor, "critic": self.models.critic}
         save_checkpoint(folder, self.iteration, state, engines, tensors, self.config.keep_checkpoints)
 
     def resume(self, path: Path) -> None:
-        """Policy, critic, optimisers, schedulers, KL coefficient, averages, random state and place in the data."""
+        """Policy, critic, optimisers, schedulers, KL coefficient, averages, random state and place in the data.
+
+        Raises:
+            UserError: the run was started with other settings that the state depends on.
+        """
+        saved = read_state(path)["must_agree"]
+        for name, now in self._must_agree().items():
+            if saved[name] != now:
+                raise UserError(
+                    f"{path} was written with {name} {saved[name]}; now it is {now}",
+                    f"resume with {name} {saved[name]}, or start anew in another --output_dir",
+                )
         state, tensors = load_checkpoint(path, {"actor": self.models.actor, "critic": self.models.critic})
         self.iteration, self.actor_steps, self.ptx_used = state["iteration"], state["actor_steps"], state["ptx_used"]
         self.kl.beta = state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
+
+    def _must_agree(self) -> dict:
+        """Settings that saved optimisers, schedules and random states depend on."""
+        return {
+            "ranks": distributed.world_size(),
+            "zero_stage": self.models.actor.zero_optimization_stage(),
+            "optimiser steps in all": self.config.total_steps,
+            "rollout_batch_size": self.config.rollout_batch,
+            "seed": self.config.seed,
+            "ema_decay": self.config.ema_decay,
+        }
 
     def _critic_step(self, batch: ResponseBatch, old: Experience, count: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])
@@ -264,8 +290,7 @@ class PPOTrainer:
         """What follows an optimiser step: the moving average of the policy; returns the gradient norms."""
         self.actor_steps += 1
         if self.ema:
-            with torch.no_grad():
-                torch._foreach_lerp_(self.ema, [p.float() for p in self._whole_actor()], 1 - self.config.ema_decay)
+            self._average_policy()
         norms = {"actor_grad_norm": self.models.actor, "critic_grad_norm": self.models.critic}
         norms = {name: engine.get_global_grad_norm() for name, engine in norms.items()}
         return {
@@ -354,9 +379,16 @@ class PPOTrainer:
         size = self.config.micro_batch
         return [rows[first : first + size] for first in range(0, len(rows), size)]
 
-    def _whole_actor(self) -> list[Tensor]:
-        with whole_parameters(self.models.actor.module) as module:
-            return [p.detach().clone() for p in module.parameters()]
+    def _average_policy(self) -> None:
+        """Move the average towards the policy, one whole parameter at a time; the first call starts it there."""
+        parameters = trained_parameters(self.models.actor.module)
+        with torch.no_grad():
+            for i, parameter in enumerate(parameters):
+                with gathered([parameter]):
+                    if len(self.ema) < len(parameters):
+                        self.ema.append(parameter.detach().float().clone())
+                    else:
+                        self.ema[i].lerp_(parameter.float(), 1 - self.config.ema_decay)
 
     def _every(self, n: int) -> bool:
         return n > 0 and (self.iteration % n == 0 or self.iteration == self.config.iterations)

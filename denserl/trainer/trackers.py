@@ -89,15 +89,23 @@ class MetricsFileCallback(TrainerCallback):
             self.file.write(state.global_step, {key: float(value) for key, value in logs.items()})
 
 
-def _tracker(name: str, output_dir: Path, options: dict):
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+def check_trackers(names: list[str]) -> None:
+    """UserError for a tracker that is not installed or not known."""
+    from accelerate.tracking import get_available_trackers
 
     available = {str(tracker) for tracker in get_available_trackers()}
-    if name not in available:
-        raise UserError(
-            f"--report_to {name}: not installed or not known; installed here: {', '.join(sorted(available)) or 'none'}",
-            f"pip install {name}",
-        )
+    for name in names:
+        if name not in available:
+            raise UserError(
+                f"--report_to {name}: not installed or not known; installed here: {', '.join(sorted(available)) or 'none'}",
+                f"pip install {name}",
+            )
+
+
+def _tracker(name: str, output_dir: Path, options: dict):
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    check_trackers([name])
     tracker_class = LOGGER_TYPE_TO_CLASS[name]
     folder = {"logging_dir": str(output_dir)} if tracker_class.requires_logging_directory else {}
     tracker = tracker_class("denserl", **folder)

@@ -5,7 +5,9 @@
 set -euo pipefail
 data=${1:?usage: real_text.sh DATA_FOLDER [OUTPUT_FOLDER]}
 out=${2:-runs/real}
-denserl() { echo "+ denserl $*" >&2; python -m denserl.cli.main "$@"; }
+# The environment in use, else the one that `make` creates.
+command -v denserl > /dev/null || PATH="$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin:$PATH"
+denserl() { echo "+ denserl $*" >&2; command denserl "$@"; }
 
 text=("$data/text/wiki_demo.txt" "$data/text/c4_demo.jsonl")
 pairs=("$data/ultrafeedback-1k/train.jsonl" "$data/hh-harmless/train.jsonl.gz")

@@ -481,7 +481,7 @@ MISTAKES = [
     ),
     ({"fit_tag": None}, "needs the dataset tag", "--fit_tag"),
     ({"length_norm": True}, "token level only", "--reward_level token"),
-    ({"entropy_threshold": -1}, "must be >= 0", "token level"),
+    ({"entropy_threshold": -1}, "--entropy_threshold is -1.0; it must be at least 0", "leave --entropy_threshold out"),
     ({"iterations": None}, "fill no rollout batch of 8", "--episodes"),
     ({"true_reward": "no_such_module:f"}, "no_such_module", "module:function"),
 ]
