@@ -209,6 +209,15 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
         raise SystemExit(130) from None
 
 
+def quiet_libraries() -> None:
+    """No progress bars for reading and writing weights and tables; ours remain."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def require(condition: bool, found: str, fix: str) -> None:
     """UserError unless the condition holds."""
     if not condition:

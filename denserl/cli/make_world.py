@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 
-from denserl.cli.common import launch, require
+from denserl.cli.common import launch, quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def run(options: Options) -> dict:
     """Returns what world.json holds."""
     from denserl.world.make import WorldSizes, write_world
 
-    require(options.scale > 0, f"--scale is {options.scale:g}; it must be above 0", "1 writes every row")
+    quiet_libraries()
     sizes = WorldSizes()
     rows = ("sft", "pairs", "val_pairs", "test_pairs", "prompts", "heldout_prompts")
     sizes = replace(sizes, **{name: max(1, round(getattr(sizes, name) * options.scale)) for name in rows})

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from denserl.cli.common import DataOptions, launch, require
+from denserl.cli.common import DataOptions, launch, quiet_libraries, require
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def run(options: Options) -> None:
         f"--hidden_size {options.hidden_size} does not split into {options.num_heads} heads of an even width",
         "use a multiple of twice --num_heads",
     )
+    quiet_libraries()
     rows = load_demonstrations(**options.source(), seed=options.seed)
     texts = (part for row in rows for part in (*(turn["content"] for turn in row["prompt"]), row["response"]))
     tokenizer = train_tokenizer(texts, options.vocab_size)

@@ -4,14 +4,12 @@ import logging
 import warnings
 from pathlib import Path
 
-import datasets
 import torch
-import transformers
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from denserl import distributed
-from denserl.cli.common import OptimisationOptions, RunOptions, TrainingOptions, require
+from denserl.cli.common import OptimisationOptions, RunOptions, TrainingOptions, quiet_libraries, require
 from denserl.errors import UserError
 from denserl.trainer.engine import clip_in_step, deepspeed_config, init_distributed, pick_device, whole_parameters
 from denserl.trainer.trackers import MetricsFileCallback, ProgressLine, check_trackers
@@ -22,8 +20,7 @@ log = logging.getLogger(__name__)
 def start(options: RunOptions) -> tuple[torch.device, str]:
     """Process group, seeds and output folder; returns the device and the precision that `auto` stands for."""
     warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet_libraries()
     device = pick_device(options.device)
     if isinstance(options, OptimisationOptions):
         check_trackers(options.report_to)
