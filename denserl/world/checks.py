@@ -19,8 +19,8 @@ from denserl.world import language
 def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: float) -> dict[str, float]:
     """Score the responses of a preference file of the world and compare segments with its sentences.
 
-    Returns: `f1` of segment starts against sentence starts, and `spearman`, the rank correlation of a segment's raw reward with
-    the true value of the sentence that its last token belongs to.
+    Returns: `f1` of segment starts against sentence starts, without each response's first token, which is always both; and
+    `spearman`, the rank correlation of a segment's raw reward with the true value of the sentence that its last token is of.
     """
     tokenizer = load_tokenizer(sft_model)
     rows = [json.loads(line) for line in Path(pairs).read_text(encoding="utf-8").splitlines()]
@@ -45,8 +45,8 @@ def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: fl
         entropy = pad_rows([entropies[i]], 0.0, torch.float32)
         segments = segment_by_entropy(entropy, torch.ones_like(entropy), threshold)
         ids, ends = segments.ids[0].numpy(), segments.ends[0].numpy().nonzero()[0]
-        starts = set(np.flatnonzero(np.diff(ids[: len(sentence)], prepend=-1) > 0))
-        true_starts = set(np.flatnonzero(np.diff(sentence, prepend=-1) > 0))
+        starts = set(np.flatnonzero(np.diff(ids[: len(sentence)]) > 0))
+        true_starts = set(np.flatnonzero(np.diff(sentence) > 0))
         found, true, hits = found + len(starts), true + len(true_starts), hits + len(starts & true_starts)
         worth = language.true_values(prompt, response)
         rewards += [float(scores[i][end]) for end in ends]
