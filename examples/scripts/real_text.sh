@@ -20,12 +20,12 @@ denserl new-model --data "${text[@]}" "${pairs[@]}" --on_bad_row skip --output_d
 denserl train-sft --model "$out/base" --data "${text[@]}" "${pairs[@]}" --output_dir "$out/sft" \
     --epochs 1 --batch_size 16 --micro_batch_size 16 --lr 4e-3 --max_length 512 "${small[@]}"
 denserl train-rm --model "$out/sft" --data "${pairs[@]}" --eval_data "${held_out[@]}" --output_dir "$out/rm" \
-    --reward_level segment --entropy_threshold 5 --model_type real --cache_dir "$out/cache" \
+    --reward_level segment --entropy_threshold 6.6 --model_type real --cache_dir "$out/cache" \
     --epochs 1 --batch_size 32 --micro_batch_size 8 --lr 2e-4 --eval_steps 0 "${lengths[@]}" "${small[@]}"
 denserl fit-normalizer --reward_model "$out/rm" --data "${pairs[@]}" --on_bad_row skip --dataset_tag real \
     --params "$out/param.json" --output_dir "$out/fit" --cache_dir "$out/cache" "${lengths[@]}"
 denserl train-ppo --model "$out/sft" --reward_model "$out/rm" --data "$data/ultrafeedback-1k/train.jsonl" --on_bad_row skip \
     --eval_prompts "$data/prompts/arena-hard-v0.1.jsonl" --eval_limit 32 --eval_every 5 --output_dir "$out/ppo" \
-    --reward_level segment --entropy_threshold 5 --fit_tag real --params "$out/param.json" \
+    --reward_level segment --entropy_threshold 6.6 --fit_tag real --params "$out/param.json" \
     --iterations 10 --rollout_batch_size 32 --train_batch_size 16 --micro_batch_size 8 --max_prompt_length 256 \
     --max_new_tokens 256 --actor_lr 5e-5 --critic_lr 5e-4 --zero_stage 0 --save_every 5
