@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from denserl.cli import recipes
@@ -91,3 +92,17 @@ def test_local_links_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_python_of_the_readme_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    shown = {
+        "entropy": torch.tensor([[0.0, 2.0, 0.0, 3.0, 0.0]]),
+        "response_mask": torch.ones(1, 5),
+        "token_scores": torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]),
+    }
+    exec(block, shown)
+    # Segments: token 0, tokens 1-2, token 3 (the end-of-turn token after it is in none), read at tokens 0, 2 and 3.
+    assert shown["score"].item() == pytest.approx((1 + 3 + 4) / 3)
+    # The last segment stands at p = 1, where ln p = 0: (4 - 0.4705) / 2.8339.
+    assert shown["rewards"][0, 2].item() == pytest.approx((4 - 0.4705) / 2.8339, rel=1e-5)

@@ -127,12 +127,19 @@ def segment_rewards(model, pairs, threshold: float, pad_id: int, max_tokens: int
 
 def _settings(options: Options, config) -> tuple[str, str, float]:
     """Model type, SFT model and threshold: from the flags, else from what train-rm stored in the reward model's config."""
+    from denserl.segmentation import BANDIT_THRESHOLD
+
     stored = config.to_dict().get("segment_reward", {})
     model_type = options.model_type or stored.get("model_type")
     sft_model = options.sft_model or stored.get("sft_model")
     threshold = options.entropy_threshold if options.entropy_threshold is not None else stored.get("entropy_threshold")
     for flag, value in (("model_type", model_type), ("sft_model", sft_model), ("entropy_threshold", threshold)):
         require(value is not None, f"{options.reward_model}: its config does not say the {flag}", f"add --{flag}")
+    require(
+        threshold < BANDIT_THRESHOLD,
+        f"{options.reward_model} gives one reward per response (threshold {threshold:g}); there is no place to normalise by",
+        "use it as it is: the bandit level's mean and std are in the reward model's config",
+    )
     return model_type, sft_model, threshold
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def start(options: RunOptions) -> tuple[torch.device, str]:
-    """Process group, seeds and output folder; returns the device and the precision that `auto` stands for."""
+    """Process group, seeds, output folder, checks that need no data; returns device and precision, `auto` resolved."""
     warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
     quiet_libraries()
     device = pick_device(options.device)
@@ -30,6 +30,8 @@ def start(options: RunOptions) -> tuple[torch.device, str]:
     except OSError as error:
         raise UserError(f"--output_dir {options.output_dir}: {error.strerror}", "give a folder that can be written") from error
     init_distributed(device)
+    if isinstance(options, TrainingOptions):
+        accumulation_steps(options)
     if distributed.rank() > 0:
         logging.getLogger().setLevel(logging.ERROR)
     set_seed(options.seed)
@@ -38,7 +40,12 @@ def start(options: RunOptions) -> tuple[torch.device, str]:
 
 def training_arguments(options: TrainingOptions, device: torch.device, dtype: str, rows: int) -> TrainingArguments:
     """The options as transformers.TrainingArguments, DeepSpeed included. UserError for sizes that do not fit together."""
-    accumulation = _accumulation(options, rows)
+    accumulation = accumulation_steps(options)
+    require(
+        rows >= options.micro_batch_size * distributed.world_size(),
+        f"{rows} training rows for {distributed.world_size()} ranks of --micro_batch_size {options.micro_batch_size}",
+        "give more data or a smaller --micro_batch_size",
+    )
     evaluates, saves, best = options.eval_steps > 0, options.save_steps > 0, options.keep == "best"
     engine = deepspeed_config(
         zero_stage=options.zero_stage,
@@ -104,7 +111,7 @@ def prepare_model(model, options, task: str):
     return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def _accumulation(options: TrainingOptions, rows: int) -> int:
+def accumulation_steps(options: TrainingOptions) -> int:
     """Forwards per optimiser step and rank, once the sizes are seen to fit together."""
     world = distributed.world_size()
     per_forward = options.micro_batch_size * world
@@ -112,11 +119,6 @@ def _accumulation(options: TrainingOptions, rows: int) -> int:
         options.batch_size % per_forward == 0,
         f"--batch_size {options.batch_size} is no multiple of --micro_batch_size {options.micro_batch_size} x {world} ranks",
         f"use a multiple of {per_forward}",
-    )
-    require(
-        rows >= per_forward,
-        f"{rows} training rows for a forward of {per_forward}",
-        "give more data or a smaller --micro_batch_size",
     )
     require(
         options.keep == "last" or (options.save_steps and options.eval_steps and not options.save_steps % options.eval_steps),
