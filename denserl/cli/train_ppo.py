@@ -356,40 +356,21 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
 
     That one is an ordinary model (with its adapters, if any), for sampling and saving.
     """
-    from denserl import distributed
     from denserl.cli.training import prepare_model
-    from denserl.models.loading import (
-        disable_dropout,
-        load_policy,
-        load_reward_model,
-        match_embeddings,
-        new_reward_model,
-    )
+    from denserl.models.loading import disable_dropout, load_policy, match_embeddings
     from denserl.rewards.scoring import response_token_rewards
-    from denserl.trainer.engine import deepspeed_config, frozen_engine, train_engine, update_copy
+    from denserl.trainer.engine import frozen_engine, train_engine, update_copy
     from denserl.trainer.ppo_trainer import Models, PolicyModule
 
     reference = load_policy(options.model, dtype, **options.model_source())
-    if options.critic_init == "sft":
-        critic = new_reward_model(options.model, dtype, options.seed, **options.model_source())
-    else:
-        critic = load_reward_model(options.reward_model, dtype, **options.model_source())
+    critic = _new_critic(options, dtype)
     for model in (policy, reference, critic, reward_model):
         match_embeddings(model, tokenizer)
         disable_dropout(model)
     actor = prepare_model(policy, options, "CAUSAL_LM")
     if options.gradient_checkpointing:
         critic.gradient_checkpointing_enable({"use_reentrant": False})
-    world = distributed.world_size()
-    settings = deepspeed_config(
-        zero_stage=options.zero_stage,
-        dtype=dtype,
-        micro_batch_size=config.micro_batch,
-        accumulation=config.train_batch // world // config.micro_batch,
-        world_size=world,
-        max_grad_norm=options.max_grad_norm,
-        offload_optimizer=options.offload_optimizer,
-    )
+    settings = _engine_settings(options, config, dtype)
 
     def trained(module, lr: float, steps: int):
         return train_engine(
@@ -416,6 +397,30 @@ def make_models(options: Options, config, tokenizer, policy, reward_model, devic
         scores=lambda batch: response_token_rewards(reward_engine, batch),
     )
     return models, lambda: whole if whole is actor else update_copy(actor, whole)
+
+
+def _new_critic(options: Options, dtype: str):
+    from denserl.models.loading import load_reward_model, new_reward_model
+
+    if options.critic_init == "sft":
+        return new_reward_model(options.model, dtype, options.seed, **options.model_source())
+    return load_reward_model(options.reward_model, dtype, **options.model_source())
+
+
+def _engine_settings(options: Options, config, dtype: str) -> dict:
+    from denserl import distributed
+    from denserl.trainer.engine import deepspeed_config
+
+    world = distributed.world_size()
+    return deepspeed_config(
+        zero_stage=options.zero_stage,
+        dtype=dtype,
+        micro_batch_size=config.micro_batch,
+        accumulation=config.train_batch // world // config.micro_batch,
+        world_size=world,
+        max_grad_norm=options.max_grad_norm,
+        offload_optimizer=options.offload_optimizer,
+    )
 
 
 def save(trainer, current_policy, options: Options) -> None:

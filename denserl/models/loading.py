@@ -116,7 +116,10 @@ def match_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     """Tell the model its pad id, and grow its embeddings where the tokenizer has gained a token."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer))
+        # The same new rows in every model that is grown so: policy and reference must start out equal.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer))
         log.warning("embeddings grown from %d to %d rows for new tokens", rows, len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -314,3 +314,16 @@ def test_attention_dropout_is_switched_off(folder):
 
 def test_a_folder_is_its_own_snapshot(folder):
     assert local_folder(str(folder)) == folder
+
+
+def test_models_that_grow_for_a_new_pad_token_stay_equal(tmp_path):
+    tokenizer = train_tokenizer(["some words to learn"], 300)
+    new_llama(tokenizer, hidden_size=32, num_layers=1).save_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"pad_token": "<|new_pad|>"})
+    policy, reference = load_policy(str(tmp_path), "fp32"), load_policy(str(tmp_path), "fp32")
+    match_embeddings(policy, tokenizer)
+    torch.rand(7)
+    match_embeddings(reference, tokenizer)
+    assert policy.get_input_embeddings().num_embeddings == len(tokenizer)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(policy(ids).logits, reference(ids).logits)
