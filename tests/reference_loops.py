@@ -151,7 +151,7 @@ def whiten(x: Tensor, mask: Tensor) -> list[list[float]]:
 
 def average(terms: list[list[float]], how: str) -> float:
     """Mean over a response's tokens, then over responses; or over all tokens. Rows without tokens do not count."""
-    groups = [[x for row in terms for x in row]] if how == "token" else terms
+    groups = [[x for row in terms for x in row]] if how == "token_mean" else terms
     means = [sum(group) / len(group) for group in groups if group]
     return sum(means) / len(means) if means else 0.0
 

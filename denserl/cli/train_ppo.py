@@ -114,7 +114,7 @@ class Options(OptimisationOptions, DataOptions, RunOptions):
     """Clip range of the ratio."""
     value_clip: float | None = None
     """Clip range of values; default 0.25, bandit 0.2."""
-    average: Literal["sequence", "token"] = "sequence"
+    average: Literal["sequence", "token_mean"] = "sequence"
     """Average losses over each response then over responses, or over all tokens."""
     critic_init: Literal["sft", "reward_model"] = "sft"
     """Backbone of the critic; sft gets a fresh head, reward_model keeps its own."""

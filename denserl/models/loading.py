@@ -53,14 +53,23 @@ def load_tokenizer(path: str, **kw) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(path: str, dtype: str, **kw) -> PreTrainedModel:
-    """A causal language model. dtype: `fp32` or `bf16`. UserError when the folder is none or its weights are incomplete."""
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """`fp32`, `bf16` or a torch dtype -> the torch dtype. ValueError for another name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)} and torch dtypes")
+    return DTYPES[dtype]
+
+
+def load_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
+    """A causal language model; dtype is `fp32`, `bf16` or a torch dtype. UserError for no folder or incomplete weights."""
     model, info = _load_model(AutoModelForCausalLM, path, dtype, **kw)
     _refuse(path, info, missing=(), unexpected=("score.weight",))
     return model
 
 
-def load_reward_model(path: str, dtype: str, **kw) -> PreTrainedModel:
+def load_reward_model(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
     """A trained reward model: backbone weights and `score.weight` of shape (1, hidden), nothing missing, nothing unknown.
 
     Raises:
@@ -76,7 +85,7 @@ def load_reward_model(path: str, dtype: str, **kw) -> PreTrainedModel:
     return model
 
 
-def new_reward_model(path: str, dtype: str, seed: int = 0, **kw) -> PreTrainedModel:
+def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, **kw) -> PreTrainedModel:
     """The backbone of a language model under a fresh reward head, normal(0, 1 / (hidden + 1)) (spec dense-rlhf, section 3)."""
     model, info = _load_classifier(path, dtype, **kw)
     _refuse(path, info, missing=("score.weight",), unexpected=("lm_head.weight",))
@@ -159,7 +168,7 @@ def _load_classifier(path, dtype, **kw):
 def _load_model(auto_class, path, dtype, **kw):
     """The model and what `_refuse` reads. Weights of another shape are reported there, not by the library."""
     settings = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    return _load(auto_class, path, dtype=DTYPES[dtype], **settings, **kw)
+    return _load(auto_class, path, dtype=as_dtype(dtype), **settings, **kw)
 
 
 def _load(auto_class, path, **kw):

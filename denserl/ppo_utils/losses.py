@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-AVERAGES = ("sequence", "token")
+AVERAGES = ("sequence", "token_mean")
 
 
 def masked_average(x: Tensor, mask: Tensor, average: str = "sequence", count: Tensor | float | None = None) -> Tensor:
-    """Average per-token terms: `sequence` over each response's tokens then over responses, `token` over all tokens.
+    """Average per-token terms: `sequence` over each response's tokens then over responses, `token_mean` over all tokens.
 
     Args:
         x, mask: (B, T). Responses without tokens are not counted.

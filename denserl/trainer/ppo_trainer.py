@@ -305,7 +305,7 @@ class PPOTrainer:
         start = torch.ones(len(inputs["input_ids"]), dtype=torch.long, device=self.device)
         width = inputs["input_ids"].shape[1] - 1
         logprobs, _ = self.models.actor(inputs["input_ids"], inputs["attention_mask"], start, width)
-        return -masked_average(logprobs, inputs["labels"][:, 1:] != -100, "token")
+        return -masked_average(logprobs, inputs["labels"][:, 1:] != -100, "token_mean")
 
     def _logprob_entropy(self, module: nn.Module, batch: ResponseBatch) -> tuple[Tensor, Tensor]:
         width = batch.response_mask.shape[1]

@@ -327,3 +327,13 @@ def test_models_that_grow_for_a_new_pad_token_stay_equal(tmp_path):
     assert policy.get_input_embeddings().num_embeddings == len(tokenizer)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(policy(ids).logits, reference(ids).logits)
+
+
+def test_precision_by_name_or_as_torch_has_it(tmp_path):
+    tokenizer = train_tokenizer(["some words to learn"], 300)
+    new_llama(tokenizer, hidden_size=32, num_layers=1).save_pretrained(tmp_path)
+    for dtype in ("bf16", torch.bfloat16):
+        assert load_policy(str(tmp_path), dtype).dtype == torch.bfloat16
+    assert load_policy(str(tmp_path), torch.float32).dtype == torch.float32
+    with pytest.raises(ValueError, match="unknown dtype 'half'"):
+        load_policy(str(tmp_path), "half")

@@ -13,7 +13,7 @@ from denserl.ppo_utils.kl import KLCoefficient, approx_kl, penalised_rewards
 from denserl.ppo_utils.losses import policy_loss, value_loss
 
 # Their name for each of our averages.
-MODES = [("sequence", "seq-mean-token-mean"), ("token", "token-mean")]
+MODES = [("sequence", "seq-mean-token-mean"), ("token_mean", "token-mean")]
 SEEDS = range(3)
 # Both sides compute in fp32, in different orders.
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -69,7 +69,7 @@ def test_policy_loss_with_verl(seed, average, mode):
     loss.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, again.grad, **CLOSE)
-    if average == "token":
+    if average == "token_mean":
         torch.testing.assert_close(share, expected_share, **CLOSE)
 
 
@@ -86,7 +86,7 @@ def test_value_loss_with_verl(seed, average, mode, clip):
     loss.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, again.grad, **CLOSE)
-    if average == "token":
+    if average == "token_mean":
         torch.testing.assert_close(share, expected_share, **CLOSE)
 
 
@@ -95,8 +95,8 @@ def test_micro_batches_with_verl(average, mode):
     """A part's loss, divided by the number of the whole batch."""
     theirs = verl()
     logprobs, old, advantages, mask = batch(0)
-    count = {"sequence": 6, "token": mask.sum()}[average]
-    name = {"sequence": "global_batch_size", "token": "batch_num_tokens"}[average]
+    count = {"sequence": 6, "token_mean": mask.sum()}[average]
+    name = {"sequence": "global_batch_size", "token_mean": "batch_num_tokens"}[average]
     found, _ = policy_loss(logprobs[:2], old[:2], advantages[:2], mask[:2], 0.2, average, count)
     ratio = (logprobs - old).exp()
     terms = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
 
-AVERAGE = st.sampled_from(["sequence", "token"])
+AVERAGE = st.sampled_from(["sequence", "token_mean"])
 CLIP = st.sampled_from([0.1, 0.2, 0.5])
 LOSSES = [(policy_loss, loops.policy_terms), (value_loss, loops.value_terms)]
 # Terms of size 10 in fp32, at most 60 of them, against float64.
@@ -69,7 +69,7 @@ def test_masked_average_equals_the_loop(batch, average):
     x = batch.normal()
     rows = [[x[b, t].item() for t in tokens] for b, tokens in enumerate(loops.places(batch.mask))]
     assert masked_average(x, batch.mask, average).item() == pytest.approx(loops.average(rows, average), **CLOSE)
-    expected = sum(map(len, rows)) if average == "token" else sum(1 for row in rows if row)
+    expected = sum(map(len, rows)) if average == "token_mean" else sum(1 for row in rows if row)
     assert average_count(batch.mask, average).item() == expected
 
 
@@ -78,9 +78,9 @@ def test_the_two_averages_by_hand():
     x = torch.tensor([[4.0, 9.0, 9.0], [1.0, 2.0, 3.0], [9.0, 9.0, 9.0]])
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]])
     assert masked_average(x, mask).item() == 3.0
-    assert masked_average(x, mask, "token").item() == 2.5
+    assert masked_average(x, mask, "token_mean").item() == 2.5
     assert masked_average(x, mask, "sequence", count=4).item() == 1.5
-    assert masked_average(x, mask, "token", count=torch.tensor(20)).item() == 0.5
+    assert masked_average(x, mask, "token_mean", count=torch.tensor(20)).item() == 0.5
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_huge_log_ratios_give_no_nan(advantage, log_ratio):
 
 
 @pytest.mark.parametrize("loss", [policy_loss, value_loss])
-@pytest.mark.parametrize("average", ["sequence", "token"])
+@pytest.mark.parametrize("average", ["sequence", "token_mean"])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (2, 3)])
 def test_nothing_on_the_mask(loss, average, shape):
     x = torch.full(shape, math.nan, requires_grad=True)

@@ -210,7 +210,7 @@ def test_a_second_update_has_other_ratios(ppo):
     assert row["approx_kl"] > 0
 
 
-@pytest.mark.parametrize("average", ["sequence", "token"])
+@pytest.mark.parametrize("average", ["sequence", "token_mean"])
 def test_splitting_the_batch_changes_nothing_but_rounding(ppo, average):
     settings = {"train_batch_size": 8, "average": average, "iterations": 1, "ppo_epochs": 3, "actor_lr": 1e-4}
     whole = ppo("8", micro_batch_size=8, **settings)
