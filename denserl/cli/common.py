@@ -184,6 +184,8 @@ def check_ranges(options) -> None:
         inside = math.isfinite(value) and (low < value if is_open else low <= value) and value <= high
         bounds = " and ".join([f"{'above' if is_open else 'at least'} {low:g}"] + [f"at most {high:g}"] * (high < math.inf))
         require(inside, f"--{name} is {value}; it must be {bounds}", f"leave --{name} out for its default")
+    for beta in options.adam_betas if isinstance(options, OptimisationOptions) else ():
+        require(0 <= beta < 1, f"--adam_betas has {beta}; each must be at least 0 and below 1", "leave --adam_betas out")
 
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
@@ -197,16 +199,23 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
     try:
         run(parse(options_class, command, sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        # Launchers start many ranks that all find the same mistake.
-        if os.environ.get("RANK", "0") == "0":
+        # Once per host: its ranks find the same mistake, another host's may not.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"denserl {command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (PermissionError, NotADirectoryError, FileNotFoundError, IsADirectoryError) as error:
-        print(f"denserl {command}: {error.filename}: {error.strerror}\n  fix: give a path that can be used", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"\ndenserl {command}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def make_folder(flag: str, path: str) -> None:
+    """Create a folder to write into. UserError when that cannot be done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        writable = os.access(path, os.W_OK)
+    except OSError as error:
+        raise UserError(f"--{flag} {path}: {error.strerror}", "give a folder that can be written") from error
+    require(writable, f"--{flag} {path}: not writable", "give a folder that can be written")
 
 
 def quiet_libraries() -> None:

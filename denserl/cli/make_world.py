@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 
-from denserl.cli.common import launch, quiet_libraries
+from denserl.cli.common import launch, make_folder, quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def run(options: Options) -> dict:
     from denserl.world.make import WorldSizes, write_world
 
     quiet_libraries()
+    make_folder("output_dir", options.output_dir)
     sizes = WorldSizes()
     rows = ("sft", "pairs", "val_pairs", "test_pairs", "prompts", "heldout_prompts")
     sizes = replace(sizes, **{name: max(1, round(getattr(sizes, name) * options.scale)) for name in rows})

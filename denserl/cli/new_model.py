@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from denserl.cli.common import DataOptions, launch, quiet_libraries, require
+from denserl.cli.common import DataOptions, launch, make_folder, quiet_libraries, require
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def run(options: Options) -> None:
         "use a multiple of twice --num_heads",
     )
     quiet_libraries()
+    make_folder("output_dir", options.output_dir)
     rows = load_demonstrations(**options.source(), seed=options.seed)
     texts = (part for row in rows for part in (*(turn["content"] for turn in row["prompt"]), row["response"]))
     tokenizer = train_tokenizer(texts, options.vocab_size)

@@ -168,6 +168,7 @@ def run(options: Options) -> None:
     )
     device, dtype = start(options)
     checkpoint = _checkpoint(options)
+    true_reward = _function(options.true_reward) if options.true_reward else None
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
     check_same_tokenizer(tokenizer, load_tokenizer(options.reward_model, **options.tokenizer_source()), options.reward_model)
     reward_model = load_reward_model(options.reward_model, dtype, **options.model_source())
@@ -176,7 +177,10 @@ def run(options: Options) -> None:
     config = make_config(options, len(prompts))
     policy = load_policy(options.model, dtype, **options.model_source())
     models, current_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
-    trainer = _trainer(options, config, tokenizer, models, dense_reward, current_policy, prompts, held_out, device)
+    rows = {"prompts": prompts, "eval_prompts": held_out}
+    trainer = _trainer(
+        options, config, tokenizer, models, dense_reward, current_policy, **rows, device=device, true_reward=true_reward
+    )
     # Every rank samples with random numbers of its own; models were made with the same ones.
     torch.manual_seed(options.seed + distributed.rank())
     if checkpoint is not None:
@@ -219,7 +223,7 @@ def _prompts(options: Options, tokenizer):
     return prompts, tokenize_prompts(load_prompts(options.eval_prompts, **source), tokenizer, **limits)
 
 
-def _trainer(options: Options, config, tokenizer, models, dense_reward, current_policy, prompts, held_out, device):
+def _trainer(options: Options, config, tokenizer, models, dense_reward, current_policy, **parts):
     from denserl.data.chat import stop_ids
     from denserl.ppo_utils.kl import KLCoefficient
     from denserl.trainer.ppo_trainer import PPOTrainer
@@ -241,12 +245,9 @@ def _trainer(options: Options, config, tokenizer, models, dense_reward, current_
         KLCoefficient(options.kl_coefficient, options.kl_target, options.kl_horizon),
         sampler,
         tokenizer=tokenizer,
-        prompts=prompts,
-        eval_prompts=held_out,
         output_dir=Path(options.output_dir),
-        device=device,
         ptx_batch=_ptx_batch(options, tokenizer) if options.ptx_data else None,
-        true_reward=_function(options.true_reward) if options.true_reward else None,
+        **parts,
     )
 
 

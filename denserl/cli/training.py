@@ -9,7 +9,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers.trainer_utils import get_last_checkpoint
 
 from denserl import distributed
-from denserl.cli.common import OptimisationOptions, RunOptions, TrainingOptions, quiet_libraries, require
+from denserl.cli.common import OptimisationOptions, RunOptions, TrainingOptions, make_folder, quiet_libraries, require
 from denserl.errors import UserError
 from denserl.trainer.engine import clip_in_step, deepspeed_config, init_distributed, pick_device, whole_parameters
 from denserl.trainer.trackers import MetricsFileCallback, ProgressLine, check_trackers
@@ -25,10 +25,7 @@ def start(options: RunOptions) -> tuple[torch.device, str]:
     if isinstance(options, OptimisationOptions):
         check_trackers(options.report_to)
     dtype = options.dtype if options.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
-    try:
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {options.output_dir}: {error.strerror}", "give a folder that can be written") from error
+    make_folder("output_dir", options.output_dir)
     init_distributed(device)
     if isinstance(options, TrainingOptions):
         accumulation_steps(options)
@@ -112,7 +109,7 @@ def prepare_model(model, options, task: str):
 
 
 def accumulation_steps(options: TrainingOptions) -> int:
-    """Forwards per optimiser step and rank, once the sizes are seen to fit together."""
+    """Forwards per optimiser step and rank. UserError for sizes, or for --keep best with steps, that do not fit together."""
     world = distributed.world_size()
     per_forward = options.micro_batch_size * world
     require(

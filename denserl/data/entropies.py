@@ -45,7 +45,8 @@ def add_entropies(
         cache_dir: where entropies are kept.
     """
     target = Path(cache_dir) / f"entropies-{_fingerprint(dataset, model_fingerprint)}"
-    if not target.is_dir():
+    # One rank's view for all: another run may be finishing the same entropies.
+    if not distributed.gather_objects(target.is_dir())[0]:
         _compute(dataset, entropy_function(), target, pad_id, max_tokens, device)
         distributed.barrier()
     else:
@@ -119,7 +120,11 @@ def _join(work: Path, target: Path, rows: int, world: int) -> None:
     joined = work / "joined"
     Dataset.from_dict(columns).save_to_disk(str(joined))
     (joined / "origin.json").write_text(json.dumps({"rows": rows, "ranks": world}))
-    if not target.is_dir():
+    try:
         os.replace(joined, target)
+    except OSError:
+        # Another run was first; its entropies are the same.
+        if not target.is_dir():
+            raise
     shutil.rmtree(work)
     log.info("reference entropies: stored in %s", target)

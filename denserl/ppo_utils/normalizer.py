@@ -123,7 +123,7 @@ def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: lis
         del level[same]
     level[f"{threshold:g}"] = [round(c, 6) for c in constants]
     sidecar = path.with_suffix(".fits.json")
-    records = _read_json(sidecar) if sidecar.exists() else {}
+    records = _read_records(sidecar) if sidecar.exists() else {}
     records[_show(keys)] = record
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +141,13 @@ def _replace(path: Path, content: dict) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(text + "\n", encoding="utf-8")
     os.replace(aside, path)
+
+
+def _read_records(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})", "delete it; it only records how past fits came about") from error
 
 
 def _read_json(path: Path) -> dict:

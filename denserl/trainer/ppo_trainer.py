@@ -124,7 +124,7 @@ class PPOTrainer:
 
     def train(self) -> None:
         config = self.config
-        if self.iteration == 0 and self.eval_prompts is not None:
+        if self.iteration == 0 and self.eval_prompts is not None and config.eval_every:
             self.trackers.log(0, self.evaluate())
         bar = tqdm(total=config.iterations, initial=self.iteration, desc="ppo", disable=distributed.rank() > 0)
         while self.iteration < config.iterations:
@@ -248,6 +248,8 @@ class PPOTrainer:
             "zero_stage": self.models.actor.zero_optimization_stage(),
             "optimiser steps in all": self.config.total_steps,
             "rollout_batch_size": self.config.rollout_batch,
+            "micro_batch_size": self.config.micro_batch,
+            "samples_per_prompt": self.config.samples_per_prompt,
             "seed": self.config.seed,
             "ema_decay": self.config.ema_decay,
         }

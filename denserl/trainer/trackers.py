@@ -105,7 +105,6 @@ def check_trackers(names: list[str]) -> None:
 def _tracker(name: str, output_dir: Path, options: dict):
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    check_trackers([name])
     tracker_class = LOGGER_TYPE_TO_CLASS[name]
     folder = {"logging_dir": str(output_dir)} if tracker_class.requires_logging_directory else {}
     tracker = tracker_class("denserl", **folder)

@@ -28,4 +28,4 @@ denserl train-ppo --model "$out/sft" --reward_model "$out/rm" --data "$data/ultr
     --eval_prompts "$data/prompts/arena-hard-v0.1.jsonl" --eval_limit 32 --eval_every 5 --output_dir "$out/ppo" \
     --reward_level segment --entropy_threshold 6.6 --fit_tag real --params "$out/param.json" \
     --iterations 10 --rollout_batch_size 32 --train_batch_size 16 --micro_batch_size 8 --max_prompt_length 256 \
-    --max_new_tokens 256 --actor_lr 5e-5 --critic_lr 5e-4 --zero_stage 0 --save_every 5
+    --max_new_tokens 256 --actor_lr 5e-5 --critic_lr 5e-4 --zero_stage 0 --save_every 0

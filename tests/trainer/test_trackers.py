@@ -7,7 +7,7 @@ import pytest
 
 from denserl import distributed
 from denserl.errors import UserError
-from denserl.trainer.trackers import MetricsFileCallback, StepFile, Trackers, read_metrics
+from denserl.trainer.trackers import MetricsFileCallback, StepFile, Trackers, check_trackers, read_metrics
 
 
 def test_one_line_a_step(tmp_path):
@@ -69,9 +69,9 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_tracker_is_an_error_with_a_fix(tmp_path):
+def test_an_unknown_tracker_is_an_error_with_a_fix():
     with pytest.raises(UserError, match="no-such-tracker: not installed or not known") as error:
-        Trackers(tmp_path, ["no-such-tracker"], {})
+        check_trackers(["no-such-tracker"])
     assert error.value.fix == "pip install no-such-tracker"
 
 
