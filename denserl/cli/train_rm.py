@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from denserl.cli.common import Level, TrainingOptions, launch, level_threshold, require
+from denserl.cli.common import Level, TrainingOptions, launch, level_threshold, make_folder, require
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,8 @@ def prepare_pairs(pairs, options, sft_model: str, tokenizer, device, dtype):
         model.to(device)
         return lambda batch: token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1])[1]
 
+    cache_dir = Path(options.cache_dir).expanduser()
+    make_folder("cache_dir", str(cache_dir))
     rows = tokenize_preferences(
         pairs,
         tokenizer,
@@ -135,7 +137,7 @@ def prepare_pairs(pairs, options, sft_model: str, tokenizer, device, dtype):
         entropy_function,
         file_fingerprint(local_folder(sft_model), dtype),
         pad_id=tokenizer.pad_token_id,
-        cache_dir=Path(options.cache_dir).expanduser(),
+        cache_dir=cache_dir,
         max_tokens=options.score_tokens,
         device=device,
     )

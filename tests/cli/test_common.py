@@ -91,9 +91,10 @@ def test_a_fault_of_the_program_keeps_its_traceback():
         launch(Options, "train-rm", run, NEEDED)
 
 
-def test_a_folder_that_cannot_be_made_is_named():
-    with pytest.raises(UserError, match="--output_dir /dev/null/x: Not a directory"):
-        make_folder("output_dir", "/dev/null/x")
+@pytest.mark.parametrize("flag", ["output_dir", "cache_dir"])
+def test_a_folder_that_cannot_be_made_is_named(flag):
+    with pytest.raises(UserError, match=f"--{flag} /dev/null/x: Not a directory"):
+        make_folder(flag, "/dev/null/x")
 
 
 @pytest.mark.parametrize("betas", [("0.9", "1.5"), ("-0.1", "0.9")])
