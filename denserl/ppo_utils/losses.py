@@ -22,8 +22,8 @@ def masked_average(x: Tensor, mask: Tensor, average: str = "sequence", count: Te
     """
     mask = mask.bool()
     x = torch.where(mask, x.float(), 0.0)
-    own = average_count(mask, average)
-    count = own if count is None else count
+    own_count = average_count(mask, average)  # also refuses an unknown average when a count is given
+    count = own_count if count is None else count
     if average == "sequence":
         x = x.sum(1) / mask.sum(1).clamp(min=1)
     return x.sum() / torch.as_tensor(count, device=x.device).clamp(min=1e-8)
@@ -47,6 +47,8 @@ def policy_loss(
     count: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1 - eps, 1 + eps) A).
+
+    log rho is held within +-20, so that its exponential and the gradient stay finite.
 
     Args:
         logprobs, old_logprobs, advantages, mask: (B, T).
