@@ -32,6 +32,21 @@ def all_sum(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return x
 
 
+def all_max(number: int) -> int:
+    """The largest of the ranks' numbers, on every rank."""
+    if not initialised():
+        return number
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up on any rank."""
+    return bool(all_max(int(flag)))
+
+
 def gather_objects(obj) -> list:
     """One (small, picklable) object of each rank, in rank order, on every rank."""
     if not initialised():

@@ -1,8 +1,8 @@
-"""The one exception for a user's mistake. Commands print it without a traceback and exit with status 2."""
+"""How a command ends other than well: a user's mistake, or a stop that was asked for. Both are printed without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can mend.
+    """Something the user can mend; the command exits with status 2.
 
     found: what was found and what was expected. fix: the command or change that mends it.
     """
@@ -13,3 +13,11 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.found}\n  fix: {self.fix}" if self.fix else self.found
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has finished its step and saved; the command exits with STOPPED_STATUS."""
+
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume goes on.
+STOPPED_STATUS = 75

@@ -1,47 +1,53 @@
-"""Checkpoints of a PPO run: complete or absent, the newest found by its number, old ones dropped."""
+"""Checkpoints of every training: complete or absent, checked by size and checksum, found newest first, dropped oldest first.
 
+A checkpoint is a folder `<word>-<number>`. It is written aside, flushed, listed in its manifest, renamed into place; then the
+file `latest` is moved to its name. What stands in it is the trainers' business.
+"""
+
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from denserl import distributed
+from denserl.errors import UserError
 
-NAME = re.compile(r"iteration-(\d+)")
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[a-z]+-(\d+)")
+MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 
 
-def save_checkpoint(folder: Path, iteration: int, state: dict, engines: dict, tensors: dict, keep: int) -> Path:
-    """Write engines (DeepSpeed), this rank's random state, rank 0's tensors and the state aside, then rename.
+def save_checkpoint(folder: Path, name: str, state: dict, engines: dict, tensors: dict, keep: int) -> Path:
+    """Write engines (DeepSpeed), this rank's random state, rank 0's tensors and the state as one checkpoint.
 
     Args:
         state: JSON-able. engines: name -> DeepSpeed engine.
         tensors: name -> tensor, the same on every rank, e.g. a moving average of weights.
         keep: newest checkpoints to keep.
+
+    Raises:
+        UserError: the disk is full.
     """
-    target = folder / f"iteration-{iteration:06d}"
-    aside = folder / f".{target.name}.partial"
-    if distributed.rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    distributed.barrier()
-    for name, engine in engines.items():
-        engine.save_checkpoint(str(aside / name), tag="state", save_latest=False)
-    save_file(_random_state(), str(aside / f"random-{distributed.rank()}.safetensors"))
-    if distributed.rank() == 0:
-        save_file(tensors, str(aside / "tensors.safetensors"))
-        (aside / "state.json").write_text(json.dumps(state))
-    distributed.barrier()
-    if distributed.rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
-        for old in _checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    distributed.barrier()
-    return target
+
+    def write(aside: Path) -> None:
+        for name, engine in engines.items():
+            engine.save_checkpoint(str(aside / name), tag="state", save_latest=False)
+        save_file(_random_state(), str(aside / f"random-{distributed.rank()}.safetensors"))
+        if distributed.rank() == 0:
+            save_file(tensors, str(aside / "tensors.safetensors"))
+            (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+    aside = aside_folder(folder, name)
+    written_whole(aside, write)
+    return commit(aside, folder / name, keep)
 
 
 def load_checkpoint(path: Path, engines: dict) -> tuple[dict, dict]:
@@ -57,17 +63,240 @@ def load_checkpoint(path: Path, engines: dict) -> tuple[dict, dict]:
 
 def read_state(path: Path) -> dict:
     """The JSON part of a checkpoint."""
-    return json.loads((path / "state.json").read_text())
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
+
+
+def aside_folder(folder: Path, name: str) -> Path:
+    """An empty folder in which every rank writes its part of a checkpoint; what unfinished saves left behind is removed.
+
+    Raises:
+        UserError: a rank does not see it, because its host has another file system there.
+    """
+    aside = folder / f".{name}.partial"
+    if distributed.rank() == 0:
+        for left in [*folder.glob(".*.partial"), *folder.glob(".*.dropped")]:
+            shutil.rmtree(left)
+        aside.mkdir(parents=True)
+    distributed.barrier()
+    if not aside.is_dir():
+        raise UserError(
+            f"{folder} is not the same folder on all hosts: rank {distributed.rank()} does not see what rank 0 made there",
+            "give an --output_dir on a file system that all hosts share",
+        )
+    return aside
+
+
+def written_whole(aside: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(aside)`; where the disk is full, make room again and say so in a UserError."""
+    try:
+        write(aside)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        complete = [path.name for path in _checkpoints(aside.parent)]
+        raise UserError(
+            f"no space left on the disk of {aside.parent}: {_name_of(aside)} could not be saved; "
+            + (f"{complete[-1]} is complete" if complete else "there is no earlier checkpoint"),
+            "make room, then go on with --resume" if complete else "make room, then start again",
+        ) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the disk or the quota is full."""
+    # The writers of weights wrap the system's error in errors of their own, of which only the words are left.
+    words = (
+        "No space left on device",
+        "os error 28",
+        "Disk quota exceeded",
+        "os error 122",
+        "PytorchStreamWriter failed writing",
+    )
+    while error is not None:
+        if any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def commit(aside: Path, target: Path, keep: int, protected: str | None = None) -> Path:
+    """Flush what the ranks wrote in `aside`, list it in a manifest, move it to `target`, then drop old checkpoints.
+
+    The newest `keep` whole ones stay, and the one named `protected`. Collective.
+    """
+    written_whole(aside, lambda aside: _write_manifest(aside, _manifest_entries(aside)))
+    if distributed.rank() == 0:
+        if target.exists():
+            _drop(target)
+        os.replace(aside, target)
+        _flush(target.parent)
+        _write_flushed(target.parent / f".{LATEST}", target.name + "\n")
+        os.replace(target.parent / f".{LATEST}", target.parent / LATEST)
+        _flush(target.parent)
+        checkpoints = _checkpoints(target.parent)
+        whole = [path for path in checkpoints if _number(path) <= _number(target) and _unlike_manifest(path) is None]
+        kept = {path.name for path in whole[-keep:]} | {target.name, protected}
+        for path in checkpoints:
+            if path.name not in kept:
+                _drop(path)
+    distributed.barrier()
+    return target
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there is any, whole or damaged."""
+    return bool(_checkpoints(folder))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest number."""
-    return (_checkpoints(folder) or [None])[-1]
+    """The newest whole checkpoint, at most as new as `latest` says; each damaged one on the way is named. Collective.
+
+    Raises:
+        UserError: there are some, but all are damaged.
+    """
+    candidates = _candidates(folder)
+    for path, older in zip(candidates[::-1], [*candidates[-2::-1], None]):
+        found = damage(path)
+        if found is None:
+            return path
+        log.warning("checkpoint %s is damaged: %s%s", path.name, found, f"; going back to {older.name}" if older else "")
+    if candidates:
+        raise UserError(
+            f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in candidates)})",
+            "restore one from a copy, or start anew in another --output_dir",
+        )
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What differs from the checkpoint's manifest, the first difference in words; None when it is whole. Collective."""
+    found = distributed.gather_objects(_unlike_manifest(path) or _other_content(path))
+    return next((one for one in found if one), None)
+
+
+def check_settings(saved: dict, now: dict, harmless: frozenset[str], path: Path) -> None:
+    """Compare the settings of a resumed run with those in its checkpoint; harmless changes are logged.
+
+    Raises:
+        UserError: a setting differs that weights, optimiser or data depend on; all of them by name.
+    """
+    changed = {name: (saved.get(name), now.get(name)) for name in [*saved, *(n for n in now if n not in saved)]}
+    changed = {name: values for name, values in changed.items() if values[0] != values[1]}
+    for name in sorted(changed.keys() & harmless):
+        log.info("%s was %s when %s was written; now it is %s", name, changed[name][0], path.name, changed[name][1])
+    harmful = [f"{name}: {then}, now {now}" for name, (then, now) in sorted(changed.items()) if name not in harmless]
+    if harmful:
+        raise UserError(
+            f"{path} was written with other settings ({'; '.join(harmful)})",
+            "resume with the settings it was written with, or start anew in another --output_dir",
+        )
+
+
+def _manifest_entries(aside: Path) -> dict[str, dict]:
+    """Size and checksum of every file, each flushed to the disk; the ranks share the work."""
+    distributed.barrier()
+    mine = {}
+    for file in _share(_files(aside)):
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+        mine[file.relative_to(aside).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    return {name: entry for share in distributed.gather_objects(mine) for name, entry in sorted(share.items())}
+
+
+def _write_manifest(aside: Path, entries: dict[str, dict]) -> None:
+    if distributed.rank() == 0:
+        _write_flushed(aside / MANIFEST, json.dumps({"files": entries}, indent=1))
+        for folder in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
+            _flush(folder)
+
+
+def _unlike_manifest(path: Path) -> str | None:
+    """What is wrong by names and sizes, without reading the files."""
+    try:
+        entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        sizes = {str(name): int(entry["bytes"]) for name, entry in entries.items()}
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
+    return None
+
+
+def _other_content(path: Path) -> str | None:
+    """The first file of this rank's share whose checksum is not the manifest's."""
+    entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    for name in _share(sorted(entries)):
+        if _sha256(path / name) != entries[name].get("sha256"):
+            return f"{name} is not as it was written (other checksum)"
+    return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Checkpoints up to the one that `latest` names; all when it names none."""
+    checkpoints = _checkpoints(folder)
+    try:
+        latest = (folder / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        latest = ""
+    names = [path.name for path in checkpoints]
+    return checkpoints[: names.index(latest) + 1] if latest in names else checkpoints
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    numbered = {path: NAME.fullmatch(path.name) for path in folder.glob("iteration-*")} if folder.is_dir() else {}
-    return sorted((path for path, found in numbered.items() if found), key=lambda path: int(numbered[path][1]))
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(NAME.fullmatch(path.name)[1])
+
+
+def _name_of(aside: Path) -> str:
+    return aside.name.removeprefix(".").removesuffix(".partial")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _share(items: list) -> list:
+    return items[distributed.rank() :: distributed.world_size()]
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _drop(path: Path) -> None:
+    """Remove a checkpoint; renamed first, so that none is ever seen half removed."""
+    dropped = path.with_name(f".{path.name}.dropped")
+    os.replace(path, dropped)
+    shutil.rmtree(dropped)
+
+
+def _write_flushed(file: Path, text: str) -> None:
+    with open(file, "w", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _random_state() -> dict[str, torch.Tensor]:
