@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
 
-from denserl.errors import UserError
+from denserl.errors import STOPPED_STATUS, Stopped, UserError
+from denserl.terminal import InertRecord, say, visible
 
 Options = TypeVar("Options")
 Level = Literal["segment", "token", "bandit"]
@@ -100,6 +101,8 @@ class OptimisationOptions:
     """LoRA dropout."""
     lora_targets: list[str] | None = None
     """Modules that get adapters; default: all linear layers of the backbone."""
+    max_skipped_steps: int = 5
+    """Stop after so many updates in a row that were not finite; each is skipped, and its batch written to skipped/."""
     resume: bool = False
     """Go on from the newest checkpoint of the output folder."""
     report_to: list[str] = dataclasses.field(default_factory=list)
@@ -138,7 +141,10 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win."""
     # The deepspeed launcher adds --local_rank, which the environment says as well.
     argv = [part for part in argv if not part.startswith("--local_rank=")]
-    options = tyro.cli(options_class, args=expand_config(argv), prog=f"denserl {command}", use_underscores=True)
+    argv, settings = expand_config(argv), {"prog": f"denserl {command}", "use_underscores": True}
+    if (shown := [visible(word) for word in argv]) != argv:
+        tyro.cli(options_class, args=shown, **settings)  # complains without characters that act on a terminal
+    options = tyro.cli(options_class, args=argv, **settings)
     check_ranges(options)
     return options
 
@@ -151,8 +157,8 @@ RANGES = {
     **dict.fromkeys(
         "batch_size micro_batch_size rollout_batch_size train_batch_size samples_per_prompt ppo_epochs sample_batch_size "
         "max_length max_prompt_length max_new_tokens penalise_longer_than iterations limit pairs score_tokens eval_size "
-        "eval_limit logging_steps save_total_limit keep_checkpoints kl_horizon hidden_size num_layers num_heads "
-        "max_position_embeddings".split(),
+        "eval_limit logging_steps max_skipped_steps save_total_limit keep_checkpoints kl_horizon hidden_size num_layers "
+        "num_heads max_position_embeddings".split(),
         AT_LEAST_ONE,
     ),
     **dict.fromkeys(
@@ -190,22 +196,38 @@ def check_ranges(options) -> None:
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
     """Parse, run, and turn a user's mistake into a message on stderr and exit status 2."""
+    logging.setLogRecordFactory(InertRecord)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "filelock", "fsspec", "transformers", "datasets", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # CPU is a device that was chosen here, not a failure to find another.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    options = None
     try:
-        run(parse(options_class, command, sys.argv[1:] if argv is None else argv))
+        options = parse(options_class, command, sys.argv[1:] if argv is None else argv)
+        run(options)
     except UserError as error:
-        # Once per host: its ranks find the same mistake, another host's may not.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"denserl {command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(command, str(error), 2)
+    except Stopped as stopped:
+        _end(command, f"{stopped}\n  to go on: the same command with --resume", STOPPED_STATUS)
     except KeyboardInterrupt:
         print(f"\ndenserl {command}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        from denserl.cli.shortages import shortage
+
+        message = shortage(error, options) if options is not None else None
+        if message is None:
+            raise
+        _end(command, str(message), 2)
+
+
+def _end(command: str, message: str, status: int) -> NoReturn:
+    # Once per host: its ranks find the same mistake, another host's may not.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say(f"denserl {command}: {message}", sys.stderr)
+    raise SystemExit(status) from None
 
 
 def make_folder(flag: str, path: str) -> None:

@@ -154,11 +154,9 @@ class Options(OptimisationOptions, DataOptions, RunOptions):
 
 def run(options: Options) -> None:
     """Load everything, run the loop, save."""
-    import torch
-
-    from denserl import distributed
     from denserl.cli.training import start
     from denserl.models.loading import check_same_tokenizer, load_policy, load_reward_model, load_tokenizer
+    from denserl.trainer.checkpoint import read_state
     from denserl.trainer.trackers import Trackers
 
     require(
@@ -181,13 +179,11 @@ def run(options: Options) -> None:
     trainer = _trainer(
         options, config, tokenizer, models, dense_reward, current_policy, **rows, device=device, true_reward=true_reward
     )
-    # Every rank samples with random numbers of its own; models were made with the same ones.
-    torch.manual_seed(options.seed + distributed.rank())
     if checkpoint is not None:
         trainer.resume(checkpoint)
         log.info("going on from %s", checkpoint)
-    settings = dataclasses.asdict(options)
-    trainer.trackers = Trackers(Path(options.output_dir), options.report_to, settings, trainer.iteration)
+    sizes = read_state(checkpoint)["files"] if checkpoint is not None else {}
+    trainer.trackers = Trackers(Path(options.output_dir), options.report_to, dataclasses.asdict(options), sizes)
     trainer.train()
     trainer.trackers.finish()
     save(trainer, current_policy, options)
@@ -246,7 +242,7 @@ def _trainer(options: Options, config, tokenizer, models, dense_reward, current_
         sampler,
         tokenizer=tokenizer,
         output_dir=Path(options.output_dir),
-        ptx_batch=_ptx_batch(options, tokenizer) if options.ptx_data else None,
+        ptx_batches=_ptx_batches(options, tokenizer) if options.ptx_data else None,
         **parts,
     )
 
@@ -312,7 +308,7 @@ def make_config(options: Options, prompts: int):
     world = distributed.world_size()
     rollout, train = ("rollout_batch_size", options.rollout_batch_size), ("train_batch_size", options.train_batch_size)
     micro, samples = ("micro_batch_size", options.micro_batch_size), ("samples_per_prompt", options.samples_per_prompt)
-    for (larger, big), (smaller, small), factor in ((rollout, train, 1), (train, micro, world), (rollout, samples, world)):
+    for (larger, big), (smaller, small), factor in ((rollout, train, 1), (train, micro, world), (rollout, samples, 1)):
         require(
             big % (small * factor) == 0,
             f"--{larger} {big} is no multiple of --{smaller} {small}" + (f" x {world} ranks" if factor > 1 else ""),
@@ -347,6 +343,7 @@ def make_config(options: Options, prompts: int):
         eval_every=options.eval_every,
         save_every=options.save_every,
         keep_checkpoints=options.keep_checkpoints,
+        max_skipped_steps=options.max_skipped_steps,
         samples_logged=options.samples_logged,
         seed=options.seed,
     )
@@ -458,8 +455,8 @@ def _function(name: str):
         raise UserError(f"--true_reward {name}: {error}", "give module:function, both importable") from error
 
 
-def _ptx_batch(options: Options, tokenizer) -> Callable[[int], dict]:
-    """Batch n of an endless stream of text for the pretraining loss, this rank's share, in an order set by the seed."""
+def _ptx_batches(options: Options, tokenizer) -> Callable[[int], list[dict]]:
+    """Optimiser step -> this rank's micro-batches of an endless stream of text, in an order set by the seed."""
     from denserl import distributed
     from denserl.data.batching import DemonstrationCollator
     from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
@@ -468,13 +465,13 @@ def _ptx_batch(options: Options, tokenizer) -> Callable[[int], dict]:
     rows = load_demonstrations(options.ptx_data, split=options.split, on_bad_row=options.on_bad_row, seed=options.seed)
     length = options.max_prompt_length + options.max_new_tokens
     rows = tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=options.on_bad_row)
-    collate, size = DemonstrationCollator(tokenizer.pad_token_id), options.micro_batch_size * distributed.world_size()
+    collate, size, micro = DemonstrationCollator(tokenizer.pad_token_id), options.train_batch_size, options.micro_batch_size
 
-    def batch(n: int) -> dict:
-        picked = prompt_rows(n * size, size, len(rows), options.seed)
-        return collate([rows[i] for i in picked[distributed.rank() :: distributed.world_size()]])
+    def batches(step: int) -> list[dict]:
+        mine = prompt_rows(step * size, size, len(rows), options.seed)[distributed.rank() :: distributed.world_size()]
+        return [collate([rows[i] for i in mine[first : first + micro]]) for first in range(0, len(mine), micro)]
 
-    return batch
+    return batches
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,8 +3,9 @@
 A batch is right-padded: prompt, response, padding. Slots of response-aligned tensors (B, T) count from each row's own response.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from denserl import distributed
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class ResponseBatch(NamedTuple):
@@ -89,6 +93,61 @@ def rank_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[list
         yield (batches[mine], True) if mine < len(batches) else (batches[0], False)
 
 
+class StepSampler:
+    """This rank's micro-batches of an epoch, as lists of (row, counted): a batch sampler for a DataLoader.
+
+    Optimiser step k takes the same rows on any number of ranks and micro-batches. Every row is counted once an epoch, in an
+    order set by seed and epoch; the last step is filled up with rows of its own, not to be counted.
+
+    Args:
+        rows: of the data. step_rows: of an optimiser step, all ranks together. micro_rows: of a forward on one rank.
+        epoch: asked at the start of each pass.
+    """
+
+    def __init__(self, rows: int, step_rows: int, micro_rows: int, seed: int, epoch: Callable[[], int]):
+        self.rows, self.step_rows, self.micro_rows, self.seed, self.epoch = rows, step_rows, micro_rows, seed, epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return -(-self.rows // self.step_rows)
+
+    def __len__(self) -> int:
+        return self.steps * self.step_rows // distributed.world_size() // self.micro_rows
+
+    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch())).tolist()
+        for first in range(0, self.rows, self.step_rows):
+            step = order[first : first + self.step_rows]
+            filled = [(step[i % len(step)], i < len(step)) for i in range(self.step_rows)]
+            mine = filled[distributed.rank() :: distributed.world_size()]
+            yield from (mine[start : start + self.micro_rows] for start in range(0, len(mine), self.micro_rows))
+
+
+def in_halves(function: Callable[[Sequence], Result], rows: Sequence) -> list[Result]:
+    """`[function(rows)]`; where memory does not suffice, the results of both halves instead, halved again where needed.
+
+    Raises:
+        RuntimeError: memory does not suffice for a single row.
+    """
+    try:
+        return [function(rows)]
+    except RuntimeError as error:
+        if len(rows) < 2 or not is_out_of_memory(error):
+            raise
+    # Out of the handler, whose traceback holds the tensors of the failed attempt.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(rows) // 2
+    log.warning("out of memory with %d rows at once; repeated with %d", len(rows), half)
+    return in_halves(function, rows[:half]) + in_halves(function, rows[half:])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the allocator of a device, or of the CPU, could not serve a request."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def map_responses(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
@@ -109,12 +168,17 @@ def map_responses(
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     out = {}
-    for rows, counted in tqdm(list(rank_batches(lengths, max_tokens)), desc=progress, disable=distributed.rank() > 0):
+
+    def values(rows: list[int]) -> dict[int, np.ndarray]:
         batch = pad_responses([prompts[i] for i in rows], [responses[i] for i in rows], pad_id).to(device)
         with torch.no_grad():
-            values = function(batch).float().cpu().numpy()
-        if counted:
-            out.update({i: values[slot, : len(responses[i])] for slot, i in enumerate(rows)})
+            found = function(batch).float().cpu().numpy()
+        return {i: found[slot, : len(responses[i])] for slot, i in enumerate(rows)}
+
+    for rows, counted in tqdm(list(rank_batches(lengths, max_tokens)), desc=progress, disable=distributed.rank() > 0):
+        for part in in_halves(values, rows):
+            if counted:
+                out.update(part)
     return out
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from denserl import distributed
 from denserl.data.batching import response_slots
 
 LOGITS_PER_CHUNK = 2**24
@@ -74,14 +75,23 @@ def token_logprob_entropy(
     def of_chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return _logprob_entropy(adjust(head(hidden).float()), tokens, temperature)
 
-    size = max(1, LOGITS_PER_CHUNK // head.out_features)
+    count = _chunk_count(len(hidden), head)
     keep_graph = torch.is_grad_enabled() and hidden.requires_grad
     chunks = [
         checkpoint(of_chunk, h, t, use_reentrant=False) if keep_graph else of_chunk(h, t)
-        for h, t in zip(hidden.split(size), tokens.split(size), strict=True)
+        for h, t in zip(hidden.tensor_split(count), tokens.tensor_split(count), strict=True)
     ]
     logprob, entropy = (torch.cat(parts).view(len(input_ids), length) for parts in zip(*chunks, strict=True))
     return logprob, entropy
+
+
+def _chunk_count(positions: int, head: nn.Module) -> int:
+    """Chunks of at most LOGITS_PER_CHUNK logits; the same number on every rank where the head is gathered for each (ZeRO-3).
+
+    A rank with fewer positions has smaller chunks, maybe empty ones, but none waits for a gathering that another never joins.
+    """
+    count = max(1, -(-positions * head.out_features // LOGITS_PER_CHUNK))
+    return distributed.all_max(count) if hasattr(head.weight, "ds_id") else count
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

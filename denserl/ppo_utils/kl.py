@@ -1,5 +1,6 @@
 """KL between policy and reference: per-token estimators, the penalty in the reward, and its coefficient."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class KLCoefficient:
     horizon: int = 10000
 
     def update(self, kl: float, responses: int) -> None:
-        """Adapt to the mean KL per response (nats) of `responses` responses; nothing to do without a target."""
-        if self.target is not None:
+        """Adapt to the mean KL per response (nats) of `responses` responses; nothing to do without a target or a finite KL."""
+        if self.target is not None and math.isfinite(kl):
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.beta *= 1 + error * responses / self.horizon

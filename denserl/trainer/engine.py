@@ -96,11 +96,18 @@ def _keeps_grad_norm(zero_stage: int, dtype: str) -> bool:
 
 
 def clip_in_step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
-    """Clip at the start of the optimiser's own step and keep the norm where DeepSpeed looks for it."""
+    """Clip at the start of the optimiser's own step and keep the norm where DeepSpeed looks for it.
+
+    A norm that is not finite leaves the optimiser without gradients, so that it changes nothing, and is reported the way
+    DeepSpeed's own optimisers report it.
+    """
 
     def clip(optimizer, args, kwargs):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer._global_grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.overflow = not torch.isfinite(optimizer._global_grad_norm).item()
+        if optimizer.overflow:
+            optimizer.zero_grad(set_to_none=True)
 
     optimizer.register_step_pre_hook(clip)
 

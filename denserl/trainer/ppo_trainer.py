@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from denserl import distributed
-from denserl.data.batching import ResponseBatch, pad_responses, response_slots
-from denserl.errors import UserError
+from denserl.data.batching import ResponseBatch, in_halves, pad_responses, response_slots
+from denserl.errors import Stopped, UserError
 from denserl.models.loading import gathered
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 from denserl.ppo_utils.dense_reward import DenseReward
@@ -23,10 +23,14 @@ from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experi
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
 from denserl.rewards.aggregation import aggregate
-from denserl.trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
+from denserl.trainer.checkpoint import load_checkpoint, save_checkpoint
 from denserl.trainer.engine import trained_parameters
-from denserl.trainer.rollout import Rollouts, Sampler, prompt_rows
-from denserl.trainer.trackers import Trackers
+from denserl.trainer.rollout import Rollouts, Sampler, Stream, prompt_rows, step_table
+from denserl.trainer.stopping import StopRequest
+from denserl.trainer.trackers import Trackers, write_batch
+
+# The first number after the seed in the name of a stream of random numbers: what the stream is for.
+SAMPLING, EVALUATION, STEPS = range(3)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class PPOConfig:
     eval_every: int
     save_every: int
     keep_checkpoints: int
+    max_skipped_steps: int
     samples_logged: int
     seed: int
 
@@ -90,9 +95,13 @@ class PPOTrainer:
 
     Args:
         prompts, eval_prompts: rows with `prompt` (messages) and `prompt_ids`.
-        sampler: prompts -> Rollouts.
-        ptx_batch: number -> batch of text with labels for the pretraining loss, or None.
+        sampler: prompts and streams of random numbers -> Rollouts.
+        ptx_batches: optimiser step -> this rank's micro-batches of text with labels for the pretraining loss, or None.
         true_reward: (prompts as messages, responses as text) -> rewards, only reported, or None.
+        settings: kept with every checkpoint, to be compared when a run is resumed.
+
+    Random numbers depend on seed, iteration and the response's number alone, so that a run goes the same way on any number
+    of ranks, and a resumed one goes on as it would have gone.
     """
 
     def __init__(
@@ -108,99 +117,114 @@ class PPOTrainer:
         eval_prompts,
         output_dir: Path,
         device: torch.device,
-        ptx_batch: Callable[[int], dict] | None = None,
+        ptx_batches: Callable[[int], list[dict]] | None = None,
         true_reward: Callable | None = None,
+        settings: dict | None = None,
     ):
         self.config, self.models, self.dense_reward, self.kl, self.sampler = config, models, dense_reward, kl, sampler
         self.tokenizer, self.prompts, self.eval_prompts = tokenizer, prompts, eval_prompts
         self.output_dir, self.device = output_dir, device
         self.trackers: Trackers | None = None
-        self.ptx_batch, self.true_reward = ptx_batch, true_reward
-        self.iteration, self.actor_steps, self.ptx_used = 0, 0, 0
+        self.ptx_batches, self.true_reward, self.settings = ptx_batches, true_reward, settings or {}
+        # Optimiser steps so far, and those of them that were skipped since the last one that was applied.
+        self.iteration, self.steps, self.skipped_in_a_row = 0, 0, 0
         self.ema: list[Tensor] = []
         if config.ema_decay:
             self._average_policy()
         self._train_mode(False)
 
     def train(self) -> None:
+        """Run all iterations that are left.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT asked for it; the iteration was finished and saved.
+            UserError: too many updates in a row were not finite; a checkpoint holds the weights from before.
+        """
         config = self.config
         if self.iteration == 0 and self.eval_prompts is not None and config.eval_every:
             self.trackers.log(0, self.evaluate())
         bar = tqdm(total=config.iterations, initial=self.iteration, desc="ppo", disable=distributed.rank() > 0)
-        while self.iteration < config.iterations:
-            clock = Clock()
-            rollouts = self.sampler(self._next_prompts())
-            clock.lap("rollout")
-            scored, values = self.score(rollouts)
-            experience, log = make_experience(
-                scored,
-                values,
-                beta=self.kl.beta,
-                reward_clip=config.reward_clip,
-                gamma=config.gamma,
-                lam=config.lam,
-                kl_estimator=config.kl_estimator,
-            )
-            metrics = self._rollout_metrics(rollouts, scored)
-            clock.lap("scoring")
-            metrics |= {**self.update(rollouts, experience), **{key: value.item() for key, value in log.items()}}
-            clock.lap("update")
-            first_return = experience.returns[:, :1].sum(1)
-            metrics |= {"return": self._mean(first_return, experience.mask.any(1)), "kl_coefficient": self.kl.beta}
-            metrics |= clock.rates(metrics["response_length"] * config.rollout_batch)
-            self.kl.update(metrics["kl"], config.rollout_batch)
-            self.iteration += 1
-            self._log_samples("samples", rollouts, scored)
-            if self.eval_prompts is not None and self._every(config.eval_every):
-                metrics |= self.evaluate()
-            self.trackers.log(self.iteration, metrics)
-            bar.update()
-            bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("reward", "kl", "response_length")})
-            if self._every(config.save_every):
-                self.save_checkpoint()
-        bar.close()
+        with StopRequest() as stop, bar:
+            while self.iteration < config.iterations:
+                metrics = self.iterate()
+                if self.eval_prompts is not None and self._every(config.eval_every):
+                    metrics |= self.evaluate()
+                self.trackers.log(self.iteration, metrics)
+                bar.update()
+                bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("reward", "kl", "response_length")})
+                stopping, in_trouble = stop.requested(), self.skipped_in_a_row >= config.max_skipped_steps
+                if stopping or in_trouble or self._every(config.save_every):
+                    saved = self.save_checkpoint()
+                if in_trouble:
+                    raise self._trouble(saved)
+                if stopping and self.iteration < config.iterations:
+                    raise Stopped(f"stopped after iteration {self.iteration} of {config.iterations}; {saved} is complete")
+
+    def iterate(self) -> dict[str, float]:
+        """One iteration: sample, score, make experience, update; returns its metrics."""
+        config, clock = self.config, Clock()
+        rollouts = self.sampler(*self._next_prompts())
+        clock.lap("rollout")
+        scored, values = self.score(rollouts)
+        experience, log = make_experience(
+            scored,
+            values,
+            beta=self.kl.beta,
+            reward_clip=config.reward_clip,
+            gamma=config.gamma,
+            lam=config.lam,
+            kl_estimator=config.kl_estimator,
+        )
+        metrics = self._rollout_metrics(rollouts, scored)
+        clock.lap("scoring")
+        metrics |= {**self.update(rollouts, experience), **{key: value.item() for key, value in log.items()}}
+        clock.lap("update")
+        first_return = experience.returns[:, :1].sum(1)
+        metrics |= {"return": self._mean(first_return, experience.mask.any(1)), "kl_coefficient": self.kl.beta}
+        metrics |= clock.rates(metrics["response_length"] * config.rollout_batch)
+        self.kl.update(metrics["kl"], config.rollout_batch)
+        self.iteration += 1
+        self._log_samples("samples", rollouts, scored)
+        return metrics
 
     def score(self, rollouts: Rollouts) -> tuple[ScoredRollouts, Tensor]:
         """Log-probabilities, entropies, values and dense rewards of this rank's rollouts, without gradient."""
-        parts = []
         with torch.no_grad():
-            for rows in self._micro_batches(list(range(len(rollouts.responses)))):
-                batch = self._batch(rollouts, rows)
-                width = batch.response_mask.shape[1]
-                logprobs, entropy = self._logprob_entropy(self.models.actor, batch)
-                ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch)
-                scores = self.models.scores(batch)
-                parts.append(
-                    (batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, scores, self._values(batch, width))
-                )
+            parts = [
+                part
+                for rows in self._micro_batches(list(range(len(rollouts.responses))))
+                for part in self._by_memory(lambda rows: self._score_rows(rollouts, rows), rows)
+            ]
         mask, logprobs, entropy, ref_logprobs, ref_entropy, scores, values = map(_join_padded, zip(*parts, strict=True))
         ended = torch.tensor(rollouts.ended, device=self.device)
         rewards = self.dense_reward(scores, ref_entropy, mask, ended)
         return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, rewards), values
 
     def update(self, rollouts: Rollouts, experience: Experience) -> dict[str, float]:
-        """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses."""
-        config, world = self.config, distributed.world_size()
-        rows_per_step = config.train_batch // world
+        """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses.
+
+        A step whose loss or gradient is not finite is skipped by the engine, and its batch written to `skipped/`.
+        """
+        config, (rank, world) = self.config, (distributed.rank(), distributed.world_size())
         rates = {"actor_lr": self.models.actor.get_lr()[0], "critic_lr": self.models.critic.get_lr()[0]}
-        log = Averages()
+        log, skipped = Averages(), 0
         self._train_mode(True)
-        for _ in range(config.ppo_epochs):
-            order = torch.randperm(len(rollouts.responses)).tolist()
-            for first in range(0, len(order), rows_per_step):
-                rows = order[first : first + rows_per_step]
-                count = distributed.all_sum(average_count(experience.mask[rows], config.average))
-                # DeepSpeed divides by micro-batches and ranks; the loss must be divided by the step's count alone.
-                count = count * config.micro_batch / rows_per_step / world
-                for micro in self._micro_batches(rows):
-                    batch = self._batch(rollouts, micro)
-                    old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
-                    log.add(self._critic_step(batch, old, count))
-                    if self.actor_steps >= config.freeze_actor_steps:
-                        log.add(self._actor_step(batch, old, count))
-                log.add(self._after_step())
+        for epoch in range(config.ppo_epochs):
+            stream = (config.seed, STEPS, self.iteration, epoch)
+            table = step_table(config.rollout_batch, config.train_batch, stream)
+            for rows in (table[:, rank::world] // world).tolist():
+                self._optimiser_step(rollouts, experience, rows, log)
+                if self._step_applied():
+                    self.skipped_in_a_row = 0
+                    if self.ema:
+                        self._average_policy()
+                else:
+                    skipped += 1
+                    self.skipped_in_a_row += 1
+                    self._write_skipped(rollouts, experience, rows)
+                self.steps += 1
         self._train_mode(False)
-        return log.over_ranks() | rates
+        return log.over_ranks() | rates | {"skipped_steps": skipped}
 
     def evaluate(self) -> dict[str, float]:
         """Roll out the held-out prompts, each counted once on any number of ranks, with metrics under `eval_`."""
@@ -209,74 +233,112 @@ class PPOTrainer:
         # Every rank takes equally many, so that collective forwards stay in step; what wraps around is not counted.
         mine = [rank + world * i for i in range(-(-count // world))]
         rows = self.eval_prompts[[row % count for row in mine]]
-        rollouts = self.sampler(rows["prompt_ids"])
+        rollouts = self.sampler(rows["prompt_ids"], [(self.config.seed, EVALUATION, self.iteration, row) for row in mine])
         scored, _ = self.score(rollouts)
         counted = torch.tensor([row < count for row in mine], device=self.device)
         metrics = self._rollout_metrics(rollouts, scored, rows["prompt"], counted)
         self._log_samples("eval_samples", rollouts, scored, rows["prompt"])
         return {f"eval_{key}": value for key, value in metrics.items()}
 
-    def save_checkpoint(self) -> None:
-        counters = {"iteration": self.iteration, "actor_steps": self.actor_steps, "ptx_used": self.ptx_used}
-        state = {**counters, "beta": self.kl.beta, "must_agree": self._must_agree()}
+    def save_checkpoint(self) -> Path:
+        counters = {"iteration": self.iteration, "steps": self.steps, "skipped_in_a_row": self.skipped_in_a_row}
+        state = {**counters, "beta": self.kl.beta, "settings": self.settings, "files": self.trackers.sizes}
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
-        folder, engines = self.output_dir / "checkpoints", {"actor": self.models.actor, "critic": self.models.critic}
-        save_checkpoint(folder, self.iteration, state, engines, tensors, self.config.keep_checkpoints)
+        engines = {"actor": self.models.actor, "critic": self.models.critic}
+        folder, name = self.output_dir / "checkpoints", f"iteration-{self.iteration:06d}"
+        return save_checkpoint(folder, name, state, engines, tensors, self.config.keep_checkpoints)
 
     def resume(self, path: Path) -> None:
-        """Policy, critic, optimisers, schedulers, KL coefficient, averages, random state and place in the data.
-
-        Raises:
-            UserError: the run was started with other settings that the state depends on.
-        """
-        saved = read_state(path)["must_agree"]
-        for name, now in self._must_agree().items():
-            if saved[name] != now:
-                raise UserError(
-                    f"{path} was written with {name} {saved[name]}; now it is {now}",
-                    f"resume with {name} {saved[name]}, or start anew in another --output_dir",
-                )
+        """Policy, critic, optimisers, schedulers, KL coefficient, averages, random state and place in the data."""
         state, tensors = load_checkpoint(path, {"actor": self.models.actor, "critic": self.models.critic})
-        self.iteration, self.actor_steps, self.ptx_used = state["iteration"], state["actor_steps"], state["ptx_used"]
-        self.kl.beta = state["beta"]
+        self.iteration, self.steps = state["iteration"], state["steps"]
+        self.skipped_in_a_row, self.kl.beta = state["skipped_in_a_row"], state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
 
-    def _must_agree(self) -> dict:
-        """Settings that saved optimisers, schedules and random states depend on."""
-        return {
-            "ranks": distributed.world_size(),
-            "zero_stage": self.models.actor.zero_optimization_stage(),
-            "optimiser steps in all": self.config.total_steps,
-            "rollout_batch_size": self.config.rollout_batch,
-            "micro_batch_size": self.config.micro_batch,
-            "samples_per_prompt": self.config.samples_per_prompt,
-            "seed": self.config.seed,
-            "ema_decay": self.config.ema_decay,
-        }
+    def _score_rows(self, rollouts: Rollouts, rows: list[int]) -> tuple[Tensor, ...]:
+        """Mask, log-probabilities, entropies (policy, then reference), scores and values of some responses, each (b, t)."""
+        batch = self._batch(rollouts, rows)
+        logprobs, entropy = self._logprob_entropy(self.models.actor, batch)
+        ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch)
+        values = self._values(batch, batch.response_mask.shape[1])
+        return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, self.models.scores(batch), values
 
-    def _critic_step(self, batch: ResponseBatch, old: Experience, count: Tensor) -> dict[str, Tensor]:
+    def _by_memory(self, function: Callable, rows: list[int]) -> list:
+        """`in_halves`, except that ranks which compute together (ZeRO-3) cannot repeat alone."""
+        together = self.models.actor.zero_optimization_stage() == 3 and distributed.world_size() > 1
+        return [function(rows)] if together else in_halves(function, rows)
+
+    def _optimiser_step(self, rollouts: Rollouts, experience: Experience, rows: list[int], log: "Averages") -> None:
+        """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch."""
+        config, micro_batches = self.config, self._micro_batches(rows)
+        share = self._share_of_step(average_count(experience.mask[rows], config.average), len(micro_batches))
+        texts = self.ptx_batches(self.steps) if self.ptx_batches else []
+        text_count = torch.stack([_labelled(text).sum() for text in texts]).sum() if texts else None
+        text_share = self._share_of_step(text_count, len(micro_batches)) if texts else None
+        for i, micro in enumerate(micro_batches):
+            batch = self._batch(rollouts, micro)
+            old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
+            log.add(self._critic_step(batch, old, share))
+            if self.steps >= config.freeze_actor_steps:
+                log.add(self._actor_step(batch, old, share, texts[i] if texts else None, text_share))
+        norms = {"actor_grad_norm": self.models.actor, "critic_grad_norm": self.models.critic}
+        norms = {name: engine.get_global_grad_norm() for name, engine in norms.items()}
+        log.add({k: torch.as_tensor(v, dtype=torch.float32, device=self.device) for k, v in norms.items() if v is not None})
+
+    def _share_of_step(self, count: Tensor, micro_batches: int) -> Tensor:
+        """What a micro-batch's sum is divided by, given what it counts on this rank.
+
+        DeepSpeed takes the mean over micro-batches and ranks; what remains is division by the whole step's count.
+        """
+        return distributed.all_sum(count.float().to(self.device)) / micro_batches / distributed.world_size()
+
+    def _step_applied(self) -> bool:
+        frozen = self.steps < self.config.freeze_actor_steps
+        return self.models.critic.was_step_applied() and (frozen or self.models.actor.was_step_applied())
+
+    def _write_skipped(self, rollouts: Rollouts, experience: Experience, rows: list[int]) -> None:
+        """This rank's share of a step that was not applied, for study: text, token ids and what the losses are made of."""
+        samples = []
+        for row in rows:
+            prompt, response = rollouts.prompts[row], rollouts.responses[row]
+            texts = {"prompt": self.tokenizer.decode(prompt), "response": self.tokenizer.decode(response)}
+            ids = {"prompt_ids": prompt, "response_ids": response}
+            values = {name: x[row, : len(response)].tolist() for name, x in experience._asdict().items() if name != "mask"}
+            samples.append({**texts, **ids, **values})
+        write_batch(self.output_dir / "skipped", f"iteration-{self.iteration + 1:06d}-step-{self.steps + 1:06d}", samples)
+
+    def _trouble(self, saved: Path) -> UserError:
+        return UserError(
+            f"{self.skipped_in_a_row} updates in a row were not finite and not applied; their batches are in "
+            f"{self.output_dir / 'skipped'}, and {saved} holds the weights from before",
+            "look at the batches and at metrics.jsonl; lower --actor_lr and --critic_lr or correct the reward, start from an "
+            "earlier checkpoint, or go on with --resume",
+        )
+
+    def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])
         loss, clipped = value_loss(
-            values, old.values, old.returns, old.mask, self.config.value_clip, self.config.average, count
+            values, old.values, old.returns, old.mask, self.config.value_clip, self.config.average, share
         )
         self.models.critic.backward(loss)
         self.models.critic.step()
         return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
 
-    def _actor_step(self, batch: ResponseBatch, old: Experience, count: Tensor) -> dict[str, Tensor]:
+    def _actor_step(
+        self, batch: ResponseBatch, old: Experience, share: Tensor, text: dict | None, text_share: Tensor | None
+    ) -> dict[str, Tensor]:
         config = self.config
         logprobs, _ = self._logprob_entropy(self.models.actor, batch)
-        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, old.mask, config.policy_clip, config.average, count)
+        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, old.mask, config.policy_clip, config.average, share)
         now = logprobs.detach()
         log = {
             "policy_loss": loss.detach(),
             "clip_fraction": clipped,
-            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, config.average, count),
-            "ratio": masked_average((now - old.logprobs).exp(), old.mask, config.average, count),
+            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, config.average, share),
+            "ratio": masked_average((now - old.logprobs).exp(), old.mask, config.average, share),
         }
-        if self.ptx_batch is not None:
-            ptx_loss = self._ptx_loss(self.ptx_batch(self.ptx_used))
-            self.ptx_used += 1
+        if text is not None:
+            ptx_loss = self._ptx_loss(text, text_share)
             loss = loss + config.ptx_coef * ptx_loss
             log["ptx_loss"] = ptx_loss.detach()
         self.models.actor.backward(loss)
@@ -288,26 +350,13 @@ class PPOTrainer:
         self.models.actor.train(on)
         self.models.critic.train(on)
 
-    def _after_step(self) -> dict[str, Tensor]:
-        """What follows an optimiser step: the moving average of the policy; returns the gradient norms."""
-        self.actor_steps += 1
-        if self.ema:
-            self._average_policy()
-        norms = {"actor_grad_norm": self.models.actor, "critic_grad_norm": self.models.critic}
-        norms = {name: engine.get_global_grad_norm() for name, engine in norms.items()}
-        return {
-            name: torch.as_tensor(norm, dtype=torch.float32, device=self.device)
-            for name, norm in norms.items()
-            if norm is not None
-        }
-
-    def _ptx_loss(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Next-token loss of a batch of text, averaged over its labelled tokens."""
+    def _ptx_loss(self, inputs: dict[str, Tensor], share: Tensor) -> Tensor:
+        """Next-token loss of a micro-batch of text, averaged over the labelled tokens of the whole step."""
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
         start = torch.ones(len(inputs["input_ids"]), dtype=torch.long, device=self.device)
         width = inputs["input_ids"].shape[1] - 1
         logprobs, _ = self.models.actor(inputs["input_ids"], inputs["attention_mask"], start, width)
-        return -masked_average(logprobs, inputs["labels"][:, 1:] != -100, "token_mean")
+        return -masked_average(logprobs, _labelled(inputs), "token_mean", share)
 
     def _logprob_entropy(self, module: nn.Module, batch: ResponseBatch) -> tuple[Tensor, Tensor]:
         width = batch.response_mask.shape[1]
@@ -366,12 +415,14 @@ class PPOTrainer:
     def _texts(self, responses: list[list[int]]) -> list[str]:
         return [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
 
-    def _next_prompts(self) -> list[list[int]]:
-        """This rank's prompts of the iteration, each repeated for its samples."""
-        config, world = self.config, distributed.world_size()
+    def _next_prompts(self) -> tuple[list[list[int]], list[Stream]]:
+        """This rank's prompts of the iteration, one for each response, and the streams to sample the responses with."""
+        config = self.config
         count = config.rollout_batch // config.samples_per_prompt
-        rows = prompt_rows(self.iteration * count, count, len(self.prompts), config.seed)[distributed.rank() :: world]
-        return [ids for ids in self.prompts[rows]["prompt_ids"] for _ in range(config.samples_per_prompt)]
+        rows = prompt_rows(self.iteration * count, count, len(self.prompts), config.seed)
+        mine = range(distributed.rank(), config.rollout_batch, distributed.world_size())
+        prompts = self.prompts[[rows[number // config.samples_per_prompt] for number in mine]]["prompt_ids"]
+        return prompts, [(config.seed, SAMPLING, self.iteration, number) for number in mine]
 
     def _batch(self, rollouts: Rollouts, rows: list[int]) -> ResponseBatch:
         prompts, responses = [rollouts.prompts[i] for i in rows], [rollouts.responses[i] for i in rows]
@@ -438,3 +489,8 @@ def _join_padded(parts: tuple[Tensor, ...]) -> Tensor:
     """(b, t) tensors under one another, padded with zeros to the widest."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def _labelled(text: dict[str, Tensor]) -> Tensor:
+    """(B, S - 1) bool: the predicted tokens of a batch of text that count in its loss."""
+    return text["labels"][:, 1:] != -100

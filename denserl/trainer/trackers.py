@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback
@@ -13,20 +14,44 @@ SAMPLE_FILES = ("samples", "eval_samples")
 
 
 class StepFile:
-    """A JSON-lines file of rows with a step. Opened at a step, it forgets what later steps had written before a resume."""
+    """A JSON-lines file of rows with a step, which can be taken back to an earlier size."""
 
-    def __init__(self, path: Path, last_step: int):
-        """last_step: newest step to keep; 0 starts anew."""
+    def __init__(self, path: Path, size: int = 0):
+        """size: bytes of it to keep, the rest being what a run wrote after the checkpoint that it is resumed from."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] <= last_step] if last_step else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        path.touch()
+        os.truncate(path, min(size, self.size))
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
 
     def write(self, step: int, row: dict) -> None:
         """Append one row; numbers that are not finite become null, which JSON has a word for."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
+            file.flush()
+            # A checkpoint remembers the file's size; after a loss of power the file must be at least as long.
+            os.fsync(file.fileno())
+
+
+def write_batch(folder: Path, name: str, rows: list[dict]) -> Path:
+    """Write this rank's rows of a batch that is to be studied as JSON lines; numbers that are not finite become words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-rank-{distributed.rank()}.jsonl"
+    path.write_text("".join(json.dumps(_in_words(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _in_words(value):
+    if isinstance(value, dict):
+        return {key: _in_words(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_words(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -40,12 +65,19 @@ def read_metrics(path: Path) -> list[dict]:
 class Trackers:
     """The metrics file, the sample files and the trackers of one run; only rank 0 writes."""
 
-    def __init__(self, output_dir: Path, names: list[str], options: dict, step: int = 0):
+    def __init__(self, output_dir: Path, names: list[str], options: dict, sizes: dict[str, int] | None = None):
+        """names, options: trackers beside the files, and the run's options for them. sizes: bytes to keep of each file."""
         self.active = distributed.rank() == 0
         if not self.active:
             return
-        self.files = {name: StepFile(output_dir / f"{name}.jsonl", step) for name in ("metrics", *SAMPLE_FILES)}
+        sizes = sizes or {}
+        self.files = {name: StepFile(output_dir / f"{name}.jsonl", sizes.get(name, 0)) for name in ("metrics", *SAMPLE_FILES)}
         self.others = [_tracker(name, output_dir, options) for name in names]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, for a checkpoint to remember; empty on other ranks than 0."""
+        return {name: file.size for name, file in self.files.items()} if self.active else {}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self.active:
@@ -75,14 +107,14 @@ class ProgressLine(ProgressCallback):
 
 
 class MetricsFileCallback(TrainerCallback):
-    """Writes what transformers.Trainer logs into metrics.jsonl."""
+    """Writes what transformers.Trainer logs into metrics.jsonl, of which a resumed run keeps `size` bytes."""
 
-    def __init__(self, output_dir: Path):
-        self.output_dir, self.file = output_dir, None
+    def __init__(self, output_dir: Path, size: int = 0):
+        self.output_dir, self.size, self.file = output_dir, size, None
 
     def on_train_begin(self, args, state, control, **kw):
         if state.is_world_process_zero:
-            self.file = StepFile(self.output_dir / "metrics.jsonl", state.global_step)
+            self.file = StepFile(self.output_dir / "metrics.jsonl", self.size)
 
     def on_log(self, args, state, control, logs=None, **kw):
         if self.file is not None:

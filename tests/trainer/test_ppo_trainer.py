@@ -272,6 +272,8 @@ def same_bits(first: Path, second: Path) -> None:
     pairs = list(zip(optimizer_states(first), optimizer_states(second), strict=True))
     assert len(pairs) > 20 and all(torch.equal(a, b) for a, b in pairs)
     states = [json.loads((folder / "checkpoints/iteration-000004/state.json").read_text()) for folder in (first, second)]
+    for state in states:
+        del state["files"]  # sizes of files that hold timings
     assert states[0] == states[1]
     assert metrics(first) == metrics(second)
     for samples in ("samples.jsonl", "eval_samples.jsonl"):
@@ -306,7 +308,7 @@ def segment_counts(model, rollouts: Rollouts, threshold: float) -> list[int]:
 
 
 def test_kl_is_of_the_policy_that_sampled_and_segments_are_of_the_start(ppo, world, seen):
-    output = ppo(iterations=2, save_every=1, actor_lr=3e-3)
+    output = ppo(iterations=2, save_every=1, actor_lr=2e-2)
     start = AutoModelForCausalLM.from_pretrained(world.sft, dtype=torch.float32).eval()
     now, rollouts = actor_at(output, 1, world), seen[1]
     per_response = []
@@ -441,7 +443,7 @@ ONE_EMPTY = (
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("answers", [ONLY_THE_END, NOTHING, ONE_EMPTY], ids=lambda case: case[0])
 def test_degenerate_responses_give_numbers(level, answers, ppo, monkeypatch):
-    monkeypatch.setattr(GenerateSampler, "__call__", lambda self, prompts: answers[1](prompts, self.stop_ids[0]))
+    monkeypatch.setattr(GenerateSampler, "__call__", lambda self, prompts, streams: answers[1](prompts, self.stop_ids[0]))
     output = ppo(**LEVELS[level], iterations=2, ppo_epochs=2, train_batch_size=4)
     assert all(None not in row.values() for row in metrics(output)) and len(metrics(output)) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())

@@ -1,5 +1,7 @@
 """Sampling: where responses end, padding, the distribution that is sampled from, and the stream of prompts."""
 
+import math
+
 import pytest
 import tiny_models
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denserl.models.loading import load_policy
-from denserl.trainer.rollout import GenerateSampler, Rollouts, prompt_rows
+from denserl.trainer.rollout import GenerateSampler, InverseCDF, Rollouts, prompt_rows, step_table
 
 PAD = 0
 PROMPTS = tiny_models.random_rows([3, 7, 1, 5, 4], seed=4, vocabulary=300)
@@ -28,8 +30,10 @@ class Scripted:
         return torch.cat([input_ids, torch.tensor(answers)], 1)
 
 
-def sampler(model, stop_ids=STOPS, **kw) -> GenerateSampler:
-    return GenerateSampler(lambda: model, stop_ids, PAD, **{"max_new_tokens": 4, **kw})
+def sampler(model, stop_ids=STOPS, **kw):
+    """Prompts -> Rollouts, prompt i with stream (0, i)."""
+    sample = GenerateSampler(lambda: model, stop_ids, PAD, **{"max_new_tokens": 4, **kw})
+    return lambda prompts: sample(prompts, [(0, i) for i in range(len(prompts))])
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=1, max_size=6), st.integers(1, 4))
@@ -109,7 +113,6 @@ def test_settings_of_the_model_do_not_bend_the_distribution(tmp_path):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_samples_come_from_the_whole_tempered_distribution(policy, temperature):
-    torch.manual_seed(0)
     prompt, count = PROMPTS[1], 4000
     with torch.no_grad():
         logprobs = torch.log_softmax(policy(torch.tensor([prompt])).logits[0, -1].double() / temperature, -1)
@@ -123,6 +126,74 @@ def test_samples_come_from_the_whole_tempered_distribution(policy, temperature):
     rest = 1 - probabilities.topk(50).values.sum()
     outside = ~torch.isin(tokens, probabilities.topk(50).indices)
     assert rest > 0.2 and abs(outside.double().mean() - rest) < 4 * (rest * (1 - rest) / count).sqrt()
+
+
+def test_a_response_depends_on_its_stream_alone(policy):
+    sample = GenerateSampler(lambda: policy, STOPS, PAD, max_new_tokens=9)
+    streams = [(7, 0, i) for i in range(len(PROMPTS))]
+    together = sample(PROMPTS, streams)
+    torch.manual_seed(3)
+    for order in ([4, 2, 0, 1, 3], [3], [1, 0]):
+        some = sample([PROMPTS[i] for i in order], [streams[i] for i in order])
+        assert some.responses == [together.responses[i] for i in order]
+    assert sample(PROMPTS, [(8, 0, i) for i in range(len(PROMPTS))]).responses != together.responses
+    assert len({tuple(response) for response in sample(PROMPTS[:1] * 5, streams).responses}) > 1
+
+
+@given(st.integers(0, 2**32), st.integers(2, 12))
+def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number(seed, vocabulary):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(3, vocabulary, generator=generator)
+    scores[:, 1] = -torch.inf  # as nucleus sampling leaves a token out
+    numbers = torch.rand(3, 2, generator=generator, dtype=torch.float64)
+    numbers[0, 1] = 0.0
+    picked = InverseCDF(numbers, 5)(torch.zeros(3, 6), scores)
+    for row in range(3):
+        weights = [math.exp(x) for x in scores[row].tolist()]
+        goal, total, token = numbers[row, 1].item() * sum(weights), 0.0, -1
+        while token < 0 or total <= goal:
+            token += 1
+            total += weights[token]
+        assert (picked[row] > -torch.inf).nonzero().flatten().tolist() == [token] and weights[token] > 0
+
+
+class Small:
+    """A model whose memory holds few rows at a time."""
+
+    def __init__(self, model, most: int):
+        self.model, self.most, self.device = model, most, model.device
+        self.generation_config, self.sizes = model.generation_config, []
+
+    def generate(self, input_ids, **kw):
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return self.model.generate(input_ids=input_ids, **kw)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_response(policy, caplog):
+    expected, small = sampler(policy, max_new_tokens=6)(PROMPTS), Small(policy, 2)
+    assert sampler(small, max_new_tokens=6)(PROMPTS) == expected
+    assert small.sizes == [5, 2, 3, 1, 2]
+    assert "out of memory with 5 rows at once; repeated with 2" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        sampler(Small(policy, 0))(PROMPTS)
+
+
+@given(st.integers(1, 6), st.sampled_from([1, 2, 3]), st.integers(1, 4), st.integers(0, 3))
+def test_every_response_is_in_one_step_and_ranks_keep_their_own(steps, world, rows_per_rank, epoch):
+    per_step = world * rows_per_rank
+    table = step_table(steps * per_step, per_step, (1, 2, epoch))
+    assert table.shape == (steps, per_step) and sorted(table.flatten().tolist()) == list(range(steps * per_step))
+    for rank in range(world):
+        # The trainer deals response i to rank i % world and looks for it at place i // world there.
+        assert all(row % world == rank for row in table[:, rank::world].flatten())
+
+
+def test_steps_are_mixed_anew_in_each_epoch():
+    first, second = (step_table(400, 8, (1, 2, epoch)).tolist() for epoch in (0, 1))
+    assert first != second and sorted(map(sorted, first)) != sorted(map(sorted, second))
+    assert first == step_table(400, 8, (1, 2, 0)).tolist()
 
 
 @given(st.integers(0, 40), st.integers(1, 20), st.integers(1, 9), st.integers(0, 5))

@@ -7,7 +7,7 @@ import pytest
 
 from denserl import distributed
 from denserl.errors import UserError
-from denserl.trainer.trackers import MetricsFileCallback, StepFile, Trackers, check_trackers, read_metrics
+from denserl.trainer.trackers import MetricsFileCallback, StepFile, Trackers, check_trackers, read_metrics, write_batch
 
 
 def test_one_line_a_step(tmp_path):
@@ -25,36 +25,53 @@ def test_what_is_no_number_is_null(tmp_path, value):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "kl": 1.0}\n'
 
 
-def test_opened_at_a_step_it_forgets_what_came_later(tmp_path):
-    file = StepFile(tmp_path / "metrics.jsonl", 0)
+def test_opened_at_a_size_it_forgets_what_came_later(tmp_path):
+    path, sizes = tmp_path / "metrics.jsonl", []
+    file = StepFile(path)
     for step in range(5):
         file.write(step, {"loss": step})
-    StepFile(tmp_path / "metrics.jsonl", 2).write(3, {"loss": 30})
-    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+        sizes.append(path.stat().st_size)
+    assert file.size == sizes[-1]
+    StepFile(path, sizes[2]).write(3, {"loss": 30})
+    assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(0, 0), (1, 1), (2, 2), (3, 30)]
 
 
 def test_a_torn_last_line_is_left_out_and_written_over(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
+    path, whole = tmp_path / "metrics.jsonl", '{"step": 1, "loss": 1}\n'
+    path.write_text(whole + '{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1, "loss": 1}]
-    StepFile(path, 2).write(3, {"loss": 3})
-    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    StepFile(path, len(whole)).write(2, {"loss": 3})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
 
 
-def test_opened_at_step_0_it_starts_anew(tmp_path):
-    """The first row of a run may be step 0 itself, which an earlier run in the same folder has as well."""
-    StepFile(tmp_path / "metrics.jsonl", 0).write(0, {"loss": 1.0})
-    StepFile(tmp_path / "metrics.jsonl", 0).write(0, {"loss": 2.0})
+def test_a_file_that_was_lost_starts_anew(tmp_path):
+    StepFile(tmp_path / "metrics.jsonl", 1000).write(3, {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes()[:1] == b"{"
+
+
+def test_opened_without_a_size_it_starts_anew(tmp_path):
+    StepFile(tmp_path / "metrics.jsonl").write(0, {"loss": 1.0})
+    StepFile(tmp_path / "metrics.jsonl").write(0, {"loss": 2.0})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0, "loss": 2.0}]
 
 
 def test_samples_go_to_files_of_their_own_and_forget_like_metrics(tmp_path):
     trackers = Trackers(tmp_path, [], {})
+    sizes = {}
     for step in (1, 2, 3):
         trackers.log_samples("samples", step, [{"response": f"a{step}"}, {"response": f"b{step}"}])
-    Trackers(tmp_path, [], {}, step=2).log_samples("samples", 3, [{"response": "new"}])
+        sizes[step] = trackers.sizes
+    Trackers(tmp_path, [], {}, sizes[2]).log_samples("samples", 3, [{"response": "new"}])
     kept = [(row["step"], row["response"]) for row in read_metrics(tmp_path / "samples.jsonl")]
     assert kept == [(1, "a1"), (1, "b1"), (2, "a2"), (2, "b2"), (3, "new")]
+
+
+def test_a_batch_for_study_names_its_rank_and_what_is_no_number(tmp_path):
+    rows = [{"prompt": "a\nb", "advantages": [float("nan"), 1.5, float("-inf")]}, {"margin": float("inf")}]
+    path = write_batch(tmp_path / "skipped", "step-000003", rows)
+    assert path == tmp_path / "skipped" / "step-000003-rank-0.jsonl"
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+    assert lines == [{"prompt": "a\nb", "advantages": ["nan", 1.5, "-inf"]}, {"margin": "inf"}]
 
 
 def test_no_file_has_no_rows(tmp_path):
