@@ -116,3 +116,10 @@ def test_updates_multiply():
     coefficient.update(5.0, 50)
     coefficient.update(5.0, 50)
     assert coefficient.beta == pytest.approx(0.5 * 1.1 * 1.1, rel=1e-12)
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf, -math.inf])
+def test_a_kl_that_is_not_finite_leaves_the_coefficient(kl):
+    coefficient = KLCoefficient(0.02, target=0.1, horizon=100)
+    coefficient.update(kl, 64)
+    assert coefficient.beta == 0.02

@@ -16,6 +16,7 @@ from denserl.cli import train_ppo
 from denserl.cli.common import parse
 from denserl.errors import UserError
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.trainer.checkpoint import newest_checkpoint, read_state
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.rollout import GenerateSampler, Rollouts
 from denserl.trainer.trackers import read_metrics
@@ -461,6 +462,99 @@ def test_rewards_that_are_all_the_same_give_numbers(level, ppo, world, tmp_path)
     assert [row["reward"] for row in metrics(output)] == [0.0, 0.0]
     assert all(None not in row.values() for row in metrics(output))
     assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())
+
+
+@pytest.fixture
+def broken_reward_model(world, tmp_path) -> Path:
+    """A reward model whose every score is not a number."""
+    model = load_reward_model(str(world.reward_model), "fp32")
+    with torch.no_grad():
+        model.score.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    load_tokenizer(str(world.sft)).save_pretrained(tmp_path / "broken")
+    return tmp_path / "broken"
+
+
+@pytest.mark.parametrize("settings", [{"zero_stage": 0}, {"zero_stage": 2}, {"zero_stage": 3}, {"dtype": "bf16"}], ids=str)
+def test_updates_that_are_not_finite_are_skipped_and_stop_the_run(settings, ppo, world, broken_reward_model, tmp_path):
+    options = {"reward_model": broken_reward_model, "ema_decay": 0.5, "iterations": 9, **settings}
+    with pytest.raises(UserError, match="4 updates in a row were not finite") as error:
+        ppo(train_batch_size=4, max_skipped_steps=3, **options)
+    output = tmp_path / "run"
+    assert [row["skipped_steps"] for row in metrics(output)] == [2, 2]
+    saved = newest_checkpoint(output / "checkpoints")
+    assert read_state(saved)["iteration"] == 2 and saved.name in str(error.value)
+    # Saved in order of iteration and step; every response of both iterations is there once.
+    names = [f"iteration-{i:06d}-step-{s:06d}-rank-0.jsonl" for i, s in ((1, 1), (1, 2), (2, 3), (2, 4))]
+    assert sorted(path.name for path in (output / "skipped").iterdir()) == names
+    rows = [json.loads(line) for name in names for line in (output / "skipped" / name).read_text().splitlines()]
+    assert len(rows) == 16 and all(set(row["advantages"]) == {"nan"} for row in rows)
+    assert all(len(row["logprobs"]) == len(row["response_ids"]) > 0 for row in rows)
+    if settings == {"zero_stage": 0}:
+        saved_weights = actor_at(output, 2, world).state_dict()
+        assert all(torch.equal(tensor, saved_weights[name]) for name, tensor in weights(world.sft).items())
+        average = load_file(saved / "tensors.safetensors").values()
+        assert all(torch.equal(a, b) for a, b in zip(average, actor_at(output, 2, world).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_step_that_is_skipped_changes_nothing_and_the_next_goes_on(zero_stage, ppo, monkeypatch):
+    real, seen = PPOTrainer._optimiser_step, []
+
+    def step(self, rollouts, experience, rows, log):
+        if self.steps == 1:
+            spoiled = experience.advantages.clone()
+            spoiled[rows[0], 0] = torch.inf
+            experience = experience._replace(advantages=spoiled)
+        before = state_of(self.models.actor)
+        real(self, rollouts, experience, rows, log)
+        seen.append(all(torch.equal(a, b) for a, b in zip(before, state_of(self.models.actor), strict=True)))
+
+    monkeypatch.setattr(PPOTrainer, "_optimiser_step", step)
+    output = ppo(iterations=2, train_batch_size=4, max_skipped_steps=1000, zero_stage=zero_stage)
+    assert seen == [False, True, False, False]
+    assert [row["skipped_steps"] for row in metrics(output)] == [1, 0]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())
+
+
+def state_of(engine) -> list[torch.Tensor]:
+    """Copies of an engine's weights and of what its optimiser keeps, but for gradients."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    moments = [v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
+    weights = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+    return [tensor.detach().clone() for tensor in [*weights, *moments]] or pytest.fail("nothing to compare")
+
+
+def test_out_of_memory_while_scoring_halves_the_micro_batch(ppo, monkeypatch):
+    plain, sizes, real = ppo("plain"), [], PPOTrainer._score_rows
+
+    def score(self, rollouts, rows):
+        sizes.append(len(rows))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, rollouts, rows)
+
+    monkeypatch.setattr(PPOTrainer, "_score_rows", score)
+    halved = ppo("halved")
+    assert sizes == [4, 2, 1, 1, 2, 1, 1] * 2
+    assert metrics(halved)[0] == pytest.approx(metrics(plain)[0], rel=1e-4, abs=1e-6)
+    same_weights(plain, halved, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA out of memory. Tried to allocate 2 GiB.", "DefaultCPUAllocator: can't allocate memory: 9"]
+)
+def test_out_of_memory_while_training_names_memory_and_flags(words, world, tmp_path, monkeypatch, capsys):
+    def step(self, *args):
+        raise torch.OutOfMemoryError(words) if "CUDA" in words else RuntimeError(words)
+
+    monkeypatch.setattr(PPOTrainer, "_optimiser_step", step)
+    with pytest.raises(SystemExit) as stop:
+        train_ppo.main(world.argv(tmp_path / "out", dtype="fp32"))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said
+    assert "out of memory: this process held at most" in said and "GiB" in said
+    assert "--micro_batch_size 2" in said and "--gradient_checkpointing" in said and "--dtype bf16" in said
 
 
 @pytest.mark.parametrize("level, clip", [("segment", 0.25), ("token", 0.25), ("bandit", 0.2)])
