@@ -10,10 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "denserl"
 ROOMS = [
     "errors",
+    "terminal",
     "distributed",
     "segmentation",
     "data",
     "models",
+    "supervised",
     "rewards",
     "ppo_utils",
     "trainer",

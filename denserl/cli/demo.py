@@ -14,6 +14,7 @@ from pathlib import Path
 
 from denserl.cli.common import Level, as_flags, launch, parse
 from denserl.cli.recipes import read_table
+from denserl.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def run(options: Options) -> dict:
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2))
     write_report(folder, results, folder / "report.html")
-    print(f"\n{format_table(results)}\n\n{folder / 'report.html'}   ({results['minutes']:.1f} minutes)")
+    say(f"\n{format_table(results)}\n\n{folder / 'report.html'}   ({results['minutes']:.1f} minutes)")
     return results
 
 
@@ -120,6 +121,7 @@ def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
         reward_model=reward_model,
         data=data / "prompts_train.jsonl",
         eval_prompts=data / "prompts_heldout.jsonl",
+        true_reward="denserl.world.language:true_reward",
         iterations=max(2, round(ITERATIONS * options.scale)),
         output_dir=ppo,
         seed=seed,
@@ -146,7 +148,7 @@ def _outcome(ppo: Path, rollout_batch: int, accuracy: float, best: float) -> dic
 def _stage(command: str, **flags) -> dict:
     """Print a command and run it in this process."""
     argv = [word for name, value in flags.items() for word in as_flags(name, value)]
-    print(f"\n$ denserl {shlex.join([command, *argv])}", file=sys.stderr, flush=True)
+    say(f"\n$ denserl {shlex.join([command, *argv])}", sys.stderr)
     module = importlib.import_module(f"denserl.cli.{command.replace('-', '_')}")
     return module.run(parse(module.Options, command, argv))
 

@@ -4,6 +4,8 @@ import difflib
 import importlib
 import sys
 
+from denserl.terminal import say
+
 COMMANDS = {
     "demo": "the whole pipeline on the embedded world, at three levels, with a report",
     "make-world": "write the embedded world: base model, demonstrations, preferences, prompts",
@@ -18,19 +20,19 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: denserl COMMAND [OPTIONS]      (denserl COMMAND --help lists its options)\n")
+        say("usage: denserl COMMAND [OPTIONS]      (denserl COMMAND --help lists its options)\n")
         for name, what in COMMANDS.items():
-            print(f"  {name:16}{what}")
+            say(f"  {name:16}{what}")
         return
     if argv[0] == "--version":
         import denserl
 
-        print(denserl.__version__)
+        say(denserl.__version__)
         return
     if argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
-        print(f"denserl: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
+        say(f"denserl: unknown command {argv[0]!r}; {hint}", sys.stderr)
         raise SystemExit(2)
     importlib.import_module(f"denserl.cli.{argv[0].replace('-', '_')}").main(argv[1:])
 

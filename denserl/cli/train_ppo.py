@@ -154,7 +154,7 @@ class Options(OptimisationOptions, DataOptions, RunOptions):
 
 def run(options: Options) -> None:
     """Load everything, run the loop, save."""
-    from denserl.cli.training import start
+    from denserl.cli.training import checkpoint_to_resume, run_settings, start
     from denserl.models.loading import check_same_tokenizer, load_policy, load_reward_model, load_tokenizer
     from denserl.trainer.checkpoint import read_state
     from denserl.trainer.trackers import Trackers
@@ -165,7 +165,7 @@ def run(options: Options) -> None:
         "leave --lora_dropout at 0 in PPO",
     )
     device, dtype = start(options)
-    checkpoint = _checkpoint(options)
+    checkpoint = checkpoint_to_resume(options)
     true_reward = _function(options.true_reward) if options.true_reward else None
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
     check_same_tokenizer(tokenizer, load_tokenizer(options.reward_model, **options.tokenizer_source()), options.reward_model)
@@ -173,38 +173,19 @@ def run(options: Options) -> None:
     dense_reward = make_dense_reward(options, reward_model.config)
     prompts, held_out = _prompts(options, tokenizer)
     config = make_config(options, len(prompts))
+    models, rewards = ["model", "reward_model"], {"rewards": str(dense_reward)}
+    settings = run_settings(options, dtype, checkpoint, models=models, others=rewards, prompts=prompts)
     policy = load_policy(options.model, dtype, **options.model_source())
     models, current_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
-    rows = {"prompts": prompts, "eval_prompts": held_out}
-    trainer = _trainer(
-        options, config, tokenizer, models, dense_reward, current_policy, **rows, device=device, true_reward=true_reward
-    )
+    parts = {"prompts": prompts, "eval_prompts": held_out, "true_reward": true_reward, "settings": settings}
+    trainer = _trainer(options, config, tokenizer, models, dense_reward, current_policy, **parts, device=device)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-        log.info("going on from %s", checkpoint)
     sizes = read_state(checkpoint)["files"] if checkpoint is not None else {}
     trainer.trackers = Trackers(Path(options.output_dir), options.report_to, dataclasses.asdict(options), sizes)
     trainer.train()
     trainer.trackers.finish()
     save(trainer, current_policy, options)
-
-
-def _checkpoint(options: Options) -> Path | None:
-    """The checkpoint to resume from. UserError when there is none, or when one is there and resuming was not asked for."""
-    from denserl.trainer.checkpoint import newest_checkpoint
-
-    newest = newest_checkpoint(Path(options.output_dir) / "checkpoints")
-    require(
-        not options.resume or newest is not None,
-        f"--resume: {options.output_dir} holds no checkpoint",
-        "leave --resume out to start anew",
-    )
-    require(
-        options.resume or newest is None,
-        f"--output_dir {options.output_dir} holds checkpoints of an earlier run, the newest {newest and newest.name}",
-        "add --resume to go on from it, or give another --output_dir",
-    )
-    return newest
 
 
 def _prompts(options: Options, tokenizer):

@@ -7,7 +7,6 @@ There is no table of model names here; everything is found by rendering with the
 import copy
 import functools
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jinja2
@@ -18,6 +17,11 @@ from denserl.errors import UserError
 
 # Unicode noncharacters, reserved for internal use: text that carries them is refused where they are needed.
 _GUARD, _ALIAS, _STOP, _BOUNDARY = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# A template is a small program that came with the model; these are what its expressions raise on texts it was not made for.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip
 _PROBE = [{"role": "user", "content": "Question"}]
 _PROBE_ANSWERS = ("Hello", "Yes")
 
@@ -40,7 +44,9 @@ def end_of_turn_id(tokenizer) -> int:
 def stop_ids(tokenizer, generation_config=None) -> list[int]:
     """Ids that end a response: end of turn, then the generation config's and the tokenizer's, without repeats."""
     configured = generation_config.eos_token_id if generation_config is not None else None
-    configured = configured if isinstance(configured, Sequence) else [configured]
+    configured = configured if isinstance(configured, (list, tuple)) else [configured]
+    if not all(i is None or type(i) is int for i in configured):
+        raise UserError(f"generation_config.json has the eos_token_id {configured}; expected token ids", "correct it there")
     ids = [end_of_turn_id(tokenizer), *configured, tokenizer.eos_token_id]
     return list(dict.fromkeys(i for i in ids if i is not None))
 
@@ -105,8 +111,11 @@ def truncate_pair(
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
-    """Ids of plain text without any template, as the tokenizer opens and closes one; control tokens in it stay text."""
-    return tokenizer(text, split_special_tokens=True, verbose=False).input_ids
+    """Ids of plain text without any template, as the tokenizer opens and closes one; control tokens in it stay text.
+
+    BadRow for text that is no valid Unicode.
+    """
+    return _tokenize(tokenizer, text, add_special_tokens=True, split_special_tokens=True)
 
 
 def _assistant(text: str) -> dict:
@@ -182,26 +191,31 @@ def _alias(token_id: int) -> str:
 def _render(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except jinja2.TemplateError as error:
+    except _TEMPLATE_ERRORS as error:
         raise BadRow(f"the chat template refuses the messages: {error}") from error
 
 
-def _tokenize(tokenizer, text: str, **kwargs) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False, **kwargs).input_ids
+def _tokenize(tokenizer, text: str, add_special_tokens: bool = False, **kwargs) -> list[int]:
+    if _SURROGATE.search(text):
+        raise BadRow("the text holds half a surrogate pair, which is no valid Unicode")
+    return tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, **kwargs).input_ids
 
 
 def _encode(tokenizer, chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
     """Ids of the rendered messages with one BOS; control tokens within the contents stay text."""
-    if any(chat.pattern.search(m["content"]) for m in messages):
-        return _encode_literal(tokenizer, chat, messages, add_generation_prompt)
-    return _one_bos(chat, _tokenize(tokenizer, _render(tokenizer, messages, add_generation_prompt)))
+    if not any(chat.pattern.search(m["content"]) for m in messages):
+        rendered = _render(tokenizer, messages, add_generation_prompt)
+        ids, control = _tokenize(tokenizer, rendered), set(chat.control.values())
+        # A tokenizer that normalises (NFKC, lower case) may make a control token of text that is none; then there are too many.
+        if sum(i in control for i in ids) <= len(chat.pattern.findall(rendered)):
+            return _one_bos(chat, ids)
+    _refuse_marks(messages)
+    return _encode_literal(tokenizer, chat, messages, add_generation_prompt)
 
 
 def _encode_literal(tokenizer, chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False):
     """Like `_encode`: contents go through the template with their control tokens guarded, are put back in the
     rendering while the template's own control tokens take aliases, and the literal tokenizer tells the two apart."""
-    if any(mark in m["content"] for m in messages for mark in (_GUARD, _ALIAS, _STOP)):
-        raise BadRow("the text holds a reserved Unicode noncharacter (U+FDD0 to U+FDD2)")
     texts = {str(i): text for text, i in chat.control.items()}
     guarded = [
         {**m, "content": chat.pattern.sub(lambda found: f"{_GUARD}{chat.control[found[0]]}{_STOP}", m["content"])}
@@ -217,12 +231,16 @@ def _encode_literal(tokenizer, chat: _ChatFormat, messages: list[dict], add_gene
 
 def _encode_split(tokenizer, chat: _ChatFormat, messages: list[dict], response: str) -> list[int]:
     """Ids of the conversation where no token spans the start of the response."""
-    if any(_BOUNDARY in text for text in (response, *(m["content"] for m in messages))):
-        raise BadRow("the text holds the reserved Unicode noncharacter U+FDD3")
+    _refuse_marks([*messages, _assistant(response)])
     trimmed = response.lstrip()
     if _render(tokenizer, [*messages, _assistant(trimmed)]) == _render(tokenizer, [*messages, _assistant(response)]):
         response = trimmed  # the template trims, which it could not do past the boundary
     return _encode_literal(tokenizer, chat, [*messages, _assistant(_BOUNDARY + response)])
+
+
+def _refuse_marks(messages: list[dict]) -> None:
+    if any(mark in m["content"] for m in messages for mark in (_GUARD, _ALIAS, _STOP, _BOUNDARY)):
+        raise BadRow("the text holds a reserved Unicode noncharacter (U+FDD0 to U+FDD3)")
 
 
 def _one_bos(chat: _ChatFormat, ids: list[int]) -> list[int]:

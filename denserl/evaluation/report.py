@@ -5,7 +5,6 @@ template escapes them, and characters that act on a display instead of showing (
 """
 
 import base64
-import unicodedata
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from denserl.errors import UserError
 from denserl.evaluation.plots import LEVEL_COLOURS, Curve, plot_levels
 from denserl.segmentation import BANDIT_THRESHOLD
+from denserl.terminal import visible
 from denserl.trainer.trackers import read_metrics
 
 SAMPLES_SHOWN = 3
@@ -23,7 +23,6 @@ REWARD_PER = {"segment": "one reward per segment", "token": "one reward per toke
 # Ends and middle of the reward scale, RGB; all light enough for dark text.
 LOW, MIDDLE, HIGH = (243, 168, 110), (246, 246, 244), (120, 180, 224)
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
-SHOWN_FORMATS = {"\u200c", "\u200d"}  # joiners: they belong to Persian, Indic scripts and emoji
 
 
 def write_report(folder: Path, results: dict, target: Path) -> None:
@@ -87,11 +86,6 @@ def format_table(results: dict) -> str:
     for row, line in zip(rows, lines, strict=True):
         line[0] = row[0].ljust(widths[0])
     return "\n".join("  ".join(line) for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
-
-
-def visible(text: str) -> str:
-    """The text with each character that acts instead of showing (controls, bidi marks, lone surrogates) named, as ‹U+001B›."""
-    return "".join(map(_visible_character, text))
 
 
 def reward_colour(reward: float, limit: float) -> str:
@@ -225,13 +219,6 @@ def _segment(segment: dict, limit: float) -> dict[str, str]:
         "title": f"raw {raw:+.4f}, normalised {normalised:+.4f}",
         "colour": reward_colour(normalised, limit),
     }
-
-
-def _visible_character(character: str) -> str:
-    category = unicodedata.category(character)
-    if character == "\n" or character in SHOWN_FORMATS or category not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
-        return character
-    return f"‹U+{ord(character):04X}›"
 
 
 def _data_uri(path: Path) -> str:

@@ -1,0 +1,82 @@
+"""Folders of demo runs made by hand, and pages as a browser sees them."""
+
+import json
+from html.parser import HTMLParser
+
+PNG = b"\x89PNG\r\n\x1a\n picture"
+VOID_TAGS = {"meta", "img"}
+RESULTS = {
+    "best_accuracy": 0.85,
+    "seed": 7,
+    "target_true_reward": 0.3,
+    "rollout_batch_size": 64,
+    "versions": {"denserl": "0.1.0", "torch": "2.13.0"},
+    "minutes": 4.94,
+    "levels": {
+        "segment": {
+            "rm_accuracy": 0.83,
+            "rm_share_of_best": 0.976,
+            "true_before": -0.2,
+            "true_after": 0.5,
+            "kl": 9.14,
+            "rollouts_to_target": 1024,
+            "threshold": 1.0,
+        },
+        "bandit": {
+            "rm_accuracy": 0.8,
+            "rm_share_of_best": 0.941,
+            "true_before": -0.2,
+            "true_after": 0.1,
+            "kl": 12.0,
+            "rollouts_to_target": None,
+            "threshold": 1000,
+        },
+    },
+}
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text that a browser would see."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def sample(step: int, prompt: str, *segments: tuple[str, float, float], ended: bool = True, **more) -> dict:
+    parts = [{"text": text, "raw": raw, "normalised": normalised} for text, raw, normalised in segments]
+    return {"step": step, "prompt": prompt, "response": "", "ended": ended, "segments": parts, **more}
+
+
+def write_rows(path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(folder, samples: list[dict]) -> None:
+    held_out = {"eval_kl": 0.5, "eval_reward": 1.0, "eval_true_reward": 0.1}
+    for level in RESULTS["levels"]:
+        write_rows(
+            folder / f"ppo-{level}/metrics.jsonl", [{"step": 0, **held_out}, {"step": 1, "kl": 0.1}, {"step": 5, **held_out}]
+        )
+        write_rows(folder / f"ppo-{level}/eval_samples.jsonl", samples)
+        write_rows(folder / f"rm-{level}/metrics.jsonl", [{"step": 10, "accuracy": 0.7}, {"step": 20, "eval_accuracy": 0.8}])
+    (folder / "fit-segment").mkdir()
+    (folder / "fit-segment/normalizer.png").write_bytes(PNG)

@@ -1,0 +1,88 @@
+"""What the fuzz tests share: arbitrary texts and rows, what must hold of what is made of them, and how much is tried."""
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from templates import END_OF_TURN, NAMES, SPECIAL_TOKENS
+
+MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"  # what denserl.data.chat keeps for itself
+PLACEHOLDER = "\ufdef"  # what these tests keep for themselves
+SURROGATES = [chr(code) for code in (0xD800, 0xDBFF, 0xDC00, 0xDFFF)]
+# Near misses of control tokens, template syntax, marks of tokenizers, and characters that normalisation changes or removes.
+TRICKS = [
+    "{{ 7*7 }}", "{% raise %}", "{%- endfor %}", "{# #}", "{{ raise_exception('x') }}", "\n\nHuman: ", "\n\nAssistant: ",
+    "<|im_", "end|>", "<", "|>", "<|", "</", "</think>", "<think>", "[INST]", "[/INST]", "<0x0A>", "▁", "Ġ", "Ċ",
+    "＜|im_end|＞", "<|IM_END|>", "＜/s＞", "e\u0301", "\u00e9", "ﬁ", "\u212b", "\u1e9e", "İ", "\ufffd", "\uffff",
+    "\u0000", "\x1b[2J", "\r", "\x85", "\u2028", "\u200b", "\u202e", "\ufeff", "\U0001f468\u200d\U0001f469",
+    "\n", "\n\n", " ", "   ", "\t", "\u00a0", "\u3000",
+]  # fmt: skip
+CONTROL_TOKENS = sorted({text for name in NAMES for text in SPECIAL_TOKENS[name]})
+characters = st.characters(exclude_categories=["Cs"], exclude_characters=MARKS + PLACEHOLDER)
+valid_pieces = st.one_of(st.sampled_from(CONTROL_TOKENS), st.sampled_from(TRICKS), st.text(characters, max_size=6))
+pieces = st.one_of(valid_pieces, st.sampled_from([*MARKS, *SURROGATES]))
+texts = st.lists(valid_pieces, max_size=8).map("".join)
+rough_texts = st.lists(pieces, max_size=8).map("".join)
+
+ROLES = ["system", "user", "assistant", "human", "gpt", "tool", "", "USER"]
+KEYS = [
+    "prompt", "chosen", "rejected", "messages", "conversations", "instruction", "input", "text", "response", "completion",
+    "score_chosen", "score_rejected", "role", "content", "from", "value", "place",
+]  # fmt: skip
+numbers = st.one_of(st.integers(), st.floats(allow_nan=True), st.just(10**400))
+scalars = st.one_of(st.none(), st.booleans(), numbers, rough_texts)
+messages = st.one_of(
+    st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": st.one_of(rough_texts, scalars)}),
+    st.fixed_dictionaries({"from": st.sampled_from(ROLES), "value": rough_texts}),
+)
+dialogues = st.lists(st.tuples(st.sampled_from(["\n\nHuman: ", "\n\nAssistant: "]), rough_texts), max_size=4).map(
+    lambda turns: "".join(who + text for who, text in turns)
+)
+values = st.recursive(
+    st.one_of(scalars, dialogues, st.lists(messages, max_size=4)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(KEYS), inner, max_size=3)),
+    max_leaves=6,
+)
+loose_rows = st.one_of(values, st.dictionaries(st.sampled_from(KEYS), values, max_size=6))
+prompts = st.one_of(rough_texts, st.lists(messages, min_size=1, max_size=3))
+near_rows = st.fixed_dictionaries(
+    {"prompt": prompts, "chosen": rough_texts, "rejected": rough_texts},
+    optional={"score_chosen": numbers, "score_rejected": numbers, "messages": st.lists(messages, max_size=3)},
+)
+filled = texts.filter(str.strip)
+turns = st.lists(st.tuples(filled, filled), max_size=2).map(
+    lambda pairs: [m for q, a in pairs for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
+)
+asked = st.tuples(turns, filled).map(lambda parts: [*parts[0], {"role": "user", "content": parts[1]}])
+answered = st.tuples(asked, filled).map(lambda parts: [*parts[0], {"role": "assistant", "content": parts[1]}])
+good_rows = st.one_of(
+    st.fixed_dictionaries({"prompt": st.one_of(filled, asked), "chosen": filled, "rejected": filled}),
+    st.fixed_dictionaries({"prompt": asked, "response": filled}),
+    st.fixed_dictionaries({"messages": answered}),
+    st.fixed_dictionaries({"text": filled}),
+)
+rows = st.one_of(loose_rows, near_rows, good_rows)
+
+
+def explore(check, examples: int, **strategies) -> None:
+    """Try a check on that many examples, the same on every run."""
+    tried = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    tried(given(**strategies)(check))()
+
+
+def conversation_is_sound(messages: list[dict]) -> bool:
+    return all(
+        set(m) == {"role", "content"} and m["role"] in ("system", "user", "assistant") and is_unicode(m["content"])
+        for m in messages
+    )
+
+
+def is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def end_of_turn(tokenizer, name: str) -> int:
+    return tokenizer.convert_tokens_to_ids(END_OF_TURN[name])
+
+
+def closes_once(ids: list[int], end: int) -> bool:
+    """The end of turn is there once, at the end, and something is before it."""
+    return len(ids) > 1 and ids.index(end) == len(ids) - 1
