@@ -1,6 +1,7 @@
 """What commands share: option groups, parsing, the way a command starts and ends, and the set-up of a training run."""
 
 import dataclasses
+import difflib
 import logging
 import math
 import os
@@ -13,8 +14,9 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 import yaml
 
+from denserl.cli.effects import check_effects
 from denserl.errors import STOPPED_STATUS, Stopped, UserError
-from denserl.terminal import InertRecord, say, visible
+from denserl.terminal import make_output_inert, say, visible
 
 Options = TypeVar("Options")
 Level = Literal["segment", "token", "bandit"]
@@ -142,11 +144,27 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     # The deepspeed launcher adds --local_rank, which the environment says as well.
     argv = [part for part in argv if not part.startswith("--local_rank=")]
     argv, settings = expand_config(argv), {"prog": f"denserl {command}", "use_underscores": True}
+    check_names(options_class, f"denserl {command} --help", argv)
     if (shown := [visible(word) for word in argv]) != argv:
         tyro.cli(options_class, args=shown, **settings)  # complains without characters that act on a terminal
     options = tyro.cli(options_class, args=argv, **settings)
     check_ranges(options)
+    check_effects(options)
     return options
+
+
+def check_names(options_class: type, listing: str, argv: list[str]) -> None:
+    """UserError for a flag that the command does not have, with the one that was probably meant. listing: what shows all."""
+    known = [field.name for field in dataclasses.fields(options_class)]
+    for word in argv:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        is_flag = word.startswith("--") and not name.startswith("tyro_") and name != "help"
+        near = difflib.get_close_matches(name, known, n=1)
+        require(
+            not is_flag or name.removeprefix("no_") in known,
+            f"there is no option --{name}" + (f"; did you mean --{near[0]}?" if near else ""),
+            f"write --{near[0]}" if near else f"choose among those that {listing} lists",
+        )
 
 
 # Smallest and largest value that makes sense, by option name; with "open" the smallest itself does not.
@@ -162,7 +180,7 @@ RANGES = {
         AT_LEAST_ONE,
     ),
     **dict.fromkeys(
-        "seed save_steps eval_steps eval_every save_every samples_logged freeze_actor_steps lora_rank weight_decay centring "
+        "save_steps eval_steps eval_every save_every samples_logged freeze_actor_steps lora_rank weight_decay centring "
         "kl_coefficient ptx_coef penalty entropy_threshold lr actor_lr critic_lr".split(),
         NOT_NEGATIVE,
     ),
@@ -175,8 +193,9 @@ RANGES = {
     "top_p": (0, 1, "open"),
     **dict.fromkeys("ema_decay lora_dropout".split(), (0, 0.9999999)),
     "label_smoothing": (0, 0.4999999),
+    "seed": (0, 2**32 - 1),
     "smallest_group": (2, math.inf),
-    "vocab_size": (260, math.inf),
+    "vocab_size": (260, 10_000_000),
     "reward_mean": (-math.inf, math.inf),
 }
 
@@ -196,7 +215,7 @@ def check_ranges(options) -> None:
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
     """Parse, run, and turn a user's mistake into a message on stderr and exit status 2."""
-    logging.setLogRecordFactory(InertRecord)
+    make_output_inert()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "filelock", "fsspec", "transformers", "datasets", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -212,7 +231,7 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
     except Stopped as stopped:
         _end(command, f"{stopped}\n  to go on: the same command with --resume", STOPPED_STATUS)
     except KeyboardInterrupt:
-        print(f"\ndenserl {command}: interrupted", file=sys.stderr)
+        say(f"\ndenserl {command}: interrupted", sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         from denserl.cli.shortages import shortage
@@ -232,12 +251,15 @@ def _end(command: str, message: str, status: int) -> NoReturn:
 
 def make_folder(flag: str, path: str) -> None:
     """Create a folder to write into. UserError when that cannot be done."""
+    fix = "give a folder that can be written"
+    require(bool(path), f"--{flag} is empty", fix)
     try:
+        require(not Path(path).is_file(), f"--{flag} {path} is a file; expected a folder, or a new name", fix)
         Path(path).mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK)
-    except OSError as error:
-        raise UserError(f"--{flag} {path}: {error.strerror}", "give a folder that can be written") from error
-    require(writable, f"--{flag} {path}: not writable", "give a folder that can be written")
+    except (OSError, ValueError) as error:  # a name that no file system has
+        raise UserError(f"--{flag} {path}: {error.strerror if isinstance(error, OSError) else error}", fix) from error
+    require(writable, f"--{flag} {path}: not writable", fix)
 
 
 def quiet_libraries() -> None:
@@ -270,10 +292,12 @@ def expand_config(argv: list[str]) -> list[str]:
     require(path is not None and path.is_file(), f"--config: {path} is no file", "give a YAML file of option: value lines")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, no such date, nested too deeply
         raise UserError(f"{path} is not YAML: {error}", "write option: value lines") from error
     require(isinstance(settings, dict), f"{path} holds a {type(settings).__name__}", "write option: value lines")
-    flags = [flag for name, value in settings.items() for flag in as_flags(name, value)]
+    again = "config" in settings or "--config" in argv[at + 2 :]
+    require(not again, f"--config {path}: another --config in it or after it", "write all options into one file, or as flags")
+    flags = [flag for name, value in settings.items() if value is not None for flag in as_flags(name, value)]
     return [*flags, *argv[:at], *argv[at + 2 :]]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from denserl.cli.common import DataOptions, RunOptions, launch, require
+from denserl.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,11 @@ def run(options: Options) -> dict:
     from denserl.data.preferences import load_preferences
     from denserl.evaluation.plots import plot_normalizer
     from denserl.models.loading import load_reward_model, load_tokenizer
-    from denserl.ppo_utils.normalizer import PACKAGED_PARAMS, store_fit
+    from denserl.ppo_utils.normalizer import PACKAGED_PARAMS, check_writable, store_fit
     from denserl.rewards.fit import fit_lines, group_by_place
 
+    path = Path(options.params) if options.params else PACKAGED_PARAMS
+    check_writable(path)
     device, dtype = start(options)
     tokenizer = load_tokenizer(options.reward_model, **options.tokenizer_source())
     model = load_reward_model(options.reward_model, dtype, **options.model_source()).eval().to(device)
@@ -81,15 +84,14 @@ def run(options: Options) -> dict:
         "reward_model": options.reward_model,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    path = Path(options.params) if options.params else PACKAGED_PARAMS
     keys = (model_type, options.dataset_tag, options.segment_method, options.agg_func, threshold)
     if distributed.rank() == 0:
         store_fit(path, keys, constants, record)
         plot_normalizer(groups, mean, std, Path(options.output_dir) / "normalizer.png")
         shown = "/".join(map(str, keys))
-        print(f"{path}: {shown}\n  [w_mu, w_sigma, b_mu, b_sigma] = {json.dumps([round(c, 4) for c in constants])}")
+        say(f"{path}: {shown}\n  [w_mu, w_sigma, b_mu, b_sigma] = {json.dumps([round(c, 4) for c in constants])}")
         fitted_on = f"{record['segments']} segments at {record['groups']} places"
-        print(f"  R^2 of the mean {mean.r2:.3f}, of the std {std.r2:.3f}; {fitted_on}")
+        say(f"  R^2 of the mean {mean.r2:.3f}, of the std {std.r2:.3f}; {fitted_on}")
     distributed.barrier()
     return record
 
@@ -127,12 +129,13 @@ def segment_rewards(model, pairs, threshold: float, pad_id: int, max_tokens: int
 
 def _settings(options: Options, config) -> tuple[str, str, float]:
     """Model type, SFT model and threshold: from the flags, else from what train-rm stored in the reward model's config."""
+    from denserl.models.loading import stored_settings
     from denserl.segmentation import BANDIT_THRESHOLD
 
-    stored = config.to_dict().get("segment_reward", {})
-    model_type = options.model_type or stored.get("model_type")
-    sft_model = options.sft_model or stored.get("sft_model")
-    threshold = options.entropy_threshold if options.entropy_threshold is not None else stored.get("entropy_threshold")
+    stored = stored_settings(config, options.reward_model)
+    model_type = options.model_type or stored.model_type
+    sft_model = options.sft_model or stored.sft_model
+    threshold = options.entropy_threshold if options.entropy_threshold is not None else stored.entropy_threshold
     for flag, value in (("model_type", model_type), ("sft_model", sft_model), ("entropy_threshold", threshold)):
         require(value is not None, f"{options.reward_model}: its config does not say the {flag}", f"add --{flag}")
     require(

@@ -17,6 +17,7 @@ import yaml
 
 from denserl.cli.common import as_flags, expand_config, require
 from denserl.errors import UserError
+from denserl.terminal import say
 
 TABLE = Path(__file__).with_name("model_types.yaml")
 ENTRY_KEYS = ("sft_model", "reward_models", "bandit", "normalizer", "data", "rm", "fit", "ppo")
@@ -161,7 +162,7 @@ def ppo_flags(call: Call) -> Flags:
         "reward_model": entry["reward_models"].get(level),
         **_data(call.table, given["DATASET"], "ppo"),
         "output_dir": _output_dir(given["EXP"]),
-        "episodes": _positive("EPISODES", given),
+        "episodes": None if "iterations" in call.overridden else _positive("EPISODES", given),
         **_cut(given),
         "model_type": given["MODEL_TYPE"],
         "assignment": kind,
@@ -240,20 +241,20 @@ def main(argv: list[str] | None = None) -> None:
     """Print a recipe's command and become it; DRY_RUN=1 in the environment only prints."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name not in RECIPES:
-        print(f"denserl.cli.recipes: no recipe {name!r}; expected one of: {', '.join(RECIPES)}", file=sys.stderr)
+        say(f"denserl.cli.recipes: no recipe {name!r}; expected one of: {', '.join(RECIPES)}", sys.stderr)
         raise SystemExit(2)
     recipe, dry = RECIPES[name], os.environ.get("DRY_RUN", "") not in ("", "0")
     if not rest or rest[0] in ("-h", "--help"):
-        print(_usage(name, recipe))
+        say(_usage(name, recipe))
         return
     try:
         lines, notes = plan(name, rest, check_files=not dry)
     except UserError as error:
-        print(f"{recipe.script}: {error}", file=sys.stderr)
+        say(f"{recipe.script}: {error}", sys.stderr)
         raise SystemExit(2) from None
     for note in notes:
-        print(f"# {note}")
-    print(" \\\n    ".join(map(shlex.join, lines)), flush=True)
+        say(f"# {note}")
+    say(" \\\n    ".join(map(shlex.join, lines)))
     if not dry:
         launcher, *words = [word for line in lines for word in line]
         # Replaces this process, so that signals and the exit status are the command's own.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from denserl.cli.common import DataOptions, Level, OptimisationOptions, RunOptions, launch, level_threshold, require
+from denserl.cli.effects import normalizer_kind
 from denserl.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -165,6 +166,7 @@ def run(options: Options) -> None:
         "leave --lora_dropout at 0 in PPO",
     )
     device, dtype = start(options)
+    check_sizes(options)
     checkpoint = checkpoint_to_resume(options)
     true_reward = _function(options.true_reward) if options.true_reward else None
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
@@ -230,6 +232,7 @@ def _trainer(options: Options, config, tokenizer, models, dense_reward, current_
 
 def make_dense_reward(options: Options, reward_config):
     """The way from scores to token rewards that the level and the overriding flags ask for."""
+    from denserl.models.loading import stored_settings
     from denserl.ppo_utils.dense_reward import DenseReward
 
     bandit = options.reward_level == "bandit"
@@ -239,14 +242,14 @@ def make_dense_reward(options: Options, reward_config):
         f"--length_norm at threshold {threshold:g}; it is defined for the token level only",
         "add --reward_level token, or leave --length_norm out",
     )
-    trained = reward_config.to_dict().get("segment_reward", {}).get("entropy_threshold", threshold)
-    if trained != threshold:
+    stored = stored_settings(reward_config, options.reward_model)
+    if stored.entropy_threshold not in (None, threshold):
+        trained = stored.entropy_threshold
         log.warning("the reward model was trained at entropy threshold %g; rewards are read at %g", trained, threshold)
-    kind = options.normalizer or ("scalar" if bandit else "location")
     return DenseReward(
         threshold=threshold,
         assignment=options.assignment or ("mean_last" if bandit else "even"),
-        normalizer=_normalizer(options, kind, threshold, reward_config.to_dict()),
+        normalizer=_normalizer(options, threshold, stored),
         tau=options.tau,
         length_norm=options.length_norm,
         penalise_unfinished=options.penalise_unfinished,
@@ -255,21 +258,22 @@ def make_dense_reward(options: Options, reward_config):
     )
 
 
-def _normalizer(options: Options, kind: str, threshold: float, reward_config: dict):
+def _normalizer(options: Options, threshold: float, stored):
     from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
 
+    kind = normalizer_kind(options.reward_level, options.normalizer)
     if kind == "none":
         return None
     if kind == "scalar":
-        mean = options.reward_mean if options.reward_mean is not None else reward_config.get("mean")
-        std = options.reward_std if options.reward_std is not None else reward_config.get("std")
+        mean = options.reward_mean if options.reward_mean is not None else stored.mean
+        std = options.reward_std if options.reward_std is not None else stored.std
         require(
             mean is not None and std is not None and std > 0,
             f"{options.reward_model}: the scalar normaliser needs a mean and a std > 0; its config has mean {mean}, std {std}",
             "add --reward_mean and --reward_std, or train the reward model with denserl train-rm, which stores them",
         )
         return ScalarNormalizer(mean, std)
-    model_type = options.model_type or reward_config.get("segment_reward", {}).get("model_type")
+    model_type = options.model_type or stored.model_type
     require(model_type is not None, f"{options.reward_model}: its config does not say the model type", "add --model_type")
     require(
         options.fit_tag is not None,
@@ -281,10 +285,9 @@ def _normalizer(options: Options, kind: str, threshold: float, reward_config: di
     )
 
 
-def make_config(options: Options, prompts: int):
-    """The numbers of the loop. UserError for sizes that do not divide."""
+def check_sizes(options: Options) -> None:
+    """UserError for batch sizes that do not divide."""
     from denserl import distributed
-    from denserl.trainer.ppo_trainer import PPOConfig
 
     world = distributed.world_size()
     rollout, train = ("rollout_batch_size", options.rollout_batch_size), ("train_batch_size", options.train_batch_size)
@@ -295,6 +298,12 @@ def make_config(options: Options, prompts: int):
             f"--{larger} {big} is no multiple of --{smaller} {small}" + (f" x {world} ranks" if factor > 1 else ""),
             f"use a multiple of {small * factor}",
         )
+
+
+def make_config(options: Options, prompts: int):
+    """The numbers of the loop. UserError for too few prompts."""
+    from denserl.trainer.ppo_trainer import PPOConfig
+
     per_iteration = options.rollout_batch_size // options.samples_per_prompt
     iterations = options.iterations or int(options.episodes * prompts / per_iteration)
     require(
@@ -403,7 +412,7 @@ def _engine_settings(options: Options, config, dtype: str) -> dict:
 
 
 def save(trainer, current_policy, options: Options) -> None:
-    """Policy and tokenizer in the output folder, critic in critic/, the moving average in ema/; adapters are merged."""
+    """Policy and tokenizer in the output folder, critic in critic/, the average in ema/; adapters are kept too, and merged."""
     from denserl import distributed
     from denserl.trainer.engine import trained_parameters, whole_parameters
 
@@ -411,7 +420,9 @@ def save(trainer, current_policy, options: Options) -> None:
 
     def write(model, target: Path) -> None:
         if distributed.rank() == 0:
-            model = deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
+            if hasattr(model, "merge_and_unload"):
+                model.save_pretrained(str(target / "adapter"))
+                model = deepcopy(model).merge_and_unload()
             model.save_pretrained(str(target))
             trainer.tokenizer.save_pretrained(str(target))
 
@@ -431,9 +442,11 @@ def _function(name: str):
     """The function that `module:function` names."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--true_reward {name}: {error}", "give module:function, both importable") from error
+    require(callable(function), f"--true_reward {name} is no function", "give module:function of (prompts, responses)")
+    return function
 
 
 def _ptx_batches(options: Options, tokenizer) -> Callable[[int], list[dict]]:

@@ -38,7 +38,7 @@ def tokenize_demonstrations(
     """
 
     if max_length < 4:
-        raise UserError(f"max_length is {max_length}", "let it be at least 4 tokens, prompt and response together")
+        raise UserError(f"--max_length is {max_length}; it must be at least 4", "give prompt and response together more tokens")
 
     def encode(row: dict):
         if not row["prompt"]:

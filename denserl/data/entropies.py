@@ -44,7 +44,8 @@ def add_entropies(
         model_fingerprint: of the weights and their precision.
         cache_dir: where entropies are kept.
     """
-    target = Path(cache_dir) / f"entropies-{_fingerprint(dataset, model_fingerprint)}"
+    ids = dataset.select_columns(["prompt_ids", *(f"{side}_ids" for side in SIDES)])
+    target = Path(cache_dir) / f"entropies-{rows_fingerprint(ids, model_fingerprint)[:32]}"
     # One rank's view for all: another run may be finishing the same entropies.
     if not distributed.gather_objects(target.is_dir())[0]:
         _compute(dataset, entropy_function(), target, pad_id, max_tokens, device)
@@ -66,12 +67,13 @@ def file_fingerprint(folder: str | Path, dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(dataset: Dataset, model_fingerprint: str) -> str:
-    digest = hashlib.sha256(model_fingerprint.encode())
-    for column in ("prompt_ids", *(f"{side}_ids" for side in SIDES)):
-        for row in dataset[column]:
-            digest.update(np.asarray([len(row), *row], dtype=np.int64).tobytes())
-    return digest.hexdigest()[:32]
+def rows_fingerprint(dataset: Dataset, salt: str = "") -> str:
+    """A hash of the values in a dataset's columns, and of a salt."""
+    digest = hashlib.sha256(salt.encode())
+    for column in sorted(dataset.column_names):
+        for row in [column, *dataset[column]]:
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _compute(dataset, function, target: Path, pad_id, max_tokens, device) -> None:

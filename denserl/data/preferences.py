@@ -48,8 +48,8 @@ def tokenize_preferences(
     """
     if max_length - max_prompt_length < 2:
         raise UserError(
-            f"max_length {max_length} and max_prompt_length {max_prompt_length} leave no room for a response",
-            "make max_prompt_length smaller than max_length by at least 2",
+            f"--max_length {max_length} and --max_prompt_length {max_prompt_length} leave no room for a response",
+            "let --max_prompt_length be smaller than --max_length by at least 2",
         )
 
     def encode(row: dict):

@@ -4,6 +4,7 @@ No reading (sources.py) and no tokenizer (chat.py) here.
 """
 
 import re
+import reprlib
 from collections.abc import Sequence
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -15,6 +16,10 @@ RATING_KEYS = (
 )
 PROMPT_KEYS = ("prompt", "conversations", "instruction")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Characters of a conversation, some 200 000 tokens: a longer one is a fault of an export, and would be tokenised for half a
+# minute only to be cut. Plain text, which is split instead, may be longer.
+LONGEST = 1_000_000
 
 
 class BadRow(ValueError):
@@ -29,6 +34,7 @@ def as_preference(row: object, rating_keys: Sequence[tuple[str, str]] = RATING_K
         raise BadRow("chosen and rejected have different prompts")
     if chosen.strip() == rejected.strip():
         raise BadRow("chosen and rejected are identical")
+    _check_length(chosen_prompt, chosen, rejected)
     return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row, rating_keys)}
 
 
@@ -43,6 +49,7 @@ def as_prompt(row: object) -> dict:
         raise BadRow("no 'prompt', 'messages', 'instruction' or 'chosen'")
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]  # its answer is not part of the prompt
+    _check_length(messages)
     return {"prompt": _checked_prompt(messages)}
 
 
@@ -51,14 +58,12 @@ def as_demonstration(row: object) -> dict:
 
     The prompt of a plain `text` is empty.
     """
-    for key in ("response", "completion", "chosen"):
-        if _given(row, key):
-            prompt, response = _side(row, key)
-            return {"prompt": prompt, "response": response}
-    for key in ("messages", "conversations"):
-        if _given(row, key):
-            prompt, response = _answered(_messages(row[key], key), key)
-            return {"prompt": _checked_prompt(prompt), "response": response}
+    key = next((key for key in ("response", "completion", "chosen", "messages", "conversations") if _given(row, key)), None)
+    if key is not None:
+        is_whole = key in ("messages", "conversations")
+        prompt, response = _answered(_messages(row[key], key), key) if is_whole else _side(row, key)
+        _check_length(prompt, response)
+        return {"prompt": _checked_prompt(prompt), "response": response}
     if _given(row, "text"):
         return {"prompt": [], "response": _text(row["text"], "text")}
     raise BadRow("no 'messages', 'response', 'completion', 'chosen' or 'text'")
@@ -140,7 +145,7 @@ def _message(item: object, key: str) -> dict:
         raise BadRow(f"{key!r} holds a message that is not an object")
     role, content = (item.get("role"), item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
     if not isinstance(role, str) or role not in ROLES:
-        raise BadRow(f"{key!r} holds a message of role {role!r}; expected system, user or assistant")
+        raise BadRow(f"{key!r} holds a message of role {reprlib.repr(role)}; expected system, user or assistant")
     return {"role": ROLES[role], "content": _unicode(content, key)}
 
 
@@ -156,6 +161,12 @@ def _dialogue(text: str, key: str) -> list[dict]:
     ]
 
 
+def _check_length(prompt: list[dict], *responses: str) -> None:
+    length = sum(len(message["content"]) for message in prompt) + sum(map(len, responses))
+    if length > LONGEST:
+        raise BadRow(f"the row has {length} characters; at most {LONGEST} are read")
+
+
 def _text(value: object, key: str) -> str:
     if not _unicode(value, key).strip():
         raise BadRow(f"{key!r} is empty")
@@ -165,7 +176,7 @@ def _text(value: object, key: str) -> str:
 def _unicode(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"{key!r} holds a {type(value).__name__} where text is expected")
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    if _SURROGATE.search(value):
         raise BadRow(f"{key!r} holds half a surrogate pair, which is no valid Unicode")
     return value
 

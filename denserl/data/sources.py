@@ -20,20 +20,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from denserl.data.hub import HUB_NAME, go_offline_if_unreachable
 from denserl.data.rows import BadRow
 from denserl.errors import UserError
+from denserl.terminal import visible
 
 logger = logging.getLogger(__name__)
 
 DATA_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".txt")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+# What stands beside data, or in the folder of a model that was given in its place.
+_METADATA = (
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "model.safetensors.index.json",
+)  # fmt: skip
 _BROKEN = (EOFError, OSError, zlib.error)
 _CHUNK = 1000
+_LISTED = 10  # bad rows, and reasons, that a message lists
+_LONGEST_REASON = 300  # characters; a reason may quote the row
 
 
 class BadRows:
-    """Collects bad rows. Policy "stop": `check` raises UserError with the first ten; "skip": they are only counted."""
+    """Collects bad rows. Policy "stop": `check` raises UserError with the first few; "skip": they are only counted."""
 
     def __init__(self, policy: str = "stop"):
         if policy not in ("stop", "skip"):
@@ -41,7 +49,8 @@ class BadRows:
         self.policy, self.first, self.reasons = policy, [], Counter()
 
     def add(self, place: str, reason: str) -> None:
-        if len(self.first) < 10:
+        reason = visible(reason[:_LONGEST_REASON], kept="") + ("..." if len(reason) > _LONGEST_REASON else "")
+        if len(self.first) < _LISTED:
             self.first.append((place, reason))
         self.reasons[reason] += 1
 
@@ -50,12 +59,13 @@ class BadRows:
         return sum(self.reasons.values())
 
     def summary(self) -> str:
-        """How many rows were bad, by reason, the most frequent first."""
-        counts = ", ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common())
+        """How many rows were bad, by reason, the most frequent first, and only they where there are many."""
+        counts = ", ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(_LISTED))
+        counts += f", and {len(self.reasons) - _LISTED} other reasons" if len(self.reasons) > _LISTED else ""
         return f"{self.total} bad rows" + (f": {counts}" if counts else "")
 
     def check(self) -> None:
-        """UserError with the first ten, their places and reasons, and the count, if any is bad and the policy stop."""
+        """UserError with the first few, their places and reasons, and the count, if any is bad and the policy stop."""
         if self.policy == "stop" and self.total:
             listed = "\n".join(f"  {place}: {reason}" for place, reason in self.first)
             shown = f", the first {len(self.first)}" if self.total > len(self.first) else ""
@@ -72,12 +82,18 @@ def read_rows(source: str, split: str, bad_rows: BadRows | None = None) -> Itera
     no such split, or is broken from some point on (gzip, parquet).
     """
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+    except OSError as error:  # a name too long, or a folder that must not be entered
+        raise UserError(f"{source!r}: {error.strerror}", "check the path") from error
+    if is_folder and source:
         for file in _split_files(path, split):
             yield from _read_file(file, bad_rows)
-    elif path.exists():
+    elif is_file:
         yield from _read_file(path, bad_rows)
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and not source.lower().endswith(DATA_SUFFIXES):
+    elif exists and source:  # a pipe would be waited for, and is gone when it is read again
+        raise UserError(f"{source} is neither a file nor a folder", "write the rows to a file")
+    elif HUB_NAME.fullmatch(source) and not source.lower().endswith(DATA_SUFFIXES):
         yield from _hub_rows(source, split)
     else:
         raise UserError(f"there is no file or folder {source!r}", "check the path")
@@ -119,7 +135,8 @@ def check_weights(sources: list, weights: list[float] | None) -> None:
     """UserError unless there is one positive, finite weight per source, or none at all."""
     if weights is not None and (len(weights) != len(sources) or not all(math.isfinite(w) and w > 0 for w in weights)):
         raise UserError(
-            f"{len(sources)} data sources and weights {weights}", "give one positive weight per source, or no weights"
+            f"--data_weights has {len(weights)} weights {weights} for {len(sources)} data sources; each needs one above 0",
+            "give one positive weight per source, or no weights",
         )
 
 
@@ -185,7 +202,8 @@ def finish(bad_rows: BadRows, kept: list[tuple[str, int]]) -> None:
         logger.warning("%s: %d rows kept, %s", names, sum(count for _, count in kept), bad_rows.summary())
     empty = [name for name, count in kept if not count]
     if empty:
-        raise UserError(f"{', '.join(empty)}: no usable row ({bad_rows.summary()})", "check the source and its split")
+        found = bad_rows.summary() if bad_rows.total else "it is empty"
+        raise UserError(f"{', '.join(empty)}: no usable row ({found})", "check the source and its split")
 
 
 def _converted(rows, convert, bad_rows: BadRows, most: int | None) -> Iterator[dict]:
@@ -237,6 +255,11 @@ def _read_file(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, dict
     raise UserError(f"{path} is of no known kind", f"use one of {' '.join(DATA_SUFFIXES)}")
 
 
+def _place(source: Path | str, line: int) -> str:
+    """`source:line` as valid Unicode on one line, whatever characters the file's name has."""
+    return f"{visible(str(source), kept='')}:{line}"
+
+
 def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
 
@@ -249,10 +272,10 @@ def _lines(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, str]]:
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError:
-                    _report(bad_rows, f"{path}:{number}", "the line is not valid UTF-8")
+                    _report(bad_rows, _place(path, number), "the line is not valid UTF-8")
                     continue
                 if text:
-                    yield f"{path}:{number}", text
+                    yield _place(path, number), text
     except _BROKEN as error:
         raise UserError(f"{path}:{number + 1}: cannot be read: {error}", "fetch or write the file again") from error
 
@@ -273,6 +296,7 @@ def _json_rows(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, dict
     except _BROKEN as error:
         raise UserError(f"{path}: cannot be read: {error}", "fetch or write the file again") from error
     if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        _refuse_object(path, data)
         yield from _parsed(_lines(path, bad_rows), bad_rows)
         return
     try:
@@ -281,6 +305,25 @@ def _json_rows(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, dict
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: the line is not valid UTF-8", "correct the file") from error
     yield from _json_list(path, text)
+
+
+def _parses(data: bytes) -> object:
+    """What the JSON says, or None where it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse_object(path: Path, data: bytes) -> None:
+    """UserError when the file is one JSON object over several lines, such as {"data": [rows]}."""
+    if _parses(data.strip().partition(b"\n")[0]):
+        return
+    whole = _parses(data)
+    if isinstance(whole, dict):
+        keys = ", ".join(map(repr, list(whole)[:5]))
+        found = f"{path} holds one object (with {keys}) over several lines; expected a list of rows, or one row on each line"
+        raise UserError(found, "write its rows as a list: [row, row, ...]")
 
 
 def _json_list(path: Path, text: str) -> Iterator[tuple[str, dict]]:
@@ -292,7 +335,7 @@ def _json_list(path: Path, text: str) -> Iterator[tuple[str, dict]]:
             row, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{line}: invalid JSON ({_json_reason(error)})", "correct the file") from error
-        yield f"{path}:{line}", row
+        yield _place(path, line), row
         position = space.match(text, position).end()
         if text[position : position + 1] == ",":
             position = space.match(text, position + 1).end()
@@ -307,12 +350,13 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
             for batch in file.iter_batches(_CHUNK):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}:{number}", row
-    except (pa.ArrowException, OSError) as error:
+                    yield _place(path, number), row
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # invalid UTF-8, dates out of range
         raise UserError(f"{path}:{number + 1}: cannot be read: {error}", "fetch or write the file again") from error
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[str, dict]]:
+    go_offline_if_unreachable()
     try:
         dataset = datasets.load_dataset(name, split=split)
     except (OSError, ValueError) as error:
@@ -321,7 +365,7 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, dict]]:
             "check the name, the split and the network, or give a path",
         ) from error
     for number, row in enumerate(dataset, 1):
-        yield f"{name}[{split}]:{number}", row
+        yield _place(f"{name}[{split}]", number), row
 
 
 def _json_reason(error: Exception) -> str:

@@ -5,8 +5,10 @@ Loading is strict: a missing head, a missing weight or one too many is an error.
 
 import contextlib
 import logging
+import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from denserl.data.chat import end_of_turn_id
 from denserl.errors import UserError
+from denserl.models.folders import MODEL_FILES, TOKENIZER_FILES, UNREADABLE, check_source, not_loaded
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,12 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def load_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
     """A causal language model; dtype is `fp32`, `bf16` or a torch dtype. UserError for no folder or incomplete weights."""
     model, info = _load_model(AutoModelForCausalLM, path, dtype, **kw)
-    _refuse(path, info, missing=(), unexpected=("score.weight",))
+    if "score.weight" in info["unexpected_keys"]:
+        raise UserError(
+            f"{path} is a reward model (it holds score.weight); a language model is expected here",
+            "give the language model that it was trained from",
+        )
+    _refuse(path, info, missing=(), unexpected=())
     return model
 
 
@@ -147,8 +155,42 @@ def check_same_tokenizer(policy: PreTrainedTokenizerBase, other: PreTrainedToken
         )
 
 
+class StoredSettings(NamedTuple):
+    """What train-rm keeps in a reward model's config; None where it says nothing."""
+
+    sft_model: str | None
+    model_type: str | None
+    entropy_threshold: float | None
+    mean: float | None
+    std: float | None
+
+
+def stored_settings(config, path: str) -> StoredSettings:
+    """The settings in the config of the reward model at `path`. UserError for one of another type than it should be."""
+    values = config.to_dict()
+    nested = values.get("segment_reward") or {}
+    if not isinstance(nested, dict):
+        raise _wrong_setting(path, "segment_reward", nested, "an object")
+    values = {**nested, "mean": values.get("mean"), "std": values.get("std")}
+    for name in ("sft_model", "model_type"):
+        if not isinstance(values.get(name), (str, type(None))):
+            raise _wrong_setting(path, name, values[name], "a text")
+    for name in ("entropy_threshold", "mean", "std"):
+        value = values.get(name)
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise _wrong_setting(path, name, value, "a finite number")
+    return StoredSettings(*map(values.get, StoredSettings._fields))
+
+
+def _wrong_setting(path: str, name: str, found: object, expected: str) -> UserError:
+    return UserError(
+        f"{path}/config.json has {found!r} for {name}; expected {expected}", "correct it there, as denserl train-rm writes it"
+    )
+
+
 def local_folder(path: str) -> Path:
-    """The folder that holds a model's files: `path` itself, or the hub snapshot it names."""
+    """The folder that holds a model's files: `path` itself, or the hub snapshot it names. UserError for no model folder."""
+    check_source(path, MODEL_FILES[:1])
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -173,21 +215,16 @@ def _load_model(auto_class, path, dtype, **kw):
 
 def _load(auto_class, path, **kw):
     path = str(path)
-    if Path(path).exists() and not Path(path).is_dir():
-        raise UserError(f"{path} is a file; expected a model folder or a hub name", "give the folder that holds config.json")
+    is_tokenizer = auto_class is AutoTokenizer
+    check_source(path, TOKENIZER_FILES if is_tokenizer else MODEL_FILES)
     # The library's own report of missing and unexpected weights is only a warning; `_refuse` decides what is an error.
     # Left unset, trust_remote_code would ask at the terminal.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         return auto_class.from_pretrained(path, **{"trust_remote_code": False, **kw})
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        kind = "a tokenizer" if auto_class is AutoTokenizer else "model weights in safetensors format"
-        fix = "give the path of a model folder (config.json, model.safetensors, tokenizer.json) or a hub name"
-        if isinstance(error, ImportError):
-            fix = "install what is missing, e.g. pip install 'denserl[flash]' for --attention flash_attention_2"
-        raise UserError(f"{path}: could not load {kind}: {reason}", fix) from error
+    except UNREADABLE as error:
+        raise not_loaded(path, is_tokenizer, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 

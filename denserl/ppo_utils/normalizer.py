@@ -94,13 +94,28 @@ def places(width: int, counts: Tensor) -> Tensor:
 def read_params(path: Path) -> dict:
     """The nested dictionary of a param.json. UserError when it is missing or not JSON of the right depth."""
     if not path.is_file():
-        raise UserError(f"the normaliser file {path} does not exist", "give another --params, or run denserl fit-normalizer")
+        folder = "; there is a folder of that name" if path.exists() else ""
+        raise UserError(
+            f"the normaliser file {path} does not exist{folder}", "give another --params, or run denserl fit-normalizer"
+        )
     params = _read_json(path)
     try:
         _flatten(params)
     except (AttributeError, TypeError, ValueError) as error:
         raise _not_a_normalizer_file(path, error) from error
     return params
+
+
+def check_writable(path: Path) -> None:
+    """UserError unless a fit can be stored in the file, so that this is known before the fit and not after it."""
+    fix = "give another file with --params"
+    if path.exists():
+        read_params(path)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"cannot write {path}: {above} is a file; expected a folder", fix)
+    if not os.access(above, os.W_OK):
+        raise UserError(f"cannot write {path}: {above} is not writable", fix)
 
 
 def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: list[float], record: dict) -> None:
@@ -136,8 +151,8 @@ def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: lis
 def _replace(path: Path, content: dict) -> None:
     """Write beside the file, then rename over it, so that a reader never sees half of it."""
     text = json.dumps(content, indent=2)
-    # Lists of numbers stay on one line, as a person would write the table.
-    text = re.sub(r"\[\s+([^\[\]]+?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)
+    # Lists of numbers stay on one line, as a person would write the table. No string of JSON holds a line break.
+    text = re.sub(r"\[\n\s+([^\[\]]+?)\n\s*\]", lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(text + "\n", encoding="utf-8")
     os.replace(aside, path)

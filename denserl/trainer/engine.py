@@ -47,7 +47,15 @@ def init_distributed(device: torch.device) -> None:
         if "deepspeed_shm_comm" in compatible:
             compatible["deepspeed_shm_comm"] = False
     if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        except torch.distributed.DistNetworkError as error:
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {place}: {str(error).splitlines()[0]}",
+                "give another free port, e.g. torchrun --master_port 29501 or --rdzv_endpoint HOST:PORT; on several hosts, one "
+                "that all of them reach",
+            ) from error
 
 
 def quiet_deepspeed() -> None:
@@ -69,7 +77,8 @@ def deepspeed_config(
     offload_optimizer: bool,
 ) -> dict:
     """A DeepSpeed configuration; everything it holds comes from the command's options."""
-    zero: dict = {"stage": zero_stage}
+    # Without ZeRO, DeepSpeed starts bf16 training with a step of zero gradients, which Adam's bias corrections count.
+    zero: dict = {"stage": max(zero_stage, 1) if dtype == "bf16" else zero_stage}
     if zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if offload_optimizer:

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-from denserl.cli.common import RANGES, check_ranges, launch, make_folder, parse
+from denserl.cli.common import RANGES, check_names, check_ranges, launch, make_folder, parse
 from denserl.cli.main import COMMANDS
 from denserl.cli.train_rm import Options
 from denserl.errors import UserError
@@ -103,11 +103,25 @@ def test_betas_out_of_range_are_named(betas):
         options("--adam_betas", *betas)
 
 
-def test_an_unknown_flag_is_met_with_the_one_that_was_meant(capsys):
-    with pytest.raises(SystemExit) as end:
-        options("--micro_batchsize", "4")
-    assert end.value.code == 2
-    assert "--micro_batch_size" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--micro_batchsize=4", "--micro-batchsize", "--no_micro_batchsize"])
+def test_an_unknown_flag_is_met_with_the_one_that_was_meant(flag):
+    with pytest.raises(UserError, match="no option --.*; did you mean --micro_batch_size?"):
+        options(flag)
+    with pytest.raises(UserError, match="no option --xyzzy\n") as error:
+        check_names(Options, "THE LIST", ["--xyzzy"])
+    assert "THE LIST" in error.value.fix
+
+
+def test_known_flags_pass_in_every_spelling():
+    check_names(
+        Options, "", ["--micro-batch-size=4", "--micro_batch_size", "-4", "--no-use_margin", "--help", "--tyro-write-x"]
+    )
+
+
+def test_null_in_a_config_file_leaves_the_default(tmp_path):
+    config = tmp_path / "rm.yaml"
+    config.write_text("lr: null\nmicro_batch_size: 2\n")
+    assert options("--config", str(config)) == options("--micro_batch_size", "2")
 
 
 def test_the_rank_that_the_deepspeed_launcher_adds_is_dropped():

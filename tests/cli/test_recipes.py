@@ -235,6 +235,11 @@ def test_reward_type_sets_assignment_and_normaliser(kind, normalizer):
     assert found.reward_mean is None  # the published means belong to the bandit reward models
 
 
+def test_iterations_replace_episodes():
+    found, _, _ = dry("train-ppo", ppo_args() + " --iterations 7")
+    assert (found.iterations, found.episodes) == (7, 1.0)
+
+
 @pytest.mark.parametrize(
     "exp, C, flags",
     [

@@ -7,7 +7,7 @@ import pytest
 from templates import build_tokenizer
 
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
-from denserl.data.rows import BadRow, as_demonstration
+from denserl.data.rows import LONGEST, BadRow, as_demonstration, as_preference, as_prompt
 from denserl.errors import UserError
 
 tokenizer_of = functools.lru_cache(build_tokenizer)
@@ -105,3 +105,19 @@ def test_real_files(shared_data, source, good):
     assert len(rows) == good
     encoded = tokenize_demonstrations(rows.select(range(20)), tokenizer_of("gemma"), max_length=256)
     assert all(row["loss_start"] < len(row["input_ids"]) <= 256 for row in encoded)
+
+
+def test_a_conversation_may_be_so_long_and_plain_text_longer():
+    short, rest = "Q", "x" * (LONGEST - 1)
+    assert as_demonstration({"prompt": short, "response": rest})["response"] == rest
+    assert as_prompt({"prompt": rest + "x"})["prompt"][0]["content"] == rest + "x"
+    assert as_demonstration({"text": rest * 2})["response"] == rest * 2
+    too_long = [
+        lambda: as_demonstration({"prompt": short, "response": rest + "x"}),
+        lambda: as_demonstration({"messages": [USER, {**ANSWER, "content": rest + "x"}]}),
+        lambda: as_preference({"prompt": short, "chosen": rest, "rejected": "B"}),
+        lambda: as_prompt({"prompt": rest + "xx"}),
+    ]
+    for convert in too_long:
+        with pytest.raises(BadRow, match="characters; at most 1000000 are read"):
+            convert()

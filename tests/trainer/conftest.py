@@ -54,8 +54,11 @@ class World(NamedTuple):
             "zero_stage": 0,
             "save_every": 0,
         }
+        settings |= options
+        if settings.get("normalizer", "location") != "location" or settings.get("reward_level") == "bandit":
+            settings |= {"params": None, "fit_tag": None}
         argv = []
-        for name, value in (settings | options).items():
+        for name, value in settings.items():
             if value is True:
                 argv.append(f"--{name}")
             elif value is not None:

@@ -291,7 +291,7 @@ def test_a_resumed_run_ends_with_the_same_bits(ppo, world, zero_stage):
 def test_a_resumed_run_goes_on_in_the_text_too(ppo, world, tmp_path):
     lines = [{"text": f"{tiny_models.TEXTS[i % 4]} {i}"} for i in range(11)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = FULL | {"ptx_data": tmp_path / "text.jsonl"}
+    options = FULL | {"ptx_data": tmp_path / "text.jsonl", "eval_every": None}
     output = ppo(**options)
     same_bits(go_on_from_the_middle(ppo, output, **options), output)
 
@@ -580,7 +580,7 @@ MISTAKES = [
     ({"length_norm": True}, "token level only", "--reward_level token"),
     ({"entropy_threshold": -1}, "--entropy_threshold is -1.0; it must be at least 0", "leave --entropy_threshold out"),
     ({"iterations": None}, "fill no rollout batch of 8", "--episodes"),
-    ({"true_reward": "no_such_module:f"}, "no_such_module", "module:function"),
+    ({"true_reward": "no_such_module:f", "eval_prompts": "not-read"}, "no_such_module", "module:function"),
 ]
 
 

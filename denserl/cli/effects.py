@@ -1,0 +1,68 @@
+"""Options that do nothing because of what others are: refused by name, since who gives one expects something of it.
+
+Ranges of single options are in common.py.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from denserl.errors import UserError
+
+Settings = dict[str, object]
+
+
+def normalizer_kind(level: str, kind: str | None) -> str:
+    """The normaliser of a reward level, unless one is given."""
+    return kind or ("scalar" if level == "bandit" else "location")
+
+
+def _normalizes_by(kind: str) -> Callable[[Settings], bool]:
+    # fit-normalizer has no normaliser to choose, and writes what train-ppo reads under the same name.
+    return lambda s: "normalizer" not in s or normalizer_kind(s["reward_level"], s["normalizer"]) == kind
+
+
+def _has_split(*sources: list[str] | None) -> bool:
+    """Whether one of the sources has splits to choose from: a folder or a hub dataset, not a file."""
+    return any(not Path(source).is_file() for part in sources for source in part or [])
+
+
+# Option -> when it has no effect, in words, and the test of the settings that it has one.
+EFFECTS: dict[str, tuple[str, Callable[[Settings], object]]] = {
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "lora_targets"), ("without --lora_rank", lambda s: s["lora_rank"])),
+    "offload_optimizer": ("with --zero_stage 0", lambda s: s["zero_stage"]),
+    "split": ("on files, only on folders and hub datasets", lambda s: _has_split(s["data"], s.get("ptx_data"))),
+    "eval_split": (
+        "without a folder or hub dataset of held-out rows",
+        lambda s: _has_split(s.get("eval_data"), s.get("eval_prompts")),
+    ),
+    "eval_steps": ("without --eval_data", lambda s: s["eval_data"] or "eval_size" in s),
+    "eval_size": ("beside --eval_data", lambda s: not s["eval_data"]),
+    **dict.fromkeys(("eval_limit", "eval_every", "true_reward"), ("without --eval_prompts", lambda s: s["eval_prompts"])),
+    "episodes": ("beside --iterations", lambda s: not s["iterations"]),
+    "kl_horizon": ("without --kl_target", lambda s: s["kl_target"]),
+    "ptx_coef": ("without --ptx_data", lambda s: s["ptx_data"]),
+    "penalty": (
+        "without --penalise_unfinished or --penalise_longer_than",
+        lambda s: s["penalise_unfinished"] or s["penalise_longer_than"],
+    ),
+    "tau": (
+        "without --assignment logsumexp_last",
+        lambda s: s["assignment"] in ("logsumexp_last", "segment_last_logsumexp"),
+    ),
+    **dict.fromkeys(("reward_mean", "reward_std"), ("without --normalizer scalar", _normalizes_by("scalar"))),
+    **dict.fromkeys(("fit_tag", "params"), ("without --normalizer location", _normalizes_by("location"))),
+}
+
+
+def check_effects(options) -> None:
+    """UserError for an option that is set, not to its default nor to nothing, and would be ignored."""
+    settings: Settings = dataclasses.asdict(options)
+    for field in dataclasses.fields(options):
+        value = settings[field.name]
+        if field.name not in EFFECTS or not value or value == field.default:
+            continue
+        when, has_effect = EFFECTS[field.name]
+        if not has_effect(settings):
+            shown = f"--{field.name}" if value is True else f"--{field.name} {value}"
+            raise UserError(f"{shown} has no effect {when}", f"leave --{field.name} out, or change what it goes with")

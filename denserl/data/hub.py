@@ -1,0 +1,40 @@
+"""Names on the Hugging Face hub, and whether the hub can be reached at all.
+
+What is fetched there, and how, is the business of those who ask.
+"""
+
+import functools
+import logging
+import re
+import socket
+import urllib.request
+from urllib.parse import urlsplit
+
+import datasets
+from huggingface_hub import constants
+
+log = logging.getLogger(__name__)
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_SECONDS = 5
+
+
+@functools.cache
+def go_offline_if_unreachable() -> None:
+    """Where the hub cannot be reached, let the libraries use only what is stored: they would retry for half a minute."""
+    if constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT):
+        return
+    log.warning("%s cannot be reached; only what was fetched before is used", constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
+def _answers(url: str) -> bool:
+    # What a proxy lets through cannot be told from here.
+    if urllib.request.getproxies():
+        return True
+    place = urlsplit(url)
+    try:
+        socket.create_connection((place.hostname, place.port or 443), timeout=_SECONDS).close()
+    except OSError:
+        return False
+    return True

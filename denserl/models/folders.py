@@ -1,0 +1,88 @@
+"""Model folders: what is looked at before a library loads one, and what is said when it could not.
+
+Loading itself, and what the weights must be, is in loading.py.
+"""
+
+import json
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+
+from denserl.data.hub import HUB_NAME, go_offline_if_unreachable
+from denserl.errors import UserError
+
+# Settings that are read where they are there; a model cannot do without its first.
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "config.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# What the libraries raise on a folder of which they cannot make a tokenizer or a model.
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, ArithmeticError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
+
+
+def check_source(path: str, files: tuple[str, ...]) -> None:
+    """UserError unless `path` is a hub name, or a folder in which those of the files that are there are JSON objects."""
+    folder = Path(path)
+    if path and folder.is_dir():
+        for name in files:
+            _check_settings(folder / name, needed=name == MODEL_FILES[0] == files[0])
+    elif path and folder.exists():
+        raise UserError(f"{path} is a file; expected a model folder or a hub name", "give the folder that holds config.json")
+    elif HUB_NAME.fullmatch(path):
+        go_offline_if_unreachable()
+    else:
+        raise UserError(
+            f"there is no model folder {path!r}; expected one, or a hub name (user/model)", "give the path of a model folder"
+        )
+
+
+def not_loaded(path: str, is_tokenizer: bool, error: Exception) -> UserError:
+    """The UserError for what the library said when it was to load a tokenizer or a model, clearer where the folder tells."""
+    folder, kind = Path(path), "a tokenizer" if is_tokenizer else "a model"
+    found = f"{path}: could not load {kind}: {' '.join(str(error).split())[:400] or type(error).__name__}"
+    fix = "give the path of a model folder (config.json, model.safetensors, tokenizer.json) or a hub name"
+    pickled = _matching(folder, _PICKLES)
+    if "trust_remote_code" in str(error):
+        found = f"{path} brings Python code of its own, which is not run unless it is trusted"
+        fix = "read that code; if you trust it, add --trust_remote_code"
+    elif isinstance(error, ImportError):
+        fix = "install what is missing, e.g. pip install 'denserl[flash]' for --attention flash_attention_2"
+    elif isinstance(error, SafetensorError) and folder.is_dir():
+        damaged = ", ".join(file.name for file in _matching(folder, ["*.safetensors"]) if not _opens(file))
+        found, fix = f"{path}: {damaged} is damaged or half written ({error})", "fetch or save the model again"
+    elif is_tokenizer and folder.is_dir() and not _matching(folder, _VOCABULARIES):
+        found = f"{path} holds no tokenizer (tokenizer.json, tokenizer_config.json, chat_template.jinja)"
+        fix = f"save it beside the model: tokenizer.save_pretrained({path!r})"
+    elif not is_tokenizer and pickled and not _matching(folder, ["*.safetensors"]):
+        found = f"{path} holds pickled weights ({pickled[0].name}), which can run code when they are read, and no safetensors"
+        fix = f"where you trust the file, load the model with transformers and save it anew: model.save_pretrained({path!r})"
+    return UserError(found, fix)
+
+
+def _check_settings(file: Path, needed: bool) -> None:
+    if not needed and not file.exists():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}", f"give a model folder; {file.parent} is none") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON ({error})", "fetch or save the model again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a {type(content).__name__}; expected an object", "fetch or save the model again")
+
+
+def _matching(folder: Path, patterns) -> list[Path]:
+    return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+
+
+def _opens(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except SafetensorError:
+        return False

@@ -1,0 +1,78 @@
+"""Options that would be ignored are refused; defaults, and what has an effect, are not. The rest is in tests/bad_input."""
+
+import dataclasses
+import importlib
+
+import pytest
+
+from denserl.cli.common import parse
+from denserl.cli.effects import EFFECTS, check_effects, normalizer_kind
+from denserl.cli.main import COMMANDS
+from denserl.errors import UserError
+
+OPTIONS = {name: importlib.import_module(f"denserl.cli.{name.replace('-', '_')}").Options for name in COMMANDS}
+NEEDED = {
+    "train-sft": "--model m --data d.jsonl --output_dir o",
+    "train-rm": "--model m --data d.jsonl --output_dir o",
+    "fit-normalizer": "--reward_model m --data d.jsonl --dataset_tag t",
+    "train-ppo": "--model m --reward_model r --data d.jsonl --output_dir o",
+    "new-model": "--data d.jsonl --output_dir o",
+}
+
+
+def parsed(command: str, flags: str = ""):
+    return parse(OPTIONS[command], command, [*NEEDED.get(command, "").split(), *flags.split()])
+
+
+def test_every_entry_is_of_an_option_that_some_command_has():
+    assert set(EFFECTS) <= {field.name for options in OPTIONS.values() for field in dataclasses.fields(options)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults_pass(command):
+    check_effects(parsed(command))
+
+
+@pytest.mark.parametrize(
+    "command, flags",
+    [
+        ("train-rm", "--lora_rank 4 --lora_alpha 16 --lora_targets q_proj --lora_dropout 0.1"),
+        ("train-rm", "--offload_optimizer --zero_stage 2"),
+        ("train-rm", "--eval_size 10 --eval_steps 5"),
+        ("train-rm", "--eval_data some/dataset --eval_split validation --eval_steps 5"),
+        ("train-rm", "--data some/dataset --split validation"),
+        ("train-sft", "--eval_data e.jsonl --eval_steps 5"),
+        ("train-sft", "--eval_steps 0"),
+        ("fit-normalizer", "--params p.json"),
+        ("train-ppo", "--kl_target 1 --kl_horizon 5"),
+        ("train-ppo", "--ptx_data t.txt --ptx_coef 0.5"),
+        ("train-ppo", "--ptx_data some/dataset --split validation"),
+        ("train-ppo", "--penalise_unfinished --penalty 1"),
+        ("train-ppo", "--penalise_longer_than 10 --penalty 1"),
+        ("train-ppo", "--assignment segment_last_logsumexp --tau 2"),
+        ("train-ppo", "--normalizer scalar --reward_mean 1 --reward_std 2"),
+        ("train-ppo", "--reward_level bandit --reward_mean 1 --reward_std 2"),
+        ("train-ppo", "--reward_level bandit --normalizer location --fit_tag t --params p.json"),
+        ("train-ppo", "--eval_prompts e.jsonl --eval_limit 3 --eval_every 1 --true_reward a:b"),
+        ("train-ppo", "--episodes 3"),
+    ],
+)
+def test_what_has_an_effect_passes(command, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").touch()
+    parsed(command, flags)
+
+
+def test_a_file_has_no_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").touch()
+    with pytest.raises(UserError, match="--split validation has no effect on files"):
+        parsed("train-rm", "--split validation")
+
+
+@pytest.mark.parametrize(
+    "level, given, kind",
+    [("segment", None, "location"), ("token", None, "location"), ("bandit", None, "scalar"), ("bandit", "none", "none")],
+)
+def test_the_normaliser_of_a_level(level, given, kind):
+    assert normalizer_kind(level, given) == kind

@@ -1,0 +1,62 @@
+"""Whether the hub can be reached is found out once and quickly; where it cannot, only what is stored is used."""
+
+import socket
+
+import datasets
+import pytest
+from huggingface_hub import constants
+
+from denserl.data import hub
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Lets the hub answer or not, with both libraries on line at first and after the test as they were."""
+    for settings in (constants, datasets.config):
+        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+    hub.go_offline_if_unreachable.cache_clear()
+
+    def let(answer: bool) -> list[str]:
+        asked = []
+        monkeypatch.setattr(hub, "_answers", lambda url: asked.append(url) or answer)
+        return asked
+
+    yield let
+    hub.go_offline_if_unreachable.cache_clear()
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_libraries_go_offline_where_the_hub_does_not_answer(answers, answer):
+    asked = answers(answer)
+    hub.go_offline_if_unreachable()
+    hub.go_offline_if_unreachable()
+    assert asked == [constants.ENDPOINT]
+    assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (not answer, not answer)
+
+
+def test_who_is_offline_by_choice_asks_nothing(answers, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = answers(True)
+    hub.go_offline_if_unreachable()
+    assert not asked
+
+
+def test_a_host_answers_when_its_port_is_open(monkeypatch):
+    monkeypatch.setattr(hub.urllib.request, "getproxies", dict)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert not hub._answers(url)
+        server.listen()
+        assert hub._answers(url)
+    assert not hub._answers(url)
+
+
+def test_behind_a_proxy_the_libraries_find_out(monkeypatch):
+    monkeypatch.setattr(hub.urllib.request, "getproxies", lambda: {"https": "http://proxy"})
+    assert hub._answers("https://nowhere.invalid")
+
+
+@pytest.mark.parametrize("name, is_one", [("gpt2", True), ("user/a-b_c.1", True), ("a/b/c", False), ("/a", False), ("", False)])
+def test_names_on_the_hub(name, is_one):
+    assert bool(hub.HUB_NAME.fullmatch(name)) is is_one
