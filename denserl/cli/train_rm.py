@@ -46,15 +46,27 @@ class Options(TrainingOptions):
 
 def run(options: Options) -> dict[str, float]:
     """Returns the evaluation metrics of the model that was saved."""
-    from denserl.cli.training import add_callbacks, checkpoint_to_resume, prepare_model, save_trained, start, training_arguments
+    from denserl.cli.training import (
+        checkpoint_to_resume,
+        prepare_model,
+        run_settings,
+        save_trained,
+        start,
+        train,
+        training_arguments,
+    )
     from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
     from denserl.rewards.rm_trainer import RewardTrainer
 
     threshold = level_threshold(options.reward_level, options.entropy_threshold)
     device, dtype = start(options)
+    checkpoint = checkpoint_to_resume(options)
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
-    train, held_out = _pairs(options, tokenizer, device, dtype)
-    args = training_arguments(options, device, dtype, len(train))
+    pairs, held_out = _pairs(options, tokenizer, device, dtype)
+    args = training_arguments(options, device, dtype)
+    # Entropies follow from weights and ids.
+    ids = pairs.remove_columns([name for name in pairs.column_names if name.endswith("_entropy")])
+    settings = run_settings(options, dtype, checkpoint, models=["model"], data=ids)
     model = new_reward_model(options.model, dtype, options.seed, **options.model_source())
     match_embeddings(model, tokenizer)
     model.config.segment_reward = {
@@ -67,7 +79,7 @@ def run(options: Options) -> dict[str, float]:
     trainer = RewardTrainer(
         model=prepare_model(model, options, "SEQ_CLS"),
         args=args,
-        train_dataset=train,
+        train_dataset=pairs,
         eval_dataset=held_out,
         processing_class=tokenizer,
         threshold=threshold,
@@ -78,8 +90,7 @@ def run(options: Options) -> dict[str, float]:
         eval_tokens=options.score_tokens,
         pad_id=tokenizer.pad_token_id,
     )
-    add_callbacks(trainer, options)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(options))
+    train(trainer, options, settings, checkpoint)
     metrics = trainer.evaluate()
     model.config.mean, model.config.std = metrics["eval_score_mean"], metrics["eval_score_std"]
     save_trained(trainer, options.output_dir)

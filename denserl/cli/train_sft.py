@@ -21,44 +21,51 @@ class Options(TrainingOptions):
 
 
 def run(options: Options) -> dict[str, float]:
-    """Returns the metrics of the training."""
-    from transformers import Trainer
-
-    from denserl.cli.training import add_callbacks, checkpoint_to_resume, prepare_model, save_trained, start, training_arguments
+    """Returns the evaluation metrics of the model that was saved, if there are rows to evaluate it on."""
+    from denserl.cli.training import (
+        checkpoint_to_resume,
+        prepare_model,
+        run_settings,
+        save_trained,
+        start,
+        train,
+        training_arguments,
+    )
     from denserl.data.batching import DemonstrationCollator
     from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
     from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
+    from denserl.supervised import LanguageModelTrainer
 
     if not options.eval_data:
         options.eval_steps = 0
     device, dtype = start(options)
+    checkpoint = checkpoint_to_resume(options)
     tokenizer = load_tokenizer(options.model, **options.tokenizer_source())
 
     def rows(**source):
         demonstrations = load_demonstrations(**source, seed=options.seed)
         return tokenize_demonstrations(demonstrations, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
 
-    train = rows(**options.source())
-    held_out = None
+    demonstrations, held_out = rows(**options.source()), None
     if options.eval_data:
         held_out = rows(sources=options.eval_data, split=options.eval_split, on_bad_row=options.on_bad_row)
-    args = training_arguments(options, device, dtype, len(train))
+    args = training_arguments(options, device, dtype)
+    settings = run_settings(options, dtype, checkpoint, models=["model"], data=demonstrations)
     model = load_policy(options.model, dtype, **options.model_source())
     match_embeddings(model, tokenizer)
-    trainer = Trainer(
+    trainer = LanguageModelTrainer(
         model=prepare_model(model, options, "CAUSAL_LM"),
         args=args,
-        train_dataset=train,
+        train_dataset=demonstrations,
         eval_dataset=held_out,
         data_collator=DemonstrationCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
+        eval_tokens=options.micro_batch_size * options.max_length,
     )
-    add_callbacks(trainer, options)
-    metrics = trainer.train(resume_from_checkpoint=checkpoint_to_resume(options)).metrics
-    if held_out is not None:
-        metrics = {**metrics, **trainer.evaluate()}
+    train(trainer, options, settings, checkpoint)
+    metrics = trainer.evaluate() if held_out is not None else {}
     save_trained(trainer, options.output_dir)
-    log.info("%s: training loss %.3f over %d rows", options.output_dir, metrics["train_loss"], len(train))
+    log.info("%s: trained for %d steps on %d rows", options.output_dir, trainer.state.global_step, len(demonstrations))
     return metrics
 
 

@@ -1,20 +1,32 @@
-"""What train-sft and train-rm share: the start of a run, its TrainingArguments, LoRA, and writing the trained model."""
+"""What the training commands share: the start of a run, what it resumes, TrainingArguments, LoRA, writing the trained model."""
 
+import dataclasses
+import json
 import logging
 import warnings
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from denserl import distributed
 from denserl.cli.common import OptimisationOptions, RunOptions, TrainingOptions, make_folder, quiet_libraries, require
+from denserl.data.entropies import file_fingerprint, rows_fingerprint
 from denserl.errors import UserError
-from denserl.trainer.engine import clip_in_step, deepspeed_config, init_distributed, pick_device, whole_parameters
-from denserl.trainer.trackers import MetricsFileCallback, ProgressLine, check_trackers
+from denserl.models.loading import local_folder
+from denserl.trainer.checkpoint import check_settings, has_checkpoints, newest_checkpoint, read_state
+from denserl.trainer.engine import deepspeed_config, init_distributed, pick_device, whole_parameters
+from denserl.trainer.trackers import ProgressLine, check_trackers
 
 log = logging.getLogger(__name__)
+
+# Options that may change when a run is resumed: they change nothing that is learned, at most its rounding. Weights and rows
+# are compared by content instead of by path, and the precision as it is resolved.
+HARMLESS = frozenset(
+    "output_dir resume report_to cache_dir device dtype model reward_model data eval_data eval_split eval_prompts eval_limit "
+    "eval_steps eval_every save_steps save_every save_total_limit keep_checkpoints keep logging_steps samples_logged "
+    "true_reward micro_batch_size score_tokens sample_batch_size gradient_checkpointing max_skipped_steps".split()
+)
 
 
 def start(options: RunOptions) -> tuple[torch.device, str]:
@@ -35,15 +47,63 @@ def start(options: RunOptions) -> tuple[torch.device, str]:
     return device, dtype
 
 
-def training_arguments(options: TrainingOptions, device: torch.device, dtype: str, rows: int) -> TrainingArguments:
+def checkpoint_to_resume(options: OptimisationOptions) -> Path | None:
+    """The newest whole checkpoint of the output folder, when resuming is asked for.
+
+    Raises:
+        UserError: there is none, or there are some and resuming was not asked for.
+    """
+    folder = Path(options.output_dir) / "checkpoints"
+    if not options.resume:
+        require(
+            not has_checkpoints(folder),
+            f"--output_dir {options.output_dir} holds checkpoints of an earlier run",
+            "add --resume to go on from the newest, or give another --output_dir",
+        )
+        return None
+    newest = newest_checkpoint(folder)
+    require(newest is not None, f"--resume: {options.output_dir} holds no checkpoint", "leave --resume out to start anew")
+    log.info("going on from %s", newest)
+    return newest
+
+
+def run_settings(
+    options: OptimisationOptions,
+    dtype: str,
+    checkpoint: Path | None,
+    *,
+    models: list[str],
+    others: dict | None = None,
+    **rows,
+) -> dict:
+    """What checkpoints remember of a run: options, ranks, precision, fingerprints of weights and of data. Collective.
+
+    Args:
+        checkpoint: the one to resume from, whose settings must agree with these in all but HARMLESS.
+        models: names of the options that name models.
+        others: further settings, name -> value.
+        rows: name -> tokenised data that is trained on.
+
+    Raises:
+        UserError: a setting that is not harmless has changed.
+    """
+    settings = {**dataclasses.asdict(options), "ranks": distributed.world_size(), "precision": dtype, **(others or {})}
+    contents = None
+    if distributed.rank() == 0:
+        folders = {name: local_folder(settings[name]) for name in models}
+        contents = {f"weights of {name}": file_fingerprint(folder, dtype)[:16] for name, folder in folders.items()}
+        contents |= {f"content of {name}": rows_fingerprint(part)[:16] for name, part in rows.items()}
+    # As JSON has it, so that it equals what is read back from a checkpoint.
+    settings = json.loads(json.dumps(settings | distributed.gather_objects(contents)[0]))
+    if checkpoint is not None:
+        check_settings(read_state(checkpoint)["settings"], settings, HARMLESS, checkpoint)
+    return settings
+
+
+def training_arguments(options: TrainingOptions, device: torch.device, dtype: str) -> TrainingArguments:
     """The options as transformers.TrainingArguments, DeepSpeed included. UserError for sizes that do not fit together."""
     accumulation = accumulation_steps(options)
-    require(
-        rows >= options.micro_batch_size * distributed.world_size(),
-        f"{rows} training rows for {distributed.world_size()} ranks of --micro_batch_size {options.micro_batch_size}",
-        "give more data or a smaller --micro_batch_size",
-    )
-    evaluates, saves, best = options.eval_steps > 0, options.save_steps > 0, options.keep == "best"
+    evaluates, saves = options.eval_steps > 0, options.save_steps > 0
     engine = deepspeed_config(
         zero_stage=options.zero_stage,
         dtype=dtype,
@@ -72,13 +132,11 @@ def training_arguments(options: TrainingOptions, device: torch.device, dtype: st
         seed=options.seed,
         data_seed=options.seed,
         logging_steps=options.logging_steps,
+        logging_nan_inf_filter=False,
         save_strategy="steps" if saves else "no",
         save_steps=options.save_steps or 1,
-        save_total_limit=options.save_total_limit,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=options.eval_steps or None,
-        load_best_model_at_end=best,
-        metric_for_best_model="eval_loss" if best else None,
         report_to=options.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
@@ -104,8 +162,13 @@ def prepare_model(model, options, task: str):
         target_modules=options.lora_targets or "all-linear",
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
-    # Adapters keep the model's precision: DeepSpeed wants one for all.
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    try:
+        # Adapters keep the model's precision: DeepSpeed wants one for all.
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        modules = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        found = f"--lora_targets {options.lora_targets}: {error}; the model's linear layers are {', '.join(sorted(modules))}"
+        raise UserError(found, "name some of them, or leave --lora_targets out for all") from error
 
 
 def accumulation_steps(options: TrainingOptions) -> int:
@@ -125,34 +188,15 @@ def accumulation_steps(options: TrainingOptions) -> int:
     return options.batch_size // per_forward
 
 
-class ClipInStep(TrainerCallback):
-    """Clips in the optimiser's step where DeepSpeed would not keep the gradient norm for the log."""
+def train(trainer, options: TrainingOptions, settings: dict, checkpoint: Path | None) -> None:
+    """Run a SupervisedTrainer with the command's options, from the start or from a checkpoint (see `run_training`)."""
+    from denserl.trainer.supervised_run import OutputFolder, run_training
 
-    def __init__(self, max_grad_norm: float):
-        self.max_grad_norm = max_grad_norm
-
-    def on_train_begin(self, args, state, control, optimizer=None, **kw):
-        clip_in_step(optimizer.optimizer, self.max_grad_norm)
-
-
-def add_callbacks(trainer, options: TrainingOptions) -> None:
-    """Metrics go to metrics.jsonl and into the progress bar, instead of a printed dictionary at every log."""
-    if not trainer.args.max_grad_norm:
-        trainer.add_callback(ClipInStep(options.max_grad_norm))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLine)
-    trainer.add_callback(MetricsFileCallback(Path(options.output_dir)))
-
-
-def checkpoint_to_resume(options: TrainingOptions) -> str | None:
-    """The newest checkpoint of the output folder, when resuming is asked for. UserError when there is none."""
-    if not options.resume:
-        return None
-    checkpoint = get_last_checkpoint(options.output_dir)
-    require(checkpoint is not None, f"--resume: {options.output_dir} holds no checkpoint", "leave --resume out to start anew")
-    log.info("going on from %s", checkpoint)
-    return checkpoint
+    folder = OutputFolder(Path(options.output_dir), settings, options.save_total_limit, options.keep == "best")
+    run_training(trainer, folder, checkpoint, options.max_grad_norm, options.max_skipped_steps)
 
 
 def save_trained(trainer, output_dir: str) -> None:
@@ -161,8 +205,10 @@ def save_trained(trainer, output_dir: str) -> None:
         trainer.processing_class.save_pretrained(output_dir)
     if not hasattr(trainer.model, "merge_and_unload"):
         trainer.save_model(output_dir)
-        return
-    with whole_parameters(trainer.model):
-        if trainer.args.should_save:
-            trainer.model.save_pretrained(str(Path(output_dir) / "adapter"))
-            trainer.model.merge_and_unload().save_pretrained(output_dir)
+    else:
+        with whole_parameters(trainer.model):
+            if trainer.args.should_save:
+                trainer.model.save_pretrained(str(Path(output_dir) / "adapter"))
+                trainer.model.merge_and_unload().save_pretrained(output_dir)
+    # A launcher ends all ranks when one fails: none may leave before everything is written.
+    distributed.barrier()

@@ -1,14 +1,17 @@
-"""The reward-model trainer: transformers.Trainer with segment scores, the Bradley-Terry loss and exact pair evaluation."""
+"""The reward-model trainer: segment scores, the Bradley-Terry loss, and the metrics of pairs.
+
+Optimiser steps, averages, evaluation and logs are those of every supervised training (denserl/supervised.py).
+"""
 
 import torch
 from torch import Tensor
-from transformers import Trainer
 
-from denserl import distributed
-from denserl.data.batching import ResponseBatch, pad_responses, pad_rows, rank_batches
+from denserl.data.batching import ResponseBatch, pad_responses, pad_rows
 from denserl.data.entropies import SIDES
-from denserl.rewards.objectives import bradley_terry
+from denserl.rewards.objectives import pair_losses
 from denserl.rewards.scoring import pair_metrics, pair_sums, score_responses
+from denserl.segmentation import Segments
+from denserl.supervised import SupervisedTrainer
 
 
 class PairCollator:
@@ -26,13 +29,12 @@ class PairCollator:
         return {**batch._asdict(), "entropy": entropy, "margin": margin}
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(SupervisedTrainer):
     """Trains `AutoModelForSequenceClassification(num_labels=1)` on preferences (spec dense-rlhf, section 3).
 
-    Args beyond those of `Trainer`:
+    Args beyond those of `SupervisedTrainer`:
         threshold: entropy threshold in nats. agg_func: how segment scores make a sequence score.
         use_margin, label_smoothing, centring: options of the Bradley-Terry loss.
-        eval_tokens: padded tokens per evaluation batch.
     """
 
     def __init__(
@@ -43,68 +45,28 @@ class RewardTrainer(Trainer):
         use_margin: bool = False,
         label_smoothing: float = 0.0,
         centring: float = 0.0,
-        eval_tokens: int = 16384,
         pad_id: int,
         **kw,
     ):
         super().__init__(data_collator=PairCollator(pad_id), **kw)
-        self.threshold, self.agg_func, self.eval_tokens = threshold, agg_func, eval_tokens
+        self.threshold, self.agg_func = threshold, agg_func
         self.use_margin, self.label_smoothing, self.centring = use_margin, label_smoothing, centring
-        self._sums: dict[str, Tensor] = {}
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        scores, sums = self._score(model, inputs)
-        margin = inputs["margin"] if self.use_margin else None
-        loss = bradley_terry(*scores.chunk(2), margin, self.label_smoothing, self.centring)
-        self._sums = add_sums(self._sums, sums)
-        return (loss, {"scores": scores.detach()}) if return_outputs else loss
+    def count(self, batch):
+        return batch["counted"].sum()
 
-    def log(self, logs: dict[str, float], *args, **kw) -> None:
-        """Adds the metrics of the pairs seen since the last log, over all ranks, to the training logs."""
-        if "loss" in logs and self._sums:
-            logs = {**logs, **pair_metrics(sum_over_ranks(self._sums))}
-            self._sums = {}
-        super().log(logs, *args, **kw)
+    def sums(self, model, batch):
+        responses, counted = ResponseBatch(*(batch[field] for field in ResponseBatch._fields)), batch["counted"]
+        scores, segments = score_responses(model, responses, batch["entropy"], self.threshold, self.agg_func)
+        lengths, both = responses.response_mask.sum(1), counted.repeat(2)
+        scores, lengths, segments = scores[both], lengths[both], Segments(*(x[both] for x in segments))
+        margin = batch["margin"][counted] if self.use_margin else None
+        losses = pair_losses(*scores.chunk(2), margin, self.label_smoothing, self.centring)
+        return {"loss": losses.sum(), **pair_sums(scores, segments, lengths)}
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss and metrics over all pairs, each counted once on any number of ranks."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        lengths = [
-            2 * (len(p) + max(len(c), len(r)))
-            for p, c, r in zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-        ]
-        model = self.model_wrapped
-        model.eval()
-        total: dict[str, Tensor] = {}
-        for rows, counted in rank_batches(lengths, self.eval_tokens):
-            inputs = self._prepare_inputs(self.data_collator([dataset[i] for i in rows]))
-            with torch.no_grad():
-                scores, sums = self._score(model, inputs)
-                margin = inputs["margin"] if self.use_margin else None
-                loss = bradley_terry(*scores.chunk(2), margin, self.label_smoothing, self.centring)
-            sums["loss"] = loss.double() * len(rows)
-            if counted:
-                total = add_sums(total, sums)
-            elif not total:
-                total = {key: torch.zeros_like(value) for key, value in sums.items()}
-        summed = sum_over_ranks(total)
-        metrics = {"loss": summed["loss"] / max(summed["pairs"], 1.0), **pair_metrics(summed)}
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def metrics(self, sums):
+        return pair_metrics(sums)
 
-    def _score(self, model, inputs) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = ResponseBatch(*(inputs[field] for field in ResponseBatch._fields))
-        scores, segments = score_responses(model, batch, inputs["entropy"], self.threshold, self.agg_func)
-        return scores, pair_sums(scores, segments, batch.response_mask.sum(1))
-
-
-def add_sums(total: dict[str, Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: total[key] + value if total else value for key, value in sums.items()}
-
-
-def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
-    """One reduction for all sums; the same dictionary of numbers on every rank."""
-    packed = distributed.all_sum(torch.stack(list(sums.values())))
-    return dict(zip(sums, packed.tolist(), strict=True))
+    def lengths(self, rows):
+        columns = (rows["prompt_ids"], *(rows[f"{side}_ids"] for side in SIDES))
+        return [2 * (len(prompt) + max(map(len, sides))) for prompt, *sides in zip(*columns, strict=True)]

@@ -111,6 +111,7 @@ def is_disk_full(error: BaseException) -> bool:
         "Disk quota exceeded",
         "os error 122",
         "PytorchStreamWriter failed writing",
+        "iostream error",
     )
     while error is not None:
         if any(word in str(error) for word in words):
