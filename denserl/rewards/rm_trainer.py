@@ -10,7 +10,6 @@ from denserl.data.batching import ResponseBatch, pad_responses, pad_rows
 from denserl.data.entropies import SIDES
 from denserl.rewards.objectives import pair_losses
 from denserl.rewards.scoring import pair_metrics, pair_sums, score_responses
-from denserl.segmentation import Segments
 from denserl.supervised import SupervisedTrainer
 
 
@@ -58,11 +57,10 @@ class RewardTrainer(SupervisedTrainer):
     def sums(self, model, batch):
         responses, counted = ResponseBatch(*(batch[field] for field in ResponseBatch._fields)), batch["counted"]
         scores, segments = score_responses(model, responses, batch["entropy"], self.threshold, self.agg_func)
-        lengths, both = responses.response_mask.sum(1), counted.repeat(2)
-        scores, lengths, segments = scores[both], lengths[both], Segments(*(x[both] for x in segments))
-        margin = batch["margin"][counted] if self.use_margin else None
+        margin = batch["margin"] if self.use_margin else None
         losses = pair_losses(*scores.chunk(2), margin, self.label_smoothing, self.centring)
-        return {"loss": losses.sum(), **pair_sums(scores, segments, lengths)}
+        lengths = responses.response_mask.sum(1)
+        return {"loss": torch.where(counted, losses, 0.0).sum(), **pair_sums(scores, segments, lengths, counted)}
 
     def metrics(self, sums):
         return pair_metrics(sums)

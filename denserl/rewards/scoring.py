@@ -24,27 +24,31 @@ def score_responses(
     return aggregate(rewards, segments.counts, agg_func), segments
 
 
-def pair_sums(scores: Tensor, segments: Segments, lengths: Tensor) -> dict[str, Tensor]:
+def pair_sums(scores: Tensor, segments: Segments, lengths: Tensor, counted: Tensor | None = None) -> dict[str, Tensor]:
     """What the metrics of pairs are made of, as sums over pairs (0-d, fp64, no gradient), so that batches and ranks add up.
 
     Args:
         scores, lengths: (2B,) sequence scores and response lengths in tokens; the chosen ones first, then the rejected.
         segments: of the same 2B responses.
+        counted: (B,) bool, the pairs to sum over; default all.
     """
     scores, lengths = scores.detach().double(), lengths.double()
     (chosen, rejected), (long, short) = scores.chunk(2), lengths.chunk(2)
+    # A product, not a selection, whose size the host would have to wait for.
+    pair = torch.ones_like(chosen) if counted is None else counted.double()
+    response = pair.repeat(2)
     return {
-        "pairs": torch.tensor(len(chosen), dtype=torch.float64, device=scores.device),
-        "correct": _wins(chosen, rejected),
-        "longer_correct": _wins(long, short),
-        "chosen": chosen.sum(),
-        "rejected": rejected.sum(),
-        "segments": segments.counts.sum().double(),
-        "segment_tokens": segments.lengths.sum().double(),
-        "tokens": lengths.sum(),
-        "score_square": (scores**2).sum(),
-        "length_square": (lengths**2).sum(),
-        "score_length": (scores * lengths).sum(),
+        "pairs": pair.sum(),
+        "correct": (_wins(chosen, rejected) * pair).sum(),
+        "longer_correct": (_wins(long, short) * pair).sum(),
+        "chosen": (chosen * pair).sum(),
+        "rejected": (rejected * pair).sum(),
+        "segments": (segments.counts * response).sum(),
+        "segment_tokens": (segments.lengths.sum(1) * response).sum(),
+        "tokens": (lengths * response).sum(),
+        "score_square": (scores**2 * response).sum(),
+        "length_square": (lengths**2 * response).sum(),
+        "score_length": (scores * lengths * response).sum(),
     }
 
 
@@ -77,4 +81,4 @@ def pair_metrics(sums: dict[str, float]) -> dict[str, float]:
 
 
 def _wins(first: Tensor, second: Tensor) -> Tensor:
-    return (first > second).double().sum() + 0.5 * (first == second).double().sum()
+    return (first > second).double() + 0.5 * (first == second).double()

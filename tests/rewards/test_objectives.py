@@ -94,3 +94,12 @@ def test_metrics_are_those_of_a_loop_however_pairs_are_batched(pairs, pieces):
 def test_no_pairs_give_numbers():
     keys = pair_sums(torch.zeros(2), segment_by_entropy(torch.zeros(2, 1), torch.ones(2, 1), 1.0), torch.ones(2))
     assert all(math.isfinite(value) for value in pair_metrics(dict.fromkeys(keys, 0.0)).values())
+
+
+def test_pairs_that_are_not_counted_add_nothing():
+    entropy, mask = torch.tensor([[0.0, 2.0, 0.0]] * 4), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
+    scores, lengths = torch.tensor([0.5, -1.0, 2.0, 0.25]), mask.sum(1)
+    counted = pair_sums(scores, segment_by_entropy(entropy, mask, 1.0), lengths, torch.tensor([False, True]))
+    rows = [1, 3]
+    alone = pair_sums(scores[rows], segment_by_entropy(entropy[rows], mask[rows], 1.0), lengths[rows])
+    assert {key: value.item() for key, value in counted.items()} == {key: value.item() for key, value in alone.items()}
