@@ -1,0 +1,123 @@
+"""Trainings whose rows have unequal lengths and come in numbers that nothing divides."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.conftest import as_argv
+from real_runs import Training, start_server
+from trainer.conftest import World, world  # noqa: F401
+
+WORDS = "the old kettle hums in a small garden while rain falls on stone and boats wait under the quiet bridge".split()
+PAIRS, HELD_OUT, DEMONSTRATIONS = 17, 7, 19
+# What has numbers of its own is switched on. Two passes over 8 responses, one optimiser step each, five times over.
+PPO = {
+    "iterations": 5,
+    "rollout_batch_size": 8,
+    "train_batch_size": 8,
+    "micro_batch_size": 8,
+    "samples_per_prompt": 2,
+    "ppo_epochs": 2,
+    "max_new_tokens": 16,
+    "temperature": 0.9,
+    "kl_coefficient": 0.1,
+    "kl_target": 0.05,
+    "kl_horizon": 100,
+    "kl_estimator": "k2",
+    "ema_decay": 0.8,
+    "eval_every": 2,
+    "warmup_ratio": 0.2,
+    "weight_decay": 0.01,
+}
+# The other average, another way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
+PPO_BY_TOKEN = PPO | {
+    "ppo_epochs": 1,
+    "train_batch_size": 4,
+    "micro_batch_size": 4,
+    "samples_per_prompt": 1,
+    "average": "token_mean",
+    "reward_level": "token",
+    "entropy_threshold": None,
+    "penalise_longer_than": 10,
+    "freeze_actor_steps": 2,
+    "top_p": 0.9,
+    "ema_decay": 0,
+    "kl_target": None,
+    "kl_horizon": None,
+    "kl_estimator": "k3",
+}
+# Ten steps: two passes of five, the last of which takes one pair, so that a second rank has nothing of it.
+SUPERVISED = {
+    "batch_size": 4,
+    "micro_batch_size": 4,
+    "epochs": 2,
+    "lr": 1e-3,
+    "warmup_ratio": 0.2,
+    "weight_decay": 0.01,
+    "logging_steps": 1,
+    "eval_steps": 3,
+    "save_steps": 0,
+    "max_length": 96,
+}
+RM = {
+    "entropy_threshold": 5.3,
+    "model_type": "tiny",
+    "max_prompt_length": 48,
+    "score_tokens": 200,
+    "use_margin": True,
+    "label_smoothing": 0.1,
+    "centring": 0.01,
+}
+
+
+def sentence(start: int, length: int) -> str:
+    return " ".join(WORDS[(start + i) % len(WORDS)] for i in range(length))
+
+
+def pair(i: int) -> dict:
+    """A pair of preferences; over the rows all of prompt, chosen and rejected vary in length, each by itself."""
+    return {
+        "prompt": sentence(i, 1 + 5 * i % 7),
+        "chosen": sentence(2 * i, 1 + 7 * i % 11),
+        "rejected": sentence(3 * i + 1, 1 + 4 * i % 9),
+        "chosen_rating": 1 + i % 4,
+        "rejected_rating": 1,
+    }
+
+
+def demonstration(i: int) -> dict:
+    turns = ("user", sentence(i, 1 + 5 * i % 7)), ("assistant", sentence(2 * i, 1 + 7 * i % 11))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
+    """Name -> training of ten optimiser steps, in one process, without ZeRO and without accumulation."""
+    root = tmp_path_factory.mktemp("parity")
+    text = write(root / "text.jsonl", [{"text": sentence(i, 3 + 5 * i % 13)} for i in range(11)])
+    rows = {
+        "pairs": [pair(i) for i in range(PAIRS)],
+        "held-out-pairs": [pair(100 + i) for i in range(HELD_OUT)],
+        "demonstrations": [demonstration(i) for i in range(DEMONSTRATIONS)],
+        "held-out-demonstrations": [demonstration(100 + i) for i in range(HELD_OUT)],
+    }
+    files = {name: write(root / f"{name}.jsonl", found) for name, found in rows.items()}
+
+    def argv(rows: str) -> Callable[..., list[str]]:
+        sources = {"model": world.sft, "data": files[rows], "eval_data": files[f"held-out-{rows}"]}
+        return lambda output, **options: as_argv({**sources, "output_dir": output, **SUPERVISED, **options})
+
+    start_server()
+    held_out = {"eval_prompts": world.prompts}
+    return {
+        "ppo": Training("train_ppo", world.argv, PPO | held_out | {"ptx_data": text}),
+        "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),
+        "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
+        "sft": Training("train_sft", argv("demonstrations"), {}),
+    }

@@ -1,0 +1,53 @@
+"""Scoring and evaluation take every row exactly once on two ranks: what is stored and reported is that of one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from bent import evaluations
+from datasets import load_from_disk
+from faults.conftest import as_argv
+from ranks import call, run
+from real_runs import Training
+from test_parity import METRICS
+
+LENGTHS = {"max_length": 96, "max_prompt_length": 48, "score_tokens": 200}
+
+
+@pytest.fixture(scope="module")
+def fits(world, trainings) -> Training:
+    """The fit of a normaliser to the pairs that the reward model is trained on, an odd number."""
+    argv = trainings["rm"].arguments(world.root)
+    data = argv[argv.index("--data") + 1]
+    options = {"reward_model": world.reward_model, "data": data, "dataset_tag": "odd", **LENGTHS}
+    return Training("fit_normalizer", lambda output, **more: as_argv({**options, "output_dir": output, **more}), {})
+
+
+def entropies(cache: Path) -> dict[str, list[list[float]]]:
+    """The one table of entropies that a cache folder holds."""
+    (stored,) = cache.glob("entropies-*")
+    return load_from_disk(str(stored)).to_dict()
+
+
+def test_a_fit_on_two_ranks_is_that_of_one(fits, tmp_path):
+    found = {}
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        run(fits, folder, ranks, params=tmp_path / f"{ranks}.json", cache_dir=tmp_path / f"cache-{ranks}")
+        (record,) = json.loads((tmp_path / f"{ranks}.fits.json").read_text()).values()
+        found[ranks] = record, entropies(tmp_path / f"cache-{ranks}")
+    (one, stored), (two, stored_by_two) = found[1], found[2]
+    assert (two["pairs"], two["segments"], two["groups"]) == (one["pairs"], one["segments"], one["groups"])
+    assert two["constants"] == pytest.approx(one["constants"], rel=1e-6)
+    assert one["pairs"] % 2 == 1
+    for side, rows in stored.items():
+        assert [pytest.approx(row, abs=METRICS) for row in rows] == stored_by_two[side]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_evaluations_on_several_ranks_are_those_of_one(ranks, trainings, tmp_path):
+    """Of fewer rows than ranks, of numbers that nothing divides, and of more batches than ranks."""
+    counts = [1, 2, 3, 5, 13]
+    (alone,) = call(evaluations, counts, tmp_path, folder=tmp_path, ranks=1)
+    for found in call(evaluations, counts, tmp_path, folder=tmp_path, ranks=ranks):
+        assert found == [pytest.approx(metrics, rel=METRICS, abs=METRICS) for metrics in alone]

@@ -1,0 +1,60 @@
+"""ZeRO-3 on two ranks that have different amounts of work: no rank waits for ever, and the numbers are those of one process.
+
+Every run ends within a time limit or is killed. DeepSpeed keeps small parameters whole; here each is gathered at every use.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from bent import count_gathers, each, gather_every_parameter, small_chunks, uneven_responses
+from ranks import deviations, run
+from test_parity import METRICS, WEIGHTS
+
+
+def same_numbers(one, other) -> None:
+    found = deviations(one, other)
+    assert not {key: value for key, value in found.items() if value > (WEIGHTS if key.endswith(".safetensors") else METRICS)}
+
+
+def test_one_rank_has_long_responses_and_the_other_ends_at_once(trainings, world, tmp_path):
+    """Different numbers of positions, and of chunks of them; gradient checkpointing; one held-out prompt for two ranks."""
+    (tmp_path / "one.jsonl").write_text(world.prompts.read_text().splitlines()[0])
+    options = {
+        "micro_batch_size": 4,
+        "iterations": 2,
+        "max_new_tokens": 24,
+        "gradient_checkpointing": True,
+        "eval_prompts": tmp_path / "one.jsonl",
+        "eval_every": 1,
+    }
+    one = run(trainings["ppo"], tmp_path / "one", before=uneven_responses, **options)
+    bent = partial(each, uneven_responses, small_chunks, gather_every_parameter)
+    two = run(trainings["ppo"], tmp_path / "two", ranks=2, before=bent, zero_stage=3, **options)
+    same_numbers(one, two)
+    lengths = [json.loads(line)["response_length"] for line in (one / "metrics.jsonl").read_text().splitlines()[1:]]
+    assert lengths == [(24 + 1) / 2] * 2
+
+
+def test_weights_are_gathered_once_a_rollout_however_long_the_responses(trainings, tmp_path):
+    bent = partial(each, uneven_responses, gather_every_parameter, partial(count_gathers, tmp_path / "notes"))
+    options = {"iterations": 2, "eval_every": 0, "eval_prompts": None, "micro_batch_size": 4, "zero_stage": 3}
+    run(trainings["ppo"], tmp_path / "two", ranks=2, before=bent, **options)
+    long, short = ([json.loads(line) for line in (tmp_path / f"notes.{rank}").read_text().splitlines()] for rank in (0, 1))
+    assert [note["tokens"] for note in long] == [16, 16] and [note["tokens"] for note in short] == [1, 1]
+    # Of the tiny policy: the embeddings, which are tied, nine of its only layer, the last norm.
+    parameters = 1 + 9 + 1
+    assert [(note["copies"], note["gathers"]) for note in long + short] == [(1, parameters)] * 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["rm", "sft"])
+def test_one_held_out_row_for_two_ranks(name, trainings, tmp_path):
+    """And text that one rank has fewer tokens of."""
+    training = trainings[name]
+    rows = Path(training.arguments(tmp_path)[training.arguments(tmp_path).index("--eval_data") + 1])
+    (tmp_path / "one.jsonl").write_text(rows.read_text().splitlines()[0])
+    options = {"epochs": 1, "eval_steps": 1, "eval_data": tmp_path / "one.jsonl"}
+    one = run(training, tmp_path / "one", **options)
+    same_numbers(one, run(training, tmp_path / "two", 2, gather_every_parameter, zero_stage=3, micro_batch_size=2, **options))
