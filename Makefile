@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads must not spin on few cores.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint levels real clean
+.PHONY: demo test faults lint levels real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -15,6 +15,10 @@ test: lint
 lint: .venv/installed
 	$(BIN)/ruff check denserl tests benchmarks
 	$(BIN)/ruff format --check denserl tests benchmarks
+
+# The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.
+faults: .venv/installed
+	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(addprefix tests/,parity faults cluster bad_input fuzz hostile)
 
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4

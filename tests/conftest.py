@@ -21,6 +21,19 @@ settings.register_profile("denserl", deadline=None, derandomize=True, max_exampl
 settings.load_profile("denserl")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--by_kind", action="store_true", help="end with a table of what passed and failed, kind by kind")
+
+
+def pytest_unconfigure(config):
+    """The very last lines, after pytest's own."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if config.getoption("by_kind") and reporter is not None:
+        import kinds
+
+        print("", *kinds.table(reporter.stats), sep="\n")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository, read in place; the test is skipped where it is missing."""

@@ -15,7 +15,7 @@ def shortage(error: Exception, options) -> UserError | None:
     if is_out_of_memory(error):
         return UserError(f"out of memory: {memory_in_use()}", f"try {', or '.join(less_memory(options))}")
     if is_disk_full(error):
-        return UserError(f"no space left on the disk: {error}", "make room, or give another --output_dir")
+        return UserError(f"no space left on the disk: {error}", "make room, then go on with --resume if there is a checkpoint")
     return None
 
 

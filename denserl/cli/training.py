@@ -14,7 +14,7 @@ from denserl.cli.common import OptimisationOptions, RunOptions, TrainingOptions,
 from denserl.data.entropies import file_fingerprint, rows_fingerprint
 from denserl.errors import UserError
 from denserl.models.loading import local_folder
-from denserl.trainer.checkpoint import check_settings, has_checkpoints, newest_checkpoint, read_state
+from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
 from denserl.trainer.engine import deepspeed_config, init_distributed, pick_device, whole_parameters
 from denserl.trainer.trackers import ProgressLine, check_trackers
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # Options that may change when a run is resumed: they change nothing that is learned, at most its rounding. Weights and rows
 # are compared by content instead of by path, and the precision as it is resolved.
 HARMLESS = frozenset(
-    "output_dir resume report_to cache_dir device dtype model reward_model data eval_data eval_split eval_prompts eval_limit "
+    "output_dir report_to cache_dir device dtype model reward_model data eval_data eval_split eval_prompts eval_limit "
     "eval_steps eval_every save_steps save_every save_total_limit keep_checkpoints keep logging_steps samples_logged "
     "true_reward micro_batch_size score_tokens sample_batch_size gradient_checkpointing max_skipped_steps".split()
 )
@@ -62,6 +62,7 @@ def checkpoint_to_resume(options: OptimisationOptions) -> Path | None:
         )
         return None
     newest = newest_checkpoint(folder)
+    clear_leftovers(folder)
     require(newest is not None, f"--resume: {options.output_dir} holds no checkpoint", "leave --resume out to start anew")
     log.info("going on from %s", newest)
     return newest
@@ -88,6 +89,8 @@ def run_settings(
         UserError: a setting that is not harmless has changed.
     """
     settings = {**dataclasses.asdict(options), "ranks": distributed.world_size(), "precision": dtype, **(others or {})}
+    # How the command was called this time is no setting of the run.
+    del settings["resume"]
     contents = None
     if distributed.rank() == 0:
         folders = {name: local_folder(settings[name]) for name in models}

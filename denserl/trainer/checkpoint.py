@@ -73,9 +73,8 @@ def aside_folder(folder: Path, name: str) -> Path:
         UserError: a rank does not see it, because its host has another file system there.
     """
     aside = folder / f".{name}.partial"
+    clear_leftovers(folder)
     if distributed.rank() == 0:
-        for left in [*folder.glob(".*.partial"), *folder.glob(".*.dropped")]:
-            shutil.rmtree(left)
         aside.mkdir(parents=True)
     distributed.barrier()
     if not aside.is_dir():
@@ -84,6 +83,13 @@ def aside_folder(folder: Path, name: str) -> Path:
             "give an --output_dir on a file system that all hosts share",
         )
     return aside
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed run left of a checkpoint that it was writing or dropping. By rank 0."""
+    if distributed.rank() == 0:
+        for left in [*folder.glob(".*.partial"), *folder.glob(".*.dropped")]:
+            shutil.rmtree(left)
 
 
 def written_whole(aside: Path, write: Callable[[Path], None]) -> None:

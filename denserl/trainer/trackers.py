@@ -1,6 +1,7 @@
 """Metrics and samples go to JSON-lines files, always; metrics also to trackers such as tensorboard, when asked for."""
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ from transformers import ProgressCallback, TrainerCallback
 
 from denserl import distributed
 from denserl.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SAMPLE_FILES = ("samples", "eval_samples")
 
@@ -21,7 +24,10 @@ class StepFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        os.truncate(path, min(size, self.size))
+        if self.size < size:
+            log.warning("%s has %d bytes, and had %d when the checkpoint was written: rows are missing", path, self.size, size)
+            size = path.read_bytes().rfind(b"\n") + 1
+        os.truncate(path, size)
 
     @property
     def size(self) -> int:

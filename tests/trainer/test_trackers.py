@@ -44,9 +44,12 @@ def test_a_torn_last_line_is_left_out_and_written_over(tmp_path):
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
 
 
-def test_a_file_that_was_lost_starts_anew(tmp_path):
-    StepFile(tmp_path / "metrics.jsonl", 1000).write(3, {"loss": 1.0})
-    assert (tmp_path / "metrics.jsonl").read_bytes()[:1] == b"{"
+@pytest.mark.parametrize("left, kept", [("", []), ('{"step": 1}\n', [1]), ('{"step": 1}\n{"step": 2}\n{"ste', [1, 2])])
+def test_a_file_that_lost_rows_says_so_and_goes_on_after_its_last_whole_one(tmp_path, caplog, left, kept):
+    (tmp_path / "metrics.jsonl").write_text(left)
+    StepFile(tmp_path / "metrics.jsonl", 1000).write(7, {"loss": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [*kept, 7]
+    assert "rows are missing" in caplog.text and "1000" in caplog.text
 
 
 def test_opened_without_a_size_it_starts_anew(tmp_path):

@@ -1,0 +1,3 @@
+"""The tiny trainings that tests/faults uses too."""
+
+from faults.conftest import pairs, trainings, world  # noqa: F401

@@ -1,0 +1,106 @@
+"""Killed by SIGKILL at any moment and resumed until done, a training ends as if nothing had happened, to the bit.
+
+What is compared: weights, Adam moments, schedules and random states in every checkpoint, metrics and samples (without timings).
+"""
+
+import random
+import shutil
+import signal
+import time
+from functools import partial
+
+import pytest
+from on_ranks import ended, start_ranks
+from real_runs import DiesAtFileCall, Training, checkpoints, differences, is_saving
+
+SHORT, LONG = ["ppo-zero0", "rm-zero2"], ["ppo-zero2", "rm-zero0"]
+
+
+def killed_at_a_moment(training: Training, output, moments: random.Random, seconds: float) -> None:
+    """Kill at a random moment of as long as a whole run takes, start-up included."""
+    running = training.start(output)
+    running.process.join(moments.uniform(0, seconds))
+    running.process.kill()
+    running.ended()
+
+
+def killed_in_a_save(training: Training, output, moments: random.Random, seconds: float) -> None:
+    """Kill a moment after a folder for an unfinished checkpoint is there."""
+    began, running = time.time(), training.start(output)
+    if running.wait_until(lambda: is_saving(output, began)):
+        time.sleep(moments.uniform(0, 0.02))
+        running.process.kill()
+    running.ended()
+
+
+def killed_at_a_file_call(training: Training, output, moments: random.Random, seconds: float) -> None:
+    """Kill right before one of the first changes to files."""
+    training.run(output, DiesAtFileCall(moments.randint(1, 60), output))
+
+
+KILLS = [killed_at_a_moment, killed_in_a_save, killed_at_a_file_call]
+
+
+def survives(done, output, kills: int, seed: int) -> None:
+    """Kill a training so many times, then let it go on to its end, and compare with an uninterrupted one."""
+    moments = random.Random(seed)
+    for n in range(kills):
+        KILLS[n % len(KILLS)](done.training, output, moments, done.seconds)
+    code, said = done.training.run(output)
+    assert code == 0, said[-3000:]
+    assert not differences(done.output, output)
+
+
+@pytest.mark.parametrize("name", [*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
+def test_a_training_killed_and_resumed_ends_the_same(name, finished, tmp_path):
+    survives(finished(name), tmp_path / "run", kills=3, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("name", [*SHORT, *LONG])
+def test_a_training_killed_many_times_ends_the_same(name, seed, finished, tmp_path):
+    survives(finished(name), tmp_path / "run", kills=12, seed=seed)
+
+
+# Two checkpoints, of which the first is dropped.
+FEW = {"train_ppo": {"iterations": 2, "keep_checkpoints": 1}, "train_rm": {"epochs": 1, "save_steps": 4, "save_total_limit": 1}}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", SHORT)
+def test_a_kill_before_any_change_to_a_file_is_survived(name, finished, tmp_path):
+    """One after another, until a run gets to its end without being killed; every third one, for time."""
+    training = finished(name).training
+    few, expected = FEW[training.command], tmp_path / "expected"
+    assert training.run(expected, **few).code == 0
+    killed = 0
+    for n in range(1, 1000, 3):
+        output = tmp_path / f"killed-{n}"
+        if training.run(output, DiesAtFileCall(n, output), **few).code == 0:
+            break
+        killed += 1
+        code, said = training.run(output, **few)
+        assert code == 0, f"after a kill at change {n}: {said[-3000:]}"
+        # Where the last save could no more drop its predecessor, that stays; it takes room and does no other harm.
+        for path in (output / "checkpoints").iterdir():
+            if path.is_dir() and path.name != checkpoints(expected)[0].name:
+                shutil.rmtree(path)
+        assert not differences(expected, output), f"after a kill at change {n}"
+    assert killed > 10 and len(checkpoints(expected)) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ppo-zero2", "rm-zero2"])
+def test_when_one_rank_is_killed_no_other_waits_for_ever(name, trainings, tmp_path):
+    training, outputs = trainings[name], [tmp_path / "whole", tmp_path / "killed"]
+    assert ended(start_ranks(training, outputs[0]))[0] == [0, 0]
+    for _ in range(3):
+        began, running = time.time(), start_ranks(training, outputs[1])
+        assert running[1].wait_until(partial(is_saving, outputs[1], began))
+        running[1].process.kill()
+        codes, _ = ended(running)
+        assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None)
+    assert ended(start_ranks(training, outputs[1]))[0] == [0, 0]
+    assert not differences(*outputs)
