@@ -133,8 +133,8 @@ def soak(training: Soaked, options: Options) -> tuple[str, bool]:
     while hits.total() < options.kills:
         began, process = time.time(), training.start(output, log)
         try:
-            # Every life has a start, and together they have about as much training as there is.
-            code = process.wait(moments.uniform(0, start + 2 * seconds / options.kills))
+            # Every life has a start, and together they have three quarters of the training that there is.
+            code = process.wait(moments.uniform(0, start + 1.5 * seconds / options.kills))
             print(f"{training.name} ended with {code} before it was killed {options.kills} times", flush=True)
             break
         except subprocess.TimeoutExpired:
