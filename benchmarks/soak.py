@@ -87,7 +87,7 @@ def reward_model(world: Path, runs: Path) -> Soaked:
         data=world / "preferences_train.jsonl",
         eval_data=world / "preferences_val.jsonl",
         cache_dir=runs / "cache",
-        limit=1600,
+        limit=3200,
         epochs=4,
         batch_size=16,
         micro_batch_size=8,
@@ -97,7 +97,7 @@ def reward_model(world: Path, runs: Path) -> Soaked:
         eval_steps=100,
         device="cpu",
     )
-    return Soaked("train_rm", argv, steps=4 * 1600 // 16)
+    return Soaked("train_rm", argv, steps=4 * 3200 // 16)
 
 
 def policy(world: Path, runs: Path) -> Soaked:

@@ -5,11 +5,12 @@ class UserError(Exception):
     """Something the user can mend; the command exits with status 2.
 
     found: what was found and what was expected. fix: the command or change that mends it.
+    one_rank: other ranks may not have found the same, so that this one must say it.
     """
 
-    def __init__(self, found: str, fix: str = ""):
+    def __init__(self, found: str, fix: str = "", one_rank: bool = False):
         super().__init__(found, fix)
-        self.found, self.fix = found, fix
+        self.found, self.fix, self.one_rank = found, fix, one_rank
 
     def __str__(self) -> str:
         return f"{self.found}\n  fix: {self.fix}" if self.fix else self.found

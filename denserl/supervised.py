@@ -224,9 +224,8 @@ class SupervisedTrainer(Trainer):
             with torch.no_grad():
                 return {**self.sums(self.model_wrapped, inputs), "count": self.count(inputs)}
 
-        # Ranks that compute together cannot repeat a batch alone.
         together = is_deepspeed_zero3_enabled() and distributed.world_size() > 1
-        return [of_part(batch)] if together else in_halves(of_part, batch)
+        return in_halves(of_part, batch, together)
 
     def _averages(self, sums: dict[str, float]) -> dict[str, float]:
         return {"loss": sums["loss"] / max(sums["count"], 1.0), **self.metrics(sums)}

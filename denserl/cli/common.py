@@ -1,4 +1,4 @@
-"""What commands share: option groups, parsing, the way a command starts and ends, and the set-up of a training run."""
+"""What commands share: option groups, parsing, and the way a command starts and ends."""
 
 import dataclasses
 import difflib
@@ -227,9 +227,10 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
         options = parse(options_class, command, sys.argv[1:] if argv is None else argv)
         run(options)
     except UserError as error:
-        _end(command, str(error), 2)
+        _end(command, str(error), 2, error.one_rank)
     except Stopped as stopped:
-        _end(command, f"{stopped}\n  to go on: the same command with --resume", STOPPED_STATUS)
+        again = "the same command with --resume" if hasattr(options, "resume") else "the same command"
+        _end(command, f"{stopped}\n  to go on: {again}", STOPPED_STATUS)
     except KeyboardInterrupt:
         say(f"\ndenserl {command}: interrupted", sys.stderr)
         raise SystemExit(130) from None
@@ -239,13 +240,14 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
         message = shortage(error, options) if options is not None else None
         if message is None:
             raise
-        _end(command, str(message), 2)
+        _end(command, str(message), 2, message.one_rank)
 
 
-def _end(command: str, message: str, status: int) -> NoReturn:
-    # Once per host: its ranks find the same mistake, another host's may not.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        say(f"denserl {command}: {message}", sys.stderr)
+def _end(command: str, message: str, status: int, one_rank: bool = False) -> NoReturn:
+    # Once per host, whose ranks find the same mistake, as another host's may not; or by the one rank that found it.
+    if one_rank or os.environ.get("LOCAL_RANK", "0") == "0":
+        rank = f" (rank {os.environ['RANK']})" if one_rank and "RANK" in os.environ else ""
+        say(f"denserl {command}{rank}: {message}", sys.stderr)
     raise SystemExit(status) from None
 
 

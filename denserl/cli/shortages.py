@@ -13,9 +13,11 @@ from denserl.trainer.checkpoint import is_disk_full
 def shortage(error: Exception, options) -> UserError | None:
     """The message for an error that means that memory or disk space ran out; None for any other error."""
     if is_out_of_memory(error):
-        return UserError(f"out of memory: {memory_in_use()}", f"try {', or '.join(less_memory(options))}")
+        fix = f"try {', or '.join(less_memory(options))}"
+        return UserError(f"out of memory: {memory_in_use()}", fix, one_rank=True)
     if is_disk_full(error):
-        return UserError(f"no space left on the disk: {error}", "make room, then go on with --resume if there is a checkpoint")
+        fix = "make room, then go on with --resume if there is a checkpoint"
+        return UserError(f"no space left on the disk: {error}", fix, one_rank=True)
     return None
 
 
@@ -41,6 +43,8 @@ def less_memory(options) -> list[str]:
         for name in ("micro_batch_size", "score_tokens", "sample_batch_size", "max_length", "max_new_tokens")
         if now.get(name, 0) > 1
     ]
-    switched = {"gradient_checkpointing": (False, ""), "offload_optimizer": (False, ""), "dtype": ("fp32", " bf16")}
-    switched |= {"zero_stage": (0, " 2 on several devices"), "lora_rank": (0, " 16")}
+    switched = {"gradient_checkpointing": (False, ""), "dtype": ("fp32", " bf16"), "lora_rank": (0, " 16")}
+    switched |= {"zero_stage": (0, " 2 on several devices")}
+    if torch.cuda.is_available() and now.get("zero_stage"):
+        switched |= {"offload_optimizer": (False, "")}
     return smaller[:1] + [f"--{name}{to}" for name, (off, to) in switched.items() if now.get(name) == off] + smaller[1:]

@@ -124,16 +124,19 @@ class StepSampler:
             yield from (mine[start : start + self.micro_rows] for start in range(0, len(mine), self.micro_rows))
 
 
-def in_halves(function: Callable[[Sequence], Result], rows: Sequence) -> list[Result]:
+def in_halves(function: Callable[[Sequence], Result], rows: Sequence, together: bool = False) -> list[Result]:
     """`[function(rows)]`; where memory does not suffice, the results of both halves instead, halved again where needed.
 
+    Args:
+        together: ranks compute together (ZeRO-3 on several), so that none can repeat alone.
+
     Raises:
-        RuntimeError: memory does not suffice for a single row.
+        RuntimeError or MemoryError: memory does not suffice for a single row.
     """
     try:
         return [function(rows)]
-    except RuntimeError as error:
-        if len(rows) < 2 or not is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) < 2 or together or not is_out_of_memory(error):
             raise
     # Out of the handler, whose traceback holds the tensors of the failed attempt.
     if torch.cuda.is_available():
@@ -145,7 +148,8 @@ def in_halves(function: Callable[[Sequence], Result], rows: Sequence) -> list[Re
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the allocator of a device, or of the CPU, could not serve a request."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in words)
 
 
 def map_responses(

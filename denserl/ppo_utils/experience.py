@@ -43,18 +43,25 @@ def make_experience(
     Args:
         values: (N, T), of the state before each token, by the critic at sampling time.
 
-    Returns: the experience, and 0-d tensors for the log that are the same on every rank.
+    Returns: the experience, NaN in advantages and returns of a response whose reward, KL or value is not finite; and 0-d
+        tensors for the log, of the finite responses, that are the same on every rank.
     """
+    # Clipping would make an infinite reward look like a large one.
+    tokens = torch.where(scored.rewards.tokens.isfinite(), scored.rewards.tokens, torch.nan)
     kl = approx_kl(scored.logprobs, scored.ref_logprobs, kl_estimator)
-    rewards = penalised_rewards(scored.rewards.tokens, kl, scored.mask, beta, reward_clip)
+    rewards = penalised_rewards(tokens, kl, scored.mask, beta, reward_clip)
     advantages, returns = gae(rewards, values, scored.mask, gamma, lam)
-    mean, variance = masked_moments(advantages, scored.mask)
-    _, return_variance = masked_moments(returns, scored.mask)
-    _, error_variance = masked_moments(returns - values, scored.mask)
+    # A response that is not finite is left as it is, for its optimiser step to be skipped; the others know nothing of it.
+    sound = (advantages + returns).isfinite().all(1, keepdim=True)
+    finite = scored.mask & sound
+    mean, variance = masked_moments(advantages, finite)
+    _, return_variance = masked_moments(returns, finite)
+    _, error_variance = masked_moments(returns - values, finite)
     log = {
         "advantage_mean": mean,
         "advantage_std": variance.sqrt(),
         "explained_variance": 1 - error_variance / return_variance.clamp(min=1e-8),
     }
     on = [torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, values)]
-    return Experience(scored.mask, *on, whiten(advantages, scored.mask), returns), log
+    whitened = torch.where(scored.mask & ~sound, torch.nan, whiten(advantages, finite))
+    return Experience(scored.mask, *on, whitened, torch.where(scored.mask & ~sound, torch.nan, returns)), log

@@ -38,15 +38,15 @@ def save_checkpoint(folder: Path, name: str, state: dict, engines: dict, tensors
     """
 
     def write(aside: Path) -> None:
-        for name, engine in engines.items():
-            engine.save_checkpoint(str(aside / name), tag="state", save_latest=False)
+        for part, engine in engines.items():
+            engine.save_checkpoint(str(aside / part), tag="state", save_latest=False)
         save_file(_random_state(), str(aside / f"random-{distributed.rank()}.safetensors"))
         if distributed.rank() == 0:
             save_file(tensors, str(aside / "tensors.safetensors"))
             (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     aside = aside_folder(folder, name)
-    written_whole(aside, write)
+    write_or_say_full(aside, write)
     return commit(aside, folder / name, keep)
 
 
@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, engines: dict) -> tuple[dict, dict]:
         engine.load_checkpoint(str(path / name), tag="state")
     random = load_file(str(path / f"random-{distributed.rank()}.safetensors"))
     torch.set_rng_state(random["cpu"])
-    if "cuda" in random:
+    if "cuda" in random and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(random["cuda"])
     return read_state(path), load_file(str(path / "tensors.safetensors"))
 
@@ -89,22 +89,24 @@ def clear_leftovers(folder: Path) -> None:
     """Remove what a killed run left of a checkpoint that it was writing or dropping. By rank 0."""
     if distributed.rank() == 0:
         for left in [*folder.glob(".*.partial"), *folder.glob(".*.dropped")]:
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=left.suffix == ".dropped")
 
 
-def written_whole(aside: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(aside)`; where the disk is full, make room again and say so in a UserError."""
+def write_or_say_full(aside: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(aside)`; where the disk is full, make room again (alone: others may be at it) and say so in a UserError."""
     try:
         write(aside)
     except Exception as error:
         if not is_disk_full(error):
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        if distributed.world_size() == 1:
+            shutil.rmtree(aside, ignore_errors=True)
         complete = [path.name for path in _checkpoints(aside.parent)]
         raise UserError(
             f"no space left on the disk of {aside.parent}: {_name_of(aside)} could not be saved; "
             + (f"{complete[-1]} is complete" if complete else "there is no earlier checkpoint"),
             "make room, then go on with --resume" if complete else "make room, then start again",
+            one_rank=True,
         ) from error
 
 
@@ -131,14 +133,14 @@ def commit(aside: Path, target: Path, keep: int, protected: str | None = None) -
 
     The newest `keep` whole ones stay, and the one named `protected`. Collective.
     """
-    written_whole(aside, lambda aside: _write_manifest(aside, _manifest_entries(aside)))
+    pointer = target.parent / f".{LATEST}"
+    write_or_say_full(aside, lambda aside: _write_manifest(aside, _manifest_entries(aside), pointer, target.name))
     if distributed.rank() == 0:
         if target.exists():
             _drop(target)
         os.replace(aside, target)
         _flush(target.parent)
-        _write_flushed(target.parent / f".{LATEST}", target.name + "\n")
-        os.replace(target.parent / f".{LATEST}", target.parent / LATEST)
+        os.replace(pointer, target.parent / LATEST)
         _flush(target.parent)
         checkpoints = _checkpoints(target.parent)
         whole = [path for path in checkpoints if _number(path) <= _number(target) and _unlike_manifest(path) is None]
@@ -161,7 +163,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     Raises:
         UserError: there are some, but all are damaged.
     """
-    candidates = _candidates(folder)
+    # As rank 0 sees the folder: on network storage another host may see an older state of it.
+    candidates = distributed.gather_objects(_candidates(folder))[0]
     for path, older in zip(candidates[::-1], [*candidates[-2::-1], None]):
         found = damage(path)
         if found is None:
@@ -202,17 +205,21 @@ def check_settings(saved: dict, now: dict, harmless: frozenset[str], path: Path)
 def _manifest_entries(aside: Path) -> dict[str, dict]:
     """Size and checksum of every file, each flushed to the disk; the ranks share the work."""
     distributed.barrier()
+    # On network storage a rank may not yet see the others' newest files.
+    names = sorted(set().union(*distributed.gather_objects(_files(aside))))
     mine = {}
-    for file in _share(_files(aside)):
+    for file in (aside / name for name in _share(names)):
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
         mine[file.relative_to(aside).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     return {name: entry for share in distributed.gather_objects(mine) for name, entry in sorted(share.items())}
 
 
-def _write_manifest(aside: Path, entries: dict[str, dict]) -> None:
+def _write_manifest(aside: Path, entries: dict[str, dict], pointer: Path, name: str) -> None:
+    """Everything that may still need room: the manifest, and the pointer that is then only renamed."""
     if distributed.rank() == 0:
         _write_flushed(aside / MANIFEST, json.dumps({"files": entries}, indent=1))
+        _write_flushed(pointer, name + "\n")
         for folder in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
             _flush(folder)
 
@@ -226,6 +233,8 @@ def _unlike_manifest(path: Path) -> str | None:
         return f"it has no {MANIFEST}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} cannot be read"
+    if STATE not in sizes:
+        return f"its {MANIFEST} does not list {STATE}"
     for name, size in sizes.items():
         file = path / name
         if not file.is_file():
@@ -239,7 +248,11 @@ def _other_content(path: Path) -> str | None:
     """The first file of this rank's share whose checksum is not the manifest's."""
     entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     for name in _share(sorted(entries)):
-        if _sha256(path / name) != entries[name].get("sha256"):
+        try:
+            same = _sha256(path / name) == entries[name].get("sha256")
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if not same:
             return f"{name} is not as it was written (other checksum)"
     return None
 
@@ -268,8 +281,8 @@ def _name_of(aside: Path) -> str:
     return aside.name.removeprefix(".").removesuffix(".partial")
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
 
 
 def _share(items: list) -> list:
@@ -288,7 +301,8 @@ def _drop(path: Path) -> None:
     """Remove a checkpoint; renamed first, so that none is ever seen half removed."""
     dropped = path.with_name(f".{path.name}.dropped")
     os.replace(path, dropped)
-    shutil.rmtree(dropped)
+    # What cannot be removed now, as when another host still reads it, is at the next save.
+    shutil.rmtree(dropped, ignore_errors=True)
 
 
 def _write_flushed(file: Path, text: str) -> None:
@@ -308,6 +322,6 @@ def _flush(folder: Path) -> None:
 
 def _random_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state

@@ -3,10 +3,12 @@
 CPU with gloo is a first-class device, on the same path.
 """
 
+import atexit
 import contextlib
 import logging
 import os
 import socket
+import time
 
 import torch
 from torch import nn
@@ -17,6 +19,11 @@ from denserl.models.loading import gathered
 
 log = logging.getLogger(__name__)
 
+# gloo's threads let go of a collective's tensors after its result is out, and need the interpreter lock for it; one that
+# waits for the lock when the interpreter ends aborts the process. torch has no call that waits for them, and destroying
+# the group does not end them while DeepSpeed's engines refer to it. Each needs microseconds, once it gets a turn.
+GLOO_THREADS_SECONDS = 0.3
+
 
 def pick_device(name: str) -> torch.device:
     """`auto`, `cpu` or `cuda` -> this process's device. UserError when CUDA is asked for and not there."""
@@ -24,7 +31,13 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0")) if name == "cuda" else None)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "cuda" and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no device: torch sees {torch.cuda.device_count()} CUDA device(s)",
+            "start one process per device: torchrun --nproc_per_node DEVICES, or deepspeed --num_gpus DEVICES",
+        )
+    return torch.device(name, local_rank if name == "cuda" else None)
 
 
 def init_distributed(device: torch.device) -> None:
@@ -56,6 +69,7 @@ def init_distributed(device: torch.device) -> None:
                 "give another free port, e.g. torchrun --master_port 29501 or --rdzv_endpoint HOST:PORT; on several hosts, one "
                 "that all of them reach",
             ) from error
+        atexit.register(time.sleep, GLOO_THREADS_SECONDS)
 
 
 def quiet_deepspeed() -> None:
@@ -91,7 +105,8 @@ def deepspeed_config(
         "train_batch_size": micro_batch_size * accumulation * world_size,
         "gradient_clipping": max_grad_norm if _keeps_grad_norm(zero_stage, dtype) else 0.0,
         "zero_optimization": zero,
-        "bf16": {"enabled": dtype == "bf16"},
+        # Steps whose gradient is not finite are skipped; some versions leave that out for bf16 unless told.
+        "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": True},
         # torch's AdamW serves every device; DeepSpeed's own needs a compiler.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, in_halves, pad_responses, response_slots
-from denserl.errors import Stopped, UserError
+from denserl.errors import Stopped
 from denserl.models.loading import gathered
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 from denserl.ppo_utils.dense_reward import DenseReward
@@ -27,7 +27,7 @@ from denserl.trainer.checkpoint import load_checkpoint, save_checkpoint
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.rollout import Rollouts, Sampler, Stream, prompt_rows, step_table
 from denserl.trainer.stopping import StopRequest
-from denserl.trainer.trackers import Trackers, write_batch
+from denserl.trainer.trackers import Trackers, not_finite, write_batch
 
 # The first number after the seed in the name of a stream of random numbers: what the stream is for.
 SAMPLING, EVALUATION, STEPS = range(3)
@@ -156,7 +156,7 @@ class PPOTrainer:
                 if stopping or in_trouble or self._every(config.save_every):
                     saved = self.save_checkpoint()
                 if in_trouble:
-                    raise self._trouble(saved)
+                    raise not_finite(self.skipped_in_a_row, self.output_dir / "skipped", saved, "--actor_lr and --critic_lr")
                 if stopping and self.iteration < config.iterations:
                     raise Stopped(f"stopped after iteration {self.iteration} of {config.iterations}; {saved} is complete")
 
@@ -189,11 +189,12 @@ class PPOTrainer:
 
     def score(self, rollouts: Rollouts) -> tuple[ScoredRollouts, Tensor]:
         """Log-probabilities, entropies, values and dense rewards of this rank's rollouts, without gradient."""
+        together = self.models.actor.zero_optimization_stage() == 3 and distributed.world_size() > 1
         with torch.no_grad():
             parts = [
                 part
                 for rows in self._micro_batches(list(range(len(rollouts.responses))))
-                for part in self._by_memory(lambda rows: self._score_rows(rollouts, rows), rows)
+                for part in in_halves(lambda rows: self._score_rows(rollouts, rows), rows, together)
             ]
         mask, logprobs, entropy, ref_logprobs, ref_entropy, scores, values = map(_join_padded, zip(*parts, strict=True))
         ended = torch.tensor(rollouts.ended, device=self.device)
@@ -263,11 +264,6 @@ class PPOTrainer:
         values = self._values(batch, batch.response_mask.shape[1])
         return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, self.models.scores(batch), values
 
-    def _by_memory(self, function: Callable, rows: list[int]) -> list:
-        """`in_halves`, except that ranks which compute together (ZeRO-3) cannot repeat alone."""
-        together = self.models.actor.zero_optimization_stage() == 3 and distributed.world_size() > 1
-        return [function(rows)] if together else in_halves(function, rows)
-
     def _optimiser_step(self, rollouts: Rollouts, experience: Experience, rows: list[int], log: "Averages") -> None:
         """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch."""
         config, micro_batches = self.config, self._micro_batches(rows)
@@ -306,14 +302,6 @@ class PPOTrainer:
             values = {name: x[row, : len(response)].tolist() for name, x in experience._asdict().items() if name != "mask"}
             samples.append({**texts, **ids, **values})
         write_batch(self.output_dir / "skipped", f"iteration-{self.iteration + 1:06d}-step-{self.steps + 1:06d}", samples)
-
-    def _trouble(self, saved: Path) -> UserError:
-        return UserError(
-            f"{self.skipped_in_a_row} updates in a row were not finite and not applied; their batches are in "
-            f"{self.output_dir / 'skipped'}, and {saved} holds the weights from before",
-            "look at the batches and at metrics.jsonl; lower --actor_lr and --critic_lr or correct the reward, start from an "
-            "earlier checkpoint, or go on with --resume",
-        )
 
     def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])

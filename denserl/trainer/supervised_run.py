@@ -13,10 +13,10 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from denserl import distributed
 from denserl.errors import Stopped, UserError
 from denserl.supervised import SupervisedTrainer
-from denserl.trainer.checkpoint import STATE, aside_folder, commit, damage, read_state, written_whole
+from denserl.trainer.checkpoint import STATE, aside_folder, commit, damage, read_state, write_or_say_full
 from denserl.trainer.engine import clip_in_step
 from denserl.trainer.stopping import StopRequest
-from denserl.trainer.trackers import MetricsFileCallback, write_batch
+from denserl.trainer.trackers import MetricsFileCallback, not_finite, write_batch
 
 
 class OutputFolder:
@@ -41,9 +41,9 @@ class OutputFolder:
                 state = {"settings": self.settings, "files": {"metrics": self.metrics.file.size}, **trainer.progress()}
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
 
-        target = self._checkpoint(trainer.state.global_step)
+        target = self.checkpoint(trainer.state.global_step)
         aside = aside_folder(self.checkpoints, target.name)
-        written_whole(aside, write)
+        write_or_say_full(aside, write)
         best = self.best(trainer.state) if self.keep_best else None
         commit(aside, target, self.keep, protected=best and best.name)
 
@@ -56,8 +56,8 @@ class OutputFolder:
     def best(self, state) -> Path | None:
         """The checkpoint with the lowest `eval_loss`, among those that are there and the one of the step just taken."""
         losses = {row["step"]: row["eval_loss"] for row in state.log_history if math.isfinite(row.get("eval_loss", math.nan))}
-        steps = [step for step in losses if step == state.global_step or self._checkpoint(step).is_dir()]
-        return self._checkpoint(min(steps, key=losses.get)) if steps else None
+        steps = [step for step in losses if step == state.global_step or self.checkpoint(step).is_dir()]
+        return self.checkpoint(min(steps, key=losses.get)) if steps else None
 
     def write_skipped(self, trainer: SupervisedTrainer, rows: list[dict]) -> None:
         """Write this rank's rows of an optimiser step that was not applied, with the text of their token ids."""
@@ -66,7 +66,8 @@ class OutputFolder:
         rows = [{**text, **row} for text, row in zip(texts, rows, strict=True)]
         write_batch(self.skipped, f"step-{trainer.state.global_step + 1:06d}", rows)
 
-    def _checkpoint(self, step: int) -> Path:
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
         return self.checkpoints / f"step-{step:06d}"
 
 
@@ -80,6 +81,7 @@ def run_training(
         UserError: too many updates in a row were not finite; a checkpoint holds the weights from before.
     """
     trainer.folder = folder
+    trainer.add_callback(OwnIntervals)
     trainer.add_callback(folder.metrics)
     if not trainer.args.max_grad_norm:
         trainer.add_callback(ClipInStep(max_grad_norm))
@@ -90,12 +92,7 @@ def run_training(
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     step, last = trainer.state.global_step, trainer.state.max_steps
     if trainer.skipped_in_a_row >= max_skipped_steps:
-        raise UserError(
-            f"{trainer.skipped_in_a_row} updates in a row were not finite and not applied; their batches are in "
-            f"{folder.skipped}, and the checkpoint of step {step} in {folder.checkpoints} holds the weights from before",
-            "look at the batches and at metrics.jsonl; lower --lr or correct the data, start from an earlier checkpoint, "
-            "or go on with --resume",
-        )
+        raise not_finite(trainer.skipped_in_a_row, folder.skipped, folder.checkpoint(step), "--lr")
     if step < last:
         raise Stopped(f"stopped after step {step} of {last}; the checkpoint in {folder.checkpoints} is complete")
     if folder.keep_best:
@@ -126,6 +123,13 @@ class ClipInStep(TrainerCallback):
 
     def on_train_begin(self, args, state, control, optimizer=None, **kw):
         clip_in_step(optimizer.optimizer, self.max_grad_norm)
+
+
+class OwnIntervals(TrainerCallback):
+    """Logs, evaluates and saves as often as this command says, where a resumed state says how often the first one did."""
+
+    def on_train_begin(self, args, state, control, **kw):
+        state.compute_steps(args, state.max_steps)
 
 
 class StopWhenAsked(TrainerCallback):

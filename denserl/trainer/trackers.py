@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback
@@ -36,9 +37,9 @@ class StepFile:
 
     def write(self, step: int, row: dict) -> None:
         """Append one row; numbers that are not finite become null, which JSON has a word for."""
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        row = _with_finite({"step": step, **row}, lambda number: None)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
+            file.write(json.dumps(row) + "\n")
             file.flush()
             # A checkpoint remembers the file's size; after a loss of power the file must be at least as long.
             os.fsync(file.fileno())
@@ -48,16 +49,27 @@ def write_batch(folder: Path, name: str, rows: list[dict]) -> Path:
     """Write this rank's rows of a batch that is to be studied as JSON lines; numbers that are not finite become words."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-rank-{distributed.rank()}.jsonl"
-    path.write_text("".join(json.dumps(_in_words(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(_with_finite(row, str)) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def _in_words(value):
+def not_finite(count: int, skipped: Path, saved: Path, rates: str) -> UserError:
+    """The message at the end of a run whose last `count` updates were not finite."""
+    return UserError(
+        f"{count} updates in a row were not finite and not applied; their batches are in {skipped}, and {saved} holds the "
+        "weights from before",
+        f"look at the batches and at metrics.jsonl; lower {rates}, correct data or rewards, start from an earlier checkpoint, "
+        "or go on with --resume",
+    )
+
+
+def _with_finite(value, instead: Callable[[float], object]):
+    """The value with each number in it that is not finite replaced."""
     if isinstance(value, dict):
-        return {key: _in_words(item) for key, item in value.items()}
+        return {key: _with_finite(item, instead) for key, item in value.items()}
     if isinstance(value, list):
-        return [_in_words(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return [_with_finite(item, instead) for item in value]
+    return instead(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict]:

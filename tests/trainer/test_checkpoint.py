@@ -165,6 +165,7 @@ DAMAGE = [
     ("manifest.json", truncated, "its manifest.json cannot be read"),
     ("manifest.json", lambda path: path.write_text("[]"), "its manifest.json cannot be read"),
     ("manifest.json", lambda path: path.write_text('{"files": {"a": {}}}'), "its manifest.json cannot be read"),
+    ("manifest.json", lambda path: path.write_text('{"files": {}}'), "its manifest.json does not list state.json"),
 ]
 
 
@@ -238,6 +239,37 @@ def test_a_full_disk_is_said_and_leaves_the_one_before(tmp_path, error):
     assert newest_checkpoint(tmp_path) == whole
     # What was half written makes room again.
     assert names(tmp_path) == [whole.name, "latest"]
+
+
+def test_a_disk_that_is_full_for_the_pointer_leaves_the_one_before(tmp_path, monkeypatch):
+    whole, real = save(tmp_path, 1), checkpoint._write_flushed
+
+    def write(file, text):
+        if file.name == ".latest":
+            raise FULL[0]
+        real(file, text)
+
+    monkeypatch.setattr(checkpoint, "_write_flushed", write)
+    with pytest.raises(UserError, match="iteration-000002 could not be saved; iteration-000001 is complete"):
+        save(tmp_path, 2)
+    assert newest_checkpoint(tmp_path) == whole
+
+
+def test_an_old_one_that_cannot_be_removed_stops_nothing(tmp_path, monkeypatch):
+    """As on network storage, while another host reads a file of it."""
+    save(tmp_path, 1, keep=1)
+    real = os.rmdir
+
+    def rmdir(path, **kw):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert newest_checkpoint(tmp_path) != save(tmp_path, 2, keep=1)
+    save(tmp_path, 3, keep=1)
+    assert newest_checkpoint(tmp_path).name == "iteration-000003"
+    monkeypatch.setattr(os, "rmdir", real)
+    save(tmp_path, 4, keep=1)
+    assert names(tmp_path) == ["iteration-000004", "latest"]
 
 
 def test_an_error_that_came_from_a_full_disk_is_one():

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from denserl.cli import train_ppo
-from denserl.cli.common import parse
+from denserl.cli.common import launch, parse
 from denserl.errors import UserError
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.trainer import ppo_trainer
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.rollout import GenerateSampler, Rollouts
@@ -526,6 +527,39 @@ def state_of(engine) -> list[torch.Tensor]:
     return [tensor.detach().clone() for tensor in [*weights, *moments]] or pytest.fail("nothing to compare")
 
 
+@pytest.mark.parametrize("reward", [torch.nan, torch.inf, -torch.inf])
+def test_one_reward_that_is_not_finite_costs_its_own_step_alone(reward, ppo, monkeypatch):
+    """Both networks skip the step of that response, and the other responses know nothing of it."""
+    make, step, changed, spoiled = ppo_trainer.make_experience, PPOTrainer._optimiser_step, [], []
+
+    def experience(scored, values, **kw):
+        tokens = scored.rewards.tokens.clone()
+        tokens[5, 0] = reward
+        plain, _ = make(scored, values, **kw)
+        found, log = make(scored._replace(rewards=scored.rewards._replace(tokens=tokens)), values, **kw)
+        sound = torch.arange(len(tokens)) != 5
+        assert found.advantages[5, 0].isnan() and found.returns[5, 0].isnan()
+        assert torch.equal(found.returns[sound], plain.returns[sound]) and found.advantages[sound].isfinite().all()
+        assert found.advantages[sound][found.mask[sound]].mean().abs() < 1e-5
+        assert all(value.isfinite() for value in log.values())
+        return found, log
+
+    def optimiser_step(self, rollouts, experience, rows, log):
+        engines = (self.models.actor, self.models.critic)
+        before = [state_of(engine) for engine in engines]
+        step(self, rollouts, experience, rows, log)
+        spoiled.append(5 in rows)
+        after = [state_of(engine) for engine in engines]
+        changed.append([not all(map(torch.equal, *pair)) for pair in zip(before, after, strict=True)])
+
+    monkeypatch.setattr(ppo_trainer, "make_experience", experience)
+    monkeypatch.setattr(PPOTrainer, "_optimiser_step", optimiser_step)
+    ppo(train_batch_size=2, micro_batch_size=1)
+    assert sorted(spoiled) == [False, False, False, True]
+    # Adam has no moments before its first step; what counts is that weights stay.
+    assert changed == [[not bad, not bad] for bad in spoiled]
+
+
 def test_out_of_memory_while_scoring_halves_the_micro_batch(ppo, monkeypatch):
     plain, sizes, real = ppo("plain"), [], PPOTrainer._score_rows
 
@@ -542,8 +576,19 @@ def test_out_of_memory_while_scoring_halves_the_micro_batch(ppo, monkeypatch):
     same_weights(plain, halved, 1e-5)
 
 
+def test_a_shortage_on_one_rank_is_said_by_that_rank(world, tmp_path, monkeypatch, capsys):
+    def run(options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit) as stop:
+        launch(train_ppo.Options, "train-ppo", run, world.argv(tmp_path / "out"))
+    assert stop.value.code == 2 and "denserl train-ppo (rank 3): out of memory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    "words", ["CUDA out of memory. Tried to allocate 2 GiB.", "DefaultCPUAllocator: can't allocate memory: 9"]
+    "words", ["CUDA out of memory. Tried to allocate 2 GiB.", "DefaultCPUAllocator: can't allocate memory"]
 )
 def test_out_of_memory_while_training_names_memory_and_flags(words, world, tmp_path, monkeypatch, capsys):
     def step(self, *args):
@@ -556,6 +601,7 @@ def test_out_of_memory_while_training_names_memory_and_flags(words, world, tmp_p
     assert stop.value.code == 2 and "Traceback" not in said
     assert "out of memory: this process held at most" in said and "GiB" in said
     assert "--micro_batch_size 2" in said and "--gradient_checkpointing" in said and "--dtype bf16" in said
+    assert "--offload_optimizer" not in said  # it would be refused at ZeRO stage 0
 
 
 @pytest.mark.parametrize("level, clip", [("segment", 0.25), ("token", 0.25), ("bandit", 0.2)])

@@ -25,6 +25,13 @@ def test_what_is_no_number_is_null(tmp_path, value):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "kl": 1.0}\n'
 
 
+def test_what_is_no_number_is_null_at_any_depth(tmp_path):
+    file = StepFile(tmp_path / "samples.jsonl")
+    file.write(1, {"segments": [{"raw": float("nan"), "text": "a"}, {"raw": 0.5, "text": "NaN"}]})
+    row = json.loads((tmp_path / "samples.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {"step": 1, "segments": [{"raw": None, "text": "a"}, {"raw": 0.5, "text": "NaN"}]}
+
+
 def test_opened_at_a_size_it_forgets_what_came_later(tmp_path):
     path, sizes = tmp_path / "metrics.jsonl", []
     file = StepFile(path)
