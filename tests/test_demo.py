@@ -1,11 +1,15 @@
 """`make demo`'s pipeline in a shortened form: every stage runs, on all three levels, and leaves what the next one needs."""
 
 import json
+import os
+import signal
 
 import pytest
 
 from denserl.cli import demo
 from denserl.cli.common import parse
+from denserl.errors import Stopped
+from denserl.supervised import LanguageModelTrainer
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +54,22 @@ def test_the_report_is_one_file_that_names_every_level(finished):
     assert "<script" not in html and "http://" not in html and "https://" not in html.replace("https://www.w3.org", "")
     for level in ("segment", "token", "bandit"):
         assert level in html
+
+
+def test_a_stage_that_was_stopped_goes_on_when_the_demo_is_called_again(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    flags = {**demo.SFT, "model": folder / "world/base", "data": folder / "world/sft.jsonl", "output_dir": tmp_path, "seed": 0}
+    sums = LanguageModelTrainer.sums
+
+    def signalled(self, model, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return sums(self, model, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 1 of"):
+        patch.setattr(LanguageModelTrainer, "sums", signalled)
+        demo._stage("train-sft", **flags)
+    # The second time it goes on, the third time it is at its end already.
+    for _ in range(2):
+        demo._stage("train-sft", **flags)
+        assert (tmp_path / "model.safetensors").read_bytes() == (folder / "sft/model.safetensors").read_bytes()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "sft/metrics.jsonl").read_bytes()

@@ -242,13 +242,53 @@ def test_the_best_checkpoint_is_kept_and_its_weights_are_written_after_a_resume_
         killed_after(patch, 4)
         train("best", **options)
     output = train("best", resume=True, **options)
-    evaluated = [(row["eval_loss"], row["step"]) for row in logged(output, "eval_loss")][:-1]
-    best, step = min(evaluated)
+    evaluated = [(row["eval_loss"], row["step"], row["eval_score_mean"]) for row in logged(output, "eval_loss")]
+    _, step, mean = min(evaluated)
     assert len(evaluated) == 6 and step < 4
     kept = [path.name for path in sorted((output / "checkpoints").glob("step-*"))]
     assert kept == [f"step-{step:06d}", "step-000006"]
     assert same_bits(weights(output), weights(output / "checkpoints" / kept[0]))
-    assert logged(output, "eval_loss")[-1]["eval_loss"] == pytest.approx(best, rel=1e-6)
+    assert json.loads((output / "config.json").read_text())["mean"] == mean
+
+
+@pytest.mark.parametrize("command", [train_rm, train_sft])
+@pytest.mark.parametrize(("eval_steps", "steps"), [(0, [3]), (1, [1, 2, 3]), (2, [2, 3]), (3, [3])])
+def test_the_last_step_is_evaluated_once(command, eval_steps, steps, train):
+    output = train("run", command, eval_steps=eval_steps, lr=0.01)
+    rows = logged(output, "eval_loss")
+    assert [row["step"] for row in rows] == steps
+    if command is train_rm:
+        config = json.loads((output / "config.json").read_text())
+        assert (config["mean"], config["std"]) == (rows[-1]["eval_score_mean"], rows[-1]["eval_score_std"])
+
+
+def test_a_finished_run_is_evaluated_on_other_held_out_rows(files, train, tmp_path):
+    options = {"eval_steps": 3, "save_steps": 3}
+    first = logged(train("run", **options), "eval_loss")
+    write_rows(tmp_path / "two.jsonl", [json.loads(line) for line in (files / "pairs.jsonl").read_text().splitlines()[:2]])
+    output = train("run", resume=True, eval_data=tmp_path / "two.jsonl", **options)
+    *before, last = logged(output, "eval_loss")
+    assert before == first and last["step"] == 3
+    mean = json.loads((output / "config.json").read_text())["mean"]
+    assert mean == last["eval_score_mean"] != first[0]["eval_score_mean"]
+
+
+@pytest.mark.parametrize("command", [train_rm, train_sft])
+def test_out_of_memory_while_evaluating_halves_the_batch_and_counts_every_row_once(command, train, monkeypatch):
+    kind = RewardTrainer if command is train_rm else LanguageModelTrainer
+    whole, sums, sizes = train("whole", command, lr=0), kind.sums, []
+
+    def short_of_memory(self, model, batch):
+        if not torch.is_grad_enabled():
+            sizes.append(len(batch["row"]))
+            if sizes[-1] > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sums(self, model, batch)
+
+    monkeypatch.setattr(kind, "sums", short_of_memory)
+    (halved,), (expected,) = (logged(output, "eval_loss") for output in (train("halved", command, lr=0), whole))
+    assert max(sizes) > 3 and sum(size for size in sizes if size <= 3) == PAIRS
+    assert halved == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_a_resumed_run_refuses_changed_options_weights_and_data_by_name(files, train, tmp_path, caplog):

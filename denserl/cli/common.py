@@ -128,7 +128,7 @@ class TrainingOptions(OptimisationOptions, DataOptions, RunOptions):
     max_length: int = 2048
     """Longest sequence, prompt and response together, in tokens."""
     save_steps: int = 256
-    """Checkpoint every so many steps; 0 only at the end."""
+    """Checkpoint every so many steps; 0: none but on a stop request."""
     save_total_limit: int = 2
     """Checkpoints kept."""
     eval_steps: int = 512

@@ -146,7 +146,11 @@ def _outcome(ppo: Path, rollout_batch: int, accuracy: float, best: float) -> dic
 
 
 def _stage(command: str, **flags) -> dict:
-    """Print a command and run it in this process."""
+    """Print a command and run it in this process; where an earlier demo was stopped in it, it goes on from there."""
+    from denserl.trainer.checkpoint import has_checkpoints
+
+    if has_checkpoints(Path(flags["output_dir"]) / "checkpoints"):
+        flags["resume"] = True
     argv = [word for name, value in flags.items() for word in as_flags(name, value)]
     say(f"\n$ denserl {shlex.join([command, *argv])}", sys.stderr)
     module = importlib.import_module(f"denserl.cli.{command.replace('-', '_')}")

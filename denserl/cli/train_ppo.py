@@ -175,11 +175,13 @@ def run(options: Options) -> None:
     dense_reward = make_dense_reward(options, reward_model.config)
     prompts, held_out = _prompts(options, tokenizer)
     config = make_config(options, len(prompts))
+    text = {"ptx": _ptx_rows(options, tokenizer)} if options.ptx_data else {}
     models, rewards = ["model", "reward_model"], {"rewards": str(dense_reward)}
-    settings = run_settings(options, dtype, checkpoint, models=models, others=rewards, prompts=prompts)
+    settings = run_settings(options, dtype, checkpoint, models=models, others=rewards, prompts=prompts, **text)
     policy = load_policy(options.model, dtype, **options.model_source())
     models, current_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
     parts = {"prompts": prompts, "eval_prompts": held_out, "true_reward": true_reward, "settings": settings}
+    parts["ptx_batches"] = _ptx_batches(options, text["ptx"], tokenizer.pad_token_id) if text else None
     trainer = _trainer(options, config, tokenizer, models, dense_reward, current_policy, **parts, device=device)
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -225,7 +227,6 @@ def _trainer(options: Options, config, tokenizer, models, dense_reward, current_
         sampler,
         tokenizer=tokenizer,
         output_dir=Path(options.output_dir),
-        ptx_batches=_ptx_batches(options, tokenizer) if options.ptx_data else None,
         **parts,
     )
 
@@ -449,17 +450,22 @@ def _function(name: str):
     return function
 
 
-def _ptx_batches(options: Options, tokenizer) -> Callable[[int], list[dict]]:
-    """Optimiser step -> this rank's micro-batches of an endless stream of text, in an order set by the seed."""
-    from denserl import distributed
-    from denserl.data.batching import DemonstrationCollator
+def _ptx_rows(options: Options, tokenizer):
+    """Tokenised text for the pretraining loss."""
     from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
-    from denserl.trainer.rollout import prompt_rows
 
     rows = load_demonstrations(options.ptx_data, split=options.split, on_bad_row=options.on_bad_row, seed=options.seed)
     length = options.max_prompt_length + options.max_new_tokens
-    rows = tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=options.on_bad_row)
-    collate, size, micro = DemonstrationCollator(tokenizer.pad_token_id), options.train_batch_size, options.micro_batch_size
+    return tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=options.on_bad_row)
+
+
+def _ptx_batches(options: Options, rows, pad_id: int) -> Callable[[int], list[dict]]:
+    """Optimiser step -> this rank's micro-batches of an endless stream of text, in an order set by the seed."""
+    from denserl import distributed
+    from denserl.data.batching import DemonstrationCollator
+    from denserl.trainer.rollout import prompt_rows
+
+    collate, size, micro = DemonstrationCollator(pad_id), options.train_batch_size, options.micro_batch_size
 
     def batches(step: int) -> list[dict]:
         mine = prompt_rows(step * size, size, len(rows), options.seed)[distributed.rank() :: distributed.world_size()]

@@ -90,8 +90,7 @@ def run(options: Options) -> dict[str, float]:
         eval_tokens=options.score_tokens,
         pad_id=tokenizer.pad_token_id,
     )
-    train(trainer, options, settings, checkpoint)
-    metrics = trainer.evaluate()
+    metrics = train(trainer, options, settings, checkpoint)
     model.config.mean, model.config.std = metrics["eval_score_mean"], metrics["eval_score_std"]
     save_trained(trainer, options.output_dir)
     log.info(

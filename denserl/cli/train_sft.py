@@ -62,8 +62,7 @@ def run(options: Options) -> dict[str, float]:
         processing_class=tokenizer,
         eval_tokens=options.micro_batch_size * options.max_length,
     )
-    train(trainer, options, settings, checkpoint)
-    metrics = trainer.evaluate() if held_out is not None else {}
+    metrics = train(trainer, options, settings, checkpoint)
     save_trained(trainer, options.output_dir)
     log.info("%s: trained for %d steps on %d rows", options.output_dir, trainer.state.global_step, len(demonstrations))
     return metrics

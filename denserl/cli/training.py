@@ -20,12 +20,13 @@ from denserl.trainer.trackers import ProgressLine, check_trackers
 
 log = logging.getLogger(__name__)
 
-# Options that may change when a run is resumed: they change nothing that is learned, at most its rounding. Weights and rows
-# are compared by content instead of by path, and the precision as it is resolved.
+# Options that may change when a run is resumed: they change nothing that is learned, at most its rounding. Weights, rows and
+# the constants of the normaliser are compared by content instead of by path, and the precision as it is resolved.
 HARMLESS = frozenset(
-    "output_dir report_to cache_dir device dtype model reward_model data eval_data eval_split eval_prompts eval_limit "
-    "eval_steps eval_every save_steps save_every save_total_limit keep_checkpoints keep logging_steps samples_logged "
-    "true_reward micro_batch_size score_tokens sample_batch_size gradient_checkpointing max_skipped_steps".split()
+    "output_dir report_to cache_dir device dtype model reward_model data ptx_data params eval_data eval_split eval_prompts "
+    "eval_limit eval_steps eval_every save_steps save_every save_total_limit keep_checkpoints keep logging_steps "
+    "samples_logged true_reward micro_batch_size score_tokens sample_batch_size gradient_checkpointing "
+    "max_skipped_steps".split()
 )
 
 
@@ -40,7 +41,7 @@ def start(options: RunOptions) -> tuple[torch.device, str]:
     make_folder("output_dir", options.output_dir)
     init_distributed(device)
     if isinstance(options, TrainingOptions):
-        accumulation_steps(options)
+        check_steps(options)
     if distributed.rank() > 0:
         logging.getLogger().setLevel(logging.ERROR)
     set_seed(options.seed)
@@ -104,8 +105,8 @@ def run_settings(
 
 
 def training_arguments(options: TrainingOptions, device: torch.device, dtype: str) -> TrainingArguments:
-    """The options as transformers.TrainingArguments, DeepSpeed included. UserError for sizes that do not fit together."""
-    accumulation = accumulation_steps(options)
+    """The options (see `check_steps`) as transformers.TrainingArguments, DeepSpeed included."""
+    accumulation = options.batch_size // (options.micro_batch_size * distributed.world_size())
     evaluates, saves = options.eval_steps > 0, options.save_steps > 0
     engine = deepspeed_config(
         zero_stage=options.zero_stage,
@@ -174,8 +175,8 @@ def prepare_model(model, options, task: str):
         raise UserError(found, "name some of them, or leave --lora_targets out for all") from error
 
 
-def accumulation_steps(options: TrainingOptions) -> int:
-    """Forwards per optimiser step and rank. UserError for sizes, or for --keep best with steps, that do not fit together."""
+def check_steps(options: TrainingOptions) -> None:
+    """UserError for batch sizes that do not divide, or for --keep best with checkpoints that are not evaluated."""
     world = distributed.world_size()
     per_forward = options.micro_batch_size * world
     require(
@@ -188,18 +189,28 @@ def accumulation_steps(options: TrainingOptions) -> int:
         f"--keep best with --save_steps {options.save_steps}, --eval_steps {options.eval_steps}",
         "let --save_steps be a multiple of --eval_steps, both above 0",
     )
-    return options.batch_size // per_forward
 
 
-def train(trainer, options: TrainingOptions, settings: dict, checkpoint: Path | None) -> None:
-    """Run a SupervisedTrainer with the command's options, from the start or from a checkpoint (see `run_training`)."""
+def train(trainer, options: TrainingOptions, settings: dict, checkpoint: Path | None) -> dict[str, float]:
+    """Run a SupervisedTrainer with the command's options, from the start or from a checkpoint (see `run_training`).
+
+    Returns: the evaluation metrics of the weights that it ends with, computed now if they were not; none without held-out rows.
+    """
     from denserl.trainer.supervised_run import OutputFolder, run_training
 
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLine)
     folder = OutputFolder(Path(options.output_dir), settings, options.save_total_limit, options.keep == "best")
+    # Read now: the checkpoint may be dropped on the way.
+    then = settings if checkpoint is None else read_state(checkpoint)["settings"]
+    same_rows = all(then[name] == settings[name] for name in ("eval_data", "eval_split"))
     run_training(trainer, folder, checkpoint, options.max_grad_norm, options.max_skipped_steps)
+    kept = folder.best(trainer.state) if folder.keep_best else folder.checkpoint(trainer.state.global_step)
+    for row in trainer.state.log_history[::-1]:
+        if same_rows and "eval_loss" in row and folder.checkpoint(row["step"]) == kept:
+            return row
+    return trainer.evaluate() if trainer.eval_dataset is not None else {}
 
 
 def save_trained(trainer, output_dir: str) -> None:

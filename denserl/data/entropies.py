@@ -3,6 +3,7 @@
 The model itself is not known here: a function from batches to entropies comes in.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, map_responses
+from denserl.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +45,40 @@ def add_entropies(
         entropy_function: called only when nothing is stored; loads the model and returns batch -> (B, T) entropies.
         model_fingerprint: of the weights and their precision.
         cache_dir: where entropies are kept.
+
+    Raises:
+        UserError: a rank does not see rank 0's cache folder.
     """
-    ids = dataset.select_columns(["prompt_ids", *(f"{side}_ids" for side in SIDES)])
-    target = Path(cache_dir) / f"entropies-{rows_fingerprint(ids, model_fingerprint)[:32]}"
+    target, is_stored = None, False
     # One rank's view for all: another run may be finishing the same entropies.
-    if not distributed.gather_objects(target.is_dir())[0]:
+    if distributed.rank() == 0:
+        ids = dataset.select_columns(["prompt_ids", *(f"{side}_ids" for side in SIDES)])
+        target = Path(cache_dir) / f"entropies-{rows_fingerprint(ids, model_fingerprint)[:32]}"
+        is_stored = target.is_dir()
+    target, is_stored = distributed.gather_objects((target, is_stored))[0]
+    if not is_stored:
         _compute(dataset, entropy_function(), target, pad_id, max_tokens, device)
         distributed.barrier()
     else:
         log.info("reference entropies: found %s", target)
-    stored = load_from_disk(str(target))
+    stored = load_from_disk(str(_seen(target)))
     return concatenate_datasets([dataset, stored], axis=1)
 
 
 def file_fingerprint(folder: str | Path, dtype: str) -> str:
-    """A hash of a model folder's config and safetensors bytes, and of the precision it is run in."""
-    digest = hashlib.sha256(dtype.encode())
-    for path in sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"]):
+    """A hash of a model folder's config and safetensors bytes, and of the precision it is run in.
+
+    Files are read again only when their sizes or times have changed.
+    """
+    paths = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
+    return _hash_of_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths), dtype)
+
+
+@functools.cache
+def _hash_of_files(files: tuple[tuple[Path, int, int], ...], salt: str) -> str:
+    """A hash of names and bytes. files: path, size and time of each, which tell whether the hash still holds."""
+    digest = hashlib.sha256(salt.encode())
+    for path, *_ in files:
         digest.update(path.name.encode())
         with open(path, "rb") as file:
             while block := file.read(1 << 24):
@@ -108,7 +127,17 @@ def _work_folder(target: Path) -> Path:
     if distributed.rank() == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
         name = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
-    return Path(distributed.gather_objects(name)[0])
+    return _seen(Path(distributed.gather_objects(name)[0]))
+
+
+def _seen(folder: Path) -> Path:
+    """The folder, which rank 0 has. UserError on a rank that does not see it."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder.parent} is not the same folder on all hosts: rank {distributed.rank()} does not see {folder.name}",
+            "give a --cache_dir that all hosts share",
+        )
+    return folder
 
 
 def _join(work: Path, target: Path, rows: int, world: int) -> None:
@@ -122,6 +151,9 @@ def _join(work: Path, target: Path, rows: int, world: int) -> None:
     joined = work / "joined"
     Dataset.from_dict(columns).save_to_disk(str(joined))
     (joined / "origin.json").write_text(json.dumps({"rows": rows, "ranks": world}))
+    # After a loss of power, what stands under the target's name must be whole.
+    for path in (*joined.iterdir(), joined):
+        _flush(path)
     try:
         os.replace(joined, target)
     except OSError:
@@ -130,3 +162,11 @@ def _join(work: Path, target: Path, rows: int, world: int) -> None:
             raise
     shutil.rmtree(work)
     log.info("reference entropies: stored in %s", target)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

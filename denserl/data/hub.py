@@ -34,7 +34,8 @@ def _answers(url: str) -> bool:
         return True
     place = urlsplit(url)
     try:
-        socket.create_connection((place.hostname, place.port or 443), timeout=_SECONDS).close()
+        port = place.port or (80 if place.scheme == "http" else 443)
+        socket.create_connection((place.hostname, port), timeout=_SECONDS).close()
     except OSError:
         return False
     return True

@@ -1,6 +1,8 @@
 """Reference entropies: equal to a direct computation, stored once, and computed again when model or data change."""
 
+import builtins
 import json
+import os
 
 import pytest
 import tiny_models
@@ -8,9 +10,11 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
+from denserl import distributed
 from denserl.cli import train_rm
 from denserl.data.entropies import add_entropies, file_fingerprint
 from denserl.data.preferences import load_preferences
+from denserl.errors import UserError
 from denserl.models import loading
 from denserl.models.loading import load_policy, load_tokenizer
 from denserl.models.scoring import token_logprob_entropy
@@ -102,6 +106,54 @@ def test_a_half_written_store_is_not_taken_for_a_whole_one(entropies):
     entropies(pairs())
     assert entropies.loads == 2
     assert set(entropies.cache.iterdir()) == {half, whole}
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_host_with_a_cache_folder_of_its_own_is_told_so(is_stored, entropies, tmp_path, monkeypatch):
+    """As rank 1 of two meets it: what rank 0 names is in a folder that is not here."""
+    elsewhere = tmp_path / "elsewhere"
+
+    def of_rank_0(mine):
+        return [(elsewhere / "entropies-0", is_stored) if isinstance(mine, tuple) else str(elsewhere / ".entropies-0-x")] * 2
+
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "gather_objects", of_rank_0)
+    with pytest.raises(UserError, match="elsewhere is not the same folder on all hosts: rank 1") as error:
+        entropies(pairs())
+    assert error.value.fix == "give a --cache_dir that all hosts share"
+
+
+def test_what_is_renamed_into_place_has_been_flushed(entropies, monkeypatch):
+    flushed, renamed, fsync, replace = set(), [], os.fsync, os.replace
+
+    def noted(descriptor):
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checked(source, target):
+        renamed.append(source)
+        files = list(source.iterdir())
+        assert len(files) > 2 and {path.stat().st_ino for path in (*files, source)} <= flushed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", checked)
+    entropies(pairs())
+    assert "joined" in [path.name for path in renamed]
+
+
+def test_weights_are_read_once_for_their_fingerprint(entropies, monkeypatch):
+    opened, plain = [], builtins.open
+    monkeypatch.setattr(builtins, "open", lambda path, *args, **kw: opened.append(path) or plain(path, *args, **kw))
+    weights = entropies.folder / "model.safetensors"
+    first = file_fingerprint(entropies.folder, "fp32")
+    assert file_fingerprint(str(entropies.folder), "fp32") == first and opened.count(weights) == 1
+    assert file_fingerprint(entropies.folder, "bf16") != first
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(0, 0))
+    assert file_fingerprint(entropies.folder, "fp32") != first
 
 
 def test_another_threshold_uses_what_is_stored(entropies, tmp_path, monkeypatch):

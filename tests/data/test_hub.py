@@ -52,6 +52,17 @@ def test_a_host_answers_when_its_port_is_open(monkeypatch):
     assert not hub._answers(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://mirror", 80), ("https://mirror", 443), ("http://mirror:443", 443), ("https://mirror:80", 80)]
+)
+def test_the_port_goes_with_the_scheme_unless_it_is_given(url, port, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(hub.socket, "create_connection", lambda place, timeout: asked.append(place) or socket.socket())
+    assert hub._answers(url)
+    assert asked == [("mirror", port)]
+
+
 def test_behind_a_proxy_the_libraries_find_out(monkeypatch):
     monkeypatch.setattr(hub.urllib.request, "getproxies", lambda: {"https": "http://proxy"})
     assert hub._answers("https://nowhere.invalid")

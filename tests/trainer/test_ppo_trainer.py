@@ -297,6 +297,22 @@ def test_a_resumed_run_goes_on_in_the_text_too(ppo, world, tmp_path):
     same_bits(go_on_from_the_middle(ppo, output, **options), output)
 
 
+def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
+    options = FULL | {"eval_every": None}
+    ppo(**options, ptx_data=world.text)
+    for name, path in (("text.jsonl", world.text), ("param.json", world.params)):
+        shutil.copy(path, tmp_path / name)
+    ppo(resume=True, **options, ptx_data=tmp_path / "text.jsonl", params=tmp_path / "param.json")
+    (tmp_path / "text.jsonl").write_text(world.text.read_text().replace("kettle", "bridge"))
+    with pytest.raises(UserError, match=r"\(content of ptx: \w+, now \w+\)"):
+        ppo(resume=True, **options, ptx_data=tmp_path / "text.jsonl")
+    with pytest.raises(UserError, match=r"\(content of ptx: \w+, now None\)"):
+        ppo(resume=True, **options)
+    (tmp_path / "param.json").write_text(world.params.read_text().replace("0.3", "0.4"))
+    with pytest.raises(UserError, match=r"\(rewards: .* now .*\)"):
+        ppo(resume=True, **options, ptx_data=world.text, params=tmp_path / "param.json")
+
+
 def segment_counts(model, rollouts: Rollouts, threshold: float) -> list[int]:
     """Segments of each response when this model's entropies cut it."""
     counts = []
@@ -450,6 +466,15 @@ def test_degenerate_responses_give_numbers(level, answers, ppo, monkeypatch):
     assert all(None not in row.values() for row in metrics(output)) and len(metrics(output)) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())
     assert all(torch.isfinite(tensor).all() for tensor in weights(output / "critic").values())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_single_response_gives_numbers(level, ppo):
+    output = ppo(**LEVELS[level], iterations=2, rollout_batch_size=1, train_batch_size=1, micro_batch_size=1)
+    assert len(metrics(output)) == 2
+    assert all(isinstance(value, (int, float)) and math.isfinite(value) for row in metrics(output) for value in row.values())
+    for folder in (output, output / "critic"):
+        assert all(torch.isfinite(tensor).all() for tensor in weights(folder).values())
 
 
 @pytest.mark.parametrize("level", LEVELS)
