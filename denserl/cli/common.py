@@ -5,6 +5,7 @@ import difflib
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -223,6 +224,8 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
     # CPU is a device that was chosen here, not a failure to find another.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     options = None
+    # The exception that Python raises instead is lost where a library happens to be in a callback.
+    before = signal.signal(signal.SIGINT, lambda *_: _interrupted(command))
     try:
         options = parse(options_class, command, sys.argv[1:] if argv is None else argv)
         run(options)
@@ -231,9 +234,6 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
     except Stopped as stopped:
         again = "the same command with --resume" if hasattr(options, "resume") else "the same command"
         _end(command, f"{stopped}\n  to go on: {again}", STOPPED_STATUS)
-    except KeyboardInterrupt:
-        say(f"\ndenserl {command}: interrupted", sys.stderr)
-        raise SystemExit(130) from None
     except Exception as error:
         from denserl.cli.shortages import shortage
 
@@ -241,6 +241,14 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
         if message is None:
             raise
         _end(command, str(message), 2, message.one_rank)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(command: str) -> NoReturn:
+    # Not through sys.stderr, which the signal may have interrupted in the middle of a write.
+    os.write(2, f"\ndenserl {command}: interrupted\n".encode())
+    os._exit(128 + signal.SIGINT)
 
 
 def _end(command: str, message: str, status: int, one_rank: bool = False) -> NoReturn:

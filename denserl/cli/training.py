@@ -64,6 +64,10 @@ def checkpoint_to_resume(options: OptimisationOptions) -> Path | None:
         return None
     newest = newest_checkpoint(folder)
     clear_leftovers(folder)
+    if distributed.rank() == 0:
+        # What a kill left of final weights, under the name that safetensors gives a file until it is whole.
+        for left in Path(options.output_dir).rglob(".tmp??????"):
+            left.unlink()
     require(newest is not None, f"--resume: {options.output_dir} holds no checkpoint", "leave --resume out to start anew")
     log.info("going on from %s", newest)
     return newest
