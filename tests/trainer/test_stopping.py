@@ -27,7 +27,7 @@ def busy(size: int) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_the_second_signal_stops_at_once_inside_a_long_call(number):
     process = busy(14000)  # about a minute
     began = time.monotonic()
