@@ -18,7 +18,7 @@ lint: .venv/installed
 
 # The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.
 faults: .venv/installed
-	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer/test_stopping.py)
+	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer)
 
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4

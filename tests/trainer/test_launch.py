@@ -90,7 +90,13 @@ def test_a_plain_launch_writes_models_and_metrics(alone):
     assert kept == ["iteration-000001", "iteration-000002", "latest"]
 
 
-@pytest.mark.parametrize("launcher, zero_stage", [(DEEPSPEED, 2), (TORCHRUN, 3)], ids=["deepspeed-zero2", "torchrun-zero3"])
+@pytest.mark.parametrize(
+    "launcher, zero_stage",
+    [
+        pytest.param(DEEPSPEED, 2, id="deepspeed-zero2"),
+        pytest.param(TORCHRUN, 3, id="torchrun-zero3", marks=pytest.mark.long),
+    ],
+)
 def test_two_processes_do_what_one_does(launcher, zero_stage, alone, world, tmp_path):
     argv = world.argv(tmp_path / "out", eval_prompts=world.prompts, **OPTIONS | {"zero_stage": zero_stage})
     code, stderr = launched([*launcher, *argv])
