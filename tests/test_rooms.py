@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "denserl"
 ROOMS = [
     "errors",
     "terminal",
+    "files",
     "distributed",
     "segmentation",
     "data",

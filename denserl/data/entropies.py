@@ -19,6 +19,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, map_responses
 from denserl.errors import UserError
+from denserl.files import flush
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _join(work: Path, target: Path, rows: int, world: int) -> None:
     (joined / "origin.json").write_text(json.dumps({"rows": rows, "ranks": world}))
     # After a loss of power, what stands under the target's name must be whole.
     for path in (*joined.iterdir(), joined):
-        _flush(path)
+        flush(path)
     try:
         os.replace(joined, target)
     except OSError:
@@ -162,11 +163,3 @@ def _join(work: Path, target: Path, rows: int, world: int) -> None:
             raise
     shutil.rmtree(work)
     log.info("reference entropies: stored in %s", target)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from denserl import distributed
 from denserl.errors import UserError
+from denserl.files import flush, write_flushed
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,9 @@ def commit(aside: Path, target: Path, keep: int, protected: str | None = None) -
         if target.exists():
             _drop(target)
         os.replace(aside, target)
-        _flush(target.parent)
+        flush(target.parent)
         os.replace(pointer, target.parent / LATEST)
-        _flush(target.parent)
+        flush(target.parent)
         checkpoints = _checkpoints(target.parent)
         whole = [path for path in checkpoints if _number(path) <= _number(target) and _unlike_manifest(path) is None]
         kept = {path.name for path in whole[-keep:]} | {target.name, protected}
@@ -209,8 +210,7 @@ def _manifest_entries(aside: Path) -> dict[str, dict]:
     names = sorted(set().union(*distributed.gather_objects(_files(aside))))
     mine = {}
     for file in (aside / name for name in _share(names)):
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
+        flush(file)
         mine[file.relative_to(aside).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     return {name: entry for share in distributed.gather_objects(mine) for name, entry in sorted(share.items())}
 
@@ -218,10 +218,10 @@ def _manifest_entries(aside: Path) -> dict[str, dict]:
 def _write_manifest(aside: Path, entries: dict[str, dict], pointer: Path, name: str) -> None:
     """Everything that may still need room: the manifest, and the pointer that is then only renamed."""
     if distributed.rank() == 0:
-        _write_flushed(aside / MANIFEST, json.dumps({"files": entries}, indent=1))
-        _write_flushed(pointer, name + "\n")
+        write_flushed(aside / MANIFEST, json.dumps({"files": entries}, indent=1))
+        write_flushed(pointer, name + "\n")
         for folder in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
-            _flush(folder)
+            flush(folder)
 
 
 def _unlike_manifest(path: Path) -> str | None:
@@ -303,21 +303,6 @@ def _drop(path: Path) -> None:
     os.replace(path, dropped)
     # What cannot be removed now, as when another host still reads it, is at the next save.
     shutil.rmtree(dropped, ignore_errors=True)
-
-
-def _write_flushed(file: Path, text: str) -> None:
-    with open(file, "w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -242,14 +242,14 @@ def test_a_full_disk_is_said_and_leaves_the_one_before(tmp_path, error):
 
 
 def test_a_disk_that_is_full_for_the_pointer_leaves_the_one_before(tmp_path, monkeypatch):
-    whole, real = save(tmp_path, 1), checkpoint._write_flushed
+    whole, real = save(tmp_path, 1), checkpoint.write_flushed
 
     def write(file, text):
         if file.name == ".latest":
             raise FULL[0]
         real(file, text)
 
-    monkeypatch.setattr(checkpoint, "_write_flushed", write)
+    monkeypatch.setattr(checkpoint, "write_flushed", write)
     with pytest.raises(UserError, match="iteration-000002 could not be saved; iteration-000001 is complete"):
         save(tmp_path, 2)
     assert newest_checkpoint(tmp_path) == whole
