@@ -4,6 +4,7 @@ A step takes the same rows, and its loss and metrics are averages over all of th
 What a run keeps on disk is not known here: a RunFolder comes in.
 """
 
+from abc import ABC, abstractmethod
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -44,7 +45,7 @@ class CountedRows:
         return {**self.rows[number], "row": number, "counted": counted}
 
 
-class SupervisedTrainer(Trainer):
+class SupervisedTrainer(Trainer, ABC):
     """A trainer whose subclasses say what a batch adds up to: `count`, `sums`, `metrics`, `lengths`.
 
     Args beyond those of `Trainer`:
@@ -64,21 +65,21 @@ class SupervisedTrainer(Trainer):
         self._sums: Sums = {}
         self._rows: list[int] = []
 
+    @abstractmethod
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         """What the loss is averaged over, in the rows of a batch that are `counted`: 0-d."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sums(self, model, batch: dict[str, Tensor]) -> Sums:
         """0-d sums over the `counted` rows: `loss`, with its graph, and what `metrics` needs."""
-        raise NotImplementedError
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Metrics beside the loss, from the sums of any number of batches."""
         return {}
 
+    @abstractmethod
     def lengths(self, rows) -> list[int]:
         """Padded tokens that each row takes in an evaluation batch."""
-        raise NotImplementedError
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank; every row is counted once an epoch."""

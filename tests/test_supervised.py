@@ -87,10 +87,7 @@ def files(tmp_path_factory) -> Path:
     """A model, ten pairs, and ten demonstrations of different lengths."""
     root = tmp_path_factory.mktemp("supervised")
     tiny_models.save_language_model(root / "sft")
-    rows = [
-        {"prompt": f"Tell me about boat {i}.", "chosen": "The river " * (1 + i % 3), "rejected": f"No {i} " * (1 + i % 2)}
-        for i in range(PAIRS)
-    ]
+    rows = tiny_models.boat_pairs(PAIRS)
     write_rows(root / "pairs.jsonl", rows)
     write_rows(root / "answers.jsonl", [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows])
     return root

@@ -107,6 +107,25 @@ def padded(rows: list[list[int]], side: str = "right", extra: int = 0, pad: int 
     return ids, mask
 
 
+def boat_pairs(count: int) -> list[dict]:
+    """Rows of preferences whose responses differ in length."""
+    return [
+        {"prompt": f"Tell me about boat {i}.", "chosen": "The river " * (1 + i % 3), "rejected": f"No {i} " * (1 + i % 2)}
+        for i in range(count)
+    ]
+
+
+def as_argv(options: dict) -> list[str]:
+    """Options as arguments: True as a bare flag, None left out."""
+    argv = []
+    for name, value in options.items():
+        if value is True:
+            argv.append(f"--{name}")
+        elif value is not None:
+            argv += [f"--{name}", str(value)]
+    return argv
+
+
 def letters(prompts: list[list[dict]], responses: list[str]) -> list[float]:
     """A true reward of responses: their letters, and a tenth for each letter of the prompt."""
     return [len(response) + 0.1 * len(prompt[-1]["content"]) for prompt, response in zip(prompts, responses, strict=True)]

@@ -106,7 +106,7 @@ def load_best(trainer: SupervisedTrainer, folder: OutputFolder) -> None:
         raise UserError(
             "--keep best: no evaluation loss was finite", "look at metrics.jsonl, or go on with --resume --keep last"
         )
-    if best.name == f"step-{trainer.state.global_step:06d}":
+    if best == folder.checkpoint(trainer.state.global_step):
         return
     found = damage(best)
     if found:

@@ -26,7 +26,7 @@ PPO = {
     "save_every": 1,
     "keep_checkpoints": 10,
 }
-# Logged every 3 steps and saved every 2, so that a log spans a checkpoint; 4 epochs of 5 steps, the last one after 18.
+# Logged every 3 steps and saved every 2, so that a log spans a checkpoint; 3 epochs of 5 steps.
 RM = {
     "entropy_threshold": 5.3,
     "model_type": "tiny",
@@ -51,26 +51,12 @@ class Done(NamedTuple):
     seconds: float
 
 
-def as_argv(options: dict) -> list[str]:
-    """Options as arguments: True as a bare flag, None left out."""
-    argv = []
-    for name, value in options.items():
-        if value is True:
-            argv.append(f"--{name}")
-        elif value is not None:
-            argv += [f"--{name}", str(value)]
-    return argv
-
-
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
     """A folder with an SFT model and twenty pairs of text."""
     root = tmp_path_factory.mktemp("pairs")
     tiny_models.save_language_model(root / "sft")
-    rows = [
-        {"prompt": f"Tell me about boat {i}.", "chosen": "The river " * (1 + i % 3), "rejected": f"No {i} " * (1 + i % 2)}
-        for i in range(20)
-    ]
+    rows = tiny_models.boat_pairs(20)
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
@@ -81,7 +67,7 @@ def trainings(world, pairs) -> dict[str, Training]:  # noqa: F811
 
     def rm_argv(output: Path, **options) -> list[str]:
         files = {"model": pairs / "sft", "data": pairs / "pairs.jsonl", "eval_data": pairs / "pairs.jsonl"}
-        return as_argv({**files, "output_dir": output, "cache_dir": pairs / "cache", **options})
+        return tiny_models.as_argv({**files, "output_dir": output, "cache_dir": pairs / "cache", **options})
 
     start_server()
     ppo = {**PPO, "eval_prompts": world.prompts, "ptx_data": world.text}

@@ -120,10 +120,7 @@ def files(tmp_path_factory):
     """An SFT model and eight pairs of text."""
     root = tmp_path_factory.mktemp("rm")
     tiny_models.save_language_model(root / "sft")
-    rows = [
-        {"prompt": f"Tell me about boat {i}.", "chosen": "The river " * (1 + i % 3), "rejected": f"No {i} " * (1 + i % 2)}
-        for i in range(8)
-    ]
+    rows = tiny_models.boat_pairs(8)
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 

@@ -57,13 +57,7 @@ class World(NamedTuple):
         settings |= options
         if settings.get("normalizer", "location") != "location" or settings.get("reward_level") == "bandit":
             settings |= {"params": None, "fit_tag": None}
-        argv = []
-        for name, value in settings.items():
-            if value is True:
-                argv.append(f"--{name}")
-            elif value is not None:
-                argv += [f"--{name}", str(value)]
-        return argv
+        return tiny_models.as_argv(settings)
 
 
 @pytest.fixture(scope="session")
