@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 BANDIT_THRESHOLD = 1000.0
 
@@ -45,40 +46,30 @@ def segment_by_entropy(
         raise ValueError(f"entropy {tuple(entropy.shape)} and response_mask {tuple(response_mask.shape)}: want (B, T)")
     mask = response_mask.bool()
     if threshold >= BANDIT_THRESHOLD:
-        content, opens = mask, torch.zeros_like(mask)
+        content, starts = mask, torch.zeros_like(mask)
     else:
-        content, opens = _content(mask, has_end_of_turn), entropy > threshold
-    first = torch.zeros_like(mask)
-    first[:, :1] = True
-    starts = content & (opens | first)
-    ids = torch.where(content, starts.long().cumsum(1) - 1, -1)
+        content = _content(mask, has_end_of_turn)
+        starts = content & (entropy > threshold)
+    starts[:, :1] = mask[:, :1]
+    number = starts.cumsum(1) * content  # 1..K inside a segment, 0 elsewhere
     counts = starts.sum(1)
     # The only read-back: the width of `lengths`, once per batch.
-    lengths = ids.new_zeros(len(ids), int(counts.max()) if len(ids) else 0)
-    if lengths.shape[1]:
-        lengths.scatter_add_(1, ids.clamp(min=0), content.long())
-    return Segments(ids, content & (_next(starts) | ~_next(content)), lengths, counts)
+    lengths = number.new_zeros(len(number), 1 + max(counts.tolist(), default=0)).scatter_add_(1, number, content.long())
+    # A segment ends before a start or outside slot. The first slot, which rolls to the end, is one of the two.
+    ends = content & (starts | ~content).roll(-1, 1)
+    return Segments(number - 1, ends, lengths[:, 1:], counts)
 
 
 def segment_scores(token_scores: Tensor, segments: Segments) -> Tensor:
     """Read each segment's score at its end: (B, T) token scores -> (B, K_max) fp32, 0 past a row's K."""
-    scores = torch.where(segments.ends, token_scores.float(), 0.0)
-    out = scores.new_zeros(segments.lengths.shape)
-    if not out.shape[1]:
-        return out
-    # Every segment has exactly one end, so adding the zeros of its other tokens leaves the score as it is.
-    return out.scatter_add(1, segments.ids.clamp(min=0), scores)
+    # Segments lie side by side from slot 0 on, so the running sum of their lengths counts the tokens up to each end.
+    scores = pad(token_scores.float(), (1, 0)).gather(1, segments.lengths.cumsum(1))
+    return torch.where(segments.lengths > 0, scores, 0.0)
 
 
 def _content(mask: Tensor, has_end_of_turn: Tensor | None) -> Tensor:
     """The mask without the end-of-turn token of rows that have one; a lone token always stays."""
-    closes = mask & ~_next(mask)
-    closes[:, :1] = False
-    if has_end_of_turn is not None:
-        closes = closes & has_end_of_turn.bool()[:, None]
-    return mask & ~closes
-
-
-def _next(x: Tensor) -> Tensor:
-    """x[:, t + 1] at t, False at the last slot."""
-    return torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1)
+    content = mask.roll(-1, 1)
+    content[:, -1:] = False
+    content[:, :1] = mask[:, :1]
+    return content if has_end_of_turn is None else torch.where(has_end_of_turn.bool()[:, None], content, mask)

@@ -11,14 +11,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from denserl import distributed
-from denserl.data.batching import StepSampler, in_halves, rank_batches
+from denserl.data.batching import ResponseBatch, StepSampler, in_halves, length_batches, rank_batches, to_device
+from denserl.models.scoring import token_logprob_entropy
 
 Sums = dict[str, Tensor]
 
@@ -138,7 +138,7 @@ class SupervisedTrainer(Trainer, ABC):
         rows = CountedRows(self.eval_dataset if eval_dataset is None else eval_dataset)
         self.model_wrapped.eval()
         total: Sums = {}
-        for batch, counted in rank_batches(self.lengths(rows.rows), self.eval_tokens):
+        for batch, counted in rank_batches(length_batches(self.lengths(rows.rows), self.eval_tokens)):
             for sums in self._eval_sums(rows, batch):
                 total = add_sums(total, sums if counted else {key: torch.zeros_like(value) for key, value in sums.items()})
         metrics = self._averages(sum_over_ranks(total))
@@ -198,7 +198,7 @@ class SupervisedTrainer(Trainer, ABC):
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # The base class would round entropies and margins to the precision of the weights, and cut responses elsewhere.
-        return {key: value.to(self.args.device) for key, value in inputs.items()}
+        return to_device(inputs, self.args.device)
 
     def _collate(self, rows: list[dict]) -> dict[str, Tensor]:
         marks = {key: torch.tensor([row[key] for row in rows]) for key in ("row", "counted")}
@@ -233,21 +233,19 @@ class SupervisedTrainer(Trainer, ABC):
 
 
 class LanguageModelTrainer(SupervisedTrainer):
-    """Next-token loss on batches with input_ids, attention_mask and labels (-100: no loss), averaged over labelled tokens."""
+    """Next-token loss on the responses of batches that hold a ResponseBatch, averaged over response tokens."""
 
     def count(self, batch):
-        return (self._targets(batch) != -100).sum()
+        return (batch["response_mask"] & batch["counted"][:, None]).sum()
 
     def sums(self, model, batch):
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
-        return {"loss": cross_entropy(logits.flatten(0, 1).float(), self._targets(batch).flatten(), reduction="sum")}
+        responses = ResponseBatch.of(batch)
+        width = responses.response_mask.shape[1]
+        logprobs, _ = token_logprob_entropy(model, *responses[:3], width, shared=responses.shared, with_entropy=False)
+        return {"loss": -torch.where(batch["counted"][:, None], logprobs, 0.0).sum()}
 
     def lengths(self, rows):
         return [len(ids) for ids in rows["input_ids"]]
-
-    def _targets(self, batch) -> Tensor:
-        """(B, S - 1): the tokens to predict, -100 where there is no loss."""
-        return batch["labels"][:, 1:].masked_fill(~batch["counted"][:, None], -100)
 
 
 def add_sums(total: dict[str, Tensor | float], sums: Sums) -> Sums:

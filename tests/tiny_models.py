@@ -50,6 +50,7 @@ FAMILIES = {
     "llama": lambda **kw: LlamaConfig(**SIZES, **kw),
     "llama-tied": lambda **kw: LlamaConfig(**SIZES, tie_word_embeddings=True, **kw),
     "mistral": lambda **kw: MistralConfig(**SIZES, sliding_window=None, **kw),
+    "mistral-window": lambda **kw: MistralConfig(**SIZES, sliding_window=4, **kw),
     "qwen2": lambda **kw: Qwen2Config(**SIZES, **kw),
     "phi3": lambda **kw: Phi3Config(**SIZES, **kw),
     "gemma": lambda **kw: GemmaConfig(**SIZES, head_dim=8, **kw),

@@ -208,9 +208,9 @@ def _trainer(options: Options, config, tokenizer, models, dense_reward, current_
     from denserl.data.chat import stop_ids
     from denserl.ppo_utils.kl import KLCoefficient
     from denserl.trainer.ppo_trainer import PPOTrainer
-    from denserl.trainer.rollout import GenerateSampler
+    from denserl.trainer.rollout import PolicySampler
 
-    sampler = GenerateSampler(
+    sampler = PolicySampler(
         current_policy,
         stop_ids(tokenizer, current_policy().generation_config),
         tokenizer.pad_token_id,
@@ -459,17 +459,18 @@ def _ptx_rows(options: Options, tokenizer):
     return tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=options.on_bad_row)
 
 
-def _ptx_batches(options: Options, rows, pad_id: int) -> Callable[[int], list[dict]]:
+def _ptx_batches(options: Options, rows, pad_id: int) -> Callable[[int], list]:
     """Optimiser step -> this rank's micro-batches of an endless stream of text, in an order set by the seed."""
     from denserl import distributed
-    from denserl.data.batching import DemonstrationCollator
+    from denserl.data.batching import DemonstrationCollator, ResponseBatch
     from denserl.trainer.rollout import prompt_rows
 
     collate, size, micro = DemonstrationCollator(pad_id), options.train_batch_size, options.micro_batch_size
 
-    def batches(step: int) -> list[dict]:
+    def batches(step: int) -> list[ResponseBatch]:
         mine = prompt_rows(step * size, size, len(rows), options.seed)[distributed.rank() :: distributed.world_size()]
-        return [collate([rows[i] for i in mine[first : first + micro]]) for first in range(0, len(mine), micro)]
+        parts = [[rows[i] for i in mine[first : first + micro]] for first in range(0, len(mine), micro)]
+        return [ResponseBatch.of(collate(part)) for part in parts]
 
     return batches
 

@@ -125,13 +125,13 @@ def prepare_pairs(pairs, options, sft_model: str, tokenizer, device, dtype):
     from denserl.data.entropies import add_entropies, file_fingerprint
     from denserl.data.preferences import tokenize_preferences
     from denserl.models.loading import load_policy, local_folder, match_embeddings
-    from denserl.models.scoring import token_logprob_entropy
+    from denserl.models.scoring import response_entropies
 
     def entropy_function():
         model = load_policy(sft_model, dtype, **options.model_source()).eval()
         match_embeddings(model, tokenizer)
         model.to(device)
-        return lambda batch: token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1])[1]
+        return lambda batch: response_entropies(model, batch)
 
     cache_dir = Path(options.cache_dir).expanduser()
     make_folder("cache_dir", str(cache_dir))

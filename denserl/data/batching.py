@@ -17,6 +17,15 @@ from denserl import distributed
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+LAYOUT = ("attention_mask", "response_start", "prompt_row")
+
+
+class SharedPrompts(NamedTuple):
+    """Row b begins with the first `length[b]` tokens of row `row[b]`; a row that shares with none before it names itself."""
+
+    row: Tensor  # (B,) long
+    length: Tensor  # (B,) long
+
 
 class ResponseBatch(NamedTuple):
     """B prompts with their responses; S is the longest sequence, T the longest response."""
@@ -24,10 +33,22 @@ class ResponseBatch(NamedTuple):
     input_ids: Tensor  # (B, S) long
     attention_mask: Tensor  # (B, S) long, 1 on prompt and response
     response_start: Tensor  # (B,) long, index of the first response token
+    prompt_row: Tensor  # (B,) long, the first row with the same prompt
     response_mask: Tensor  # (B, T) bool
 
+    @classmethod
+    def of(cls, batch: dict[str, Tensor]) -> "ResponseBatch":
+        """The fields of a batch that may hold more."""
+        return cls(*(batch[field] for field in cls._fields))
+
     def to(self, device) -> "ResponseBatch":
-        return ResponseBatch(*(x.to(device) for x in self))
+        """See `to_device`."""
+        return ResponseBatch(**to_device(self._asdict(), device))
+
+    @property
+    def shared(self) -> SharedPrompts:
+        """The prompts that rows have in common."""
+        return SharedPrompts(self.prompt_row, self.response_start)
 
     @property
     def response_ids(self) -> Tensor:
@@ -37,9 +58,14 @@ class ResponseBatch(NamedTuple):
     def ends_with(self, token_ids: Iterable[int]) -> Tensor:
         """(B,) bool: whether a row's last response token is one of `token_ids`; False for an empty response."""
         length = self.response_mask.sum(1)
-        last = (self.response_start + length - 1).clamp(min=0)
+        last = (self.response_start.to(length.device) + length - 1).clamp(min=0)
         ids = self.input_ids.gather(1, last[:, None]).squeeze(1)
         return torch.isin(ids, torch.as_tensor(list(token_ids), device=ids.device)) & (length > 0)
+
+
+def to_device(batch: dict[str, Tensor], device) -> dict[str, Tensor]:
+    """A batch on a device, but for what says how it is laid out: models read that on the host, without a device sync."""
+    return {name: value if name in LAYOUT else value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def pad_rows(rows: Sequence[Sequence], value, dtype=torch.long) -> Tensor:
@@ -52,41 +78,50 @@ def pad_rows(rows: Sequence[Sequence], value, dtype=torch.long) -> Tensor:
 def pad_responses(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int) -> ResponseBatch:
     """Join each prompt with its response and right-pad."""
     joined = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    first: dict[tuple[int, ...], int] = {}
     return ResponseBatch(
         pad_rows(joined, pad_id),
         pad_rows([[1] * len(row) for row in joined], 0),
         torch.tensor([len(prompt) for prompt in prompts]),
+        torch.tensor([first.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]),
         pad_rows([[True] * len(response) for response in responses], False, torch.bool),
     )
 
 
 def response_slots(values: Tensor, start: Tensor, length: int) -> Tensor:
     """Cut (B, S, ...) position-aligned values to (B, length, ...): row b from `start[b]` on, clamped to the last position."""
-    index = start[:, None] + torch.arange(length, device=values.device)
+    index = start.to(values.device)[:, None] + torch.arange(length, device=values.device)
     index = index.clamp(0, values.shape[1] - 1)
     if values.ndim > 2:
         index = index[..., None].expand(-1, -1, values.shape[2])
     return values.gather(1, index)
 
 
-def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Row numbers in batches of like length, longest first, each at most `max_tokens` padded tokens (or a single row)."""
-    batches, current = [], []
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if current and lengths[current[0]] * (len(current) + 1) > max_tokens:
+def length_batches(lengths: Sequence[int], max_tokens: int, groups: Sequence[int] | None = None) -> list[list[int]]:
+    """Row numbers in batches of like length, longest first, each at most `max_tokens` padded tokens (or a single row).
+
+    groups: a number for each row; rows of one number follow one another, at the place of the longest. Default: each its own.
+    """
+    groups = range(len(lengths)) if groups is None else groups
+    longest: dict[int, int] = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    batches, current, width = [], [], 0
+    for row in sorted(range(len(lengths)), key=lambda i: (-longest[groups[i]], groups[i], -lengths[i], i)):
+        width = max(width, lengths[row])
+        if current and width * (len(current) + 1) > max_tokens:
             batches.append(current)
-            current = []
+            current, width = [], lengths[row]
         current.append(row)
     return [*batches, current] if current else batches
 
 
-def rank_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], bool]]:
+def rank_batches(batches: list[list[int]]) -> Iterator[tuple[list[int], bool]]:
     """This rank's share of `length_batches`, with whether the batch counts.
 
     Every rank gets the same number of batches, so that collective forwards (ZeRO-3) stay in step: a rank that runs out repeats
     the first batch, not to be counted.
     """
-    batches = length_batches(lengths, max_tokens)
     world = distributed.world_size()
     for first in range(0, len(batches), world):
         mine = first + distributed.rank()
@@ -133,17 +168,38 @@ def in_halves(function: Callable[[Sequence], Result], rows: Sequence, together: 
     Raises:
         RuntimeError or MemoryError: memory does not suffice for a single row.
     """
+    fits, result = _attempt(function, rows, last=together or len(rows) < 2)
+    if fits:
+        return [result]
+    half = len(rows) // 2
+    log.warning("out of memory with %d rows at once; repeated with %d", len(rows), half)
+    return in_halves(function, rows[:half]) + in_halves(function, rows[half:])
+
+
+def in_batches_of(size: int, function: Callable[[int], Result]) -> Result:
+    """`function(size)`, which works in batches of that size; where memory does not suffice, with half the size instead.
+
+    Raises:
+        RuntimeError or MemoryError: memory does not suffice for a batch of one.
+    """
+    fits, result = _attempt(function, size, last=size < 2)
+    if fits:
+        return result
+    log.warning("out of memory with %d rows at once; repeated with %d", size, size // 2)
+    return in_batches_of(size // 2, function)
+
+
+def _attempt(function: Callable, argument, last: bool) -> tuple[bool, object]:
+    """Whether memory sufficed, and the function's result; an error of memory passes on a `last` attempt."""
     try:
-        return [function(rows)]
+        return True, function(argument)
     except (RuntimeError, MemoryError) as error:
-        if len(rows) < 2 or together or not is_out_of_memory(error):
+        if last or not is_out_of_memory(error):
             raise
     # Out of the handler, whose traceback holds the tensors of the failed attempt.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = len(rows) // 2
-    log.warning("out of memory with %d rows at once; repeated with %d", len(rows), half)
-    return in_halves(function, rows[:half]) + in_halves(function, rows[half:])
+    return False, None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -171,6 +227,9 @@ def map_responses(
     Returns: row number -> fp32 array of the row's own response length, for the rows of this rank.
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    # In one batch, a packed model reads the prompt of several responses once.
+    first: dict[tuple[int, ...], int] = {}
+    batches = length_batches(lengths, max_tokens, [first.setdefault(tuple(prompt), i) for i, prompt in enumerate(prompts)])
     out = {}
 
     def values(rows: list[int]) -> dict[int, np.ndarray]:
@@ -179,7 +238,7 @@ def map_responses(
             found = function(batch).float().cpu().numpy()
         return {i: found[slot, : len(responses[i])] for slot, i in enumerate(rows)}
 
-    for rows, counted in tqdm(list(rank_batches(lengths, max_tokens)), desc=progress, disable=distributed.rank() > 0):
+    for rows, counted in tqdm(list(rank_batches(batches)), desc=progress, disable=distributed.rank() > 0):
         for part in in_halves(values, rows):
             if counted:
                 out.update(part)
@@ -187,15 +246,13 @@ def map_responses(
 
 
 class DemonstrationCollator:
-    """Rows with input_ids and loss_start -> a batch for a causal language model; no loss before loss_start or on padding."""
+    """Rows with input_ids and loss_start -> a ResponseBatch as a dictionary; a row's response is what bears loss."""
 
     def __init__(self, pad_id: int):
         self.pad_id = pad_id
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        labels = [[-100] * row["loss_start"] + row["input_ids"][row["loss_start"] :] for row in rows]
-        return {
-            "input_ids": pad_rows([row["input_ids"] for row in rows], self.pad_id),
-            "attention_mask": pad_rows([[1] * len(row["input_ids"]) for row in rows], 0),
-            "labels": pad_rows(labels, -100),
-        }
+        # Nothing predicts a row's first token.
+        parts = [(row["input_ids"], max(row["loss_start"], 1)) for row in rows]
+        batch = pad_responses([ids[:start] for ids, start in parts], [ids[start:] for ids, start in parts], self.pad_id)
+        return batch._asdict()

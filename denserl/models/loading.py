@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from denserl.data.chat import end_of_turn_id
 from denserl.errors import UserError
 from denserl.models.folders import MODEL_FILES, TOKENIZER_FILES, UNREADABLE, check_source, not_loaded
+from denserl.models.packing import enable_packing
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +71,7 @@ def load_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
     """A causal language model; dtype is `fp32`, `bf16` or a torch dtype. UserError for no folder or incomplete weights."""
     model, info = _load_model(AutoModelForCausalLM, path, dtype, **kw)
     if "score.weight" in info["unexpected_keys"]:
-        raise UserError(
-            f"{path} is a reward model (it holds score.weight); a language model is expected here",
-            "give the language model that it was trained from",
-        )
+        raise _is_reward_model(path, "score.weight")
     _refuse(path, info, missing=(), unexpected=())
     return model
 
@@ -99,6 +98,20 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, **kw) -
     _refuse(path, info, missing=("score.weight",), unexpected=("lm_head.weight",))
     init_head(model, seed)
     return model
+
+
+def empty_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
+    """The language model that a config.json describes, on torch's meta device: shapes without numbers; no weights are read.
+
+    Raises:
+        UserError: no config there, none of a language model, or that of a reward model.
+    """
+    return _empty_model(AutoModelForCausalLM, path, dtype, **kw)
+
+
+def empty_reward_model(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
+    """The same with one score in place of logits, whatever head the config was written for."""
+    return _empty_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
 
 
 def init_head(model: PreTrainedModel, seed: int) -> None:
@@ -210,7 +223,29 @@ def _load_classifier(path, dtype, **kw):
 def _load_model(auto_class, path, dtype, **kw):
     """The model and what `_refuse` reads. Weights of another shape are reported there, not by the library."""
     settings = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    return _load(auto_class, path, dtype=as_dtype(dtype), **settings, **kw)
+    model, info = _load(auto_class, path, dtype=as_dtype(dtype), **settings, **kw)
+    return enable_packing(model), info
+
+
+def _empty_model(auto_class, path, dtype, trust_remote_code: bool = False, attn_implementation: str = "sdpa", **settings):
+    config = _load(AutoConfig, path, trust_remote_code=trust_remote_code, **settings)
+    if auto_class is AutoModelForCausalLM and any("Classification" in name for name in config.architectures or ()):
+        raise _is_reward_model(path, config.architectures[0])
+    # Classifiers ask for one, as a tokenizer's would be set; it has no part in shapes.
+    config.get_text_config().pad_token_id = config.pad_token_id = 0
+    try:
+        with torch.device("meta"):
+            kw = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+            return auto_class.from_config(config, dtype=as_dtype(dtype), **kw)
+    except UNREADABLE as error:
+        raise not_loaded(str(path), False, error) from error
+
+
+def _is_reward_model(path, sign: str) -> UserError:
+    return UserError(
+        f"{path} is a reward model (it holds {sign}); a language model is expected here",
+        "give the language model that it was trained from",
+    )
 
 
 def _load(auto_class, path, **kw):

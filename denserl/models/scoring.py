@@ -1,18 +1,21 @@
 """What the models say of given tokens: reward scores, log-probabilities and entropies. Nothing is sampled here."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
-from denserl import distributed
-from denserl.data.batching import response_slots
+from denserl.data.batching import ResponseBatch, SharedPrompts, response_slots
+from denserl.models.logprob import chunked_logprob_entropy
+from denserl.models.packing import lay_out
 
-LOGITS_PER_CHUNK = 2**24
 
-
-def token_rewards(reward_model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def token_rewards(
+    reward_model: nn.Module, input_ids: Tensor, attention_mask: Tensor, shared: SharedPrompts | None = None
+) -> Tensor:
     """The reward head's output at every position: (B, S) fp32. What padding positions hold has no meaning.
 
     The head is read where the stock class applies it, so that a wrapped model (DeepSpeed engine, DDP, PEFT) runs its own
@@ -20,20 +23,21 @@ def token_rewards(reward_model: nn.Module, input_ids: Tensor, attention_mask: Te
 
     Args:
         reward_model: a sequence classifier with one label, whose head is the module named `score`; may be wrapped.
-        input_ids, attention_mask: (B, S), padded on either side.
+        input_ids: (B, S), padded on either side.
+        attention_mask: (B, S), best on the host, where the batch is laid out.
+        shared: prompts that rows have in common and a packed model reads once.
     """
-    captured = []
-    handle = score_head(reward_model).register_forward_hook(lambda module, args, output: captured.append(output))
-    try:
-        reward_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
-            use_cache=False,
-        )
-    finally:
-        handle.remove()
-    return captured[0].squeeze(-1).float()
+    outputs = []
+    stock = stock_model(reward_model)
+    inputs, places = lay_out(stock, input_ids, attention_mask, shared)
+    with _hooked(score_head(stock).register_forward_hook(lambda module, args, output: outputs.append(output))):
+        reward_model(**inputs, use_cache=False)
+    return outputs[0].flatten().index_select(0, places.flatten()).view_as(places).float()
+
+
+def stock_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a wrapped one, or itself."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
 def score_head(reward_model: nn.Module) -> nn.Module:
@@ -48,55 +52,85 @@ def token_logprob_entropy(
     response_start: int | Tensor,
     response_length: int | None = None,
     temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+    shared: SharedPrompts | None = None,
+    with_entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each response token and entropy (nats) of the distribution that predicts it.
 
     The log-probability is of softmax(logits / temperature), the entropy of softmax(logits), both at the position before the
-    token. Logits exist for one chunk of positions at a time, in the backward pass too, where each chunk is computed again.
+    token. The language-model head runs at these positions alone, and logits exist for one chunk of them at a time.
 
     Args:
-        model: a causal language model (stock class).
-        input_ids, attention_mask: (B, S).
+        model: a causal language model (stock class); may be wrapped, and runs its own forward.
+        input_ids: (B, S).
+        attention_mask: (B, S), best on the host, where the batch is laid out; so are response_start and shared.
         response_start: index of the first response token, one for all rows or (B,); at least 1.
         response_length: T; default S - min(response_start).
+        shared: prompts that rows have in common and a packed model reads once.
+        with_entropy: False spares the entropies, and None is returned for them.
 
-    Returns: two (B, T) fp32 tensors, row b counted from its own response start; what stands past a row's response has no
-        meaning. The entropy carries no gradient.
+    Returns: two (B, T) fp32 tensors, row b counted from its own response start, 0 where no token stands. The entropy carries
+        no gradient.
     """
-    start = torch.as_tensor(response_start, device=input_ids.device).expand(len(input_ids))
-    length = response_length if response_length is not None else input_ids.shape[1] - int(start.min())
-    hidden = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
-    ).last_hidden_state
-    hidden = response_slots(hidden, start - 1, length).flatten(0, 1)
-    tokens = response_slots(input_ids, start, length).flatten()
-    head, adjust = model.get_output_embeddings(), logit_adjustment(model.config)
+    (rows, width), mask = input_ids.shape, attention_mask.cpu().bool()
+    start = torch.as_tensor(response_start).cpu().expand(rows)
+    length = response_length if response_length is not None else width - int(start.min())
+    stock = stock_model(model)
+    inputs, places = lay_out(stock, input_ids, attention_mask, shared)
+    head = stock.get_output_embeddings()
+    hidden = _read_by_head(head, model, inputs).flatten(0, 1)
+    index = start[:, None] + torch.arange(length)
+    # Places of the predicted tokens: in the (B, T) result, and in the batch.
+    found = (response_slots(mask, start, length) & (index < width)).flatten().nonzero().squeeze(1)
+    token = (torch.arange(rows)[:, None] * width + index).flatten()[found].to(input_ids.device)
+    found = found.to(input_ids.device)
+    logprob, entropy = chunked_logprob_entropy(
+        hidden.index_select(0, places.flatten()[token - 1]),
+        input_ids.flatten()[token],
+        head,
+        logit_adjustment(stock.config),
+        temperature,
+        with_entropy,
+    )
 
-    def of_chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return _logprob_entropy(adjust(head(hidden).float()), tokens, temperature)
+    def in_slots(values: Tensor) -> Tensor:
+        return values.new_zeros(rows * length).index_copy(0, found, values).view(rows, length)
 
-    count = _chunk_count(len(hidden), head)
-    keep_graph = torch.is_grad_enabled() and hidden.requires_grad
-    chunks = [
-        checkpoint(of_chunk, h, t, use_reentrant=False) if keep_graph else of_chunk(h, t)
-        for h, t in zip(hidden.tensor_split(count), tokens.tensor_split(count), strict=True)
-    ]
-    logprob, entropy = (torch.cat(parts).view(len(input_ids), length) for parts in zip(*chunks, strict=True))
-    return logprob, entropy
-
-
-def _chunk_count(positions: int, head: nn.Module) -> int:
-    """Chunks of at most LOGITS_PER_CHUNK logits; the same number on every rank where the head is gathered for each (ZeRO-3).
-
-    A rank with fewer positions has smaller chunks, maybe empty ones, but none waits for a gathering that another never joins.
-    """
-    count = max(1, -(-positions * head.out_features // LOGITS_PER_CHUNK))
-    return distributed.all_max(count) if hasattr(head.weight, "ds_id") else count
+    return in_slots(logprob), None if entropy is None else in_slots(entropy)
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions counted from each row's first real token, so that padding on the left changes nothing. (B, S) long."""
-    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+def response_entropies(model: nn.Module, batch: ResponseBatch) -> Tensor:
+    """Entropy (nats) of the distribution that predicts each response token of a batch: (B, T) fp32."""
+    return token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1], shared=batch.shared)[1]
+
+
+def _read_by_head(head: nn.Module, model: nn.Module, inputs: dict) -> Tensor:
+    """The hidden states that the head of a language model would read, all positions; it is given the first alone."""
+    with head_reads(head, slice(0, 1)) as read:
+        model(**inputs, use_cache=False)
+    return read[0]
+
+
+@contextlib.contextmanager
+def head_reads(head: nn.Module, positions: Tensor | slice):
+    """Within the context, a language model's head is given some positions alone; yields a list of what it was to read."""
+    read = []
+
+    def choose(module, args):
+        read.append(args[0])
+        return (args[0][:, positions],)
+
+    with _hooked(head.register_forward_pre_hook(choose)):
+        yield read
+
+
+@contextlib.contextmanager
+def _hooked(handle: RemovableHandle):
+    """A hook that ends with the context."""
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def logit_adjustment(config) -> Callable[[Tensor], Tensor]:
@@ -109,12 +143,3 @@ def logit_adjustment(config) -> Callable[[Tensor], Tensor]:
     if factor != 1.0:
         return lambda logits: logits * factor
     return lambda logits: logits
-
-
-def _logprob_entropy(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    scaled = logits if temperature == 1.0 else logits / temperature
-    logprob = scaled.gather(-1, tokens[:, None]).squeeze(-1) - scaled.logsumexp(-1)
-    with torch.no_grad():
-        probabilities = torch.softmax(logits, -1)
-        entropy = logits.logsumexp(-1) - (probabilities * logits).sum(-1)
-    return logprob, entropy

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from denserl.segmentation import Segments
 
@@ -52,20 +53,19 @@ def assign_rewards(
     kind = canonical_kind(kind)
     if tau <= 0:
         raise ValueError(f"tau is {tau}; it must be > 0")
-    rewards, inside = segment_rewards.float(), segments.ids >= 0
-    if not rewards.shape[1]:
-        return torch.zeros_like(inside, dtype=torch.float32)
+    rewards = segment_rewards.float()
     if kind in PER_SEGMENT:
         if kind == "even":
             rewards = rewards / segments.lengths.clamp(min=1)
-        where = segments.ends if kind == "end" else inside
-        return torch.where(where, rewards.gather(1, segments.ids.clamp(min=0)), 0.0)
+        # Tokens outside (id -1) read the 0 in front of the first segment's reward.
+        rewards = pad(rewards, (1, 0)).gather(1, segments.ids + 1)
+        return torch.where(segments.ends, rewards, 0.0) if kind == "end" else rewards
     within = segments.lengths > 0
     if kind == "mean_last":
         value = torch.where(within, rewards, 0.0).sum(1) / segments.counts.clamp(min=1)
     else:
         value = tau * torch.where(within, rewards / tau, -torch.inf).logsumexp(1)
-    last = last_token(inside if response_mask is None else response_mask)
+    last = last_token(segments.ids >= 0 if response_mask is None else response_mask)
     return torch.where(last, value[:, None], 0.0)
 
 

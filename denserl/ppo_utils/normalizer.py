@@ -57,15 +57,14 @@ class LocationNormalizer:
             )
         return cls(*_checked(entries[keys], f"{path}: {_show(keys)}"))
 
-    def mean_std(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean(p) and the floored Std(p) at places in (0, 1], both shaped like `place`."""
-        log = place.log()
-        std = (self.w_sigma * log + self.b_sigma).clamp(min=STD_FLOOR * self.b_sigma)
-        return self.w_mu * log + self.b_mu, std
+    def mean_std(self, log_place: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean(p) and the floored Std(p) at places in (0, 1], both shaped like `log_place`, their logarithms."""
+        std = (self.w_sigma * log_place + self.b_sigma).clamp(min=STD_FLOOR * self.b_sigma)
+        return self.w_mu * log_place + self.b_mu, std
 
     def __call__(self, segment_scores: Tensor, counts: Tensor) -> Tensor:
         """(B, K_max) segment scores of responses with `counts` (B,) segments -> (B, K_max) fp32, 0 past a row's K."""
-        mean, std = self.mean_std(places(segment_scores.shape[1], counts))
+        mean, std = self.mean_std(log_places(segment_scores.shape[1], counts))
         return valid_scores((segment_scores.float() - mean) / std, counts)
 
 
@@ -85,10 +84,11 @@ class ScalarNormalizer:
         return valid_scores((segment_scores.float() - self.mean) / self.std, counts)
 
 
-def places(width: int, counts: Tensor) -> Tensor:
-    """(B, width) fp32: p = k / K of slot k = 1..width, held at 1 past a row's K."""
-    k = torch.arange(1, width + 1, device=counts.device, dtype=torch.float32)
-    return (k / counts.clamp(min=1)[:, None]).clamp(max=1.0)
+def log_places(width: int, counts: Tensor) -> Tensor:
+    """(B, width) fp32: ln p = ln k - ln K of slot k = 1..width, held at 0 past a row's K."""
+    # B + width logarithms instead of B x width, which would be most of the normaliser's time.
+    k, last = torch.arange(1, width + 1, device=counts.device, dtype=torch.float32), counts[:, None].float()
+    return (k.log() - last.log()).clamp(max=0.0)
 
 
 def read_params(path: Path) -> dict:

@@ -55,7 +55,7 @@ class RewardTrainer(SupervisedTrainer):
         return batch["counted"].sum()
 
     def sums(self, model, batch):
-        responses, counted = ResponseBatch(*(batch[field] for field in ResponseBatch._fields)), batch["counted"]
+        responses, counted = ResponseBatch.of(batch), batch["counted"]
         scores, segments = score_responses(model, responses, batch["entropy"], self.threshold, self.agg_func)
         margin = batch["margin"] if self.use_margin else None
         losses = pair_losses(*scores.chunk(2), margin, self.label_smoothing, self.centring)

@@ -11,7 +11,7 @@ from denserl.segmentation import Segments, segment_by_entropy, segment_scores
 
 def response_token_rewards(reward_model: nn.Module, batch: ResponseBatch) -> Tensor:
     """The reward head's output at each response token, (B, T) fp32; no meaning off the response mask."""
-    scores = token_rewards(reward_model, batch.input_ids, batch.attention_mask)
+    scores = token_rewards(reward_model, batch.input_ids, batch.attention_mask, batch.shared)
     return response_slots(scores, batch.response_start, batch.response_mask.shape[1])
 
 

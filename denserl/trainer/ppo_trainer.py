@@ -96,7 +96,7 @@ class PPOTrainer:
     Args:
         prompts, eval_prompts: rows with `prompt` (messages) and `prompt_ids`.
         sampler: prompts and streams of random numbers -> Rollouts.
-        ptx_batches: optimiser step -> this rank's micro-batches of text with labels for the pretraining loss, or None.
+        ptx_batches: optimiser step -> this rank's micro-batches of text for the pretraining loss, or None.
         true_reward: (prompts as messages, responses as text) -> rewards, only reported, or None.
         settings: kept with every checkpoint, to be compared when a run is resumed.
 
@@ -117,7 +117,7 @@ class PPOTrainer:
         eval_prompts,
         output_dir: Path,
         device: torch.device,
-        ptx_batches: Callable[[int], list[dict]] | None = None,
+        ptx_batches: Callable[[int], list[ResponseBatch]] | None = None,
         true_reward: Callable | None = None,
         settings: dict | None = None,
     ):
@@ -259,8 +259,8 @@ class PPOTrainer:
     def _score_rows(self, rollouts: Rollouts, rows: list[int]) -> tuple[Tensor, ...]:
         """Mask, log-probabilities, entropies (policy, then reference), scores and values of some responses, each (b, t)."""
         batch = self._batch(rollouts, rows)
-        logprobs, entropy = self._logprob_entropy(self.models.actor, batch)
-        ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch)
+        logprobs, entropy = self._logprob_entropy(self.models.actor, batch, self.config.temperature)
+        ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch, self.config.temperature)
         values = self._values(batch, batch.response_mask.shape[1])
         return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, self.models.scores(batch), values
 
@@ -269,7 +269,7 @@ class PPOTrainer:
         config, micro_batches = self.config, self._micro_batches(rows)
         share = self._share_of_step(average_count(experience.mask[rows], config.average), len(micro_batches))
         texts = self.ptx_batches(self.steps) if self.ptx_batches else []
-        text_count = torch.stack([_labelled(text).sum() for text in texts]).sum() if texts else None
+        text_count = torch.stack([text.response_mask.sum() for text in texts]).sum() if texts else None
         text_share = self._share_of_step(text_count, len(micro_batches)) if texts else None
         for i, micro in enumerate(micro_batches):
             batch = self._batch(rollouts, micro)
@@ -313,10 +313,10 @@ class PPOTrainer:
         return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
 
     def _actor_step(
-        self, batch: ResponseBatch, old: Experience, share: Tensor, text: dict | None, text_share: Tensor | None
+        self, batch: ResponseBatch, old: Experience, share: Tensor, text: ResponseBatch | None, text_share: Tensor | None
     ) -> dict[str, Tensor]:
         config = self.config
-        logprobs, _ = self._logprob_entropy(self.models.actor, batch)
+        logprobs, _ = self._logprob_entropy(self.models.actor, batch, config.temperature, with_entropy=False)
         loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, old.mask, config.policy_clip, config.average, share)
         now = logprobs.detach()
         log = {
@@ -338,21 +338,19 @@ class PPOTrainer:
         self.models.actor.train(on)
         self.models.critic.train(on)
 
-    def _ptx_loss(self, inputs: dict[str, Tensor], share: Tensor) -> Tensor:
-        """Next-token loss of a micro-batch of text, averaged over the labelled tokens of the whole step."""
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        start = torch.ones(len(inputs["input_ids"]), dtype=torch.long, device=self.device)
-        width = inputs["input_ids"].shape[1] - 1
-        logprobs, _ = self.models.actor(inputs["input_ids"], inputs["attention_mask"], start, width)
-        return -masked_average(logprobs, _labelled(inputs), "token_mean", share)
+    def _ptx_loss(self, text: ResponseBatch, share: Tensor) -> Tensor:
+        """Next-token loss of a micro-batch of text, averaged over the response tokens of the whole step."""
+        batch = text.to(self.device)
+        logprobs, _ = self._logprob_entropy(self.models.actor, batch, 1.0, with_entropy=False)
+        return -masked_average(logprobs, batch.response_mask, "token_mean", share)
 
-    def _logprob_entropy(self, module: nn.Module, batch: ResponseBatch) -> tuple[Tensor, Tensor]:
-        width = batch.response_mask.shape[1]
-        return module(*batch[:3], response_length=width, temperature=self.config.temperature)
+    def _logprob_entropy(self, module, batch: ResponseBatch, temperature: float, with_entropy: bool = True):
+        settings = {"temperature": temperature, "shared": batch.shared, "with_entropy": with_entropy}
+        return module(*batch[:3], response_length=batch.response_mask.shape[1], **settings)
 
     def _values(self, batch: ResponseBatch, width: int) -> Tensor:
         """(B, T) values of the states before each response token: the head at the token before it."""
-        values = token_rewards(self.models.critic, batch.input_ids, batch.attention_mask)
+        values = token_rewards(self.models.critic, batch.input_ids, batch.attention_mask, batch.shared)
         return response_slots(values, batch.response_start - 1, width)
 
     def _rollout_metrics(self, rollouts: Rollouts, scored: ScoredRollouts, messages=None, counted=None) -> dict[str, float]:
@@ -477,8 +475,3 @@ def _join_padded(parts: tuple[Tensor, ...]) -> Tensor:
     """(b, t) tensors under one another, padded with zeros to the widest."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-
-
-def _labelled(text: dict[str, Tensor]) -> Tensor:
-    """(B, S - 1) bool: the predicted tokens of a batch of text that count in its loss."""
-    return text["labels"][:, 1:] != -100

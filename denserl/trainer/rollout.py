@@ -1,4 +1,4 @@
-"""Rollouts: prompts in, responses with end flags out. `generate` stands behind it; another sampler may take its place.
+"""Rollouts: prompts in, responses with end flags out. Another sampler may take the place of the one here.
 
 Log-probabilities of the responses come from the policy's own training forward, so that the first ratio is exactly one.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -20,7 +21,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from denserl.data.batching import in_halves, pad_rows
+from denserl.data.batching import in_batches_of, pad_rows
+from denserl.models.decoding import Decoder
+from denserl.models.packing import is_packed
+
+# New rows join when this share of the batch is left under way.
+REFILL = 0.75
 
 Stream = tuple[int, ...]
 
@@ -37,8 +43,19 @@ class Rollouts(NamedTuple):
 Sampler = Callable[[list[list[int]], Sequence[Stream]], Rollouts]
 
 
+def pick(scores: Tensor, uniforms: Tensor) -> Tensor:
+    """One token a row by inverse transform sampling: the first whose cumulative probability exceeds the row's number.
+
+    Args:
+        scores: (B, V) logits. uniforms: (B,) fp64 in [0, 1).
+    """
+    cumulative = scores.softmax(1).cumsum(1, dtype=torch.float64)
+    number = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[1] - 1).squeeze(1)
+
+
 class InverseCDF(LogitsProcessor):
-    """Picks one token a row by inverse transform sampling: the first whose cumulative probability exceeds the row's number.
+    """`pick` for generate, which is left nothing else to choose.
 
     Args:
         uniforms: (B, T) in [0, 1), a number for each row and new token.
@@ -49,17 +66,17 @@ class InverseCDF(LogitsProcessor):
         self.uniforms, self.prompt_width = uniforms, prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = scores.softmax(1, dtype=torch.float64).cumsum(1)
-        number = self.uniforms[:, input_ids.shape[1] - self.prompt_width, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        token = pick(scores, self.uniforms[:, input_ids.shape[1] - self.prompt_width])
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
 @dataclass(frozen=True)
-class GenerateSampler:
-    """Samples with `transformers`' generate.
+class PolicySampler:
+    """Samples responses from the policy as it is.
 
-    model: returns the policy as it is now, an ordinary causal language model in evaluation mode.
+    Args:
+        model: returns the policy as it is now, an ordinary causal language model in evaluation mode.
+        batch_size: rows under way at a time.
     """
 
     model: Callable[[], PreTrainedModel]
@@ -71,28 +88,58 @@ class GenerateSampler:
     batch_size: int = 64
 
     def __call__(self, prompts: list[list[int]], streams: Sequence[Stream]) -> Rollouts:
-        responses, ended, model, rows = [], [], self.model(), list(zip(prompts, streams, strict=True))
-        for first in range(0, len(rows), self.batch_size):
-            for tokens in in_halves(lambda part: self._generate(model, part), rows[first : first + self.batch_size]):
-                stops = torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
-                # Up to the first end token, or everything: what `generate` pads a finished row with is not looked at.
-                lengths = torch.where(stops.any(1), stops.long().argmax(1) + 1, tokens.shape[1])
-                responses += [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-                ended += stops.any(1).tolist()
-        return Rollouts(prompts, responses, ended)
+        model = self.model()
+        sample = self._decode if is_packed(model) else self._generate
+        # Rows of like length are decoded together.
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        rows = [(prompts[row], streams[row]) for row in order]
+        with torch.no_grad():
+            tokens = in_batches_of(min(self.batch_size, len(rows)), lambda size: sample(model, rows, size))
+        stops = torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
+        # Up to the first end token, or everything: what stands after it is not looked at.
+        lengths = torch.where(stops.any(1), stops.long().argmax(1) + 1, tokens.shape[1]).tolist()
+        ended, found, place = stops.any(1).tolist(), tokens.tolist(), np.argsort(order)
+        return Rollouts(prompts, [found[i][: lengths[i]] for i in place], [ended[i] for i in place])
 
-    def _generate(self, model, rows: list[tuple[list[int], Stream]]) -> Tensor:
+    def _decode(self, model, rows: list[tuple[list[int], Stream]], size: int) -> Tensor:
+        """(rows, max_new_tokens) tokens, `size` rows at a time. A row that has ended leaves, and others take its place."""
+        decoder, uniforms = Decoder(model, self.max_new_tokens), self._uniforms(rows).to(model.device)
+        stop_ids, warpers = torch.tensor(self.stop_ids, device=model.device), LogitsProcessorList(self._warpers())
+        tokens = uniforms.new_full(uniforms.shape, self.pad_id, dtype=torch.long)
+        # Of the rows under way: their numbers, how many tokens they have, and the logits of their next ones.
+        alive = torch.zeros(0, dtype=torch.long, device=model.device)
+        count, logits, waiting = alive, [], list(range(len(rows)))
+        while waiting or len(alive):
+            if waiting and len(alive) <= REFILL * size:
+                new, waiting = waiting[: size - len(alive)], waiting[size - len(alive) :]
+                logits.append(decoder.admit([rows[row][0] for row in new]))
+                alive, count = torch.cat([alive, alive.new_tensor(new)]), torch.cat([count, count.new_zeros(len(new))])
+            token = pick(warpers(None, torch.cat(logits)), uniforms[alive, count])
+            tokens[alive, count] = token
+            count = count + 1
+            going = (~torch.isin(token, stop_ids) & (count < self.max_new_tokens)).nonzero().squeeze(1)
+            if len(going) < len(alive):
+                decoder.keep(going.tolist())
+                alive, count, token = alive[going], count[going], token[going]
+            logits = [decoder.step(token)] if len(alive) else []
+        return tokens
+
+    def _generate(self, model, rows: list[tuple[list[int], Stream]], size: int) -> Tensor:
+        """The same with transformers' `generate`, for models that cannot be packed."""
+        parts = [self._generate_batch(model, rows[first : first + size]) for first in range(0, len(rows), size)]
+        return torch.cat([pad(part, (0, self.max_new_tokens - part.shape[1]), value=self.pad_id) for part in parts])
+
+    def _generate_batch(self, model, rows: list[tuple[list[int], Stream]]) -> Tensor:
         reversed_ids = pad_rows([prompt[::-1] for prompt, _ in rows], self.pad_id)
         reversed_mask = pad_rows([[1] * len(prompt) for prompt, _ in rows], 0)
-        uniforms = np.stack([np.random.default_rng(stream).random(self.max_new_tokens) for _, stream in rows])
-        pick = InverseCDF(torch.from_numpy(uniforms).to(model.device), reversed_ids.shape[1])
+        choose = InverseCDF(self._uniforms(rows).to(model.device), reversed_ids.shape[1])
         with _plain_settings(model):
             output = model.generate(
                 input_ids=reversed_ids.flip(1).to(model.device),
                 attention_mask=reversed_mask.flip(1).to(model.device),
                 # Greedy over what the last processor leaves, which is the token that was drawn.
                 do_sample=False,
-                logits_processor=LogitsProcessorList([*self._warpers(), pick]),
+                logits_processor=LogitsProcessorList([*self._warpers(), choose]),
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=self.stop_ids,
                 pad_token_id=self.pad_id,
@@ -100,6 +147,9 @@ class GenerateSampler:
                 synced_gpus=False,
             )
         return output[:, reversed_ids.shape[1] :]
+
+    def _uniforms(self, rows: list[tuple[list[int], Stream]]) -> Tensor:
+        return torch.from_numpy(np.stack([np.random.default_rng(stream).random(self.max_new_tokens) for _, stream in rows]))
 
     def _warpers(self) -> list[LogitsProcessor]:
         temperature = [TemperatureLogitsWarper(float(self.temperature))] if self.temperature != 1 else []

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from denserl.data.batching import map_responses, pad_rows
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
-from denserl.models.scoring import token_logprob_entropy
+from denserl.models.scoring import response_entropies
 from denserl.rewards.scoring import response_token_rewards
 from denserl.segmentation import segment_by_entropy
 from denserl.world import language
@@ -33,7 +33,7 @@ def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: fl
     entropies = map_responses(
         prompts,
         responses,
-        lambda batch: token_logprob_entropy(policy, *batch[:3], batch.response_mask.shape[1])[1],
+        lambda batch: response_entropies(policy, batch),
         progress="entropies",
         **share,
     )

@@ -75,6 +75,20 @@ def test_length_batches_hold_every_row_once_within_the_budget(lengths, max_token
     assert order == sorted(order, reverse=True)
 
 
+@given(LENGTHS, st.integers(1, 100), st.data())
+def test_rows_of_a_group_follow_one_another(lengths, max_tokens, data):
+    groups = data.draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
+    batches = length_batches(lengths, max_tokens, groups)
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= max_tokens
+    order = [row for batch in batches for row in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    runs = [group for place, group in enumerate(groups[row] for row in order) if not place or groups[order[place - 1]] != group]
+    assert len(runs) == len(set(runs))
+    longest = [max(length for length, other in zip(lengths, groups, strict=True) if other == group) for group in runs]
+    assert longest == sorted(longest, reverse=True)
+
+
 @given(LENGTHS, st.integers(1, 100), st.integers(1, 4))
 def test_ranks_take_equally_many_batches_and_count_each_once(lengths, max_tokens, world):
     shares = []
@@ -82,7 +96,7 @@ def test_ranks_take_equally_many_batches_and_count_each_once(lengths, max_tokens
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distributed, "world_size", lambda: world)
             patch.setattr(distributed, "rank", lambda rank=rank: rank)
-            shares.append(list(rank_batches(lengths, max_tokens)))
+            shares.append(list(rank_batches(length_batches(lengths, max_tokens))))
     assert len({len(share) for share in shares}) == 1
     counted = [row for share in shares for batch, counts in share if counts for row in batch]
     assert sorted(counted) == list(range(len(lengths)))
@@ -108,4 +122,5 @@ def test_demonstrations_have_no_loss_before_the_response_or_on_padding():
     batch = DemonstrationCollator(PAD)([{"input_ids": [5, 6, 7, 8], "loss_start": 2}, {"input_ids": [9, 4], "loss_start": 1}])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 4, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 4, -100, -100]]
+    assert batch["response_start"].tolist() == [2, 1]
+    assert batch["response_mask"].tolist() == [[True, True], [True, False]]

@@ -17,7 +17,7 @@ from denserl.data.preferences import load_preferences
 from denserl.errors import UserError
 from denserl.models import loading
 from denserl.models.loading import load_policy, load_tokenizer
-from denserl.models.scoring import token_logprob_entropy
+from denserl.models.scoring import response_entropies
 
 PROMPTS = tiny_models.random_rows([4, 2, 6], seed=1, vocabulary=300)
 CHOSEN = tiny_models.random_rows([5, 1, 3], seed=2, vocabulary=300)
@@ -33,7 +33,7 @@ class Entropies:
     def function(self):
         self.loads += 1
         model = load_policy(str(self.folder), "fp32").eval()
-        return lambda batch: token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1])[1]
+        return lambda batch: response_entropies(model, batch)
 
     def __call__(self, pairs, dtype="fp32", max_tokens=16):
         fingerprint = file_fingerprint(self.folder, dtype)

@@ -5,11 +5,22 @@ import tiny_models
 import torch
 from torch import nn
 
-from denserl.models import scoring
-from denserl.models.scoring import position_ids, token_logprob_entropy, token_rewards
+from denserl.models import logprob as chunks
+from denserl.models.packing import enable_packing, is_packed, position_ids
+from denserl.models.scoring import token_logprob_entropy, token_rewards
 
 PROMPTS, RESPONSES = [3, 5, 1, 4], [6, 2, 7, 1]
 ROWS = tiny_models.random_rows([p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+
+
+def as_it_is(model):
+    return model
+
+
+@pytest.fixture(params=[as_it_is, enable_packing], ids=["padded", "packed"])
+def prepared(request):
+    """What is done to a model before it is used; results are the same."""
+    return request.param
 
 
 def plain(model, row: list[int], start: int, temperature: float = 1.0):
@@ -39,9 +50,12 @@ def same_gradients(model, whole) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_every_family_gives_what_its_own_logits_give(family, monkeypatch):
-    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY * 5)
-    check_rows(tiny_models.language_model(family), *tiny_models.padded(ROWS), PROMPTS)
+def test_every_family_gives_what_its_own_logits_give(family, prepared, monkeypatch):
+    monkeypatch.setattr(chunks, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY * 5)
+    model = prepared(tiny_models.language_model(family))
+    # Gemma 2 caps attention scores, which sdpa does not.
+    assert is_packed(model) == (prepared is enable_packing and family != "gemma2")
+    check_rows(model, *tiny_models.padded(ROWS), PROMPTS)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
@@ -55,13 +69,13 @@ def test_the_adjustment_of_logits_matters_in_these_families(family):
 @pytest.mark.parametrize("chunk", [1, 97 * 3, 97 * 16, 2**24])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunks_and_temperature(chunk, temperature, monkeypatch):
-    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", chunk)
+    monkeypatch.setattr(chunks, "LOGITS_PER_CHUNK", chunk)
     check_rows(tiny_models.language_model("llama"), *tiny_models.padded(ROWS), PROMPTS, temperature)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_left_padding_and_more_padding_change_nothing(family):
-    model = tiny_models.language_model(family)
+def test_left_padding_and_more_padding_change_nothing(family, prepared):
+    model = prepared(tiny_models.language_model(family))
     for extra in (0, 3):
         ids, mask = tiny_models.padded(ROWS, "left", extra)
         offsets = [ids.shape[1] - len(row) + start for row, start in zip(ROWS, PROMPTS, strict=True)]
@@ -82,10 +96,10 @@ def test_one_start_for_all_rows_and_the_default_length():
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gemma2"])
-def test_gradients_equal_those_of_the_plain_path(family, monkeypatch):
-    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY * 3)
+def test_gradients_equal_those_of_the_plain_path(family, prepared, monkeypatch):
+    monkeypatch.setattr(chunks, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY * 3)
     weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in RESPONSES]
-    chunked, whole = tiny_models.language_model(family), tiny_models.language_model(family)
+    chunked, whole = prepared(tiny_models.language_model(family)), tiny_models.language_model(family)
     ids, mask = tiny_models.padded(ROWS)
     logprob, entropy = token_logprob_entropy(chunked, ids, mask, torch.tensor(PROMPTS), max(RESPONSES))
     assert not entropy.requires_grad
@@ -96,13 +110,14 @@ def test_gradients_equal_those_of_the_plain_path(family, monkeypatch):
 
 
 def test_the_graph_holds_no_logits_of_all_positions(monkeypatch):
-    monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY)
-    model, widest = tiny_models.language_model("llama"), []
+    monkeypatch.setattr(chunks, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY)
+    model, widest = enable_packing(tiny_models.language_model("llama")), []
     model.get_output_embeddings().register_forward_hook(lambda module, args, output: widest.append(output.numel()))
     ids, mask = tiny_models.padded(ROWS)
     token_logprob_entropy(model, ids, mask, torch.tensor(PROMPTS), 4)[0].sum().backward()
-    # Once forward and once again in the backward pass, one position at a time.
-    assert set(widest) == {tiny_models.VOCABULARY} and len(widest) == 2 * len(ROWS) * 4
+    # One position in the model's own forward; then each response token once forward and once again in the backward pass.
+    tokens = sum(min(length, 4) for length in RESPONSES)
+    assert set(widest) == {tiny_models.VOCABULARY} and len(widest) == 1 + 2 * tokens
 
 
 def test_positions_count_from_the_first_real_token():
@@ -111,9 +126,9 @@ def test_positions_count_from_the_first_real_token():
     assert position_ids(mask)[1, :3].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3", "gemma", "gemma2", "gpt2"])
-def test_reward_of_the_last_token_is_the_stock_score(family):
-    model = tiny_models.classifier(family)
+@pytest.mark.parametrize("family", ["llama", "mistral", "mistral-window", "qwen2", "phi3", "gemma", "gemma2", "gpt2"])
+def test_reward_of_the_last_token_is_the_stock_score(family, prepared):
+    model = prepared(tiny_models.classifier(family))
     ids, mask = tiny_models.padded(ROWS, extra=2)
     with torch.no_grad():
         rewards = token_rewards(model, ids, mask)
@@ -126,8 +141,8 @@ def test_reward_of_the_last_token_is_the_stock_score(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_reward_of_every_token_is_the_stock_score_of_the_row_cut_there(family, side):
-    model = tiny_models.classifier(family)
+def test_reward_of_every_token_is_the_stock_score_of_the_row_cut_there(family, side, prepared):
+    model = prepared(tiny_models.classifier(family))
     ids, mask = tiny_models.padded(ROWS, side, extra=1)
     with torch.no_grad():
         rewards = token_rewards(model, ids, mask)
@@ -148,8 +163,8 @@ class Wrapped(nn.Module):
         return self.module(**kw)
 
 
-def test_a_wrapper_runs_its_own_forward_and_gives_the_same_rewards():
-    model = tiny_models.classifier("llama")
+def test_a_wrapper_runs_its_own_forward_and_gives_the_same_rewards(prepared):
+    model = prepared(tiny_models.classifier("llama"))
     wrapped = Wrapped(Wrapped(model))
     ids, mask = tiny_models.padded(ROWS)
     with torch.no_grad():
@@ -165,8 +180,8 @@ def test_the_reader_of_scores_is_removed_when_the_forward_fails():
     assert not model.score._forward_hooks
 
 
-def test_gradients_flow_to_head_and_backbone():
-    model, whole = tiny_models.classifier("llama"), tiny_models.classifier("llama")
+def test_gradients_flow_to_head_and_backbone(prepared):
+    model, whole = prepared(tiny_models.classifier("llama")), tiny_models.classifier("llama")
     ids, mask = tiny_models.padded(ROWS)
     rewards = token_rewards(model, ids, mask)
     rewards.gather(1, torch.tensor([[len(row) - 1] for row in ROWS])).sum().backward()

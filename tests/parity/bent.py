@@ -32,35 +32,34 @@ def gather_every_parameter() -> None:
 
 def small_chunks() -> None:
     """Logits of few positions at a time, so that ranks have different numbers of chunks."""
-    from denserl.models import scoring
+    from denserl.models import logprob
 
-    scoring.LOGITS_PER_CHUNK = 320 * 3
+    logprob.LOGITS_PER_CHUNK = 320 * 3
 
 
 def uneven_responses() -> None:
     """Responses of even numbers never end, those of odd numbers end at once: two ranks have all of one kind."""
-    from denserl.trainer.rollout import GenerateSampler
+    from denserl.trainer.rollout import PolicySampler
 
-    sample = GenerateSampler._generate
+    sample = PolicySampler._decode
 
-    def generate(self, model, rows) -> Tensor:
-        tokens, odd = sample(self, model, rows), torch.tensor([stream[-1] % 2 == 1 for _, stream in rows])
-        tokens = torch.nn.functional.pad(tokens, (0, self.max_new_tokens - tokens.shape[1]))
+    def decode(self, model, rows, size) -> Tensor:
+        tokens, odd = sample(self, model, rows, size), torch.tensor([stream[-1] % 2 == 1 for _, stream in rows])
         tokens[torch.isin(tokens, torch.tensor(self.stop_ids))] = self.pad_id + 5
         tokens[odd, 0] = self.stop_ids[0]
         return tokens
 
-    GenerateSampler._generate = generate
+    PolicySampler._decode = decode
 
 
 def count_gathers(notes: Path) -> None:
     """Note for each rollout: the longest response, parameters of the policy, weights gathered, and in how many copies."""
     from denserl.trainer import engine
-    from denserl.trainer.rollout import GenerateSampler
+    from denserl.trainer.rollout import PolicySampler
 
     gathers, copies = Counted(torch.distributed.all_gather_into_tensor), Counted(engine.update_copy)
     torch.distributed.all_gather_into_tensor, engine.update_copy = gathers, copies
-    sample = GenerateSampler.__call__
+    sample = PolicySampler.__call__
 
     def noted(self, prompts, streams):
         before = gathers.calls, copies.calls
@@ -74,7 +73,7 @@ def count_gathers(notes: Path) -> None:
             file.write(json.dumps(note) + "\n")
         return rollouts
 
-    GenerateSampler.__call__ = noted
+    PolicySampler.__call__ = noted
 
 
 def keep_outputs(path: Path) -> None:

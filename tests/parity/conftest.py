@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults.conftest import as_argv
 from real_runs import Training, start_server
+from tiny_models import as_argv
 from trainer.conftest import World, world  # noqa: F401
 
 WORDS = "the old kettle hums in a small garden while rain falls on stone and boats wait under the quiet bridge".split()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from bent import evaluations
 from datasets import load_from_disk
-from faults.conftest import as_argv
 from ranks import call, run
 from real_runs import Training
 from test_parity import METRICS
+from tiny_models import as_argv
 
 LENGTHS = {"max_length": 96, "max_prompt_length": 48, "score_tokens": 200}
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denserl.errors import UserError
-from denserl.ppo_utils.normalizer import LocationNormalizer, NormalizerNotFound, ScalarNormalizer, places, read_params
+from denserl.ppo_utils.normalizer import LocationNormalizer, NormalizerNotFound, ScalarNormalizer, log_places, read_params
 
 TAG = "preference700k_60000"
 # Section 4, copied by hand: w_mu, w_sigma, b_mu, b_sigma.
@@ -70,17 +70,19 @@ def test_by_hand():
     assert found[0].tolist() == pytest.approx([0.399500, 0.186845], abs=1e-6)
 
 
-def test_places():
-    found = places(4, torch.tensor([4, 2, 1, 0]))
-    assert found.tolist() == [[0.25, 0.5, 0.75, 1.0], [0.5, 1.0, 1.0, 1.0], [1.0] * 4, [1.0] * 4]
-    assert places(0, torch.tensor([0, 0])).shape == (2, 0)
+def test_log_places():
+    found = log_places(4, torch.tensor([4, 2, 1, 0]))
+    places = torch.tensor([[0.25, 0.5, 0.75, 1.0], [0.5, 1.0, 1.0, 1.0], [1.0] * 4, [1.0] * 4])
+    torch.testing.assert_close(found.exp(), places)
+    assert (found[places == 1] == 0).all()
+    assert log_places(0, torch.tensor([0, 0])).shape == (2, 0)
 
 
 def test_std_is_floored_at_a_tenth_of_its_last_value():
     """Llama-3, token level, 1000 tokens: Std(0.001) = 5.4513 - 0.9906 * 6.907755 = -1.3915, floored at 0.54513.
     The line crosses it at ln p = -4.9527, between the seventh and the eighth token: Std(0.008) = 0.668372.
     """
-    mean, std = LLAMA_TOKEN.mean_std(places(1000, torch.tensor([1000])))
+    mean, std = LLAMA_TOKEN.mean_std(log_places(1000, torch.tensor([1000])))
     assert std[0, :7].tolist() == pytest.approx([0.54513] * 7, rel=1e-6)
     # ln p carries an fp32 rounding of 5, so the small difference of two fives is good to a few 1e-6.
     assert std[0, 7].item() == pytest.approx(0.668372, abs=5e-6)
@@ -93,7 +95,7 @@ def test_std_is_floored_at_a_tenth_of_its_last_value():
 def test_a_reward_never_changes_sign(key):
     """At every place of a 2048-token response, more reward is more after normalising, and the mean is zero."""
     normalizer, counts = LocationNormalizer(*PUBLISHED[key]), torch.tensor([2048])
-    mean, std = normalizer.mean_std(places(2048, counts))
+    mean, std = normalizer.mean_std(log_places(2048, counts))
     assert (std > 0).all()
     assert (normalizer(mean + 1, counts) > 0).all() and (normalizer(mean - 1, counts) < 0).all()
     assert (normalizer(mean, counts) == 0).all()

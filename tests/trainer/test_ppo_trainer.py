@@ -19,7 +19,7 @@ from denserl.models.loading import load_policy, load_reward_model, load_tokenize
 from denserl.trainer import ppo_trainer
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
 from denserl.trainer.ppo_trainer import PPOTrainer
-from denserl.trainer.rollout import GenerateSampler, Rollouts
+from denserl.trainer.rollout import PolicySampler, Rollouts
 from denserl.trainer.trackers import read_metrics
 
 LEVELS = {
@@ -461,7 +461,7 @@ ONE_EMPTY = (
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("answers", [ONLY_THE_END, NOTHING, ONE_EMPTY], ids=lambda case: case[0])
 def test_degenerate_responses_give_numbers(level, answers, ppo, monkeypatch):
-    monkeypatch.setattr(GenerateSampler, "__call__", lambda self, prompts, streams: answers[1](prompts, self.stop_ids[0]))
+    monkeypatch.setattr(PolicySampler, "__call__", lambda self, prompts, streams: answers[1](prompts, self.stop_ids[0]))
     output = ppo(**LEVELS[level], iterations=2, ppo_epochs=2, train_batch_size=4)
     assert all(None not in row.values() for row in metrics(output)) and len(metrics(output)) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())

@@ -42,11 +42,13 @@ def test_a_model_that_knows_and_one_that_does_not(sft, right, tmp_path, monkeypa
     stops = load_tokenizer(sft).encode(".", add_special_tokens=False)
     openers = {word: i for i, word in enumerate(("Coupons", "Books", "Fees"))}
 
-    def entropy_after_full_stops(model, input_ids, attention_mask, start, length):
+    def entropy_after_full_stops(model, batch):
         """High exactly before each sentence when right, before every token but the first of a sentence when not."""
-        previous = torch.stack([row[s - 1 : s - 1 + length] for row, s in zip(input_ids, start, strict=True)])
+        length = batch.response_mask.shape[1]
+        starts = zip(batch.input_ids, batch.response_start, strict=True)
+        previous = torch.stack([row[start - 1 : start - 1 + length] for row, start in starts])
         after_stop = torch.isin(previous, torch.tensor(stops))
-        return None, torch.where(after_stop == right, 5.0, 0.0)
+        return torch.where(after_stop == right, 5.0, 0.0)
 
     def reward_of_opener(model, batch):
         """1 for Coupons, 0 for Books, -1 for Fees, held through the sentence; the other way round when not right."""
@@ -61,7 +63,7 @@ def test_a_model_that_knows_and_one_that_does_not(sft, right, tmp_path, monkeypa
             rows.append(row)
         return torch.tensor(rows)
 
-    monkeypatch.setattr(checks, "token_logprob_entropy", entropy_after_full_stops)
+    monkeypatch.setattr(checks, "response_entropies", entropy_after_full_stops)
     monkeypatch.setattr(checks, "response_token_rewards", reward_of_opener)
     found = checks.check_segments(str(sft), str(rewards), pairs, threshold=1.0)
     if right:

@@ -1,0 +1,134 @@
+"""Padding removed: the real tokens of a batch in one row, a prompt that rows share only once, attention sequence by sequence.
+
+All but attention works token by token and sees no difference. Which models run so is settled when they are loaded; the rest
+run on padded batches.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from denserl.data.batching import SharedPrompts
+
+PACKED_ATTENTION = "denserl_packed"
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class Attending(Protocol):
+    """Attention of the tokens of a packed row; query, key, value: (1, heads, N, dim) -> (1, N, heads, dim)."""
+
+    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor: ...
+
+
+class Packing:
+    """A padded batch of B rows and S slots in one row of N tokens, row after row. Made on the host, without a device sync.
+
+    Row b gives the tokens after its first `prefixes[b]`, which are those of row `owners[b]`.
+
+    Attributes:
+        counts, prefixes, owners: lists of B numbers.
+        tokens: (N,) long, the place of each packed token in the flattened batch.
+        positions: (N,) long, each token's place in its row.
+        slots: (B, S) long, where in the packed row a padded slot's token stands; 0 for padding.
+    """
+
+    def __init__(self, attention_mask: Tensor, shared: SharedPrompts | None):
+        mask = attention_mask.cpu().bool()
+        position = position_ids(mask)
+        rows = torch.arange(len(mask))
+        owners = rows if shared is None else shared.row.cpu()
+        prefix = torch.zeros_like(rows) if shared is None else torch.where(owners == rows, 0, shared.length.cpu())
+        own = mask & (position >= prefix[:, None])
+        counts = own.sum(1)
+        first = counts.cumsum(0) - counts
+        base = torch.where(position < prefix[:, None], first[owners, None], (first - prefix)[:, None])
+        self.counts, self.prefixes, self.owners = counts.tolist(), prefix.tolist(), owners.tolist()
+        self.tokens, self.positions = own.flatten().nonzero().squeeze(1), position[own]
+        self.slots = torch.where(mask, base + position, 0)
+        self._masks: dict[tuple, Tensor] = {}
+
+    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor:
+        """Attention of each row's tokens with one another, and with the prompt that they share."""
+        keys, values, outputs = key.split(self.counts, 2), value.split(self.counts, 2), []
+        rows = zip(query.split(self.counts, 2), keys, values, self.prefixes, self.owners, strict=True)
+        for q, k, v, prefix, owner in rows:
+            if prefix:
+                k, v = (torch.cat([whole[owner][:, :, :prefix], own], 2) for whole, own in ((keys, k), (values, v)))
+            if q.shape[2]:
+                mask = self._mask(q.shape[2], k.shape[2], kw.get("sliding_window"), q)
+                outputs.append(sdpa_attention_forward(module, q, k, v, mask, **kw)[0])
+        return torch.cat(outputs, 1)
+
+    def _mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor | None:
+        """What is added to the attention of the last `queries` of `keys` tokens; None where plain causal attention says it."""
+        if queries == keys and (window is None or window >= keys):
+            return None
+        name = (queries, keys, window)
+        if name not in self._masks:
+            key, query = torch.arange(keys), torch.arange(keys - queries, keys)[:, None]
+            hidden = (key > query) if window is None else (key > query) | (key <= query - window)
+            mask = torch.zeros(1, 1, queries, keys).masked_fill(hidden, -torch.inf)
+            self._masks[name] = mask.to(like.device, like.dtype, non_blocking=True)
+        return self._masks[name]
+
+
+def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
+    """Let the model run without padding, if it computes attention through sdpa and transformers' attention interface alone."""
+    config = model.config.get_text_config()
+    layers = set(config.to_dict().get("layer_types") or ATTENTION_LAYERS)
+    through_interface = config._attn_implementation == "sdpa" and model._supports_attention_backend
+    if through_interface and not model._is_stateful and layers <= ATTENTION_LAYERS:
+        model.set_attn_implementation(PACKED_ATTENTION)
+    return model
+
+
+def is_packed(model) -> bool:
+    """Whether `enable_packing` allowed it; asked of a stock model, or of one with adapters around it."""
+    return model.config.get_text_config()._attn_implementation == PACKED_ATTENTION
+
+
+def lay_out(model, input_ids: Tensor, attention_mask: Tensor, shared: SharedPrompts | None) -> tuple[dict, Tensor]:
+    """What the model is called with for a padded batch, and where in its flattened output each padded slot is found.
+
+    Args:
+        model: has `config`; packed if `enable_packing` allowed it.
+        input_ids, attention_mask: (B, S); a row's real tokens are contiguous.
+        shared: prompts that rows have in common, or None.
+
+    Returns: keyword arguments, and (B, S) long places on the device of input_ids, of no meaning for padding.
+    """
+    device = input_ids.device
+    if not is_packed(model):
+        mask = attention_mask.to(device)
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids(mask)}
+        return inputs, torch.arange(input_ids.numel(), device=device).view(input_ids.shape)
+    packing = Packing(attention_mask, shared)
+    packed_ids = input_ids.flatten()[packing.tokens.to(device)]
+    return packed_inputs(packed_ids, packing.positions.to(device), packing), packing.slots.to(device)
+
+
+def packed_inputs(input_ids: Tensor, positions: Tensor, packing: Attending) -> dict:
+    """What a packed model is called with for N tokens; input_ids, positions: (N,) long."""
+    # A mask of four dimensions is handed to attention as it is, which takes no notice of it.
+    mask = torch.zeros(1, 1, 1, 1, device=input_ids.device)
+    return {"input_ids": input_ids[None], "attention_mask": mask, "position_ids": positions[None], "packing": packing}
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions counted from each row's first real token, so that padding on the left changes nothing. (B, S) long."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def packed_attention(module, query, key, value, attention_mask, packing: Attending | None = None, **kw):
+    """transformers' sdpa attention, or what `packing` says; registered with transformers, which knows the arguments."""
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kw)
+    return packing.attend(module, query, key, value, **kw), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)

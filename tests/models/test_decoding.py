@@ -1,0 +1,55 @@
+"""Decoding against whole forwards of one row at a time: rows that join, rows that leave, groups, windows, shared prompts."""
+
+import pytest
+import tiny_models
+import torch
+
+from denserl.models import decoding
+from denserl.models.decoding import Decoder
+from denserl.models.packing import enable_packing
+
+PROMPTS = tiny_models.random_rows([12, 11, 11, 5, 2], seed=5)
+LATER = [PROMPTS[0], PROMPTS[0], PROMPTS[3]]
+
+
+def whole(model, rows: list[list[int]]) -> torch.Tensor:
+    """(rows, V) logits after each row, each run alone, without padding or cache."""
+    return torch.stack([model(torch.tensor([row])).logits[0, -1].float() for row in rows])
+
+
+@pytest.mark.parametrize("room", [1, 64])
+@pytest.mark.parametrize("family", [family for family in tiny_models.FAMILIES if family != "gemma2"])
+def test_logits_are_those_of_whole_rows(family, room, monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", room)
+    plain, generator = tiny_models.language_model(family), torch.Generator().manual_seed(0)
+    decoder, rows = Decoder(enable_packing(tiny_models.language_model(family)), 10), [list(prompt) for prompt in PROMPTS]
+
+    def go_on(steps: int) -> None:
+        for _ in range(steps):
+            tokens = torch.randint(4, tiny_models.VOCABULARY, (len(rows),), generator=generator)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                row.append(token)
+            torch.testing.assert_close(decoder.step(tokens), whole(plain, rows), rtol=1e-4, atol=1e-4)
+
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.admit(PROMPTS), whole(plain, PROMPTS), rtol=1e-4, atol=1e-4)
+        assert [len(group) for group in decoder.groups] == [3, 2]
+        go_on(4)
+        decoder.keep([0, 2, 3])
+        rows = [rows[0], rows[2], rows[3]]
+        go_on(2)
+        torch.testing.assert_close(decoder.admit(LATER), whole(plain, LATER), rtol=1e-4, atol=1e-4)
+        rows += [list(prompt) for prompt in LATER]
+        go_on(3)
+        decoder.keep([3, 5])
+        rows = [rows[3], rows[5]]
+        go_on(2)
+        assert [len(group) for group in decoder.groups] == [1, 1]
+
+
+def test_a_prompt_of_several_rows_is_read_once():
+    model, widths = enable_packing(tiny_models.language_model("llama")), []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
+    with torch.no_grad():
+        Decoder(model, 4).admit(LATER)
+    assert widths == [len(PROMPTS[0]) + len(PROMPTS[3])]
