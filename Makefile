@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads must not spin on few cores.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test faults lint levels real clean
+.PHONY: demo test faults lint levels bench bench-peers real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -22,6 +22,20 @@ faults: .venv/installed
 
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
+
+# All rows of the benchmark, at most half an hour on two cores, or one: make bench ROW=3
+bench: .venv/installed
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW))
+
+# What the benchmark compares with, each in an environment of its own, with the versions of all else as they are here.
+PEERS := runs/bench/peers
+bench-peers: $(PEERS)/trl-1.16/installed $(PEERS)/trl-1.12/installed
+
+$(PEERS)/trl-%/installed: constraints.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(@D)/bin/pip install -q "trl==$*.0" -c constraints.txt
+	touch $@
 
 # DATA: a folder with text/, ultrafeedback-1k/, hh-harmless/ and prompts/
 real: .venv/installed

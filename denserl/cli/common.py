@@ -177,7 +177,7 @@ RANGES = {
         "batch_size micro_batch_size rollout_batch_size train_batch_size samples_per_prompt ppo_epochs sample_batch_size "
         "max_length max_prompt_length max_new_tokens penalise_longer_than iterations limit pairs score_tokens eval_size "
         "eval_limit logging_steps max_skipped_steps save_total_limit keep_checkpoints kl_horizon hidden_size num_layers "
-        "num_heads max_position_embeddings".split(),
+        "num_heads max_position_embeddings gpus".split(),
         AT_LEAST_ONE,
     ),
     **dict.fromkeys(
@@ -187,7 +187,7 @@ RANGES = {
     ),
     **dict.fromkeys(
         "epochs episodes max_grad_norm temperature tau kl_target reward_clip policy_clip value_clip "
-        "lora_alpha reward_std scale".split(),
+        "lora_alpha reward_std scale gpu_memory".split(),
         ABOVE_ZERO,
     ),
     **dict.fromkeys("gamma lam min_lr_ratio warmup_ratio".split(), (0, 1)),

@@ -30,7 +30,8 @@ def _has_split(*sources: list[str] | None) -> bool:
 # Option -> when it has no effect, in words, and the test of the settings that it has one.
 EFFECTS: dict[str, tuple[str, Callable[[Settings], object]]] = {
     **dict.fromkeys(("lora_alpha", "lora_dropout", "lora_targets"), ("without --lora_rank", lambda s: s["lora_rank"])),
-    "offload_optimizer": ("with --zero_stage 0", lambda s: s["zero_stage"]),
+    # plan tries all stages.
+    "offload_optimizer": ("with --zero_stage 0", lambda s: s.get("zero_stage", True)),
     "split": ("on files, only on folders and hub datasets", lambda s: _has_split(s["data"], s.get("ptx_data"))),
     "eval_split": (
         "without a folder or hub dataset of held-out rows",

@@ -14,6 +14,7 @@ COMMANDS = {
     "train-rm": "train a segment-, token- or response-level reward model on preferences",
     "fit-normalizer": "fit the location-aware reward normaliser and store it",
     "train-ppo": "PPO against a reward model, with segment, token or bandit rewards",
+    "plan": "the memory that each phase will need per GPU, from a model's config alone, and the first setting that fits",
 }
 
 

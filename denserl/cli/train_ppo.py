@@ -182,7 +182,7 @@ def run(options: Options) -> None:
     models, current_policy = make_models(options, config, tokenizer, policy, reward_model, device, dtype)
     parts = {"prompts": prompts, "eval_prompts": held_out, "true_reward": true_reward, "settings": settings}
     parts["ptx_batches"] = _ptx_batches(options, text["ptx"], tokenizer.pad_token_id) if text else None
-    trainer = _trainer(options, config, tokenizer, models, dense_reward, current_policy, **parts, device=device)
+    trainer = make_trainer(options, config, tokenizer, models, dense_reward, current_policy, **parts, device=device)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     sizes = read_state(checkpoint)["files"] if checkpoint is not None else {}
@@ -204,7 +204,8 @@ def _prompts(options: Options, tokenizer):
     return prompts, tokenize_prompts(load_prompts(options.eval_prompts, **source), tokenizer, **limits)
 
 
-def _trainer(options: Options, config, tokenizer, models, dense_reward, current_policy, **parts):
+def make_trainer(options: Options, config, tokenizer, models, dense_reward, current_policy, **parts):
+    """The PPO trainer with its sampler. parts: what PPOTrainer takes by name, but for the tokenizer and the output folder."""
     from denserl.data.chat import stop_ids
     from denserl.ppo_utils.kl import KLCoefficient
     from denserl.trainer.ppo_trainer import PPOTrainer

@@ -134,7 +134,7 @@ def training_arguments(options: TrainingOptions, device: torch.device, dtype: st
         adam_beta2=options.adam_betas[1],
         weight_decay=options.weight_decay,
         max_grad_norm=engine["gradient_clipping"],
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         bf16=dtype == "bf16",
         use_cpu=device.type == "cpu",
         seed=options.seed,

@@ -69,8 +69,9 @@ class Decoder:
         for group in self.groups:
             mine = [row - first for row in rows if first <= row < first + len(group)]
             first += len(group)
-            if mine:
+            if 0 < len(mine) < len(group):
                 group.keep(mine)
+            if mine:
                 kept.append(group)
         self.groups = kept
 
@@ -132,10 +133,11 @@ class Group:
 
     def keep(self, rows: list[int]) -> None:
         """Drop all but some rows."""
-        self.mask = self.mask[rows]
+        index = torch.tensor(rows, device=self.mask.device)
+        self.mask = self.mask[index]
         for held in (self.keys, self.values):
             for layer, tensor in held.items():
-                held[layer] = tensor[rows]
+                held[layer] = tensor.index_select(0, index)
 
 
 class _Prompts(Packing):

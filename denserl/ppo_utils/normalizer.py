@@ -136,7 +136,7 @@ def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: lis
         level = level.setdefault(name, {})
     for same in [key for key in level if float(key) == threshold]:
         del level[same]
-    level[f"{threshold:g}"] = [round(c, 6) for c in constants]
+    level[_number(threshold)] = [round(c, 6) for c in constants]
     sidecar = path.with_suffix(".fits.json")
     records = _read_records(sidecar) if sidecar.exists() else {}
     records[_show(keys)] = record
@@ -202,4 +202,9 @@ def _checked(constants, where: str) -> list[float]:
 
 
 def _show(keys: tuple) -> str:
-    return f"{keys[0]}/{keys[1]}/{keys[2]}/{keys[3]}/{keys[4]:g}"
+    return "/".join([*keys[:4], _number(keys[4])])
+
+
+def _number(threshold: float) -> str:
+    """All digits of a threshold, so that it is found again."""
+    return repr(threshold).removesuffix(".0")

@@ -151,7 +151,7 @@ def train_engine(
     """A DeepSpeed engine with AdamW and a cosine schedule that ends at `min_lr_ratio` of the peak."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(trained_parameters(module), lr=lr, betas=betas, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(trained_parameters(module), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
     if not config["gradient_clipping"]:
         clip_in_step(optimizer, max_grad_norm)
     scheduler = get_scheduler(

@@ -25,6 +25,7 @@ from spoil import (
 )
 
 WORLD, NEW, SFT, RM, FIT, PPO = "make-world", "new-model", "train-sft", "train-rm", "fit-normalizer", "train-ppo"
+PLAN = "plan"
 
 
 class Case(NamedTuple):
@@ -174,6 +175,12 @@ MODELS = [
         "trained from",
         model=lambda w: w.good / "rm",
     ),
+    case("no such folder", PLAN, "no model folder '/nowhere/sft'", A_FOLDER, model="/nowhere/sft"),
+    case("no such name", PLAN, "someone/no-such-model: could not load a model", A_FOLDER, model="someone/no-such-model"),
+    language_model("no config", without("config.json"), "sft/config.json: No such file", "give a model folder", command=PLAN),
+    language_model("no language model", config(model_type="t5", architectures=["T5Model"]), "T5Config", A_FOLDER, command=PLAN),
+    case("a reward model to plan for", PLAN, "rm is a reward model", "trained from", model=lambda w: w.good / "rm"),
+    case("targets that are not there", PLAN, "--lora_targets ['qq_proj']", "for all", lora_rank=2, lora_targets="qq_proj"),
     case("a reward model to start from", RM, "rm is a reward model", "trained from", model=lambda w: w.good / "rm"),
     reward_model(
         "a head of two labels",
@@ -676,6 +683,9 @@ OPTIONS = [
     case("an unknown level", RM, "'sentence'", "'segment', 'token', 'bandit'", "--help", reward_level="sentence"),
     case("an unknown tracker", RM, "--report_to wandbb: not installed or not known", "pip install wandbb", report_to="wandbb"),
     outside("batch_size", RM, 0, "at least 1"),
+    outside("gpus", PLAN, 0, "at least 1"),
+    outside("gpu_memory", PLAN, 0.0, "above 0"),
+    case("one token", PLAN, "--max_length 1 leaves no room for a response", "at least 2", max_length=1),
     outside("micro_batch_size", PPO, -4, "at least 1"),
     outside("limit", SFT, 0, "at least 1"),
     outside("vocab_size", NEW, 100, "at least 260"),

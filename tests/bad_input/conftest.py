@@ -47,6 +47,8 @@ class World(NamedTuple):
                 **lengths,
             },
             "train-ppo": {"model": sft, "reward_model": rm, "data": prompts, **fitted, **ppo},
+            # It writes nothing.
+            "plan": {"output_dir": None, "model": sft, "gpu_memory": 80},
         }
         return {"output_dir": self.own / "out", **own[command]}
 

@@ -17,6 +17,7 @@ NEEDED = {
     "fit-normalizer": "--reward_model m --data d.jsonl --dataset_tag t",
     "train-ppo": "--model m --reward_model r --data d.jsonl --output_dir o",
     "new-model": "--data d.jsonl --output_dir o",
+    "plan": "--model m",
 }
 
 
@@ -55,6 +56,7 @@ def test_defaults_pass(command):
         ("train-ppo", "--reward_level bandit --normalizer location --fit_tag t --params p.json"),
         ("train-ppo", "--eval_prompts e.jsonl --eval_limit 3 --eval_every 1 --true_reward a:b"),
         ("train-ppo", "--episodes 3"),
+        ("plan", "--offload_optimizer"),
     ],
 )
 def test_what_has_an_effect_passes(command, flags, tmp_path, monkeypatch):

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denserl.errors import UserError
-from denserl.ppo_utils.normalizer import LocationNormalizer, NormalizerNotFound, ScalarNormalizer, log_places, read_params
+from denserl.ppo_utils.normalizer import (
+    LocationNormalizer,
+    NormalizerNotFound,
+    ScalarNormalizer,
+    log_places,
+    read_params,
+    store_fit,
+)
 
 TAG = "preference700k_60000"
 # Section 4, copied by hand: w_mu, w_sigma, b_mu, b_sigma.
@@ -212,3 +219,10 @@ def test_an_empty_file_has_none(tmp_path):
     path.write_text("{}")
     with pytest.raises(NormalizerNotFound, match="it has: none"):
         LocationNormalizer.load("m", "t", "peak", "avg", 1, path)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.75, 8.504941, 1 / 3, 1000.0])
+def test_a_fit_is_found_again_at_any_threshold(threshold, tmp_path):
+    path = tmp_path / "param.json"
+    store_fit(path, ("m", "t", "peak", "avg", threshold), [0.1, 0.2, 0.3, 0.4], {})
+    assert LocationNormalizer.load("m", "t", "peak", "avg", threshold, path) == LocationNormalizer(0.1, 0.2, 0.3, 0.4)
