@@ -53,6 +53,7 @@ def measure_shape(options: Options, shape: str) -> Result:
 
     costs = alternate(timed(ours, len(responses)), timed(theirs, len(responses)), options.repeats or repeats)
     difference = max((a - b).abs().max().item() for a, b in zip(found["ours"], found["theirs"], strict=True))
+    assert difference < 1e-4, f"the two sides' scores differ by {difference}"
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     config, seconds = AutoConfig.from_pretrained(policy), sorted(costs.ours)[len(costs.ours) // 2] * len(responses)
     # A pair's prompt need not be computed twice.

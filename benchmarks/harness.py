@@ -25,6 +25,9 @@ from denserl.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
+# Of TRL's settings, those that would make it do work that ours does not: checkpointing recomputes the forward pass, bf16
+# changes the arithmetic. Neither side writes checkpoints.
+TRL_SETTINGS = {"gradient_checkpointing": False, "bf16": False, "use_cpu": True, "save_strategy": "no"}
 RESULT_KEYS = ("row", "name", "ours", "theirs", "ratio", "spread", "reach", "met")
 
 

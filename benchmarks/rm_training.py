@@ -10,7 +10,20 @@ from pathlib import Path
 
 import material
 import work
-from harness import HERE, Options, Pairs, Result, Worker, compared, cpu_only, floors, in_turns, peer_python, run_alone
+from harness import (
+    HERE,
+    TRL_SETTINGS,
+    Options,
+    Pairs,
+    Result,
+    Worker,
+    compared,
+    cpu_only,
+    floors,
+    in_turns,
+    peer_python,
+    run_alone,
+)
 from transformers import AutoConfig, AutoTokenizer
 
 REACH_TRL, REACH_REFERENCE = 1.8, 3.0
@@ -19,9 +32,9 @@ STEP_PAIRS, MICRO_PAIRS = 16, 8
 LEARNING_RATE, BETAS = 1e-5, (0.9, 0.95)
 # Steps of a repetition, and repetitions: the larger model gets fewer.
 PLAN = {"4x128": (1, 5), "8x256": (1, 3)}
-# TRL's defaults but for these. Its checkpointing would recompute the forward pass and its bf16 change the arithmetic, which
-# ours does not; no checkpoint is written by either side.
-TRL_SETTINGS = {
+# TRL's defaults but for these.
+TRL = {
+    **TRL_SETTINGS,
     "per_device_train_batch_size": MICRO_PAIRS,
     "gradient_accumulation_steps": STEP_PAIRS // MICRO_PAIRS,
     "learning_rate": LEARNING_RATE,
@@ -29,10 +42,6 @@ TRL_SETTINGS = {
     "adam_beta2": BETAS[1],
     "max_length": material.LONGEST,
     "num_train_epochs": 10**6,
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "use_cpu": True,
-    "save_strategy": "no",
 }
 
 
@@ -90,7 +99,7 @@ def setups(options: Options, model: Path, shape: str, steps: int, rows: list[int
         "on_bad_row": "skip",
         "device": "cpu",
     }
-    theirs = {"pairs": str(file), "settings": {**TRL_SETTINGS, "output_dir": str(out / f"trl-rm-{shape}")}}
+    theirs = {"pairs": str(file), "settings": {**TRL, "output_dir": str(out / f"trl-rm-{shape}")}}
     reference = {
         "pairs": str(file),
         "model": str(model),

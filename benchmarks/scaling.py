@@ -208,19 +208,24 @@ class StepClock(TrainerCallback):
 
 
 def time_growth(options: Options, series: str, sizes: list[Size], seconds: list[list[float]]) -> Result:
-    """What a token costs in time at the largest size against the smallest, attention aside where it grows with length."""
+    """What a further token costs in time at the last doubling against those before, attention aside where length grows.
+
+    What is set aside is the part that grows with the square of the length, but no more than twice what arithmetic gives
+    attention, so that a square of our own would show.
+    """
     tokens = np.array([size.tokens for size in sizes], dtype=float)
     medians = np.array([np.median(part) for part in seconds])
-    attention = quadratic_part(tokens, medians) if series == "length" else np.zeros(len(sizes))
-    repeats = zip(seconds[0], seconds[-1], strict=True)
-    growth = [(last - attention[-1]) / tokens[-1] / ((first - attention[0]) / tokens[0]) for first, last in repeats]
     note = "seconds: " + ", ".join(f"{size.tokens} tokens {value:.3f}" for size, value in zip(sizes, medians, strict=True))
+    attention, growth = np.zeros(len(sizes)), []
     if series == "length":
-        share = attention_share(options, sizes[-1])
-        note += (
-            f"; attention at the largest: {attention[-1] / medians[-1]:.0%} as fitted, {share:.0%} of the arithmetic of layers"
-        )
-    return limited(8, f"{sizes[0].kind}, {series} x16, time per token (limit)", growth, REACH_GROWTH, note=note)
+        shares, fitted = np.array([attention_share(options, size) for size in sizes]), quadratic_part(tokens, medians)
+        attention = np.minimum(fitted, 2 * shares * medians)
+        note += f"; attention at the largest: {fitted[-1] / medians[-1]:.0%} as fitted, {shares[-1]:.0%} by arithmetic"
+    for repeat in zip(*seconds, strict=True):
+        others = np.array(repeat) - attention
+        before = (others[-2] - others[0]) / (tokens[-2] - tokens[0])
+        growth.append((others[-1] - others[-2]) / (tokens[-1] - tokens[-2]) / before)
+    return limited(8, f"{sizes[0].kind}, {series} x16, time per further token (limit)", growth, REACH_GROWTH, note=note)
 
 
 def quadratic_part(tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:

@@ -25,7 +25,9 @@ class Loop:
         load = {"dtype": torch.float32}
         self.model = AutoModelForSequenceClassification.from_pretrained(setup["reward_model"], **load).train()
         self.reference = AutoModelForCausalLM.from_pretrained(setup["model"], **load).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), setup["lr"], tuple(setup["betas"]), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), setup["lr"], tuple(setup["betas"]), weight_decay=0.0, fused=True
+        )
         self.generator = torch.Generator().manual_seed(0)
 
     def epoch(self) -> None:

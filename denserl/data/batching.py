@@ -64,7 +64,7 @@ class ResponseBatch(NamedTuple):
 
 
 def to_device(batch: dict[str, Tensor], device) -> dict[str, Tensor]:
-    """A batch on a device, but for what says how it is laid out: models read that on the host, without a device sync."""
+    """A batch on a device, but for what says how it is laid out: models read that on the host."""
     return {name: value if name in LAYOUT else value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
@@ -90,7 +90,7 @@ def pad_responses(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence
 
 def response_slots(values: Tensor, start: Tensor, length: int) -> Tensor:
     """Cut (B, S, ...) position-aligned values to (B, length, ...): row b from `start[b]` on, clamped to the last position."""
-    index = start.to(values.device)[:, None] + torch.arange(length, device=values.device)
+    index = start.to(values.device, non_blocking=True)[:, None] + torch.arange(length, device=values.device)
     index = index.clamp(0, values.shape[1] - 1)
     if values.ndim > 2:
         index = index[..., None].expand(-1, -1, values.shape[2])
@@ -177,7 +177,7 @@ def in_halves(function: Callable[[Sequence], Result], rows: Sequence, together: 
 
 
 def in_batches_of(size: int, function: Callable[[int], Result]) -> Result:
-    """`function(size)`, which works in batches of that size; where memory does not suffice, with half the size instead.
+    """`function(size)`, which works in batches of that size; where memory does not suffice, anew with half the size.
 
     Raises:
         RuntimeError or MemoryError: memory does not suffice for a batch of one.

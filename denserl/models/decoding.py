@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from denserl.data.batching import pad_rows
-from denserl.models.packing import Packing, packed_inputs
+from denserl.models.packing import Packing, not_packable, packed_inputs
 from denserl.models.scoring import head_reads, stock_model
 
 # The share of its columns, those of tokens to come included, that a group may pad in its shortest row.
@@ -32,6 +32,7 @@ class Decoder:
         self.model, self.max_new_tokens = model, max_new_tokens
         self.stock = stock_model(model)
         self.groups: list[Group] = []
+        self.layers: set[int] = set()
         self.positions = torch.zeros(0, dtype=torch.long, device=self.stock.device)
 
     def admit(self, prompts: list[list[int]]) -> Tensor:
@@ -59,6 +60,7 @@ class Decoder:
         """Give every row one token, (rows,) long; (rows, V) logits of the next ones."""
         for group in self.groups:
             group.advance()
+        self.layers.clear()
         self.positions = self.positions + 1
         return self._logits(tokens, self.positions - 1, self)
 
@@ -77,6 +79,7 @@ class Decoder:
 
     def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor:
         """Attention of each row's newest token, (1, heads, rows, dim), to its row (see `packing.Attending`)."""
+        _enter(module, self.layers)
         sizes = [len(group) for group in self.groups]
         parts = zip(self.groups, *(x.split(sizes, 2) for x in (query, key, value)), strict=True)
         return torch.cat([group.attend(module, *part, **kw) for group, *part in parts], 1)
@@ -145,12 +148,20 @@ class _Prompts(Packing):
 
     def __init__(self, lengths: list[int], groups: list[Group]):
         super().__init__(pad_rows([[1] * length for length in lengths], 0), None)
-        self.groups = groups
+        self.groups, self.layers = groups, set()
 
     def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor:
+        _enter(module, self.layers)
         for group in self.groups:
             group.fill(module.layer_idx, key.split(self.counts, 2), value.split(self.counts, 2))
         return super().attend(module, query, key, value, **kw)
+
+
+def _enter(module, layers: set[int]) -> None:
+    """Note the layer; UserError where it attends twice in one pass, since it has but one place for keys and values."""
+    if module.layer_idx in layers:
+        raise not_packable(module, f"layer {module.layer_idx} attends more than once in a pass")
+    layers.add(module.layer_idx)
 
 
 def _alike(lengths: list[int], max_new_tokens: int) -> Iterator[slice]:

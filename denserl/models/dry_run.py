@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, PreTrainedModel
 
+from denserl.errors import UserError
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 
 COUNTED_ATTENTION = "denserl_counted"
@@ -94,10 +95,18 @@ def _pass_bytes(
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         known += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    with LiveBytes("meta", known) as live, torch.set_grad_enabled(train):
-        output = forward(ids, torch.ones(rows, length, dtype=torch.long))
-        if train:
-            output.sum().backward()
+    try:
+        with LiveBytes("meta", known) as live, torch.set_grad_enabled(train):
+            output = forward(ids, torch.ones(rows, length, dtype=torch.long))
+            if train:
+                output.sum().backward()
+    except (NotImplementedError, RuntimeError) as error:
+        # Some mixtures of experts and attention with values of another width do not run without numbers.
+        raise UserError(
+            f"{type(model).__name__} in {model.dtype} cannot be planned: its passes do not run on torch's meta device "
+            f"({str(error).splitlines()[0]})",
+            "try the other --dtype, or plan with a model of the same sizes from another family",
+        ) from error
     return live.most
 
 

@@ -32,7 +32,7 @@ def chunked_logprob_entropy(
 
     A bare linear head is read a block of the vocabulary at a time, all positions together, so that its gradient is written
     once and in place. Any other (adapters, hooks, weights that ZeRO-3 gathers) is called, a chunk of positions at a time.
-    Both compute logits again in the backward pass, and in fp32 whatever the type of the head.
+    Both compute logits again in the backward pass. What the head gives is used in fp32, whatever its type.
 
     Args:
         hidden: (N, H), what the head reads at the position before each token.
@@ -118,6 +118,8 @@ class _BlockwiseLogprob(torch.autograd.Function):
                 entropy = (shares * torch.stack([entropy, block_entropy]) + torch.special.entr(shares)).sum(0)
             if not with_entropy or temperature != 1.0:
                 scaled_lse = torch.logaddexp(scaled_lse, _scaled(logits, temperature).logsumexp(1))
+            # They would still be there beside the next block's.
+            del logits
         if with_entropy and temperature == 1.0:
             scaled_lse = lse
         ctx.mark_non_differentiable(entropy)

@@ -4,6 +4,7 @@ All but attention works token by token and sees no difference. Which models run 
 run on padded batches.
 """
 
+import inspect
 from typing import Protocol
 
 import torch
@@ -13,8 +14,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from denserl.data.batching import SharedPrompts
+from denserl.errors import UserError
 
 PACKED_ATTENTION = "denserl_packed"
+NO_MASK = (1, 1, 1, 1)
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -25,7 +28,7 @@ class Attending(Protocol):
 
 
 class Packing:
-    """A padded batch of B rows and S slots in one row of N tokens, row after row. Made on the host, without a device sync.
+    """A padded batch of B rows and S slots in one row of N tokens, row after row. Made on the host.
 
     Row b gives the tokens after its first `prefixes[b]`, which are those of row `owners[b]`.
 
@@ -81,9 +84,16 @@ def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
     config = model.config.get_text_config()
     layers = set(config.to_dict().get("layer_types") or ATTENTION_LAYERS)
     through_interface = config._attn_implementation == "sdpa" and model._supports_attention_backend
-    if through_interface and not model._is_stateful and layers <= ATTENTION_LAYERS:
+    if through_interface and not model._is_stateful and layers <= ATTENTION_LAYERS and _tells_its_window(model):
         model.set_attn_implementation(PACKED_ATTENTION)
     return model
+
+
+def _tells_its_window(model: PreTrainedModel) -> bool:
+    """Whether attention is told of a sliding window, where there is one; some families put it into the mask alone."""
+    if not model.config.get_text_config().to_dict().get("sliding_window"):
+        return True
+    return "sliding_window=" in inspect.getsource(inspect.getmodule(type(model)))
 
 
 def is_packed(model) -> bool:
@@ -103,18 +113,18 @@ def lay_out(model, input_ids: Tensor, attention_mask: Tensor, shared: SharedProm
     """
     device = input_ids.device
     if not is_packed(model):
-        mask = attention_mask.to(device)
+        mask = attention_mask.to(device, non_blocking=True)
         inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids(mask)}
         return inputs, torch.arange(input_ids.numel(), device=device).view(input_ids.shape)
     packing = Packing(attention_mask, shared)
-    packed_ids = input_ids.flatten()[packing.tokens.to(device)]
-    return packed_inputs(packed_ids, packing.positions.to(device), packing), packing.slots.to(device)
+    tokens, positions, slots = (x.to(device, non_blocking=True) for x in (packing.tokens, packing.positions, packing.slots))
+    return packed_inputs(input_ids.flatten()[tokens], positions, packing), slots
 
 
 def packed_inputs(input_ids: Tensor, positions: Tensor, packing: Attending) -> dict:
     """What a packed model is called with for N tokens; input_ids, positions: (N,) long."""
-    # A mask of four dimensions is handed to attention as it is, which takes no notice of it.
-    mask = torch.zeros(1, 1, 1, 1, device=input_ids.device)
+    # A mask of four dimensions is handed to attention as it is, which only looks whether it is this one.
+    mask = torch.zeros(NO_MASK, device=input_ids.device)
     return {"input_ids": input_ids[None], "attention_mask": mask, "position_ids": positions[None], "packing": packing}
 
 
@@ -124,10 +134,22 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 
 def packed_attention(module, query, key, value, attention_mask, packing: Attending | None = None, **kw):
-    """transformers' sdpa attention, or what `packing` says; registered with transformers, which knows the arguments."""
-    if packing is None:
+    """transformers' sdpa attention, or what `packing` says; registered with transformers, which knows the arguments.
+
+    Raises:
+        UserError: the model does not hand on the packing, or makes a mask of its own.
+    """
+    marked = attention_mask is not None and attention_mask.shape == NO_MASK
+    if packing is None and not (marked and key.shape[2] > 1):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kw)
+    if packing is None or not marked:
+        raise not_packable(module, "it keeps from its attention how the batch is laid out, or masks it in a way of its own")
     return packing.attend(module, query, key, value, **kw), None
+
+
+def not_packable(module, why: str) -> UserError:
+    """The error for a model whose attention turns out, when it runs, to be other than it said when it was loaded."""
+    return UserError(f"{type(module).__name__} cannot run without padding: {why}", "add --attention eager")
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -82,8 +82,8 @@ def token_logprob_entropy(
     index = start[:, None] + torch.arange(length)
     # Places of the predicted tokens: in the (B, T) result, and in the batch.
     found = (response_slots(mask, start, length) & (index < width)).flatten().nonzero().squeeze(1)
-    token = (torch.arange(rows)[:, None] * width + index).flatten()[found].to(input_ids.device)
-    found = found.to(input_ids.device)
+    token = (torch.arange(rows)[:, None] * width + index).flatten()[found].to(input_ids.device, non_blocking=True)
+    found = found.to(input_ids.device, non_blocking=True)
     logprob, entropy = chunked_logprob_entropy(
         hidden.index_select(0, places.flatten()[token - 1]),
         input_ids.flatten()[token],

@@ -207,4 +207,4 @@ def _show(keys: tuple) -> str:
 
 def _number(threshold: float) -> str:
     """All digits of a threshold, so that it is found again."""
-    return repr(threshold).removesuffix(".0")
+    return repr(float(threshold)).removesuffix(".0")

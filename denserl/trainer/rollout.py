@@ -88,6 +88,8 @@ class PolicySampler:
     batch_size: int = 64
 
     def __call__(self, prompts: list[list[int]], streams: Sequence[Stream]) -> Rollouts:
+        if not prompts:
+            return Rollouts([], [], [])
         model = self.model()
         sample = self._decode if is_packed(model) else self._generate
         # Rows of like length are decoded together.

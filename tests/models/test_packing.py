@@ -6,6 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from denserl.data.batching import pad_responses
+from denserl.errors import UserError
+from denserl.models.decoding import Decoder
 from denserl.models.packing import Packing, enable_packing, is_packed
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 
@@ -68,16 +70,33 @@ def test_where_tokens_stand_in_the_packed_row():
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
-        ("gemma2", {"num_key_value_heads": 2, "head_dim": 8}),  # caps attention scores
+        ("gemma2", {"head_dim": 8}),  # caps attention scores
         ("falcon", {}),  # computes attention its own way
         ("mamba", {}),  # carries a state from token to token
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 4, "num_experts": 2}),  # says its window in the mask alone
         ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"], "num_experts": 2, "head_dim": 8}),
     ],
 )
 def test_what_depends_on_more_than_attention_is_not_packed(family, settings):
-    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **settings))
-    assert not is_packed(enable_packing(model))
+    assert not is_packed(enable_packing(other(family, **settings)))
+
+
+def other(family: str, **settings):
+    """A small random model of any family."""
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **settings), dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("family", ["nemotron", "doge"])
+def test_a_model_that_hides_the_layout_from_its_attention_is_refused_when_it_runs(family):
+    with pytest.raises(UserError, match="--attention eager"):
+        token_logprob_entropy(enable_packing(other(family)), *batch()[:3])
+
+
+def test_a_layer_that_attends_twice_is_refused_when_it_decodes():
+    with pytest.raises(UserError, match="attends more than once"):
+        Decoder(enable_packing(other("diffllama")), 4).admit([FIRST])
 
 
 def test_a_packed_model_generates_and_saves_as_a_stock_one(tmp_path):

@@ -53,6 +53,10 @@ def test_a_response_goes_up_to_its_first_end_token(answers, batch_size):
     assert sampler(Scripted(answers), batch_size=batch_size)(prompts) == Rollouts(prompts, responses, ended)
 
 
+def test_no_prompts_give_no_responses():
+    assert sampler(Scripted([]))([]) == Rollouts([], [], [])
+
+
 def test_a_response_cut_off_keeps_its_own_last_token():
     assert sampler(Scripted([[5, 6, 7, 8]]))([[3]]) == Rollouts([[3]], [[5, 6, 7, 8]], [False])
 
