@@ -57,10 +57,12 @@ def run(options: Options, modules: Sequence[str], path: Path) -> None:
     results: list[Result] = []
     for module in modules:
         start = time.perf_counter()
-        results += importlib.import_module(module).measure(options)
+        measured = importlib.import_module(module).measure(options)
+        results += measured
         write_results(path, results)
-        print(f"{module}: {time.perf_counter() - start:.0f} s", flush=True)
-    print(table(results))
+        print(f"{table(measured)}\n({module}: {time.perf_counter() - start:.0f} s)", flush=True)
+    if len(modules) > 1:
+        print(table([result._replace(note="") for result in results]))
 
 
 if __name__ == "__main__":

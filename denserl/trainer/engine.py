@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import logging
 import os
-import socket
 import time
 
 import torch
@@ -43,7 +42,8 @@ def pick_device(name: str) -> torch.device:
 def init_distributed(device: torch.device) -> None:
     """Start the process group, also for a plain `python` launch, which is a world of one."""
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        # Port 0: whichever is free when the store opens it; one that was looked up before may be taken by then.
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     quiet_deepspeed()
     import deepspeed
 
@@ -199,9 +199,3 @@ def whole_parameters(module: nn.Module):
     """The module with all its parameters whole, gathered once (ZeRO-3), for generation and saving."""
     with gathered(list(module.parameters())):
         yield module
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
