@@ -109,12 +109,12 @@ def in_backward(size: Size, sharding: Sharding) -> int:
 def in_step(size: Size, sharding: Sharding) -> int:
     """The same in the optimiser's step, which comes after the backward pass, when activations are gone.
 
-    Gradients in fp32 (4 bytes a trained parameter), with ZeRO those of the GPU's share, at stage 3 of a sub-group at a time;
-    the fused Adam adds nothing. At stage 1 the reduction before it needs the gradients twice, whole and in the GPU's share,
-    and the bucket.
+    Without ZeRO, gradients and, as measured, one more fp32 copy of them (8 bytes a trained parameter). With ZeRO, the same of
+    the GPU's share, at stage 3 of a sub-group at a time. At stage 1 the reduction before it needs the gradients twice, whole
+    and in the GPU's share, and the bucket.
     """
     share = size.trained // sharding.gpus if sharding.stage else size.trained
-    update = 4 * (min(share, MAX_SUB_GROUP) if sharding.stage == 3 else share)
+    update = 8 * (min(share, MAX_SUB_GROUP) if sharding.stage == 3 else share)
     if sharding.offload:
         update = 0
     reduction = between_micro_batches(size, sharding) + sharding.width * share if sharding.stage == 1 else 0
