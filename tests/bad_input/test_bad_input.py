@@ -88,6 +88,7 @@ def test_a_folder_that_cannot_be_written_is_named(world, capsys, monkeypatch):
     refused(argv(world, "train-rm", {}), ("out: not writable", "give a folder that can be written"), capsys)
 
 
+@pytest.mark.long
 def test_a_port_in_use_is_named(world, taken_port):
     place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken_port)}
     line = [sys.executable, "-m", "denserl.cli.main", *argv(world, "train-rm", {})]

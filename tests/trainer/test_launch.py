@@ -93,7 +93,7 @@ def test_a_plain_launch_writes_models_and_metrics(alone):
 @pytest.mark.parametrize(
     "launcher, zero_stage",
     [
-        pytest.param(DEEPSPEED, 2, id="deepspeed-zero2"),
+        pytest.param(DEEPSPEED, 2, id="deepspeed-zero2", marks=pytest.mark.long),
         pytest.param(TORCHRUN, 3, id="torchrun-zero3", marks=pytest.mark.long),
     ],
 )
