@@ -23,7 +23,7 @@ faults: .venv/installed
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
 
-# All rows of the benchmark, at most half an hour on two cores, or one: make bench ROW=3
+# All rows of the benchmark, about half an hour on two cores, or one: make bench ROW=3
 bench: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW))
 

@@ -43,10 +43,8 @@ class Decoder:
         numbers: dict[tuple[int, ...], int] = {}
         sources = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.stock.device)
-        groups = [
-            Group(lengths[rows], sources[rows], self.stock.dtype)
-            for rows in _alike(list(map(len, prompts)), self.max_new_tokens)
-        ]
+        runs = _alike([len(prompt) for prompt in prompts], self.max_new_tokens)
+        groups = [Group(lengths[run], sources[run], self.stock.dtype) for run in runs]
         packing = _Prompts([len(prompt) for prompt in numbers], groups)
         tokens = torch.tensor([token for prompt in numbers for token in prompt], device=lengths.device)
         lasts = torch.tensor(packing.counts).cumsum(0)[sources] - 1
