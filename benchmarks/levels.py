@@ -1,71 +1,343 @@
-"""Segment, token and bandit level side by side in the embedded world, over seeds, with confidence intervals.
+"""What segments are paid in the embedded world: levels and assignments side by side, over seeds, with confidence intervals.
 
-Each seed is one `denserl demo`: its own world, models and random choices. Prints a table and writes RUNS/levels.json.
+Each seed is a world of its own, with its language model and reward models; every model is made by an ordinary command, printed
+as it is run. Prints tables and writes RUNS/levels.json and plots; what is finished is not run again. docs/credit.md tells what
+came out.
 """
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
+from harness import ending_well
 from scipy.stats import t as student
 
+from denserl.cli.demo import SFT
+from denserl.cli.recipes import read_table
+from denserl.cli.stages import stage
+from denserl.evaluation.plots import Band, plot_side_by_side
+from denserl.terminal import say
+from denserl.trainer.trackers import read_metrics
+from denserl.world import language, make
 from denserl.world.checks import check_segments
 
-MEASURES = ("rm_share_of_best", "true_before", "true_after", "kl", "rollouts_to_target")
+Part = Literal["models", "credit", "further", "long", "sum", "asked", "noise", "lambda"]
+THRESHOLDS = {"segment": make.THRESHOLD, "token": 0, "bandit": 1000}
+COEFFICIENTS = (0.2, 0.05, 0.0125)
+TARGETS = (0.3, 0.5, 0.6)
+TINY = read_table()["model_types"]["tiny"]
+
+
+class Arm(NamedTuple):
+    """A way of paying: a reward model's level, the assignment, and how the reward model's segments make its score."""
+
+    level: str
+    assignment: str
+    agg_func: str = "avg"
+    flags: dict = {}
+
+
+BANDIT = Arm("bandit", "mean_last")
+AT_LEVEL = {"at the end": "score_last", "even": "even", "even / K": "even_mean", "difference": "difference"}
+ARMS = {"bandit": BANDIT} | {
+    f"{level}, {name}": Arm(level, kind) for level in ("segment", "token") for name, kind in AT_LEVEL.items()
+}
+FEW = {name: ARMS[name] for name in ("bandit", "segment, at the end", "segment, even", "segment, difference")}
+IN_SUM = {
+    "bandit": BANDIT,
+    "sum, at the end": Arm("segment", "score_last", "sum"),
+    "sum, difference (= even)": Arm("segment", "difference", "sum"),
+    "mean, even": Arm("segment", "even"),
+    "mean, difference": Arm("segment", "difference"),
+}
+LAMBDAS = {
+    f"{name}, lambda {lam:g}": FEW[name]._replace(flags={"lam": lam})
+    for name in ("segment, at the end", "segment, difference")
+    for lam in (0.9, 0.95, 1.0)
+}
+
+
+class Kind(NamedTuple):
+    """A world: how its data are drawn, what judges a response, and the longest response in tokens."""
+
+    made_with: dict = {}
+    truth: str = "true_reward"
+    max_new_tokens: int = 40
+    pairs: dict = {}  # further flags of train-rm
+
+
+KINDS = {
+    "short": Kind(),
+    "long": Kind({"min_sentences": 6, "max_sentences": 12}, max_new_tokens=80),
+    "sum": Kind({"truth": "sum"}, "true_reward_sum"),
+    "asked": Kind({"truth": "asked"}, "true_reward_asked"),
+    # The pairs of the study of noisy labels: few, and a quarter turned round.
+    "noise": Kind(pairs={"limit": 6000, "flip_frac": 0.25}),
+}
 
 
 @dataclass
 class Options:
-    """Run the demo at several seeds and compare the levels."""
+    """Compare levels and assignments in the embedded world."""
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    """Seeds; a finished one is not run again."""
+    """Seeds of the worlds and of every run in them."""
+    parts: list[Part] = field(default_factory=lambda: list(PARTS))
+    """What to run."""
+    coefficients: list[float] = field(default_factory=lambda: list(COEFFICIENTS))
+    """Weights of the KL penalty."""
     runs: Path = Path("runs/levels")
     """Folder for the runs."""
 
 
-def main(options: Options) -> None:
-    results = [one_seed(seed, options.runs / f"seed{seed}") for seed in options.seeds]
-    levels = {
-        level: {
-            measure: summarise([result["levels"][level][measure] for result in results])
-            for measure in (*MEASURES, *("f1", "spearman") * (level == "segment"))
+class World:
+    """One seed's world of one kind: its language model, reward models, fits and PPO runs, each made when first asked for."""
+
+    def __init__(self, kind: str, seed: int, runs: Path):
+        self.kind, self.seed, self.folder = KINDS[kind], seed, runs / kind / f"seed{seed}"
+        self.data, self.sft = self.folder / "world", self.folder / "sft"
+        if not (self.sft / "model.safetensors").exists():
+            stage("make-world", output_dir=self.data, seed=seed, **self.kind.made_with)
+            stage("train-sft", **SFT, model=self.data / "base", data=self.data / "sft.jsonl", output_dir=self.sft, seed=seed)
+
+    def reward_model(self, level: str, agg_func: str = "avg") -> Path:
+        target = self.folder / f"rm-{level}-{agg_func}"
+        if not (target / "model.safetensors").exists():
+            stage(
+                "train-rm",
+                **TINY["rm"],
+                **self._level(level),
+                **self._pairs(),
+                **self.kind.pairs,
+                model=self.sft,
+                eval_data=self.data / "preferences_test.jsonl",
+                output_dir=target,
+                agg_func=agg_func,
+                model_type="tiny",
+            )
+        return target
+
+    def fit(self, level: str, agg_func: str = "avg") -> dict:
+        """The flags that name a reward model's location lines."""
+        model, target = self.reward_model(level, agg_func), self.folder / f"fit-{level}-{agg_func}"
+        params = {"params": self.folder / "param.json"}
+        if not (target / "normalizer.png").exists():
+            stage(
+                "fit-normalizer",
+                **TINY["fit"],
+                **self._pairs(),
+                **params,
+                reward_model=model,
+                dataset_tag="world",
+                output_dir=target,
+            )
+        return {"fit_tag": "world", **params}
+
+    def ppo(self, name: str, arm: Arm, coefficient: float, iterations: int) -> list[dict]:
+        """The held-out evaluations of a run, with the share of repeated sentences in each."""
+        target = (
+            self.folder / "ppo" / f"{name}-{coefficient:g}-{iterations}".replace(" ", "-").replace("/", "over").replace(",", "")
+        )
+        if not (target / "model.safetensors").exists():
+            numbers = {"kl_coefficient": coefficient, "iterations": iterations, "samples_logged": 64}
+            located = arm.assignment in ("even", "even_mean")
+            stage(
+                "train-ppo",
+                **{**TINY["ppo"], "max_new_tokens": self.kind.max_new_tokens, **numbers, **arm.flags},
+                **self._level(arm.level),
+                **(self.fit(arm.level, arm.agg_func) if located else {}),
+                assignment=arm.assignment,
+                model=self.sft,
+                reward_model=self.reward_model(arm.level, arm.agg_func),
+                data=self.data / "prompts_train.jsonl",
+                eval_prompts=self.data / "prompts_heldout.jsonl",
+                true_reward=f"denserl.world.language:{self.kind.truth}",
+                output_dir=target,
+                seed=self.seed,
+            )
+        repeats = repeated(target / "eval_samples.jsonl")
+        rows = [row for row in read_metrics(target / "metrics.jsonl") if "eval_true_reward" in row]
+        return [
+            {
+                "rollouts": row["step"] * TINY["ppo"]["rollout_batch_size"],
+                "true": row["eval_true_reward"],
+                "kl": row["eval_kl"],
+                "proxy": row["eval_normalised_reward"],
+                "length": row["eval_response_length"],
+                "segments": row["eval_segments"],
+                "repeats": repeats[row["step"]],
+            }
+            for row in rows
+        ]
+
+    def models(self) -> dict[str, float]:
+        """How good the reward models are, and how well the segment model's rewards agree with sentences and their values."""
+        best = json.loads((self.data / "world.json").read_text())["best_accuracy_test"]
+        found = {}
+        for level in THRESHOLDS:
+            rows = read_metrics(self.reward_model(level) / "metrics.jsonl")
+            found[f"{level}: share of the best accuracy"] = rows[-1]["eval_accuracy"] / best
+        pairs, model = self.data / "preferences_test.jsonl", self.reward_model("segment")
+        return found | check_segments(str(self.sft), str(model), pairs, THRESHOLDS["segment"])
+
+    def _level(self, level: str) -> dict:
+        return {"reward_level": level, "entropy_threshold": THRESHOLDS[level]}
+
+    def _pairs(self) -> dict:
+        return {"data": self.data / "preferences_train.jsonl", "cache_dir": self.folder / "cache", "seed": self.seed}
+
+
+def repeated(path: Path) -> dict[int, float]:
+    """Step -> share of the sentences of the sampled responses that had been said before."""
+    kinds: dict[int, list[str]] = {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        prompt = row["prompt"].split("\n")[1]
+        kinds.setdefault(row["step"], []).extend(language.kinds(prompt, row["response"]))
+    return {step: said.count("repeated") / max(len(said), 1) for step, said in kinds.items()}
+
+
+def reward_models(options: Options) -> dict:
+    """How good the reward models of the world are."""
+    found = [World("short", seed, options.runs).models() for seed in options.seeds]
+    summaries = {name: summarise([of_seed[name] for of_seed in found]) for name in found[0]}
+    for name, summary in summaries.items():
+        say(f"  {name:36}{shown(summary)}   {summary['values']}")
+    return summaries
+
+
+def compared(kind: str, arms: dict[str, Arm], iterations: int, baseline: str = "bandit") -> Callable[[Options], dict]:
+    """A part: these arms in a kind of world, at every coefficient."""
+
+    def part(options: Options) -> dict:
+        runs = {
+            (coefficient, name): [
+                World(kind, seed, options.runs).ppo(name, arm, coefficient, iterations) for seed in options.seeds
+            ]
+            for coefficient in options.coefficients
+            for name, arm in arms.items()
         }
-        for level in results[0]["levels"]
+        found = {}
+        for coefficient in options.coefficients:
+            of_arms = {name: runs[coefficient, name] for name in arms}
+            say(f"\n{kind} world, {iterations} iterations, KL coefficient {coefficient:g}")
+            found[f"{coefficient:g}"] = {name: outcome(of_arms, name, baseline) for name in arms}
+            for name, measures in found[f"{coefficient:g}"].items():
+                line = "  ".join(f"{measure} {shown(measures[measure])}" for measure in ("true at end", "best", "kl at end"))
+                say(f"  {name:28}{line}")
+        draw(runs, options, kind, iterations)
+        return found
+
+    return part
+
+
+def outcome(runs: dict[str, list[list[dict]]], name: str, baseline: str) -> dict:
+    """Means and intervals over seeds of what a run came to, alone and seed by seed against the baseline's and others' runs."""
+    measured = [measures(run) for run in runs[name]]
+    found = {measure: summarise([of_seed[measure] for of_seed in measured]) for measure in measured[0]}
+    for other in runs:
+        if other != name and other in (baseline, "segment, at the end", "token, at the end", "sum, at the end"):
+            best = [max(row["true"] for row in run) for run in runs[other]]
+            reached = [first_reach(run, goal) for run, goal in zip(runs[name], best)]
+            theirs = [first_reach(run, goal) for run, goal in zip(runs[other], best)]
+            shares = [None if ours is None else ours / their for ours, their in zip(reached, theirs)]
+            gains = [ours[-1]["true"] - their[-1]["true"] for ours, their in zip(runs[name], runs[other])]
+            found[f"share of the rollouts to the best of: {other}"] = summarise(shares)
+            found[f"end above: {other}"] = summarise(gains)
+    return found
+
+
+def measures(run: list[dict]) -> dict:
+    """Numbers of one run, from its held-out evaluations."""
+    last, best = run[-1], max(run, key=lambda row: row["true"])
+    at = {f"true at {rollouts}": value_at(run, rollouts) for rollouts in (640, 1280)}
+    reached = {f"rollouts to {target:g}": first_reach(run, target) for target in TARGETS}
+    ends = {f"{name} at end": last[name] for name in ("true", "kl", "proxy", "length", "segments", "repeats")}
+    return {
+        **ends,
+        "best": best["true"],
+        "kl at best": best["kl"],
+        "lost since best": best["true"] - last["true"],
+        **at,
+        **reached,
     }
-    (options.runs / "levels.json").write_text(json.dumps({"seeds": options.seeds, "levels": levels}, indent=2))
-    for level, measures in levels.items():
-        print(f"\n{level}")
-        for measure, summary in measures.items():
-            interval = f"{summary['mean']:8.3f} +- {summary['half_width']:.3f}" if summary["n"] else "       -"
-            print(f"  {measure:20}{interval}   {summary['values']}")
 
 
-def one_seed(seed: int, folder: Path) -> dict:
-    """The demo's results of one seed, with the checks of the segment reward model against the world's sentences."""
-    finished = folder / "checked.json"
-    if not finished.exists():
-        command = [sys.executable, "-m", "denserl.cli.demo", "--seed", str(seed), "--output_dir", str(folder)]
-        subprocess.run(command, check=True)
-        results = json.loads((folder / "results.json").read_text())
-        segment = results["levels"]["segment"]
-        pairs = folder / "world/preferences_test.jsonl"
-        segment |= check_segments(str(folder / "sft"), str(folder / "rm-segment"), pairs, segment["threshold"])
-        finished.write_text(json.dumps(results))
-    return json.loads(finished.read_text())
+def value_at(run: list[dict], rollouts: int) -> float:
+    return next(row["true"] for row in run if row["rollouts"] == rollouts)
 
 
-def summarise(values: list[float | None]) -> dict:
+def first_reach(run: list[dict], target: float) -> float | None:
+    """Rollouts until true reward first reaches the target, interpolated between evaluations; None where it does not."""
+    for before, row in zip(run, run[1:]):
+        if row["true"] >= target:
+            share = (target - before["true"]) / (row["true"] - before["true"])
+            return before["rollouts"] + share * (row["rollouts"] - before["rollouts"])
+    return None
+
+
+def draw(runs: dict[tuple[float, str], list[list[dict]]], options: Options, kind: str, iterations: int) -> None:
+    """True reward against rollouts, and against KL, one picture for each coefficient."""
+    for coefficient in options.coefficients:
+        curves = {name: of_seeds for (c, name), of_seeds in runs.items() if c == coefficient}
+        by = {"rollouts": {}, "KL of held-out rollouts (nats)": {}}
+        for name, of_seeds in curves.items():
+            x, kl, true = (over_seeds(of_seeds, column) for column in ("rollouts", "kl", "true"))
+            for label, points in zip(by, (x, kl)):
+                by[label][name] = band([point["mean"] for point in points], true)
+        for (label, bands), short in zip(by.items(), ("rollouts", "kl")):
+            path = options.runs / f"{kind}-{iterations}-{coefficient:g}-{short}.png"
+            plot_side_by_side({"true reward": bands}, path, xlabel=label)
+
+
+def over_seeds(runs: list[list[dict]], column: str) -> list[dict]:
+    """Mean and interval of each point of a curve that every seed has."""
+    return [summarise([row[column] for row in rows]) for rows in zip(*runs, strict=True)]
+
+
+def band(x: Sequence[float], points: list[dict]) -> Band:
+    """A curve of means with their intervals."""
+    middle, half = (np.array([point[name] for point in points]) for name in ("mean", "half_width"))
+    return Band(list(x), middle.tolist(), (middle - half).tolist(), (middle + half).tolist())
+
+
+def summarise(values: Sequence[float | None]) -> dict:
     """Mean and half-width of the 95 % t interval over the seeds that have a value."""
     known = np.array([value for value in values if value is not None], dtype=float)
     half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5 if len(known) > 1 else float("nan")
-    shown = [None if value is None else round(value, 3) for value in values]
-    return {"mean": float(known.mean()) if len(known) else None, "half_width": float(half), "n": len(known), "values": shown}
+    rounded = [None if value is None else round(value, 3) for value in values]
+    return {"mean": float(known.mean()) if len(known) else None, "half_width": float(half), "n": len(known), "values": rounded}
+
+
+def shown(summary: dict) -> str:
+    return f"{summary['mean']:.3f} +- {summary['half_width']:.3f}" if summary["n"] else "-"
+
+
+PARTS: dict[str, Callable[[Options], dict]] = {
+    "models": reward_models,
+    "credit": compared("short", ARMS, 40),
+    "further": compared("short", FEW, 120),
+    "long": compared("long", FEW, 40),
+    "sum": compared("sum", IN_SUM, 40),
+    "asked": compared("asked", FEW, 40),
+    "noise": compared("noise", FEW, 40),
+    "lambda": compared("short", LAMBDAS, 40, "segment, at the end, lambda 0.95"),
+}
+
+
+def main(options: Options) -> None:
+    options.runs.mkdir(parents=True, exist_ok=True)
+    path = options.runs / "levels.json"
+    for part in options.parts:
+        found = PARTS[part](options)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        # What other calls have found stays.
+        path.write_text(json.dumps({**before, part: {"seeds": options.seeds, **found}}, indent=1))
+    say(f"\n{path}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    ending_well(lambda: main(tyro.cli(Options)))

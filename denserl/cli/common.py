@@ -22,6 +22,7 @@ from denserl.terminal import make_output_inert, say, visible
 
 Options = TypeVar("Options")
 Level = Literal["segment", "token", "bandit"]
+Aggregation = Literal["avg", "sum", "min", "last", "logsumexp"]
 LEVEL_THRESHOLDS = {"token": 0.0, "bandit": 1000.0}
 
 

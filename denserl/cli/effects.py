@@ -12,14 +12,28 @@ from denserl.errors import UserError
 Settings = dict[str, object]
 
 
-def normalizer_kind(level: str, kind: str | None) -> str:
-    """The normaliser of a reward level, unless one is given."""
-    return kind or ("scalar" if level == "bandit" else "location")
+# The normaliser that goes with what an assignment pays: single segments by their place, or the score of the response.
+NORMALIZERS = {
+    **dict.fromkeys(("even", "repeat", "end", "even_mean"), "location"),
+    **dict.fromkeys(("segment_normalization", "same_segment_last", "every_segment_last"), "location"),
+    **dict.fromkeys(("difference", "difference_end", "score_last", "mean_last", "logsumexp_last"), "scalar"),
+    **dict.fromkeys(("segment_last_avg", "segment_last_logsumexp"), "scalar"),
+}
+
+
+def assignment_kind(level: str, kind: str | None) -> str:
+    """The assignment of a reward level, unless one is given."""
+    return kind or ("mean_last" if level == "bandit" else "difference")
+
+
+def normalizer_kind(level: str, assignment: str | None, kind: str | None) -> str:
+    """The normaliser of an assignment, unless one is given; a bandit reward has no place to be normalised by."""
+    return kind or ("scalar" if level == "bandit" else NORMALIZERS[assignment_kind(level, assignment)])
 
 
 def _normalizes_by(kind: str) -> Callable[[Settings], bool]:
     # fit-normalizer has no normaliser to choose, and writes what train-ppo reads under the same name.
-    return lambda s: "normalizer" not in s or normalizer_kind(s["reward_level"], s["normalizer"]) == kind
+    return lambda s: "normalizer" not in s or normalizer_kind(s["reward_level"], s["assignment"], s["normalizer"]) == kind
 
 
 def _has_split(*sources: list[str] | None) -> bool:
@@ -76,8 +90,8 @@ EFFECTS: dict[str, tuple[str, Callable[[Settings], object]]] = {
         lambda s: s["penalise_unfinished"] or s["penalise_longer_than"],
     ),
     "tau": (
-        "without --assignment logsumexp_last",
-        lambda s: s["assignment"] in ("logsumexp_last", "segment_last_logsumexp"),
+        "without --assignment logsumexp_last or --agg_func logsumexp",
+        lambda s: s["assignment"] in ("logsumexp_last", "segment_last_logsumexp") or s["agg_func"] == "logsumexp",
     ),
     **dict.fromkeys(("reward_mean", "reward_std"), ("without --normalizer scalar", _normalizes_by("scalar"))),
     **dict.fromkeys(("fit_tag", "params"), ("without --normalizer location", _normalizes_by("location"))),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from denserl.cli.common import DataOptions, RunOptions, launch, require
+from denserl.cli.common import Aggregation, DataOptions, RunOptions, launch, require
 from denserl.cli.reward_models import RewardModelOptions, load_reward_models, require_common
 from denserl.terminal import say
 
@@ -30,8 +30,8 @@ class Options(RewardModelOptions, DataOptions, RunOptions):
     """Entropy threshold in nats; default: the one in the reward model's config."""
     segment_method: Literal["peak"] = "peak"
     """How responses are cut."""
-    agg_func: Literal["avg"] = "avg"
-    """How segment scores make the score of a response; a key of param.json."""
+    agg_func: Aggregation | None = None
+    """How segment scores make the score of a response, a key of param.json; default: the one in the reward model's config."""
     params: str | None = None
     """The param.json to write; default: the one in the package."""
     pairs: int = 60000
@@ -66,7 +66,7 @@ def run(options: Options) -> dict:
     models = [model.eval().to(device) for model in load_reward_models(options.reward_model, dtype, options)]
     configs = [model.config for model in models]
     tokenizer = load_tokenizer(options.reward_model[0], **options.tokenizer_source())
-    model_type, sft_model, threshold = _settings(options, configs)
+    model_type, sft_model, threshold, agg_func = _settings(options, configs)
     scores = RewardSource(models, stored_moments(configs, options.reward_model), options.ensemble, options.ensemble_weight)
     pairs = load_preferences(**options.source(), seed=options.seed)
     if options.pairs < len(pairs):
@@ -86,7 +86,7 @@ def run(options: Options) -> dict:
         **_source(options),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    keys = (model_type, options.dataset_tag, options.segment_method, options.agg_func, threshold)
+    keys = (model_type, options.dataset_tag, options.segment_method, agg_func, threshold)
     if distributed.rank() == 0:
         store_fit(path, keys, constants, record)
         plot_normalizer(groups, mean, std, Path(options.output_dir) / "normalizer.png")
@@ -139,8 +139,8 @@ def _source(options: Options) -> dict:
     return {"reward_model": options.reward_model, "ensemble": options.ensemble, **weight}
 
 
-def _settings(options: Options, configs: list) -> tuple[str, str, float]:
-    """Model type, SFT model and threshold: from the flags, else from what train-rm stored in the reward models' configs."""
+def _settings(options: Options, configs: list) -> tuple[str, str, float, str]:
+    """Model type, SFT model, threshold and aggregation: from the flags, else what train-rm stored in the models' configs."""
     from denserl.rewards.ensemble import common_settings
     from denserl.segmentation import BANDIT_THRESHOLD
 
@@ -156,7 +156,7 @@ def _settings(options: Options, configs: list) -> tuple[str, str, float]:
         f"{names} gives one reward per response (threshold {threshold:g}); there is no place to normalise by",
         "use it as it is: the bandit level's mean and std are in the reward model's config",
     )
-    return model_type, sft_model, threshold
+    return model_type, sft_model, threshold, options.agg_func or stored.agg_func
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,8 +2,9 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from denserl.cli.common import launch, make_folder, quiet_libraries
+from denserl.cli.common import launch, make_folder, quiet_libraries, require
 
 log = logging.getLogger(__name__)
 
@@ -18,18 +19,30 @@ class Options:
     """Seed of the base model's weights and of everything drawn."""
     scale: float = 1.0
     """Share of the rows written."""
+    truth: Literal["mean", "sum", "asked"] = "mean"
+    """What makes a response good: mean or sum of its sentences' values; asked: the mean, less a cost of saying more or fewer
+    sentences than the prompt asks for."""
+    min_sentences: int = 2
+    """Fewest sentences of the responses that are drawn."""
+    max_sentences: int = 6
+    """Most sentences of the responses that are drawn."""
 
 
 def run(options: Options) -> dict:
     """Returns what world.json holds."""
-    from denserl.world.make import WorldSizes, write_world
+    from denserl.world.language import NUMBERS
+    from denserl.world.make import WorldRules, WorldSizes, write_world
 
+    low, high, most = options.min_sentences, options.max_sentences, max(NUMBERS)
+    require(
+        min(NUMBERS) <= low <= high <= most, f"--min_sentences {low} --max_sentences {high}", f"let 2 <= MIN <= MAX <= {most}"
+    )
     quiet_libraries()
     make_folder("output_dir", options.output_dir)
     sizes = WorldSizes()
     rows = ("sft", "pairs", "val_pairs", "test_pairs", "prompts", "heldout_prompts")
     sizes = replace(sizes, **{name: max(1, round(getattr(sizes, name) * options.scale)) for name in rows})
-    world = write_world(options.output_dir, options.seed, sizes)
+    world = write_world(options.output_dir, options.seed, sizes, WorldRules(options.truth, low, high))
     log.info(
         "%s: %d demonstrations, %d pairs; the best reachable accuracy on unseen combinations is %.3f",
         options.output_dir,

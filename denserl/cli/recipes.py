@@ -16,18 +16,20 @@ from typing import NamedTuple
 import yaml
 
 from denserl.cli.common import as_flags, expand_config, require
+from denserl.cli.effects import NORMALIZERS
 from denserl.errors import UserError
 from denserl.terminal import say
 
 TABLE = Path(__file__).with_name("model_types.yaml")
 ENTRY_KEYS = ("sft_model", "reward_models", "bandit", "normalizer", "data", "rm", "fit", "ppo")
-NORMALIZERS = {
-    "segment_normalization": "location",
-    "same_segment_last": "location",
-    "every_segment_last": "location",
-    "segment_last_avg": "scalar",
-    "segment_last_logsumexp": "scalar",
-}
+# What the paper's release calls its assignments.
+REWARD_TYPES = (
+    "segment_normalization",
+    "same_segment_last",
+    "every_segment_last",
+    "segment_last_avg",
+    "segment_last_logsumexp",
+)
 LAUNCHERS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 Flags = dict[str, object]  # a flag of value None is left out
 
@@ -142,7 +144,7 @@ def ppo_flags(call: Call) -> Flags:
     """The flags of train-ppo."""
     given, entry = call.given, _entry(call.table, call.given["MODEL_TYPE"])
     level, kind = reward_level(given["C"]), given["REWARD_TYPE"]
-    _one_of("REWARD_TYPE", kind, NORMALIZERS)
+    _one_of("REWARD_TYPE", kind, REWARD_TYPES)
     own_model = "reward_model" in call.overridden
     require(
         own_model or level in entry["reward_models"],
@@ -270,7 +272,7 @@ def _usage(name: str, recipe: Recipe) -> str:
         "  SEGMENT_METHOD  peak\n"
         "  C               entropy threshold: 0 token level, 1000 bandit, between them segments\n"
         "  AGG_FUNC        avg\n"
-        + (f"  REWARD_TYPE     {', '.join(NORMALIZERS)}\n" if "REWARD_TYPE" in recipe.arguments else "")
+        + (f"  REWARD_TYPE     {', '.join(REWARD_TYPES)}\n" if "REWARD_TYPE" in recipe.arguments else "")
         + "  --gpus N        run on N GPUs of this host, through torchrun\n"
         f"  FLAGS           any of `denserl {name} --help`; they replace the recipe's own\n"
         "  DRY_RUN=1 in the environment only prints the command."

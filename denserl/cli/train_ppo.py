@@ -8,14 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from denserl.cli.common import DataOptions, Level, OptimisationOptions, RunOptions, launch, level_threshold, require
-from denserl.cli.effects import normalizer_kind
+from denserl.cli.common import (
+    Aggregation,
+    DataOptions,
+    Level,
+    OptimisationOptions,
+    RunOptions,
+    launch,
+    level_threshold,
+    require,
+)
+from denserl.cli.effects import assignment_kind, normalizer_kind
 from denserl.cli.reward_models import RewardModelOptions, load_reward_models, require_common, true_reward_function
 
 log = logging.getLogger(__name__)
 
 Assignment = Literal[
+    "difference",
+    "difference_end",
+    "score_last",
     "even",
+    "even_mean",
     "repeat",
     "end",
     "mean_last",
@@ -36,17 +49,20 @@ class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
     """Policy to start from, and the reference: the SFT model, folder or hub name."""
 
     reward_level: Level = "segment"
-    """segment: threshold 1.75, even, location; token: 0, even, location; bandit: 1000, mean_last, scalar."""
+    """segment: threshold 1.75, difference; token: 0, difference; bandit: 1000, mean_last."""
     entropy_threshold: float | None = None
     """Entropy (nats) above which a token opens a segment; default: the level's own."""
     segment_method: Literal["peak"] = "peak"
     """How responses are cut."""
-    agg_func: Literal["avg"] = "avg"
-    """Key of the normaliser."""
+    agg_func: Aggregation | None = None
+    """How segment rewards make the score of a response; default: as the reward model was trained, from its config."""
     assignment: Assignment | None = None
-    """How a segment's reward is spread over its tokens; default: the level's own."""
+    """What is paid, and where: difference, what a segment changes in the response's score (difference_end: at its last token);
+    even, the segment's whole reward, as published; even_mean, the same / number of segments; repeat, end: on each, at the last
+    of its tokens; score_last, the response's score at its last token; mean_last, logsumexp_last. Default: the level's own."""
     normalizer: Literal["location", "scalar", "none"] | None = None
-    """Location-aware lines from param.json, one mean and std, or none; default: the level's own, whatever the assignment."""
+    """scalar: mean and std of responses' scores; location: lines in the place of a segment, from param.json; none. Default:
+    scalar for the differences and what is paid at the end, location for even, even_mean, repeat and end below bandit."""
     model_type: str | None = None
     """Model family in param.json; default: the one in the reward model's config, on which those of an ensemble must agree."""
     fit_tag: str | None = None
@@ -58,7 +74,7 @@ class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
     reward_std: float | None = None
     """Standard deviation for the scalar normaliser; default: the reward model's config; of an ensemble 1."""
     tau: float = 1.0
-    """Temperature of logsumexp_last."""
+    """Temperature of logsumexp_last, and of the aggregation logsumexp."""
     length_norm: bool = False
     """Also divide token rewards by the response length (token level only)."""
     penalise_unfinished: bool = False
@@ -260,24 +276,36 @@ def make_sampler(options, current_policy: Callable, tokenizer):
 def make_dense_reward(options: Options, reward_configs: list):
     """The way from scores to token rewards that the level and the overriding flags ask for; of the reward models' configs."""
     from denserl.models.loading import stored_settings
+    from denserl.ppo_utils.assignment import WHOLE, canonical_kind
     from denserl.ppo_utils.dense_reward import DenseReward
     from denserl.rewards.ensemble import common_settings
 
-    bandit = options.reward_level == "bandit"
     threshold = level_threshold(options.reward_level, options.entropy_threshold)
     require(
         not options.length_norm or threshold == 0,
         f"--length_norm at threshold {threshold:g}; it is defined for the token level only",
         "add --reward_level token, or leave --length_norm out",
     )
+    assignment = canonical_kind(assignment_kind(options.reward_level, options.assignment))
+    require(
+        not options.length_norm or assignment in WHOLE,
+        f"--length_norm with the assignment {assignment}, whose payments do not grow with the length",
+        "add --assignment even, or leave --length_norm out",
+    )
     for path, config in zip(options.reward_model, reward_configs, strict=True):
         trained = stored_settings(config, path).entropy_threshold
         if trained not in (None, threshold):
             log.warning("%s was trained at entropy threshold %g; rewards are read at %g", path, trained, threshold)
+    stored = common_settings(reward_configs, options.reward_model)
+    agg_func = options.agg_func or stored.agg_func
+    if agg_func != stored.agg_func:
+        names = ", ".join(options.reward_model)
+        log.warning("%s: trained with aggregation %s; rewards are aggregated with %s", names, stored.agg_func, agg_func)
     return DenseReward(
         threshold=threshold,
-        assignment=options.assignment or ("mean_last" if bandit else "even"),
-        normalizer=_normalizer(options, threshold, common_settings(reward_configs, options.reward_model)),
+        assignment=assignment,
+        normalizer=_normalizer(options, assignment, agg_func, threshold, stored),
+        agg_func=agg_func,
         tau=options.tau,
         length_norm=options.length_norm,
         penalise_unfinished=options.penalise_unfinished,
@@ -286,13 +314,22 @@ def make_dense_reward(options: Options, reward_configs: list):
     )
 
 
-def _normalizer(options: Options, threshold: float, stored):
+def _normalizer(options: Options, assignment: str, agg_func: str, threshold: float, stored):
+    from denserl.ppo_utils.assignment import CHANGE
     from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
+    from denserl.rewards.aggregation import SHIFTED_WHOLE
+    from denserl.segmentation import BANDIT_THRESHOLD
 
-    kind, names = normalizer_kind(options.reward_level, options.normalizer), ", ".join(options.reward_model)
+    kind, names = normalizer_kind(options.reward_level, assignment, options.normalizer), ", ".join(options.reward_model)
     if kind == "none":
         return None
     if kind == "scalar":
+        require(
+            agg_func in SHIFTED_WHOLE or assignment in (*CHANGE, "score_last") or threshold >= BANDIT_THRESHOLD,
+            f"--assignment {assignment} with the scalar normaliser: its mean and std are of whole responses' scores, and do "
+            f"not normalise single segments of the aggregation {agg_func}",
+            "use --assignment difference, difference_end or score_last, or --normalizer none or location",
+        )
         mean = options.reward_mean if options.reward_mean is not None else stored.mean
         std = options.reward_std if options.reward_std is not None else stored.std
         require(
@@ -308,9 +345,7 @@ def _normalizer(options: Options, threshold: float, stored):
         "the location normaliser needs the dataset tag of its fit",
         "add --fit_tag TAG (as given to denserl fit-normalizer --dataset_tag), or --normalizer none",
     )
-    return LocationNormalizer.load(
-        model_type, options.fit_tag, options.segment_method, options.agg_func, threshold, options.params
-    )
+    return LocationNormalizer.load(model_type, options.fit_tag, options.segment_method, agg_func, threshold, options.params)
 
 
 def check_sizes(options: Options) -> None:
@@ -424,16 +459,16 @@ def make_models(options: Options, config, tokenizer, policy, reward_models: list
 
 def _gold_scorer(options: Options, config, model, reference):
     """The frozen gold reward model at the level in its config; one without a threshold gives one score per response."""
-    from denserl.models.loading import stored_settings
-    from denserl.rewards.ensemble import ResponseScorer, RewardSource
+    from denserl.rewards.ensemble import ResponseScorer, RewardSource, common_settings
     from denserl.segmentation import BANDIT_THRESHOLD
 
-    threshold = stored_settings(config, options.gold_reward_model).entropy_threshold
+    stored = common_settings([config], [options.gold_reward_model])
+    threshold = BANDIT_THRESHOLD if stored.entropy_threshold is None else stored.entropy_threshold
 
     def entropies(batch):
         return reference(*batch[:3], response_length=batch.response_mask.shape[1], shared=batch.shared)[1]
 
-    return ResponseScorer(RewardSource([model]), BANDIT_THRESHOLD if threshold is None else threshold, entropies)
+    return ResponseScorer(RewardSource([model]), threshold, entropies, stored.agg_func)
 
 
 def _new_critic(options: Options, dtype: str):

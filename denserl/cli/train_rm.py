@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from denserl.cli.common import Level, TrainingOptions, launch, level_threshold, make_folder, require
+from denserl.cli.common import Aggregation, Level, TrainingOptions, launch, level_threshold, make_folder, require
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ class Options(TrainingOptions):
     """Entropy (nats) above which a token opens a new segment; overrides the level's own."""
     segment_method: Literal["peak"] = "peak"
     """How responses are cut."""
-    agg_func: Literal["avg"] = "avg"
-    """How segment scores make the score of a response."""
+    agg_func: Aggregation = "avg"
+    """How segment scores make the score of a response; stored in the model's config."""
     model_type: str | None = None
     """Name under which normalisers are kept for this family; stored in the model's config."""
     eval_data: list[str] | None = None

@@ -81,9 +81,9 @@ class Encoded(NamedTuple):
 class RewardScorer:
     """Scores of responses by reward models that share a tokenizer, at the level they were trained for.
 
-    A response's score is the mean of its segments' scores (spec dense-rlhf, section 3), the segments cut by the entropies of
-    the SFT model. A model whose config names no threshold, a classifier from elsewhere, is read as stock classes read it: at
-    the last token that the chat template writes. A sequence over `max_length` loses prompt tokens on the left; only a response
+    A response's score is made of its segments' scores as in training (`aggregate`), the segments cut by the entropies of the
+    SFT model. A model whose config names no threshold, a classifier from elsewhere, is read as stock classes read it: at the
+    last token that the chat template writes. A sequence over `max_length` loses prompt tokens on the left; only a response
     that is longer by itself is cut, on the right. Any number of ranks share the work.
 
     Args:
@@ -131,7 +131,8 @@ class RewardScorer:
             entropies = functools.partial(response_entropies, sft)
         self.max_length = _within_positions(max_length, configs)
         rewards = RewardSource(members, stored_moments([member.config for member in members], models), how, weight)
-        self._scores = ResponseScorer(rewards, self.threshold, entropies)
+        self.agg_func = stored.agg_func
+        self._scores = ResponseScorer(rewards, self.threshold, entropies, self.agg_func)
         is_stock = len(configs) == 1 and stored.entropy_threshold is None and entropy_threshold is None
         self._closing = _after_the_turn(self.tokenizer) if is_stock else []
 
@@ -186,6 +187,7 @@ class RewardScorer:
             "scorer": self.paths if ensemble else self.paths[0],
             **ensemble,
             "entropy_threshold": self.threshold,
+            "agg_func": self.agg_func,
             "sft_model": self.sft_model,
             "max_length": self.max_length,
         }

@@ -248,11 +248,12 @@ def check_same_tokenizer(policy: PreTrainedTokenizerBase, other: PreTrainedToken
 
 
 class StoredSettings(NamedTuple):
-    """What train-rm keeps in a reward model's config; None where it says nothing."""
+    """What train-rm keeps in a reward model's config; None where it says nothing, but for agg_func: avg, the published way."""
 
     sft_model: str | None
     model_type: str | None
     entropy_threshold: float | None
+    agg_func: str | None
     mean: float | None
     std: float | None
 
@@ -263,8 +264,8 @@ def stored_settings(config, path: str) -> StoredSettings:
     nested = values.get("segment_reward") or {}
     if not isinstance(nested, dict):
         raise wrong_setting(path, "segment_reward", nested, "an object")
-    values = {**nested, "mean": values.get("mean"), "std": values.get("std")}
-    for name in ("sft_model", "model_type"):
+    values = {"agg_func": "avg", **nested, "mean": values.get("mean"), "std": values.get("std")}
+    for name in ("sft_model", "model_type", "agg_func"):
         if not isinstance(values.get(name), (str, type(None))):
             raise wrong_setting(path, name, values[name], "a text")
     for name in ("entropy_threshold", "mean", "std"):

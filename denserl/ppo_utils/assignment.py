@@ -1,12 +1,19 @@
-"""From one reward per segment to one reward per token."""
+"""From one reward per segment to one reward per token: what a segment is paid, and on which of its tokens."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from denserl.rewards.aggregation import running_aggregate
 from denserl.segmentation import Segments
 
-KINDS = ("even", "repeat", "end", "mean_last", "logsumexp_last")
+# What each segment is paid for itself: its reward; its share of the mean; or what it changes in the response's score.
+WHOLE = ("even", "repeat", "end")
+SHARE = ("even_mean",)
+CHANGE = ("difference", "difference_end")
+# What the response is paid, at its last token.
+AT_LAST = ("mean_last", "logsumexp_last", "score_last")
+KINDS = (*WHOLE, *SHARE, *CHANGE, *AT_LAST)
 ALIASES = {
     "segment_normalization": "even",
     "same_segment_last": "repeat",
@@ -14,7 +21,6 @@ ALIASES = {
     "segment_last_avg": "mean_last",
     "segment_last_logsumexp": "logsumexp_last",
 }
-PER_SEGMENT = ("even", "repeat", "end")
 
 
 def canonical_kind(kind: str) -> str:
@@ -25,46 +31,75 @@ def canonical_kind(kind: str) -> str:
     return kind
 
 
+def score_changes(running: Tensor) -> Tensor:
+    """What each segment changes in the score of its response: d_k = m_k - m_{k-1}, with m_0 = 0 (docs/credit.md).
+
+    The sum of the first k is m_k, and of all m_K, the response's score: potential-based shaping (Ng, Harada and Russell 1999)
+    of one reward at the end, with the score of what has been said so far as potential.
+
+    Args:
+        running: (B, K_max), the score of each response's first k segments in slot k - 1 (`running_aggregate`).
+
+    Returns: (B, K_max) fp32; no meaning past a row's K.
+    """
+    running = running.float()
+    return running - pad(running, (1, 0))[:, :-1]
+
+
 def assign_rewards(
     segment_rewards: Tensor,
     segments: Segments,
     kind: str,
     response_mask: Tensor | None = None,
     tau: float = 1.0,
+    agg_func: str = "avg",
 ) -> Tensor:
-    """Spread segment rewards over tokens (spec dense-rlhf, section 5).
+    """Spread segment rewards over tokens (arXiv 2501.02790, section 3.3; the differences are ours, docs/credit.md).
 
-    even: r_k / length_k on each token of segment k. repeat: r_k on each. end: r_k at its last token. mean_last: the mean
-    of the r_k at the response's last token. logsumexp_last: tau * logsumexp(r / tau) there.
+    even: r_k / length_k on each token of segment k. repeat: r_k on each. end: r_k at its last token. even_mean: r_k / K, split
+    like even. difference: what r_k changes in the aggregate of the rewards so far (`score_changes`), split like even;
+    difference_end: the same at the segment's last token. At the response's last token: mean_last, the mean of the r_k;
+    logsumexp_last, tau * logsumexp(r / tau); score_last, their aggregate.
 
     Args:
         segment_rewards: (B, K_max), anything past a row's K.
         segments: of the same batch.
         kind: one of KINDS or of ALIASES.
-        response_mask: (B, T), says where the response's last token is for the two `_last` kinds. Without it, that is the
+        response_mask: (B, T), says where the response's last token is for the `_last` kinds. Without it, that is the
             last token of the last segment, which leaves out an end-of-turn token below the bandit level.
-        tau: temperature of logsumexp_last, > 0.
+        tau: temperature of every logsumexp, > 0.
+        agg_func: how segment rewards make the score of a response (`aggregate`), for the differences and score_last.
 
     Returns: (B, T) fp32, 0 on every other token and on padding.
 
     Raises:
-        ValueError: unknown kind, or tau <= 0.
+        ValueError: unknown kind or aggregate, or tau <= 0.
     """
     kind = canonical_kind(kind)
     if tau <= 0:
         raise ValueError(f"tau is {tau}; it must be > 0")
+    if kind in CHANGE or kind == "score_last":
+        segment_rewards = score_changes(running_aggregate(segment_rewards, segments.counts, agg_func, tau))
+    return spread(segment_rewards, segments, kind, response_mask, tau)
+
+
+def spread(segment_rewards: Tensor, segments: Segments, kind: str, response_mask: Tensor | None, tau: float) -> Tensor:
+    """`assign_rewards` of what segments are paid: for the differences and score_last their `score_changes`."""
     rewards = segment_rewards.float()
-    if kind in PER_SEGMENT:
-        if kind == "even":
+    if kind not in AT_LAST:
+        if kind == "even_mean":
+            rewards = rewards / segments.counts[:, None]
+        if kind in ("even", "even_mean", "difference"):
             rewards = rewards / segments.lengths  # 0 past a row's K, where no token reads
         # Tokens outside (id -1) read the 0 in front of the first segment's reward.
         rewards = pad(rewards, (1, 0)).gather(1, segments.ids + 1)
-        return torch.where(segments.ends, rewards, 0.0) if kind == "end" else rewards
+        return torch.where(segments.ends, rewards, 0.0) if kind in ("end", "difference_end") else rewards
     within = segments.lengths > 0
-    if kind == "mean_last":
-        value = torch.where(within, rewards, 0.0).sum(1) / segments.counts.clamp(min=1)
-    else:
+    if kind == "logsumexp_last":
         value = tau * torch.where(within, rewards / tau, -torch.inf).logsumexp(1)
+    else:
+        value = torch.where(within, rewards, 0.0).sum(1)
+        value = value / segments.counts.clamp(min=1) if kind == "mean_last" else value
     last = last_token(segments.ids >= 0 if response_mask is None else response_mask)
     return torch.where(last, value[:, None], 0.0)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from denserl.data.batching import ResponseBatch
 from denserl.errors import UserError
+from denserl.models.folders import wrong_setting
 from denserl.models.loading import StoredSettings, stored_settings
-from denserl.rewards.aggregation import aggregate
+from denserl.rewards.aggregation import AGGREGATIONS, SHIFTED_WHOLE, aggregate
 from denserl.rewards.scoring import response_token_rewards
 from denserl.segmentation import BANDIT_THRESHOLD, segment_by_entropy, segment_scores
 
@@ -49,8 +50,8 @@ class RewardSource:
     """Token scores of a batch by one or several frozen reward models: ResponseBatch -> (B, T) fp32.
 
     One model's scores are taken as they are. Those of several are standardised, (score - mean) / std with the moments of the
-    member's scores of whole responses, and combined token by token; since a response's score is the mean of its segments',
-    its parts are so put on one scale as well as itself.
+    member's scores of whole responses, and combined token by token; since a response's score is the mean of its segments'
+    (or the least, or the last), its parts are so put on one scale as well as itself.
 
     Args:
         models: sequence classifiers in evaluation mode that share a tokenizer; may be wrapped (DeepSpeed, also ZeRO-3).
@@ -82,6 +83,7 @@ class ResponseScorer:
     Args:
         source: gives token scores. threshold: entropy (nats) above which a token opens a segment.
         entropies: batch -> (B, T) of the frozen language model; not asked at the bandit level.
+        agg_func: how segment scores make the score of a response (`aggregate`).
     """
 
     def __init__(
@@ -89,15 +91,16 @@ class ResponseScorer:
         source: Callable[[ResponseBatch], Tensor],
         threshold: float,
         entropies: Callable[[ResponseBatch], Tensor] | None = None,
+        agg_func: str = "avg",
     ):
-        self.source, self.threshold, self.entropies = source, threshold, entropies
+        self.source, self.threshold, self.entropies, self.agg_func = source, threshold, entropies, agg_func
 
     def __call__(self, batch: ResponseBatch, ended: Tensor | None = None) -> Tensor:
         """ended: (B,) bool, whether the response closes with its end-of-turn token; default all True."""
         scores = self.source(batch)
         entropy = torch.zeros_like(scores) if self.threshold >= BANDIT_THRESHOLD else self.entropies(batch)
         segments = segment_by_entropy(entropy, batch.response_mask, self.threshold, ended)
-        return aggregate(segment_scores(scores, segments), segments.counts)
+        return aggregate(segment_scores(scores, segments), segments.counts, self.agg_func)
 
 
 def stored_moments(configs: Sequence, paths: Sequence[str]) -> list[Moments] | None:
@@ -125,9 +128,23 @@ def common_settings(configs: Sequence, paths: Sequence[str]) -> StoredSettings:
     """The stored settings of a source: a single model's own; of several what they agree on, None where they do not.
 
     The mean and std of an ensemble are taken to be 0 and 1, which its standardised members have each.
+
+    Raises:
+        UserError: an aggregation that is not known; or one, in several models, that they do not share or that does not carry
+            what standardises a response's score over to its segments.
     """
     each = [stored_settings(config, path) for config, path in zip(configs, paths, strict=True)]
+    for stored, path in zip(each, paths, strict=True):
+        if stored.agg_func not in AGGREGATIONS:
+            raise wrong_setting(path, "agg_func", stored.agg_func, f"one of {', '.join(AGGREGATIONS)}")
     if len(each) == 1:
         return each[0]
+    found = {stored.agg_func for stored in each}
+    if len(found) > 1 or not found <= {*SHIFTED_WHOLE}:
+        raise UserError(
+            f"{', '.join(paths)}: trained with the aggregation {', '.join(sorted(found))}; the members of an ensemble are "
+            f"standardised token by token, which needs one of {', '.join(SHIFTED_WHOLE)}, the same in all",
+            "give one reward model, or train the members with one such --agg_func",
+        )
     agreed = [values[0] if len(set(values)) == 1 else None for values in zip(*each, strict=True)]
     return StoredSettings(*agreed)._replace(mean=0.0, std=1.0)

@@ -22,7 +22,6 @@ from denserl.ppo_utils.dense_reward import DenseReward
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
-from denserl.rewards.aggregation import aggregate
 from denserl.trainer.checkpoint import load_checkpoint, save_checkpoint
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.rollout import Rollouts, Sampler, Stream, prompt_rows, step_table
@@ -383,8 +382,8 @@ class PPOTrainer:
         counts, tokens = rewards.segments.counts, mask.sum(1)
         per_response = {
             "kl": torch.where(mask, approx_kl(scored.logprobs, scored.ref_logprobs), 0.0).sum(1),
-            "reward": aggregate(rewards.raw, counts),
-            "normalised_reward": aggregate(rewards.normalised, counts),
+            "reward": self.dense_reward.score(rewards.raw, counts),
+            "normalised_reward": rewards.changes.sum(1),
             "response_length": tokens.float(),
             "segments": counts.float(),
             "segment_length": rewards.segments.lengths.sum(1) / counts.clamp(min=1),
@@ -400,7 +399,7 @@ class PPOTrainer:
     def _log_samples(
         self, name: str, rollouts: Rollouts, scored: ScoredRollouts, judged: dict[str, list[float]] | None = None
     ) -> None:
-        """Rank 0's first responses with their segments and rewards."""
+        """Rank 0's first responses with their segments, and of each its rewards and what it changed in the response's score."""
         count = min(self.config.samples_logged, len(rollouts.responses))
         samples = [
             self._sample(rollouts, scored, i) | {key: values[i] for key, values in (judged or {}).items()} for i in range(count)
@@ -411,9 +410,11 @@ class PPOTrainer:
         response, rewards = rollouts.responses[i], scored.rewards
         count, cursor, segments = int(rewards.segments.counts[i]), 0, []
         lengths = rewards.segments.lengths[i, :count].tolist()
-        for length, raw, normalised in zip(lengths, rewards.raw[i].tolist(), rewards.normalised[i].tolist(), strict=False):
+        columns = {"raw": rewards.raw, "normalised": rewards.normalised, "change": rewards.changes}
+        values = zip(*(column[i, :count].tolist() for column in columns.values()), strict=True)
+        for length, numbers in zip(lengths, values, strict=True):
             text = self.tokenizer.decode(response[cursor : cursor + length])
-            segments.append({"text": text, "raw": round(raw, 4), "normalised": round(normalised, 4)})
+            segments.append({"text": text} | {name: round(value, 4) for name, value in zip(columns, numbers, strict=True)})
             cursor += length
         return {
             "prompt": self.tokenizer.decode(rollouts.prompts[i], skip_special_tokens=True),

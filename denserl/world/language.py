@@ -5,7 +5,7 @@ Pure Python; learners never import this. Drawing whole data sets and writing the
 
 import random
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from denserl.errors import UserError
@@ -52,6 +52,11 @@ VALUES = {"apt": 1.0, "filler": 0.0, "off_topic": -0.5, "repeated": -0.75, "wron
 # How often each kind of sentence is meant to be said in the data (kinds that have run out are drawn again).
 MIXTURE = {"apt": 0.35, "filler": 0.20, "off_topic": 0.20, "wrong": 0.15, "repeated": 0.10}
 MIN_SENTENCES, MAX_SENTENCES = 2, 6
+# Where prompts ask for a number of sentences: how, how often a demonstration has so many, and what each one off costs.
+REQUEST = " Use {number} sentences."
+NUMBERS = dict(enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2))
+AS_ASKED = 0.5
+ONE_OFF = 0.25
 
 
 class Meaning(NamedTuple):
@@ -83,9 +88,10 @@ REPERTOIRE = {topic: _FILLER_SENTENCES | _TOPIC_SENTENCES | _general_sentences(t
 MEANINGS = {sentence: meaning for said in REPERTOIRE.values() for sentence, meaning in said.items()}
 
 
-def make_prompt(topic: str, wish: str, frame: int) -> str:
-    """The user's message that asks for this topic and wish, in one of the FRAMES."""
-    return FRAMES[frame].format(topic=topic, wish=wish)
+def make_prompt(topic: str, wish: str, frame: int, number: int | None = None) -> str:
+    """The user's message that asks for this topic and wish, in one of the FRAMES, and for a number of sentences, if any."""
+    request = "" if number is None else REQUEST.format(number=NUMBERS[number])
+    return FRAMES[frame].format(topic=topic, wish=wish) + request
 
 
 def read_prompt(prompt: str) -> tuple[str, str]:
@@ -98,6 +104,11 @@ def read_prompt(prompt: str) -> tuple[str, str]:
             "use denserl.world.language only with prompts written by denserl.world.make",
         )
     return topics[0], wishes[0]
+
+
+def read_number(prompt: str) -> int | None:
+    """The number of sentences that a prompt asks for, or None."""
+    return next((number for number, word in NUMBERS.items() if prompt.endswith(REQUEST.format(number=word))), None)
 
 
 def sentences(response: str) -> list[tuple[int, int]]:
@@ -154,14 +165,55 @@ def response_reward(prompt: str, response: str) -> float:
     return sum(values) / len(values) if values else -1.0
 
 
-def true_reward(prompts: list[list[dict]], responses: list[str]) -> list[float]:
+def response_sum(prompt: str, response: str) -> float:
+    """The sum of the true values of a response's sentences."""
+    return float(sum(true_values(prompt, response)))
+
+
+def response_as_asked(prompt: str, response: str) -> float:
+    """The mean true value, less ONE_OFF for each sentence more or fewer than the prompt asks for."""
+    return response_reward(prompt, response) - ONE_OFF * abs(len(sentences(response)) - read_number(prompt))
+
+
+class Truth(NamedTuple):
+    """What makes one response better than another in a world."""
+
+    reward: Callable[[str, str], float]  # of a prompt and a response
+    scale: float  # of differences in the Bradley-Terry choice, so that labels are about equally noisy in all worlds
+    asks: bool = False  # prompts ask for a number of sentences
+
+
+TRUTHS = {
+    "mean": Truth(response_reward, 8.0),
+    "sum": Truth(response_sum, 2.0),
+    "asked": Truth(response_as_asked, 8.0, asks=True),
+}
+
+
+def true_reward(prompts: list[list[dict]], responses: list[str], truth: str = "mean") -> list[float]:
     """True rewards of responses to prompts given as message lists, whose last message is the user's."""
-    return [response_reward(p[-1]["content"], r) for p, r in zip(prompts, responses, strict=True)]
+    return [TRUTHS[truth].reward(p[-1]["content"], r) for p, r in zip(prompts, responses, strict=True)]
 
 
-def sample_response(rng: random.Random, prompt: str, avoid: Collection[tuple[str, str]] = ()) -> str:
-    """A response of 2 to 6 sentences drawn from MIXTURE, tilted a little to better or worse.
+def true_reward_sum(prompts: list[list[dict]], responses: list[str]) -> list[float]:
+    """The same where the truth is the sum of a response's sentences."""
+    return true_reward(prompts, responses, "sum")
 
+
+def true_reward_asked(prompts: list[list[dict]], responses: list[str]) -> list[float]:
+    """The same where prompts ask for a number of sentences."""
+    return true_reward(prompts, responses, "asked")
+
+
+def sample_response(
+    rng: random.Random,
+    prompt: str,
+    avoid: Collection[tuple[str, str]] = (),
+    lengths: tuple[int, int] = (MIN_SENTENCES, MAX_SENTENCES),
+) -> str:
+    """A response drawn from MIXTURE, tilted a little to better or worse.
+
+    It has as many sentences as the prompt asks for with probability AS_ASKED, otherwise a number between the two in `lengths`.
     No off-topic sentence is about a (topic, wish) combination in `avoid`.
     """
     topic, wish = read_prompt(prompt)
@@ -173,7 +225,9 @@ def sample_response(rng: random.Random, prompt: str, avoid: Collection[tuple[str
     tilt = rng.uniform(0.5, 1.5)
     tilts = {"apt": tilt, "filler": 1.0}
     weights = [MIXTURE[kind] * tilts.get(kind, 2.0 - tilt) for kind in MIXTURE]
-    length = rng.randint(MIN_SENTENCES, MAX_SENTENCES)
+    length, asked = rng.randint(*lengths), read_number(prompt)
+    if asked is not None and rng.random() < AS_ASKED:
+        length = asked
     response: list[str] = []
     said: list[str] = []
     while len(response) < length:
