@@ -10,7 +10,6 @@ from denserl.cli.training import start, training_arguments
 from denserl.data.preferences import load_preferences
 from denserl.data.prompts import load_prompts, tokenize_prompts
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
-from denserl.ppo_utils.normalizer import store_fit
 from denserl.rewards.rm_trainer import RewardTrainer
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.supervised_run import OutputFolder, run_training
@@ -49,14 +48,13 @@ def train(trainer: RewardTrainer, options: train_rm.Options) -> None:
 
 
 def ppo_options(model: Path, reward_model: Path, output_dir: Path, **changed) -> train_ppo.Options:
-    """Options of `denserl train-ppo` at segment level, without checkpoints; rewards are normalised by a neutral fit."""
-    options = train_ppo.Options(
+    """Options of `denserl train-ppo` at segment level, without checkpoints; rewards are left as they are."""
+    return train_ppo.Options(
         model=str(model),
         reward_model=str(reward_model),
         output_dir=str(output_dir),
-        params=str(output_dir / "param.json"),
-        model_type="bench",
-        fit_tag="bench",
+        reward_mean=0.0,
+        reward_std=1.0,
         on_bad_row="skip",
         iterations=10**6,
         save_every=0,
@@ -64,9 +62,6 @@ def ppo_options(model: Path, reward_model: Path, output_dir: Path, **changed) ->
         zero_stage=0,
         **changed,
     )
-    keys = ("bench", "bench", options.segment_method, options.agg_func, options.entropy_threshold)
-    store_fit(Path(options.params), keys, [0.0, 0.0, 0.0, 1.0], {})
-    return options
 
 
 def ppo_trainer(options: train_ppo.Options) -> PPOTrainer:

@@ -242,7 +242,7 @@ class World(Pairs):
             if level != "bandit":
                 fit = {"reward_model": proxy, "data": self.train, "dataset_tag": "study", "params": params}
                 stage("fit-normalizer", **self.tiny["fit"], **fit, cache_dir=self.folder / "cache", output_dir=target / "fit")
-                fitted = {"fit_tag": "study", "params": params}
+                fitted = {"assignment": "even", "fit_tag": "study", "params": params}
             stage(
                 "train-ppo",
                 **{**self.tiny["ppo"], **at_level, **PPO, **fitted},

@@ -102,19 +102,40 @@ def normalise(scores: list[float], w_mu: float, w_sigma: float, b_mu: float, b_s
     return out
 
 
-def assign(rewards, rows, lasts: list[int], width: int, kind: str, tau: float = 1.0) -> list[list[float]]:
+def aggregate(scores: list[float], how: str, tau: float = 1.0) -> float:
+    """The score of a response with these segment scores; 0 without any."""
+    if not scores:
+        return 0.0
+    if how == "logsumexp":
+        top = max(scores)
+        return top + tau * math.log(math.fsum(math.exp((score - top) / tau) for score in scores))
+    return {"avg": math.fsum(scores) / len(scores), "sum": math.fsum(scores), "min": min(scores), "last": scores[-1]}[how]
+
+
+def assign(
+    rewards, rows, lasts: list[int], width: int, kind: str, tau: float = 1.0, agg_func: str = "avg"
+) -> list[list[float]]:
     """Section 5: the token rewards of each row; lasts[b] is the place of row b's last response token."""
     out = [[0.0] * width for _ in rows]
     for b, row in enumerate(rows):
         for k, tokens in enumerate(row):
+            before, now = (aggregate(rewards[b][:n], agg_func, tau) for n in (k, k + 1))
             for t in tokens:
                 if kind == "even":
                     out[b][t] = rewards[b][k] / len(tokens)
+                if kind == "even_mean":
+                    out[b][t] = rewards[b][k] / len(tokens) / len(row)
+                if kind == "difference":
+                    out[b][t] = (now - before) / len(tokens)
+                if kind == "difference_end" and t == tokens[-1]:
+                    out[b][t] = now - before
                 if kind == "repeat" or (kind == "end" and t == tokens[-1]):
                     out[b][t] = rewards[b][k]
         own = [rewards[b][k] for k in range(len(row))]
         if own and kind == "mean_last":
             out[b][lasts[b]] = sum(own) / len(own)
+        if own and kind == "score_last":
+            out[b][lasts[b]] = aggregate(own, agg_func, tau)
         if own and kind == "logsumexp_last":
             out[b][lasts[b]] = tau * math.log(sum(math.exp(r / tau) for r in own))
     return out

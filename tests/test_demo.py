@@ -22,7 +22,8 @@ def finished(tmp_path_factory):
 
 def test_all_levels_run_to_the_end(finished):
     folder, results = finished
-    assert list(results["levels"]) == ["segment", "token", "bandit"]
+    assert list(results["levels"]) == ["segment", "segment-published", "token", "bandit"]
+    assert [way["assignment"] for way in results["levels"].values()] == ["difference", "even", "difference", "mean_last"]
     for level, result in results["levels"].items():
         assert 0 <= result["rm_accuracy"] <= 1
         assert -1 <= result["true_before"] <= 1 and -1 <= result["true_after"] <= 1
@@ -42,10 +43,10 @@ def test_levels_differ_in_their_segments_alone(finished):
     assert rows["token"]["eval_segments"] > rows["segment"]["eval_segments"] > 1
 
 
-def test_the_normaliser_was_stored_for_the_levels_that_use_it(finished):
+def test_the_normaliser_was_stored_for_the_way_that_uses_it(finished):
     folder, _ = finished
     stored = json.loads((folder / "param.json").read_text())["tiny"]["world"]["peak"]["avg"]
-    assert {float(key) for key in stored} == {0.0, 1.5}
+    assert {float(key) for key in stored} == {1.5}
     assert all(len(constants) == 4 for constants in stored.values())
 
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded world: SFT, then reward model, fit and PPO at each level, a table and a report.
+"""The whole pipeline on the embedded world: SFT, then reward model and PPO at each level, a table and a report.
 
 Every stage is an ordinary command, printed as it is run; nothing here is computed that a user could not compute by hand.
 """
@@ -8,15 +8,17 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from denserl.cli.common import Level, launch
+from denserl.cli.effects import normalizer_kind
 from denserl.cli.recipes import read_table
 from denserl.cli.stages import stage
 from denserl.terminal import say
 
 log = logging.getLogger(__name__)
 
-TARGET_TRUE_REWARD = 0.2
+TARGET_TRUE_REWARD = 0.4
 
 
 @dataclass(kw_only=True)
@@ -26,7 +28,7 @@ class Options:
     output_dir: str = "runs/demo"
     """Folder for everything the demo makes."""
     levels: list[Level] = field(default_factory=lambda: ["segment", "token", "bandit"])
-    """Reward levels to compare."""
+    """Reward levels to compare; the segment level also as published, with its own fit."""
     seed: int = 0
     """Seed of the world and of every run."""
     scale: float = 1.0
@@ -48,7 +50,8 @@ def run(options: Options) -> dict:
         output_dir=folder / "sft",
         seed=options.seed,
     )
-    levels = {level: _level(level, folder, world, options) for level in options.levels}
+    ways = [name for name, way in WAYS.items() if way.level in options.levels]
+    levels = {name: _way(name, folder, world, options) for name in ways}
     results = {
         "seed": options.seed,
         "best_accuracy": world["best_accuracy_test"],
@@ -78,26 +81,44 @@ SFT = {
 ITERATIONS = 30
 
 
-def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
-    """Reward model, fit (where the level has a place to normalise by) and PPO at one level."""
-    tiny = read_table()["model_types"]["tiny"]
+class Way(NamedTuple):
+    """A level, and how its rewards are paid."""
+
+    level: str
+    assignment: str
+
+
+WAYS = {
+    "segment": Way("segment", "difference"),
+    "segment-published": Way("segment", "even"),
+    "token": Way("token", "difference"),
+    "bandit": Way("bandit", "mean_last"),
+}
+
+
+def _way(name: str, folder: Path, world: dict, options: Options) -> dict:
+    """Reward model (the level's, trained once), fit (where rewards are normalised by place) and PPO."""
+    from denserl.trainer.trackers import read_metrics
+
+    tiny, (level, assignment) = read_table()["model_types"]["tiny"], WAYS[name]
     data, seed, cache = folder / "world", options.seed, folder / "cache"
     threshold = {"segment": world["threshold"], "token": 0, "bandit": 1000}[level]
     at_level = {"reward_level": level, "entropy_threshold": threshold}
     reward_model, sft = folder / f"rm-{level}", folder / "sft"
     preferences = {"data": data / "preferences_train.jsonl", "cache_dir": cache, "seed": seed}
-    metrics = stage(
-        "train-rm",
-        **tiny["rm"],
-        **at_level,
-        **preferences,
-        model=sft,
-        eval_data=data / "preferences_test.jsonl",
-        output_dir=reward_model,
-        model_type="tiny",
-    )
-    fitted = {}
-    if level != "bandit":
+    if name == level:
+        stage(
+            "train-rm",
+            **tiny["rm"],
+            **at_level,
+            **preferences,
+            model=sft,
+            eval_data=data / "preferences_test.jsonl",
+            output_dir=reward_model,
+            model_type="tiny",
+        )
+    normalizer, fitted = normalizer_kind(level, assignment, None), {}
+    if normalizer == "location":
         params = folder / "param.json"
         stage(
             "fit-normalizer",
@@ -109,11 +130,12 @@ def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
             output_dir=folder / f"fit-{level}",
         )
         fitted = {"fit_tag": "world", "params": params}
-    ppo = folder / f"ppo-{level}"
+    ppo = folder / f"ppo-{name}"
     stage(
         "train-ppo",
         **tiny["ppo"],
         **at_level,
+        assignment=assignment,
         **fitted,
         model=sft,
         reward_model=reward_model,
@@ -125,7 +147,9 @@ def _level(level: str, folder: Path, world: dict, options: Options) -> dict:
         seed=seed,
     )
     batch = tiny["ppo"]["rollout_batch_size"]
-    return {"threshold": threshold, **_outcome(ppo, batch, metrics["eval_accuracy"], world["best_accuracy_test"])}
+    accuracy = read_metrics(reward_model / "metrics.jsonl")[-1]["eval_accuracy"]
+    way = {"level": level, "threshold": threshold, "assignment": assignment, "normalizer": normalizer}
+    return {**way, **_outcome(ppo, batch, accuracy, world["best_accuracy_test"])}
 
 
 def _outcome(ppo: Path, rollout_batch: int, accuracy: float, best: float) -> dict:

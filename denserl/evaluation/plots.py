@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 # Okabe and Ito's palette, told apart with any colour vision; the marks tell levels apart in print.
-LEVEL_COLOURS = {"segment": "#0072B2", "token": "#D55E00", "bandit": "#009E73"}
-LEVEL_MARKS = {"segment": "o", "token": "s", "bandit": "^"}
-# For lines of any name; the first three are the levels' own.
-COLOURS = (*LEVEL_COLOURS.values(), "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKS = (*LEVEL_MARKS.values(), "D", "v", "P", "X")
+LEVEL_COLOURS = {"segment": "#0072B2", "token": "#D55E00", "bandit": "#009E73", "segment-published": "#CC79A7"}
+LEVEL_MARKS = {"segment": "o", "token": "s", "bandit": "^", "segment-published": "D"}
+# For lines of any name; the first are the levels' own.
+COLOURS = (*LEVEL_COLOURS.values(), "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKS = (*LEVEL_MARKS.values(), "v", "P", "X", "*")
 FEW_POINTS = 40
 
 

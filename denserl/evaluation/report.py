@@ -5,6 +5,7 @@ template escapes them, and characters that act on a display instead of showing (
 """
 
 import base64
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +15,16 @@ from jinja2 import Environment, StrictUndefined
 
 from denserl.errors import UserError
 from denserl.evaluation.plots import LEVEL_COLOURS, Curve, plot_levels
-from denserl.segmentation import BANDIT_THRESHOLD
 from denserl.terminal import visible
 from denserl.trainer.trackers import read_metrics
 
 SAMPLES_SHOWN = 3
-REWARD_PER = {"segment": "one reward per segment", "token": "one reward per token", "bandit": "one reward per response"}
+REWARD_PER = {
+    "segment": "each segment is paid what it changes in the score",
+    "segment-published": "each segment is paid its own reward, as published",
+    "token": "each token is paid what it changes in the score",
+    "bandit": "one reward per response",
+}
 # Ends and middle of the reward scale, RGB; all light enough for dark text.
 LOW, MIDDLE, HIGH = (243, 168, 110), (246, 246, 244), (120, 180, 224)
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -29,18 +34,22 @@ def write_report(folder: Path, results: dict, target: Path) -> None:
     """Write the HTML page of a finished demo run; it loads nothing from elsewhere and runs no script.
 
     Args:
-        folder: holds ppo-LEVEL, rm-LEVEL and (for levels with a place to normalise by) fit-LEVEL of every level.
+        folder: holds ppo-NAME of every way to pay that the results name, and rm-LEVEL and (where rewards are normalised by
+            place) fit-LEVEL of its level.
         results: what the demo writes to results.json.
 
     Raises:
         UserError: a file of the run is missing; it names the command that writes it.
     """
     levels = results["levels"]
-    metrics = {level: _rows(folder / f"ppo-{level}/metrics.jsonl", "train-ppo") for level in levels}
-    training = {level: _rows(folder / f"rm-{level}/metrics.jsonl", "train-rm") for level in levels}
-    samples = {level: _rows(folder / f"ppo-{level}/eval_samples.jsonl", "train-ppo") for level in levels}
-    pairs = {level: _pairs(rows)[:SAMPLES_SHOWN] for level, rows in samples.items()}
-    scale = _colour_limit(sample for shown in pairs.values() for pair in shown for sample in pair)
+    metrics = {name: _rows(folder / f"ppo-{name}/metrics.jsonl", "train-ppo") for name in levels}
+    training = {got["level"]: _rows(folder / f"rm-{got['level']}/metrics.jsonl", "train-rm") for got in levels.values()}
+    samples = {name: _rows(folder / f"ppo-{name}/eval_samples.jsonl", "train-ppo") for name in levels}
+    pairs = {name: _pairs(rows)[:SAMPLES_SHOWN] for name, rows in samples.items()}
+    paid = {name: "normalised" if got["assignment"] == "even" else "change" for name, got in levels.items()}
+    scale = _colour_limit(
+        abs(segment[paid[name]]) for name, shown in pairs.items() for pair in shown for s in pair for segment in s["segments"]
+    )
     batch = results["rollout_batch_size"]
     with TemporaryDirectory() as drawings:
         page = {
@@ -50,7 +59,7 @@ def write_report(folder: Path, results: dict, target: Path) -> None:
             "accuracy": _accuracy_curve(training, results["best_accuracy"], Path(drawings)),
             "normalizers": _normalizers(folder, levels),
             "legend": _legend(scale),
-            "samples": [_level_samples(level, shown, scale, batch) for level, shown in pairs.items()],
+            "samples": [_level_samples(name, shown, paid[name], scale, batch) for name, shown in pairs.items()],
             "colours": LEVEL_COLOURS,
         }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +98,7 @@ def format_table(results: dict) -> str:
 
 
 def reward_colour(reward: float, limit: float) -> str:
-    """CSS colour of a normalised reward: orange at -limit and below, near white at 0, blue at limit and above."""
+    """CSS colour of what a segment is paid: orange at -limit and below, near white at 0, blue at limit and above."""
     share = min(max(reward / limit, -1.0), 1.0)
     end = HIGH if share > 0 else LOW
     return "#" + "".join(f"{round(middle + (to - middle) * abs(share)):02x}" for middle, to in zip(MIDDLE, end, strict=True))
@@ -163,9 +172,9 @@ def _curve(rows: list[dict], x: str, y: str) -> Curve:
 
 
 def _normalizers(folder: Path, levels: dict[str, dict]) -> list[dict]:
-    """The fit's plot of each level that has one; the bandit level has no place to normalise by."""
+    """The fit's plot of each level whose rewards are normalised by place."""
     drawn = []
-    for level in (name for name, got in levels.items() if got["threshold"] < BANDIT_THRESHOLD):
+    for level in (got["level"] for got in levels.values() if got["normalizer"] == "location"):
         path = folder / f"fit-{level}/normalizer.png"
         if not path.is_file():
             raise _missing(path, "fit-normalizer")
@@ -181,9 +190,9 @@ def _pairs(rows: list[dict]) -> list[tuple[dict, dict]]:
     return list(zip(before, after, strict=False))
 
 
-def _colour_limit(samples) -> float:
-    """Where the colours end, on both sides of 0: 95 % of the shown rewards lie within, so that one far reward pales none."""
-    sizes = [abs(segment["normalised"]) for sample in samples for segment in sample["segments"]]
+def _colour_limit(sizes: Iterable[float]) -> float:
+    """Where the colours end, on both sides of 0: 95 % of the shown payments lie within, so that one far payment pales none."""
+    sizes = list(sizes)
     return max(round(float(np.quantile(sizes, 0.95)), 1), 0.1) if sizes else 1.0
 
 
@@ -192,32 +201,32 @@ def _legend(limit: float) -> list[dict[str, str]]:
     return [{"colour": reward_colour(reward, limit), "label": f"{reward:+.1f}"} for reward in rewards]
 
 
-def _level_samples(level: str, pairs: list[tuple[dict, dict]], limit: float, batch: int) -> dict:
+def _level_samples(name: str, pairs: list[tuple[dict, dict]], paid: str, limit: float, batch: int) -> dict:
     prompts = [
-        {"text": visible(pair[0]["prompt"].strip()), "responses": [_response(sample, limit, batch) for sample in pair]}
+        {"text": visible(pair[0]["prompt"].strip()), "responses": [_response(sample, paid, limit, batch) for sample in pair]}
         for pair in pairs
     ]
-    return {"level": level, "reward_per": REWARD_PER[level], "prompts": prompts}
+    return {"level": name, "reward_per": REWARD_PER[name], "prompts": prompts}
 
 
-def _response(sample: dict, limit: float, batch: int) -> dict:
+def _response(sample: dict, paid: str, limit: float, batch: int) -> dict:
     true_reward, rollouts = sample.get("true_reward"), sample["step"] * batch
     return {
         "when": f"after {rollouts} rollouts" if rollouts else "before PPO",
         "true_reward": None if true_reward is None else f"{true_reward:+.2f}",
         "ended": sample["ended"],
-        "segments": [_segment(segment, limit) for segment in sample["segments"]],
+        "segments": [_segment(segment, paid, limit) for segment in sample["segments"]],
     }
 
 
-def _segment(segment: dict, limit: float) -> dict[str, str]:
-    raw, normalised = segment["raw"], segment["normalised"]
+def _segment(segment: dict, paid: str, limit: float) -> dict[str, str]:
+    raw, normalised, change = segment["raw"], segment["normalised"], segment["change"]
     return {
         "text": visible(segment["text"]).replace("\n", "↵\n"),
         "raw": f"{raw:+.2f}",
-        "normalised": f"{normalised:+.2f}",
-        "title": f"raw {raw:+.4f}, normalised {normalised:+.4f}",
-        "colour": reward_colour(normalised, limit),
+        "paid": f"{segment[paid]:+.2f}",
+        "title": f"raw {raw:+.4f}, normalised {normalised:+.4f}; this segment changed the score by {change:+.4f}",
+        "colour": reward_colour(segment[paid], limit),
     }
 
 

@@ -46,7 +46,7 @@ class World(NamedTuple):
                 "max_length": 64,
                 **lengths,
             },
-            "train-ppo": {"model": sft, "reward_model": rm, "data": prompts, **fitted, **ppo},
+            "train-ppo": {"model": sft, "reward_model": rm, "data": prompts, "assignment": "even", **fitted, **ppo},
             "bon": {
                 "model": sft,
                 "reward_model": rm,

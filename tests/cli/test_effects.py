@@ -2,13 +2,17 @@
 
 import dataclasses
 import importlib
+from typing import get_args
 
 import pytest
 
-from denserl.cli.common import parse
-from denserl.cli.effects import EFFECTS, check_effects, normalizer_kind
+from denserl.cli import train_ppo
+from denserl.cli.common import Aggregation, parse
+from denserl.cli.effects import EFFECTS, NORMALIZERS, check_effects, normalizer_kind
 from denserl.cli.main import COMMANDS
 from denserl.errors import UserError
+from denserl.ppo_utils.assignment import ALIASES, KINDS
+from denserl.rewards.aggregation import AGGREGATIONS
 
 OPTIONS = {name: importlib.import_module(f"denserl.cli.{name.replace('-', '_')}").Options for name in COMMANDS}
 NEEDED = {
@@ -84,8 +88,27 @@ def test_a_file_has_no_split(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "level, given, kind",
-    [("segment", None, "location"), ("token", None, "location"), ("bandit", None, "scalar"), ("bandit", "none", "none")],
+    "level, assignment, given, kind",
+    [
+        ("segment", None, None, "scalar"),
+        ("token", None, None, "scalar"),
+        ("segment", "even", None, "location"),
+        ("token", "segment_normalization", None, "location"),
+        ("segment", "score_last", None, "scalar"),
+        ("segment", "segment_last_avg", None, "scalar"),
+        ("segment", "difference", "location", "location"),
+        ("bandit", None, None, "scalar"),
+        ("bandit", "even", None, "scalar"),
+        ("bandit", None, "none", "none"),
+    ],
 )
-def test_the_normaliser_of_a_level(level, given, kind):
-    assert normalizer_kind(level, given) == kind
+def test_the_normaliser_of_an_assignment(level, assignment, given, kind):
+    assert normalizer_kind(level, assignment, given) == kind
+
+
+def test_every_assignment_and_alias_has_a_normaliser():
+    assert set(NORMALIZERS) == {*KINDS, *ALIASES} == set(get_args(train_ppo.Assignment))
+
+
+def test_every_aggregation_can_be_asked_for():
+    assert get_args(Aggregation) == AGGREGATIONS

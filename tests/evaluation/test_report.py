@@ -43,10 +43,11 @@ def luminance(colour: str) -> float:
 
 def test_table():
     assert format_table(RESULTS).split("\n") == [
-        "level    RM accuracy   best  share  true before  true after    KL  rollouts to 0.3",
-        "-------  -----------  -----  -----  -----------  ----------  ----  ---------------",
-        "segment        0.830  0.850    98%        -0.20       +0.50   9.1             1024",
-        "bandit         0.800  0.850    94%        -0.20       +0.10  12.0      not reached",
+        "level              RM accuracy   best  share  true before  true after    KL  rollouts to 0.3",
+        "-----------------  -----------  -----  -----  -----------  ----------  ----  ---------------",
+        "segment                  0.830  0.850    98%        -0.20       +0.50   9.1             1024",
+        "segment-published        0.830  0.850    98%        -0.20       +0.30   7.0             2048",
+        "bandit                   0.800  0.850    94%        -0.20       +0.10  12.0      not reached",
     ]
 
 
@@ -70,7 +71,7 @@ def test_page_is_self_contained(tmp_path):
     assert not {"script", "link", "iframe", "object", "base", "form", "a"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("href", "srcset")]
     images = page.values("src")
-    # Four learning curves, one of accuracy, and the segment level's normaliser; the bandit level has none.
+    # Four learning curves, one of accuracy, and the segment level's normaliser, as published; the others need none.
     assert [image.split(";")[0] for image in images] == ["data:image/svg+xml"] * 5 + ["data:image/png"]
     assert base64.b64decode(images[-1].split(",")[1]) == PNG
     assert all(b"<svg" in base64.b64decode(image.split(",")[1]) for image in images[:5])
@@ -82,11 +83,13 @@ def test_page_is_self_contained(tmp_path):
 
 def test_page_says_what_was_run(tmp_path):
     text = shown(page_of(tmp_path, [sample(0, "p", ("a", 1.0, 2.0))]))
-    assert "segment (one reward per segment), bandit (one reward per response)." in text
+    assert "segment (each segment is paid what it changes in the score), segment-published (each" in text
+    assert "as published), bandit (one reward per response)." in text
     assert "best reachable pair accuracy (0.850)" in text
     assert "PPO sampled up to 320 rollouts" in text  # step 5, 64 rollouts each
     assert "With seed 7, everything took 4.9 minutes. denserl 0.1.0, torch 2.13.0" in text
-    assert "segment 0.830 0.850 98% -0.20 +0.50 9.1 1024 bandit 0.800 0.850 94% -0.20 +0.10 12.0 not reached" in text
+    for row in format_table(RESULTS).split("\n")[2:]:
+        assert " ".join(row.split()) in text
 
 
 def test_samples_before_and_after(tmp_path):
@@ -100,20 +103,25 @@ def test_samples_before_and_after(tmp_path):
     ]
     page = page_of(tmp_path, samples)
     text = shown(page)
-    before = "before PPO · true reward +0.00 s0p0 +0.12 -1.50 tail↵ -3.00 +2.00"
-    after = "after 3200 rollouts · true reward +0.50 s50p0 +0.12 -1.50 tail↵ -3.00 +2.00 cut off by the length limit"
-    assert text.count(f"prompt0 {before} {after}") == 2  # once per level
-    assert text.count("cut off by the length limit") == 6
+    for paid, times in ((("-3.00", "+4.00"), 2), (("-1.50", "+2.00"), 1)):
+        # What a segment changed, or, in the published way alone, its normalised reward.
+        before = f"before PPO · true reward +0.00 s0p0 +0.12 {paid[0]} tail↵ -3.00 {paid[1]}"
+        after = (
+            f"after 3200 rollouts · true reward +0.50 s50p0 +0.12 {paid[0]} tail↵ -3.00 {paid[1]} cut off by the length limit"
+        )
+        assert text.count(f"prompt0 {before} {after}") == times
+    assert text.count("cut off by the length limit") == 9
     assert "prompt2" in text and "prompt3" not in text and "s25p0" not in text
-    assert page.values("title").count("raw +0.1234, normalised -1.5000") == 12
-    # 95 % quantile of |1.5| and |2| half and half is 2: the legend ends there and the second segment has its last colour.
-    assert "normalised reward -2.0 -1.5 -1.0 -0.5 +0.0 +0.5 +1.0 +1.5 +2.0 and beyond" in text
+    title = "raw +0.1234, normalised -1.5000; this segment changed the score by -3.0000"
+    assert page.values("title").count(title) == 18
+    # The 95 % quantile of 3 and 4, twelve times each, and 1.5 and 2, six times each, is 4: the last colour is the second one's.
+    assert "paid -4.0 -3.0 -2.0 -1.0 +0.0 +1.0 +2.0 +3.0 +4.0 and beyond" in text
     assert page.values("style").count("background: #78b4e0") == 12 + 1
 
 
 def test_sample_without_segments_or_true_reward(tmp_path):
     text = shown(page_of(tmp_path, [sample(0, "p"), sample(5, "p")]))
-    assert text.count("before PPO (empty response) after 320 rollouts (empty response)") == 2
+    assert text.count("before PPO (empty response) after 320 rollouts (empty response)") == 3
 
 
 def test_hostile_text_is_only_text(tmp_path):
@@ -129,8 +137,8 @@ def test_hostile_text_is_only_text(tmp_path):
     assert pages["hostile"].tags == pages["tame"].tags
     assert [name for name, _ in pages["hostile"].attributes] == [name for name, _ in pages["tame"].attributes]
     for text in HOSTILE[:3]:
-        # Two levels, and in each the prompt and both responses.
-        assert pages["hostile"].text.count(text + "‹U+001B›]0;title‹U+0007›‹U+202E›‹U+D800›") == 2 * 3
+        # Three ways, and in each the prompt and both responses.
+        assert pages["hostile"].text.count(text + "‹U+001B›]0;title‹U+0007›‹U+202E›‹U+D800›") == 3 * 3
     html = (tmp_path / "hostile/out/report.html").read_text(encoding="utf-8")
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
 
@@ -138,7 +146,7 @@ def test_hostile_text_is_only_text(tmp_path):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_template_text_is_not_run(tmp_path, text):
     page = page_of(tmp_path, [sample(step, text, (text, 1.0, 2.0)) for step in (0, 5)])
-    assert page.text.count(text) == 2 * 3
+    assert page.text.count(text) == 3 * 3
 
 
 def test_learning_curves_hold_the_held_out_numbers(tmp_path, monkeypatch):

@@ -116,6 +116,16 @@ def test_a_dense_model_is_read_at_the_ends_of_its_segments(models):
     assert np.abs(whole - expected).max() > 1e-3
 
 
+def test_a_model_that_was_trained_on_sums_is_scored_by_sums(models, tmp_path):
+    settings = {"sft_model": models["sft"], "entropy_threshold": THRESHOLD}
+    same = save_reward_model(tmp_path / "rm", models["sft"], 2, segment_reward={**settings, "agg_func": "sum"})
+    means, scorer = RewardScorer([models["dense"]])(PROMPTS, RESPONSES), RewardScorer([same])
+    counts = scorer(PROMPTS, RESPONSES) / means
+    # The same weights: each sum is the mean times the number of segments.
+    assert counts == pytest.approx(counts.round(), abs=1e-3) and counts.max() > 2
+    assert scorer.describe()["agg_func"] == "sum"
+
+
 def test_scores_are_those_of_the_row_in_any_order_and_batch(models):
     prompts, responses = PROMPTS * 4, [text * (1 + n // 3) for n, text in enumerate(RESPONSES * 4)]
     scores = RewardScorer([models["dense"]])(prompts, responses)

@@ -30,7 +30,7 @@ PPO = {
     "warmup_ratio": 0.2,
     "weight_decay": 0.01,
 }
-# The other average, another way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
+# The other average, the published way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
 PPO_BY_TOKEN = PPO | {
     "ppo_epochs": 1,
     "train_batch_size": 4,
@@ -38,6 +38,7 @@ PPO_BY_TOKEN = PPO | {
     "samples_per_prompt": 1,
     "average": "token_mean",
     "reward_level": "token",
+    "assignment": "even",
     "entropy_threshold": None,
     "penalise_longer_than": 10,
     "freeze_actor_steps": 2,

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.ppo_utils.assignment import KINDS, assign_rewards, canonical_kind, last_token
+from denserl.ppo_utils.assignment import AT_LAST, CHANGE, KINDS, assign_rewards, canonical_kind, last_token, score_changes
+from denserl.rewards.aggregation import AGGREGATIONS, aggregate
 
 # The reference's names, as section 5 lists them.
 NAMES = {
@@ -33,18 +34,20 @@ def rewards_for(batch, threshold):
 @given(
     loops.batches(),
     st.sampled_from(loops.THRESHOLDS),
-    st.sampled_from(sorted(NAMES.values())),
+    st.sampled_from(KINDS),
     st.sampled_from([0.5, 1.0, 3.0]),
+    st.sampled_from(AGGREGATIONS),
     st.booleans(),
 )
-def test_equals_the_loop(batch, threshold, kind, tau, with_mask):
+def test_equals_the_loop(batch, threshold, kind, tau, agg_func, with_mask):
     rows, segments, rewards = rewards_for(batch, threshold)
     lasts = [tokens[-1] if tokens else -1 for tokens in loops.places(batch.mask)]
     if not with_mask:
         lasts = [row[-1][-1] if row else -1 for row in rows]
     width = batch.mask.shape[1]
-    expected = torch.tensor(loops.assign(rewards.tolist(), rows, lasts, width, kind, tau)).reshape(batch.mask.shape)
-    found = assign_rewards(rewards, segments, kind, batch.mask if with_mask else None, tau)
+    expected = torch.tensor(loops.assign(rewards.tolist(), rows, lasts, width, kind, tau, agg_func))
+    expected = expected.reshape(batch.mask.shape)
+    found = assign_rewards(rewards, segments, kind, batch.mask if with_mask else None, tau, agg_func)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, **CLOSE)
 
@@ -58,11 +61,56 @@ def test_an_even_split_sums_to_the_segments_reward(batch, threshold):
             assert found[b, tokens].sum().item() == pytest.approx(rewards[b, k].item(), abs=2e-6)
 
 
-@given(loops.batches(), st.sampled_from(loops.THRESHOLDS), st.sampled_from(sorted(NAMES)))
-def test_nothing_outside_the_segments_and_the_last_token(batch, threshold, name):
+@given(loops.batches(), st.sampled_from(loops.THRESHOLDS), st.sampled_from(CHANGE), st.sampled_from(AGGREGATIONS))
+def test_the_differences_sum_to_the_score(batch, threshold, kind, agg_func):
+    """Up to any segment, to the score of what has been said until then: the potential."""
+    rows, segments, rewards = rewards_for(batch, threshold)
+    found = assign_rewards(rewards, segments, kind, agg_func=agg_func)
+    torch.testing.assert_close(found.sum(1), aggregate(rewards, segments.counts, agg_func), **CLOSE)
+    for b, row in enumerate(rows):
+        for k, tokens in enumerate(row):
+            score = loops.aggregate(rewards[b, : k + 1].tolist(), agg_func)
+            assert found[b, : tokens[-1] + 1].sum().item() == pytest.approx(score, abs=4e-6)
+
+
+@given(loops.batches(), st.sampled_from(loops.THRESHOLDS), st.sampled_from(CHANGE), st.sampled_from(AGGREGATIONS), st.data())
+def test_what_comes_later_changes_nothing_that_was_paid(batch, threshold, kind, agg_func, data):
+    """To the bit: another reward of a later segment, or no later segments at all."""
+    rows, segments, rewards = rewards_for(batch, threshold)
+    before = assign_rewards(rewards, segments, kind, agg_func=agg_func)
+    kept = data.draw(st.integers(0, segments.lengths.shape[1]))
+    other = torch.cat([rewards[:, :kept], -9.0 - rewards[:, kept:]], dim=1)
+    cut = loops.to_segments([row[:kept] for row in rows], batch.mask.shape[1])
+    changed = assign_rewards(other, segments, kind, agg_func=agg_func)
+    alone = assign_rewards(rewards[:, : cut.lengths.shape[1]], cut, kind, agg_func=agg_func)
+    of_first = (segments.ids >= 0) & (segments.ids < kept)
+    assert torch.equal(changed[of_first], before[of_first]) and torch.equal(alone[of_first], before[of_first])
+
+
+@given(loops.batches(), st.sampled_from(AGGREGATIONS))
+def test_at_one_segment_the_differences_are_the_bandit_reward(batch, agg_func):
+    """Level 1000 is one segment, whose end is the response's last token, where the bandit reward is paid."""
+    _, segments, rewards = rewards_for(batch, 1000.0)
+    bandit = assign_rewards(rewards, segments, "mean_last", batch.mask)
+    assert torch.equal(assign_rewards(rewards, segments, "score_last", batch.mask, agg_func=agg_func), bandit)
+    assert torch.equal(assign_rewards(rewards, segments, "difference_end", agg_func=agg_func), bandit)
+    spread = assign_rewards(rewards, segments, "difference", agg_func=agg_func)
+    torch.testing.assert_close(spread.sum(1), bandit.sum(1), **CLOSE)
+
+
+@given(loops.batches(), st.sampled_from(loops.THRESHOLDS))
+def test_the_differences_of_a_sum_are_the_rewards_themselves(batch, threshold):
     _, segments, rewards = rewards_for(batch, threshold)
-    found = assign_rewards(rewards, segments, name, batch.mask)
-    per_segment = NAMES[name] in ("even", "repeat", "end")
+    for difference, whole in (("difference", "even"), ("difference_end", "end")):
+        found = assign_rewards(rewards, segments, difference, agg_func="sum")
+        torch.testing.assert_close(found, assign_rewards(rewards, segments, whole), **CLOSE)
+
+
+@given(loops.batches(), st.sampled_from(loops.THRESHOLDS), st.sampled_from(KINDS))
+def test_nothing_outside_the_segments_and_the_last_token(batch, threshold, kind):
+    _, segments, rewards = rewards_for(batch, threshold)
+    found = assign_rewards(rewards, segments, kind, batch.mask)
+    per_segment = kind not in AT_LAST
     allowed = segments.ids >= 0 if per_segment else batch.mask.bool()
     assert (found[~allowed] == 0).all()
     if not per_segment:
@@ -77,6 +125,36 @@ def test_aliases_mean_the_same(batch, threshold, name):
     assert torch.equal(found, assign_rewards(rewards, segments, NAMES[name], batch.mask))
 
 
+# The project's own vector: rewards 1.2, -.3, .9 of segments of 3, 2 and 4 tokens (docs/credit.md).
+VECTOR = loops.to_segments([[[0, 1, 2], [3, 4], [5, 6, 7, 8]]], width=10)
+LSE = [1.2, math.log(math.exp(1.2) + math.exp(-0.3)), math.log(math.exp(1.2) + math.exp(-0.3) + math.exp(0.9))]
+
+
+@pytest.mark.parametrize(
+    "agg_func, changes",
+    [
+        ("avg", [1.2, -0.75, 0.15]),
+        ("sum", [1.2, -0.3, 0.9]),
+        ("min", [1.2, -1.5, 0.0]),
+        ("last", [1.2, -1.5, 1.2]),
+        ("logsumexp", [1.2, LSE[1] - LSE[0], LSE[2] - LSE[1]]),
+    ],
+)
+def test_the_vector(agg_func, changes):
+    rewards = torch.tensor([[1.2, -0.3, 0.9]])
+    found = assign_rewards(rewards, VECTOR, "difference", agg_func=agg_func)[0].tolist()
+    first, second, third = changes
+    assert found == pytest.approx([first / 3] * 3 + [second / 2] * 2 + [third / 4] * 4 + [0.0], abs=1e-6)
+    found = assign_rewards(rewards, VECTOR, "difference_end", agg_func=agg_func)[0].tolist()
+    assert found == pytest.approx([0, 0, first, 0, second, 0, 0, 0, third, 0], abs=1e-6)
+    found = assign_rewards(rewards, VECTOR, "score_last", torch.ones(1, 10), agg_func=agg_func)[0].tolist()
+    assert found == pytest.approx([0.0] * 9 + [sum(changes)], abs=1e-6)
+
+
+def test_changes_are_steps_of_the_running_score():
+    assert score_changes(torch.tensor([[2, 5, 4]])).tolist() == [[2.0, 3.0, -1.0]]
+
+
 HAND = loops.to_segments([[[0, 1], [2]]], width=5)
 REWARDS = torch.tensor([[4.0, -1.0]])
 MASK = torch.tensor([[1, 1, 1, 1, 0]])
@@ -88,6 +166,10 @@ MASK = torch.tensor([[1, 1, 1, 1, 0]])
         ("even", [2.0, 2.0, -1.0, 0.0, 0.0]),
         ("repeat", [4.0, 4.0, -1.0, 0.0, 0.0]),
         ("end", [0.0, 4.0, -1.0, 0.0, 0.0]),
+        ("even_mean", [1.0, 1.0, -0.5, 0.0, 0.0]),
+        ("difference", [2.0, 2.0, -2.5, 0.0, 0.0]),
+        ("difference_end", [0.0, 4.0, -2.5, 0.0, 0.0]),
+        ("score_last", [0.0, 0.0, 0.0, 1.5, 0.0]),
         ("mean_last", [0.0, 0.0, 0.0, 1.5, 0.0]),
         ("logsumexp_last", [0.0, 0.0, 0.0, math.log(math.exp(4) + math.exp(-1)), 0.0]),
     ],
@@ -134,3 +216,5 @@ def test_errors():
     for tau in (0.0, -1.0):
         with pytest.raises(ValueError, match="tau"):
             assign_rewards(REWARDS, HAND, "logsumexp_last", tau=tau)
+    with pytest.raises(ValueError, match="unknown aggregation 'median'"):
+        assign_rewards(REWARDS, HAND, "difference", agg_func="median")

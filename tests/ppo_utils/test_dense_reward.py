@@ -18,8 +18,8 @@ LOCATION = LocationNormalizer(w_mu=1.0, w_sigma=0.0, b_mu=0.5, b_sigma=2.0)  # M
 SCALAR = ScalarNormalizer(mean=1.0, std=2.0)
 
 
-def rewards(threshold, assignment, normalizer, **options):
-    return DenseReward(threshold, assignment, normalizer, **options)(SCORES, ENTROPY, MASK, ENDED)
+def rewards(threshold, assignment, normalizer, agg_func="avg", **options):
+    return DenseReward(threshold, assignment, normalizer, agg_func, **options)(SCORES, ENTROPY, MASK, ENDED)
 
 
 def close(got, want) -> None:
@@ -57,8 +57,71 @@ def test_no_normaliser_leaves_scores_as_they_are():
     close(got.tokens, [[0.0, 2.0, 0.0, 4.0, 0.0], [0.0, 7.0, 8.0, 0.0, 0.0]])
 
 
+def test_differences_after_the_location_lines_are_of_normalised_rewards():
+    got = rewards(2.0, "difference", LOCATION)
+    first, last = (0.75 + LN2 / 2, 1.75), (3.25 + LN2 / 2, 3.75)
+    changes = [[first[0], (first[1] - first[0]) / 2], [last[0], (last[1] - last[0]) / 2]]
+    close(got.changes, changes)
+    ((a, b), (c, d)) = changes
+    close(got.tokens, [[a / 2, a / 2, b / 2, b / 2, 0.0], [c / 2, c / 2, d, 0.0, 0.0]])
+
+
+def test_differences_of_a_mean_by_the_scalar_normaliser():
+    """(2 - 1) / 2 and then 1 and 3 / 2 of the mean 3; of 7 and 8, 3 and 3.25."""
+    got = rewards(2.0, "difference_end", SCALAR)
+    close(got.changes, [[0.5, 0.5], [3.0, 0.25]])
+    close(got.tokens, [[0.0, 0.5, 0.0, 0.5, 0.0], [0.0, 3.0, 0.25, 0.0, 0.0]])
+    close(rewards(2.0, "score_last", SCALAR).tokens, [[0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.25, 0.0, 0.0]])
+    close(rewards(0.0, "difference", SCALAR).tokens[0], [0.0, 0.25, 0.25, 0.25, 0.0])
+
+
+@pytest.mark.parametrize(
+    "agg_func, score",
+    [
+        ("avg", [3.0, 7.5]),
+        ("sum", [6.0, 15.0]),
+        ("min", [2.0, 7.0]),
+        ("last", [4.0, 8.0]),
+        ("logsumexp", [math.log(math.exp(2) + math.exp(4)), math.log(math.exp(7) + math.exp(8))]),
+    ],
+)
+def test_the_scalar_normaliser_is_of_the_score_whatever_makes_it(agg_func, score):
+    """Mean 1 and std 2 are those of whole responses' scores: what is paid adds up to (score - 1) / 2, the first's alone too."""
+    for kind in ("difference", "difference_end", "score_last"):
+        got = rewards(2.0, kind, SCALAR, agg_func=agg_func)
+        close(got.tokens.sum(1), [(s - 1) / 2 for s in score])
+        close(got.changes[:, 0], [0.5, 3.0])
+    assert DenseReward(2.0, "even", None, agg_func).score(got.raw, got.segments.counts).tolist() == pytest.approx(score)
+
+
+def test_what_is_paid_is_known_when_it_is_paid():
+    """Another end, or none yet: what the first segment was paid stays. Divided by the number of segments it would not."""
+    longer, mask = ENTROPY.clone(), MASK.clone()
+    longer[0, 3] = 3.0
+    mask[1, 2] = False
+    for kind, same in (("difference", True), ("even_mean", False)):
+        reward = DenseReward(2.0, kind, SCALAR)
+        before = reward(SCORES, ENTROPY, MASK, ENDED).tokens
+        more, fewer = reward(SCORES, longer, MASK, ENDED).tokens, reward(SCORES, ENTROPY, mask, ENDED).tokens
+        assert torch.equal(more[0, :2], before[0, :2]) == torch.equal(fewer[1, :2], before[1, :2]) == same
+
+
+def test_changes_are_known_whatever_is_paid():
+    for kind in ("even", "mean_last", "difference"):
+        got = rewards(2.0, kind, SCALAR, penalise_unfinished=True)
+        close(got.changes, [[0.5, 0.5], [3.0, 0.25]])
+        assert got.tokens[1, :3].tolist() == pytest.approx([-0.05] * 3)
+
+
+def test_an_unknown_assignment():
+    with pytest.raises(ValueError, match="unknown assignment 'evenly'"):
+        DenseReward(2.0, "evenly", None)
+
+
 def test_tau_reaches_the_assignment():
+    by_score = rewards(2.0, "score_last", None, "logsumexp", tau=2.0)
     got = rewards(2.0, "logsumexp_last", None, tau=2.0)
+    close(by_score.tokens, got.tokens.tolist())
     close(got.tokens[:, 2], [0.0, 2 * math.log(math.exp(3.5) + math.exp(4.0))])
     close(got.tokens[:, 4], [2 * math.log(math.exp(1.0) + math.exp(2.0)), 0.0])
 

@@ -21,7 +21,7 @@ def scored_rollouts(batch) -> ScoredRollouts:
     tokens = torch.where(mask, 4 * torch.randn(mask.shape, generator=batch.generator), 0.0)
     segments = segment_by_entropy(batch.entropy, mask, 1.0)
     nothing = torch.zeros(segments.lengths.shape)
-    rewards = DenseRewards(tokens, segments, nothing, nothing)
+    rewards = DenseRewards(tokens, segments, nothing, nothing, nothing)
     return ScoredRollouts(mask, torch.ones(len(mask)).bool(), batch.normal(), batch.normal(), batch.entropy, rewards)
 
 
@@ -81,7 +81,7 @@ def test_rewards_that_are_all_the_same_give_numbers():
     mask = torch.ones(3, 4).bool()
     zero = torch.zeros(3, 4)
     segments = segment_by_entropy(zero, mask, 1000.0)
-    rewards = DenseRewards(zero, segments, torch.zeros(3, 1), torch.zeros(3, 1))
+    rewards = DenseRewards(zero, segments, *torch.zeros(3, 3, 1))
     scored = ScoredRollouts(mask, torch.ones(3).bool(), zero - 1, zero - 1, zero, rewards)
     got, log = make_experience(scored, zero, beta=0.1, reward_clip=10.0, gamma=1.0, lam=0.95, kl_estimator="k1")
     assert not got.advantages.any() and not got.returns.any()

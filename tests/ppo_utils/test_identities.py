@@ -22,6 +22,10 @@ LEVELS = [
     (1.75, "end"),
     (1.75, "logsumexp_last"),
     (1000.0, "mean_last"),
+    (0.0, "difference"),
+    (1.75, "difference"),
+    (1.75, "difference_end"),
+    (1000.0, "difference"),
 ]
 # The same numbers summed over a different number of zeros, and vectorised logarithms: a few fp32 roundings.
 CLOSE = {"atol": 2e-6, "rtol": 2e-6}

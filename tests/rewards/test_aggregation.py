@@ -1,4 +1,6 @@
-"""Aggregation of segment scores: the mean over a row's own segments."""
+"""Aggregation of segment scores, of whole responses and of their first segments, against loops over a row's own segments."""
+
+import math
 
 import pytest
 import reference_loops as loops
@@ -6,9 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.rewards.aggregation import aggregate, valid_scores
+from denserl.rewards.aggregation import AGGREGATIONS, SHIFTED_WHOLE, aggregate, running_aggregate, valid_scores
 
 COUNTS = st.lists(st.integers(0, 6), max_size=5)
+HOWS = st.sampled_from(AGGREGATIONS)
+# At most six fp32 terms of size 3, their exponentials and logarithms.
+CLOSE = {"atol": 2e-6, "rtol": 2e-6}
 
 
 def scores_for(counts, seed):
@@ -16,13 +21,39 @@ def scores_for(counts, seed):
     return loops.spoil_past(scores, torch.tensor(counts, dtype=torch.long))
 
 
-@given(COUNTS, st.integers(0, 999))
-def test_avg_is_the_mean_of_a_rows_own_scores(counts, seed):
-    scores = scores_for(counts, seed)
-    expected = [sum(scores[b, :n].tolist()) / n if n else 0.0 for b, n in enumerate(counts)]
-    found = aggregate(scores, torch.tensor(counts, dtype=torch.long), "avg")
-    # At most six fp32 terms of size 3: their sum is right to a few 1e-7.
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+@given(COUNTS, st.integers(0, 999), HOWS, st.sampled_from([0.5, 1.0, 3.0]))
+def test_equals_the_loop_over_a_rows_own_scores(counts, seed, how, tau):
+    scores, number = scores_for(counts, seed), torch.tensor(counts, dtype=torch.long)
+    expected = [loops.aggregate(scores[b, :n].tolist(), how, tau) for b, n in enumerate(counts)]
+    torch.testing.assert_close(aggregate(scores, number, how, tau), torch.tensor(expected), **CLOSE)
+    running = running_aggregate(scores, number, how, tau)
+    assert running.dtype == torch.float32 and running.shape == scores.shape
+    for b, n in enumerate(counts):
+        firsts = [loops.aggregate(scores[b, : k + 1].tolist(), how, tau) for k in range(n)]
+        torch.testing.assert_close(running[b], torch.tensor(firsts + [0.0] * (scores.shape[1] - n)), **CLOSE)
+
+
+@given(COUNTS, st.integers(0, 999), st.sampled_from(SHIFTED_WHOLE))
+def test_what_is_shifted_whole(counts, seed, how):
+    """Standardising every segment's score standardises the response's, which ensembles and the scalar normaliser build on."""
+    scores, number = scores_for(counts, seed), torch.tensor(counts, dtype=torch.long)
+    standardised = (aggregate(scores, number, how) - 0.5) / 2
+    found = aggregate((scores - 0.5) / 2, number, how)
+    torch.testing.assert_close(found[number > 0], standardised[number > 0], **CLOSE)
+
+
+def test_what_is_not_shifted_whole():
+    scores, counts = torch.tensor([[1.0, 2.0, 6.0]]), torch.tensor([3])
+    for how in set(AGGREGATIONS) - set(SHIFTED_WHOLE):
+        assert abs(aggregate((scores - 0.5) / 2, counts, how) - (aggregate(scores, counts, how) - 0.5) / 2) > 0.1
+
+
+@pytest.mark.parametrize("how", AGGREGATIONS)
+@pytest.mark.parametrize("shape", [(0, 0), (0, 2), (2, 0)])
+def test_without_any_segment(how, shape):
+    counts = torch.zeros(shape[0], dtype=torch.long)
+    assert aggregate(torch.zeros(shape), counts, how).tolist() == [0.0] * shape[0]
+    assert running_aggregate(torch.zeros(shape), counts, how).shape == shape
 
 
 @given(COUNTS, st.integers(0, 999))
@@ -39,6 +70,33 @@ def test_by_hand():
     assert found.dtype == torch.float32 and found.tolist() == [3.0, 5.0, 0.0]
 
 
+def test_by_hand_in_other_ways():
+    scores, counts = torch.tensor([[1.2, -0.3, 0.9, 7.0]]), torch.tensor([3])
+    expected = {"avg": [1.2, 0.45, 0.6], "sum": [1.2, 0.9, 1.8], "min": [1.2, -0.3, -0.3], "last": [1.2, -0.3, 0.9]}
+    for how, values in expected.items():
+        assert running_aggregate(scores, counts, how)[0].tolist() == pytest.approx([*values, 0.0], abs=1e-6)
+    large = aggregate(torch.tensor([[1000.0, 1000.0]]), torch.tensor([2]), "logsumexp", tau=2.0)
+    assert large.item() == pytest.approx(1000 + 2 * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "how, expected",
+    [
+        ("sum", [1.0, 1.0, 1.0]),
+        ("min", [0.0, 1.0, 0.0]),
+        ("last", [0.0, 0.0, 1.0]),
+        ("logsumexp", [math.exp(0.5) / (math.exp(0.5) + math.exp(-1) + 1), None, None]),
+    ],
+)
+def test_gradients_by_closed_form(how, expected):
+    scores = torch.tensor([[0.5, -1.0, 0.0, 9.0]], requires_grad=True)
+    aggregate(scores, torch.tensor([3]), how).sum().backward()
+    found = scores.grad[0].tolist()
+    assert found[3] == 0
+    assert all(value == pytest.approx(want, abs=1e-6) for value, want in zip(found, expected) if want is not None)
+    assert sum(found) == pytest.approx(3.0 if how == "sum" else 1.0, abs=1e-6)
+
+
 def test_gradient_is_one_over_the_count():
     scores = torch.zeros(2, 4, requires_grad=True)
     aggregate(scores, torch.tensor([4, 2])).sum().backward()
@@ -46,5 +104,8 @@ def test_gradient_is_one_over_the_count():
 
 
 def test_unknown_aggregation():
-    with pytest.raises(ValueError, match="'median'.*avg"):
-        aggregate(torch.zeros(1, 1), torch.tensor([1]), "median")
+    for function in (aggregate, running_aggregate):
+        with pytest.raises(ValueError, match="'median'.*avg.*logsumexp"):
+            function(torch.zeros(1, 1), torch.tensor([1]), "median")
+        with pytest.raises(ValueError, match="tau is 0"):
+            function(torch.zeros(1, 1), torch.tensor([1]), "logsumexp", tau=0)

@@ -125,3 +125,26 @@ def test_settings_of_an_ensemble_are_those_that_all_members_have():
     assert (found.sft_model, found.model_type, found.entropy_threshold) == ("sft", None, 1.5)
     assert (found.mean, found.std) == (0.0, 1.0)
     assert isinstance(found, StoredSettings)
+
+
+def test_members_of_an_ensemble_are_aggregated_alike_and_by_what_standardising_passes_through():
+    mean, least, total = config(), config(agg_func="min"), config(agg_func="sum")
+    assert common_settings([mean, config(agg_func="avg")], ["a", "b"]).agg_func == "avg"
+    assert common_settings([least, least], ["a", "b"]).agg_func == "min"
+    assert common_settings([total], ["a"]).agg_func == "sum"
+    for members, found in (([mean, least], "avg, min"), ([total, total], "sum")):
+        with pytest.raises(UserError, match=f"^a, b: trained with the aggregation {found}; .* needs one of avg, min, last"):
+            common_settings(members, ["a", "b"])
+    with pytest.raises(UserError, match="^b/config.json has 'median' for agg_func; expected one of avg, sum"):
+        common_settings([mean, config(agg_func="median")], ["a", "b"])
+
+
+def test_a_response_scores_as_its_segments_were_aggregated_in_training(members, rows):
+    entropy = torch.zeros(3, 9)
+    entropy[1, 3:5] = 2.0
+    batch, ended = pad_responses(*rows, pad_id=0), torch.tensor([False, True, False])
+    prompts, responses = rows
+    token = [alone(members[0], *row) for row in zip(prompts, responses, strict=True)]
+    for how, expected in (("sum", token[1][2] + token[1][3] + token[1][7]), ("last", token[1][7])):
+        scorer = ResponseScorer(RewardSource(members[:1]), 1.0, lambda batch: entropy, how)
+        assert scorer(batch, ended)[1].item() == pytest.approx(expected, abs=1e-4)

@@ -289,6 +289,28 @@ def test_the_first_step_is_that_of_a_loop_however_the_batch_is_split(options, fi
     assert first["chosen_reward"] == pytest.approx(chosen.mean().item(), abs=1e-5)
 
 
+def test_a_model_is_trained_on_the_sum_of_its_segments(files, train):
+    output, metrics = train(agg_func="sum")
+    model, rows = new_reward_model(str(files / "sft"), "fp32", seed=42), tokenised(files)
+
+    def sums(of) -> list[torch.Tensor]:
+        pairs = zip(rows * 2, ["chosen"] * len(rows) + ["rejected"] * len(rows))
+        found = [score(of, row["prompt_ids"], row[f"{side}_ids"], row[f"{side}_entropy"], 5.3) for row, side in pairs]
+        return torch.stack([mean * len(segments) for mean, segments in found]).chunk(2)
+
+    chosen, rejected = sums(model)
+    loss = -torch.log(torch.sigmoid(chosen - rejected)).mean()
+    loss.backward()
+    norm = math.sqrt(sum((p.grad.double() ** 2).sum().item() for p in model.parameters()))
+    first = read_metrics(output / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-4) and first["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    config = json.loads((output / "config.json").read_text())
+    assert config["segment_reward"]["agg_func"] == "sum"
+    # The mean and std of scores, for the scalar normaliser, are those of sums.
+    scores = torch.cat(sums(load_reward_model(str(output), "fp32").eval()))
+    assert (config["mean"], config["std"]) == pytest.approx((scores.mean().item(), scores.std(correction=0).item()), rel=1e-3)
+
+
 def test_pairs_are_learned_and_the_stock_class_reads_the_saved_model_to_the_bit(files, train):
     output, metrics = train(epochs=10, entropy_threshold=1000, lr=3e-3)
     assert metrics["eval_accuracy"] == 1.0

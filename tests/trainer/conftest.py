@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 import torch
 
+from denserl.cli.effects import normalizer_kind
 from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
 
 LINES = [0.3, -0.1, 0.2, 1.5]
@@ -39,8 +40,6 @@ class World(NamedTuple):
             "reward_model": self.reward_model,
             "data": self.prompts,
             "output_dir": output,
-            "params": self.params,
-            "fit_tag": "tag",
             "entropy_threshold": THRESHOLD,
             "iterations": 1,
             "rollout_batch_size": 8,
@@ -55,9 +54,9 @@ class World(NamedTuple):
             "save_every": 0,
         }
         settings |= options
-        if settings.get("normalizer", "location") != "location" or settings.get("reward_level") == "bandit":
-            settings |= {"params": None, "fit_tag": None}
-        return tiny_models.as_argv(settings)
+        kind = normalizer_kind(*(settings.get(name) for name in ("reward_level", "assignment", "normalizer")))
+        fit = {"params": self.params, "fit_tag": "tag"} if kind == "location" else {}
+        return tiny_models.as_argv(fit | settings)
 
 
 @pytest.fixture(scope="session")

@@ -29,13 +29,15 @@ LEVELS = {
 THRESHOLDS = {"segment": 5.3, "token": 0.0, "bandit": 1000.0}
 
 
-def member(world, folder: Path, seed: int, mean: float | None, std: float | None, threshold: float = 5.3) -> Path:
+def member(
+    world, folder: Path, seed: int, mean: float | None, std: float | None, threshold: float = 5.3, agg_func: str = "avg"
+) -> Path:
     """A reward model whose head is another one's, turned by a seed; mean and std as its config shall have them."""
     model = load_reward_model(str(world.reward_model), "fp32")
     with torch.no_grad():
         model.score.weight.add_(torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(seed)))
     model.config.mean, model.config.std = mean, std
-    model.config.segment_reward = {"model_type": "tiny", "entropy_threshold": threshold}
+    model.config.segment_reward = {"model_type": "tiny", "entropy_threshold": threshold, "agg_func": agg_func}
     model.save_pretrained(folder)
     load_tokenizer(str(world.sft)).save_pretrained(folder)
     return folder
@@ -119,13 +121,32 @@ def test_rewards_of_an_ensemble(level, how, weight, world, run, members, judged)
     # Members have mean 0 and standard deviation 1 each, which is what the bandit level takes the ensemble to have.
     normalised = [[segment["normalised"] for segment in line["segments"]] for line in lines if line["step"] == 0]
     assert normalised == found
+    # Of one segment, or of several: all that the segments change is the score.
+    changed = [math.fsum(segment["change"] for segment in line["segments"]) for line in lines if line["step"] == 0]
+    assert changed == pytest.approx([math.fsum(scores) / len(scores) for scores in expected], abs=2e-3)
     metrics = read_metrics(output / "metrics.jsonl")[0]
     assert metrics["eval_reward"] == pytest.approx(math.fsum(sum(s) / len(s) for s in expected) / len(expected), abs=2e-3)
 
 
-@pytest.mark.parametrize("gold_threshold", [5.3, pytest.param(1000.0, marks=pytest.mark.long)])
-def test_a_gold_model_judges_held_out_rollouts_at_its_own_level(gold_threshold, world, ppo, judged, tmp_path):
-    gold = member(world, tmp_path / "gold", 9, None, None, gold_threshold)
+def test_a_model_of_sums_is_paid_by_what_it_changes_in_the_sum(world, run, judged, tmp_path):
+    """Mean 0.5 and std 2 are of sums: the first segment is paid (r - 0.5) / 2, any other r / 2."""
+    output = run([member(world, tmp_path / "rm", 4, 0.5, 2.0, agg_func="sum")], eval_prompts=world.prompts, samples_logged=9)
+    by_hand, metrics = ByHand(world.sft, [tmp_path / "rm"], 5.3), read_metrics(output / "metrics.jsonl")[0]
+    expected = [by_hand.scores(*row)[0] for row in zip(*judged[0], strict=True)]
+    samples = [line for line in read_metrics(output / "eval_samples.jsonl") if line["step"] == 0]
+    for scores, sample in zip(expected, samples, strict=True):
+        changes = [(score - 0.5 * (k == 0)) / 2 for k, score in enumerate(scores)]
+        assert [segment["change"] for segment in sample["segments"]] == pytest.approx(changes, abs=2e-3)
+    sums = [math.fsum(scores) for scores in expected]
+    assert metrics["eval_reward"] == pytest.approx(math.fsum(sums) / len(sums), abs=2e-3)
+    assert metrics["eval_normalised_reward"] == pytest.approx((math.fsum(sums) / len(sums) - 0.5) / 2, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("gold_threshold", "agg_func"), [(5.3, "avg"), (5.3, "sum"), pytest.param(1000.0, "avg", marks=pytest.mark.long)]
+)
+def test_a_gold_model_judges_held_out_rollouts_at_its_own_level(gold_threshold, agg_func, world, ppo, judged, tmp_path):
+    gold = member(world, tmp_path / "gold", 9, None, None, gold_threshold, agg_func)
     options = {**LEVELS["bandit"], "eval_prompts": world.prompts, "eval_every": 1, "iterations": 2, "samples_logged": 9}
     judges = {"gold_reward_model": gold, "true_reward": "tiny_models:letters"}
     output = ppo("with", **options, **judges, save_every=2)
@@ -133,7 +154,7 @@ def test_a_gold_model_judges_held_out_rollouts_at_its_own_level(gold_threshold, 
     samples = read_metrics(output / "eval_samples.jsonl")
     for step, rollouts in enumerate(judged):
         each = [by_hand.scores(*row)[0] for row in zip(*rollouts, strict=True)]
-        expected = [sum(scores) / len(scores) for scores in each]
+        expected = [loops.aggregate(scores, agg_func) for scores in each]
         assert [s["gold_reward"] for s in samples if s["step"] == step] == pytest.approx(expected, abs=1e-3)
         assert rows[step]["eval_gold_reward"] == pytest.approx(sum(expected) / len(expected), abs=1e-3)
     assert len(judged) == 3 and all("eval_true_reward" in row and "gold_reward" not in row for row in rows)
@@ -209,7 +230,7 @@ def test_members_of_several_model_types_have_no_common_fit(world, run, members, 
     config["segment_reward"]["model_type"] = "large"
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="their configs do not say, or do not agree on, the model type"):
-        run([members[0], other])
+        run([members[0], other], assignment="even")
 
 
 def test_the_critic_starts_from_the_first_member(world, run, members):

@@ -27,6 +27,8 @@ LEVELS = {
     "token": {"reward_level": "token", "entropy_threshold": None},
     "bandit": {"reward_level": "bandit", "entropy_threshold": None},
 }
+# The levels as they are by themselves, and as published.
+WAYS = LEVELS | {f"{level}, published": LEVELS[level] | {"assignment": "even"} for level in ("segment", "token")}
 
 
 @pytest.fixture
@@ -73,12 +75,12 @@ def same_weights(first: Path, second: Path, tolerance: float) -> None:
 class Judged:
     """One iteration, one unpadded row at a time, with stock models and the loops; losses can be differentiated."""
 
-    def __init__(self, world, rollouts: Rollouts, level: str):
+    def __init__(self, world, rollouts: Rollouts, way: str):
         self.policy = AutoModelForCausalLM.from_pretrained(world.sft, dtype=torch.float32).eval()
         self.reward_model = AutoModelForSequenceClassification.from_pretrained(world.reward_model, dtype=torch.float32).eval()
         self.critic = new_reward_model(str(world.sft), "fp32", seed=42)
-        self.threshold = {"segment": world.threshold, "token": 0.0, "bandit": 1000.0}[level]
-        self.world, self.level = world, level
+        self.threshold = {"segment": world.threshold, "token": 0.0, "bandit": 1000.0}[WAYS[way]["reward_level"]]
+        self.world, self.way = world, way
         width = max(map(len, rollouts.responses))
         shape = (len(rollouts.responses), width)
         self.logprobs, self.values, self.raw, self.normalised, self.segments, self.entropy = [], [], [], [], [], []
@@ -104,10 +106,11 @@ class Judged:
         ones = torch.ones(1, len(response))
         (segments,) = loops.segment(entropy[None], ones, self.threshold, torch.tensor([ended]))
         raw = [scores[tokens[-1]] for tokens in segments]
-        if self.level == "bandit":
-            normalised, kind = [(raw[0] - self.world.mean) / self.world.std], "mean_last"
-        else:
+        if "published" in self.way:
             normalised, kind = loops.normalise(raw, *self.world.lines), "even"
+        else:
+            normalised = [(score - self.world.mean) / self.world.std for score in raw]
+            kind = "mean_last" if self.way == "bandit" else "difference"
         self.raw.append(raw)
         self.normalised.append(normalised)
         self.segments.append(segments)
@@ -133,12 +136,12 @@ def norm(model) -> float:
     return math.sqrt(sum((p.grad.double() ** 2).sum().item() for p in model.parameters()))
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_one_iteration_by_hand(level, world, ppo, seen):
-    output = ppo(**LEVELS[level], critic_lr=0.0, samples_logged=8)
+@pytest.mark.parametrize("way", WAYS)
+def test_one_iteration_by_hand(way, world, ppo, seen):
+    output = ppo(**WAYS[way], critic_lr=0.0, samples_logged=8)
     (rollouts,), (row,) = seen, metrics(output)
     assert 1 < len(set(map(len, rollouts.responses))) and {True, False} == set(rollouts.ended)
-    judged = Judged(world, rollouts, level)
+    judged = Judged(world, rollouts, way)
     policy_loss, value_loss = judged.losses()
     policy_loss.backward()
     value_loss.backward()
@@ -194,6 +197,9 @@ def check_samples(output: Path, judged: Judged, rollouts: Rollouts, world) -> No
         assert line["ended"] == rollouts.ended[b] and line["step"] == 1
         assert [part["raw"] for part in line["segments"]] == pytest.approx(judged.raw[b], abs=1e-3)
         assert [part["normalised"] for part in line["segments"]] == pytest.approx(judged.normalised[b], abs=1e-3)
+        means = [0.0, *(mean(judged.normalised[b][: k + 1]) for k in range(len(judged.normalised[b])))]
+        changes = [now - before for before, now in zip(means, means[1:])]
+        assert [part["change"] for part in line["segments"]] == pytest.approx(changes, abs=1e-3)
         texts = [tokenizer.decode([response[t] for t in tokens]) for tokens in judged.segments[b]]
         assert [part["text"] for part in line["segments"]] == texts
 
@@ -298,7 +304,7 @@ def test_a_resumed_run_goes_on_in_the_text_too(ppo, world, tmp_path):
 
 
 def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
-    options = FULL | {"eval_every": None}
+    options = FULL | {"eval_every": None, "assignment": "even"}
     ppo(**options, ptx_data=world.text)
     for name, path in (("text.jsonl", world.text), ("param.json", world.params)):
         shutil.copy(path, tmp_path / name)
@@ -644,12 +650,18 @@ MISTAKES = [
     ({"micro_batch_size": 3}, "--train_batch_size 8 is no multiple of --micro_batch_size 3", "use a multiple of 3"),
     ({"resume": True}, "holds no checkpoint", "leave --resume out"),
     (
-        {"fit_tag": "other"},
+        {"assignment": "even", "fit_tag": "other"},
         "has no normaliser for tiny/other/peak/avg/5.3; it has: tiny/tag/peak/avg",
         "denserl fit-normalizer",
     ),
-    ({"fit_tag": None}, "needs the dataset tag", "--fit_tag"),
+    ({"assignment": "even", "fit_tag": None}, "needs the dataset tag", "--fit_tag"),
     ({"length_norm": True}, "token level only", "--reward_level token"),
+    (LEVELS["token"] | {"length_norm": True}, "--length_norm with the assignment difference", "--assignment even"),
+    (
+        {"assignment": "mean_last", "agg_func": "sum"},
+        "--assignment mean_last with the scalar normaliser: its mean and std are of whole responses' scores",
+        "--assignment difference",
+    ),
     ({"entropy_threshold": -1}, "--entropy_threshold is -1.0; it must be at least 0", "leave --entropy_threshold out"),
     ({"iterations": None}, "fill no rollout batch of 8", "--episodes"),
     ({"true_reward": "no_such_module:f", "eval_prompts": "not-read"}, "no_such_module", "module:function"),
