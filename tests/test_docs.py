@@ -70,7 +70,7 @@ def test_commands_of_the_real_text_script_are_understood():
     lines = shown_commands(ROOT / "examples/scripts/real_text.sh")
     arrays = dict(re.findall(r"^(\w+)=\((.*)\)$", "\n".join(lines), re.MULTILINE))
     shown = [line for line in lines if line.startswith("denserl ")]
-    assert len(shown) == 5
+    assert len(shown) == 10
     for line in shown:
         for name, value in arrays.items():
             line = line.replace(f'"${{{name}[@]}}"', value)

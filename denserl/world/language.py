@@ -171,8 +171,17 @@ def response_sum(prompt: str, response: str) -> float:
 
 
 def response_as_asked(prompt: str, response: str) -> float:
-    """The mean true value, less ONE_OFF for each sentence more or fewer than the prompt asks for."""
-    return response_reward(prompt, response) - ONE_OFF * abs(len(sentences(response)) - read_number(prompt))
+    """The mean true value, less ONE_OFF for each sentence more or fewer than the prompt asks for.
+
+    UserError where the prompt asks for no number.
+    """
+    asked = read_number(prompt)
+    if asked is None:
+        raise UserError(
+            f"the prompt {prompt!r} asks for no number of sentences",
+            "use this truth with prompts of denserl make-world --truth asked",
+        )
+    return response_reward(prompt, response) - ONE_OFF * abs(len(sentences(response)) - asked)
 
 
 class Truth(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from denserl.models.loading import load_tokenizer, new_reward_model
 from denserl.models.tiny import new_llama, train_tokenizer
 from denserl.world import checks
-from denserl.world.make import tokenizer_texts
+from denserl.world.make import WorldRules
 
 ROW = {
     "prompt": "Tell me about cheap baking.",
@@ -20,7 +20,7 @@ ROW = {
 @pytest.fixture(scope="module")
 def sft(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
-    tokenizer = train_tokenizer(tokenizer_texts(), 4096, min_frequency=1)
+    tokenizer = train_tokenizer(WorldRules().tokenizer_texts(), 4096, min_frequency=1)
     tokenizer.save_pretrained(folder)
     new_llama(tokenizer, hidden_size=16, num_layers=1, num_heads=2).save_pretrained(folder)
     return folder

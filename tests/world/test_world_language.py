@@ -80,6 +80,20 @@ def test_true_reward_is_the_mean_of_the_values():
     assert language.true_reward(prompts, responses) == [(1 - 0.5) / 2, -1.0, (1 - 0.75) / 2]
 
 
+def test_other_truths_by_hand():
+    asked = language.make_prompt("baking", "cheap", 0, number=3)
+    assert asked == PROMPT + " Use three sentences."
+    assert [language.read_number(prompt) for prompt in (asked, PROMPT, "Use ten sentences? No.")] == [3, None, None]
+    assert language.read_prompt(asked) == ("baking", "cheap")
+    prompts = [[{"role": "user", "content": asked}]] * 3
+    responses = ["Coupons keep baking cheap. Oars belong to sailing.", "", "Coupons keep baking cheap. " * 4]
+    assert language.true_reward_sum(prompts, responses) == [1 - 0.5, 0.0, 1 - 3 * 0.75]
+    # One sentence too few, three, and one too many, a quarter each.
+    assert language.true_reward_asked(prompts, responses) == [0.25 - 0.25, -1.0 - 0.75, (1 - 3 * 0.75) / 4 - 0.25]
+    with pytest.raises(UserError, match="asks for no number of sentences"):
+        language.response_as_asked(PROMPT, responses[0])
+
+
 def test_true_reward_needs_as_many_responses_as_prompts():
     with pytest.raises(ValueError):
         language.true_reward([[{"role": "user", "content": PROMPT}]], [])

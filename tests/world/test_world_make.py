@@ -16,6 +16,9 @@ SIZES = make.WorldSizes(
     sft=300, pairs=200, val_pairs=100, test_pairs=400, prompts=100, heldout_prompts=50, hidden_size=16, num_layers=1
 )
 
+RULES = make.WorldRules()
+SCALE = language.TRUTHS["mean"].scale
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -93,9 +96,9 @@ def test_preferences_follow_bradley_terry():
     prompt = language.make_prompt("baking", "cheap", 0)
     expected, variance, surprises = 0.0, 0.0, 0
     for _ in range(3000):
-        row = make.draw_pair(rng, prompt)
+        row = RULES.draw_pair(rng, prompt)
         gap = language.response_reward(prompt, row["chosen"]) - language.response_reward(prompt, row["rejected"])
-        p_worse = 1 - 1 / (1 + math.exp(-make.SCALE * abs(gap)))
+        p_worse = 1 - 1 / (1 + math.exp(-SCALE * abs(gap)))
         expected += p_worse
         variance += p_worse * (1 - p_worse)
         surprises += gap < 0 or (gap == 0) / 2
@@ -105,10 +108,10 @@ def test_preferences_follow_bradley_terry():
 def test_preference_probability_by_hand():
     prompt = language.make_prompt("baking", "cheap", 0)
     apt, filler, wrong = "Coupons keep baking cheap.", "Practice helps with time.", "Fees make baking costly."
-    assert make.preference_probability(prompt, apt, apt) == 0.5
+    assert RULES.preference_probability(prompt, apt, apt) == 0.5
     for a, b, gap in ((apt, filler, 1.0), (filler, wrong, 1.0), (wrong, apt, -2.0), (f"{apt} {wrong}", filler, 0.0)):
-        odds = math.exp(make.SCALE * gap)
-        assert make.preference_probability(prompt, a, b) == pytest.approx(odds / (1 + odds), rel=1e-12)
+        odds = math.exp(SCALE * gap)
+        assert RULES.preference_probability(prompt, a, b) == pytest.approx(odds / (1 + odds), rel=1e-12)
 
 
 def test_best_accuracy_is_what_an_oracle_reaches_on_drawn_labels(world):
@@ -119,11 +122,47 @@ def test_best_accuracy_is_what_an_oracle_reaches_on_drawn_labels(world):
         rewards = [language.response_reward(row["prompt"], row[side]) for side in ("chosen", "rejected")]
         for _ in range(50):
             # Bradley-Terry as a race: each side's reward with standard Gumbel noise, the larger wins.
-            noisy = [make.SCALE * reward - math.log(-math.log(rng.random())) for reward in rewards]
+            noisy = [SCALE * reward - math.log(-math.log(rng.random())) for reward in rewards]
             hits += (noisy[0] > noisy[1]) == (rewards[0] > rewards[1])
             draws += 1
     assert hits / draws == pytest.approx(info["best_accuracy_test"], abs=4 * 0.5 / math.sqrt(draws))
     assert 0.85 <= info["best_accuracy_test"] <= 0.92
+
+
+@pytest.mark.parametrize("truth", ["sum", "asked"])
+def test_other_truths_choose_by_their_own_rewards(truth, tmp_path):
+    rules = make.WorldRules(truth, 2, 5)
+    info = make.write_world(tmp_path, seed=1, sizes=SIZES, rules=rules)
+    assert (info["truth"], info["min_sentences"], info["max_sentences"]) == (truth, 2, 5)
+    assert 0.85 <= info["best_accuracy_test"] <= 0.93
+    agree = []
+    for row in read(tmp_path, "preferences_test"):
+        reward, scale, asks = language.TRUTHS[truth]
+        gap = reward(row["prompt"], row["chosen"]) - reward(row["prompt"], row["rejected"])
+        odds = math.exp(scale * gap)
+        found = rules.preference_probability(row["prompt"], row["chosen"], row["rejected"])
+        assert found == pytest.approx(odds / (1 + odds), rel=1e-9)
+        assert (language.read_number(row["prompt"]) in (2, 3, 4, 5)) == asks
+        agree.append(gap > 0)
+    assert sum(agree) / len(agree) == pytest.approx(info["best_accuracy_test"], abs=0.1)
+    # Every word of a prompt is one token.
+    prompt = read(tmp_path, "prompts_train")[0]["prompt"]
+    words = AutoTokenizer.from_pretrained(tmp_path / "base").tokenize(prompt)
+    assert len(words) == len(prompt.replace(".", " .").replace("?", " ?").split())
+
+
+def test_demonstrations_have_as_many_sentences_as_asked_for_about_every_second_time(tmp_path):
+    make.write_world(tmp_path, seed=1, sizes=SIZES, rules=make.WorldRules("asked"))
+    rows = read(tmp_path, "sft")
+    right = [len(language.sentences(row["response"])) == language.read_number(row["prompt"]) for row in rows]
+    # A half, and a fifth of the other half; 300 rows have a standard error of 0.03.
+    assert sum(right) / len(right) == pytest.approx(0.6, abs=0.1)
+
+
+def test_long_responses(tmp_path):
+    make.write_world(tmp_path, seed=1, sizes=SIZES, rules=make.WorldRules("mean", 6, 12))
+    lengths = {len(language.sentences(row["response"])) for row in read(tmp_path, "sft")}
+    assert lengths == set(range(6, 13))
 
 
 def test_pairs_differ(world):
