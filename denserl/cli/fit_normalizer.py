@@ -16,7 +16,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Options(RewardModelOptions, DataOptions, RunOptions):
-    """Score chosen and rejected responses, fit Mean(p) and Std(p) as lines in ln(p), and write the entry into param.json."""
+    """Score chosen and rejected responses, fit Mean(p) and Std(p) as lines in ln(p), and write the entry into param.json.
+
+    Prints the mean and std of the responses' scores as well, for --normalizer scalar of a reward model whose config has none.
+    """
 
     output_dir: str = "runs/fit"
     """Folder for the plot."""
@@ -73,6 +76,7 @@ def run(options: Options) -> dict:
         pairs = pairs.shuffle(seed=options.seed).select(range(options.pairs))
     pairs = prepare_pairs(pairs, options, sft_model, tokenizer, device, dtype)
     rewards = segment_rewards(scores, pairs, threshold, tokenizer.pad_token_id, options.score_tokens, device)
+    score_mean, score_std = score_moments(rewards, agg_func)
     groups = group_by_place(rewards, options.smallest_group)
     mean, std = fit_lines(groups)
     constants = [mean.slope, std.slope, mean.intercept, std.intercept]
@@ -80,6 +84,8 @@ def run(options: Options) -> dict:
         "constants": constants,
         "r2_mean": mean.r2,
         "r2_std": std.r2,
+        "score_mean": score_mean,
+        "score_std": score_std,
         "pairs": len(pairs),
         "segments": int(sum(map(len, rewards))),
         "groups": len(groups.place),
@@ -94,6 +100,7 @@ def run(options: Options) -> dict:
         say(f"{path}: {shown}\n  [w_mu, w_sigma, b_mu, b_sigma] = {json.dumps([round(c, 4) for c in constants])}")
         fitted_on = f"{record['segments']} segments at {record['groups']} places"
         say(f"  R^2 of the mean {mean.r2:.3f}, of the std {std.r2:.3f}; {fitted_on}")
+        say(f"  scores of responses: --reward_mean {score_mean:.4f} --reward_std {score_std:.4f}")
     distributed.barrier()
     return record
 
@@ -129,6 +136,19 @@ def segment_rewards(scores, pairs, threshold: float, pad_id: int, max_tokens: in
         mine[row] = values[segments.ends[0].numpy()]
     merged = {row: values for share in distributed.gather_objects(mine) for row, values in share.items()}
     return [np.asarray(merged[row]) for row in range(len(responses))]
+
+
+def score_moments(rewards: list, agg_func: str, rows: int = 1024) -> tuple[float, float]:
+    """Mean and (biased) standard deviation of the scores of responses, given the segment rewards of each; so many at a time."""
+    import torch
+
+    from denserl.data.batching import pad_rows
+    from denserl.rewards.aggregation import aggregate
+
+    parts = [rewards[first : first + rows] for first in range(0, len(rewards), rows)]
+    scores = [aggregate(pad_rows(p, 0.0, torch.float32), torch.tensor([len(r) for r in p]), agg_func) for p in parts]
+    scores = torch.cat(scores).double()
+    return scores.mean().item(), scores.std(correction=0).item()
 
 
 def _source(options: Options) -> dict:

@@ -335,7 +335,8 @@ def _normalizer(options: Options, assignment: str, agg_func: str, threshold: flo
         require(
             mean is not None and std is not None and std > 0,
             f"{names}: the scalar normaliser needs a mean and a std > 0; its config has mean {mean}, std {std}",
-            "add --reward_mean and --reward_std, or train the reward model with denserl train-rm, which stores them",
+            "add --reward_mean and --reward_std, which denserl fit-normalizer prints and denserl train-rm stores; or pay as "
+            "published, --assignment even --fit_tag TAG",
         )
         return ScalarNormalizer(mean, std)
     model_type = options.model_type or stored.model_type

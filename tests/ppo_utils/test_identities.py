@@ -11,7 +11,7 @@ from denserl.ppo_utils.assignment import KINDS, assign_rewards
 from denserl.ppo_utils.kl import approx_kl, penalised_rewards
 from denserl.ppo_utils.losses import policy_loss, value_loss
 from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
-from denserl.rewards.aggregation import aggregate
+from denserl.rewards.aggregation import AGGREGATIONS, aggregate
 from denserl.segmentation import segment_by_entropy, segment_scores
 
 LINES = (0.7668, 0.2569, 0.4705, 2.8339)
@@ -146,6 +146,28 @@ def test_threshold_1000_is_the_bandit_path_bit_for_bit(batch, threshold):
     assert torch.equal(aggregate(per_segment, segments.counts), plain_scores)
     assert torch.equal(found, plain_rewards)
     assert segments.lengths.shape[1] <= 1
+
+
+@given(
+    loops.batches(),
+    st.sampled_from([0.0, 0.5, 1.75, 1000.0]),
+    st.sampled_from(["difference", "difference_end"]),
+    st.sampled_from(AGGREGATIONS),
+    st.sampled_from([0.0, 0.9, 1.0]),
+)
+def test_differences_are_one_reward_at_the_end_whose_critic_knows_the_score_so_far(batch, threshold, kind, agg_func, lam):
+    """Shaping by a potential is a first value by it (Wiewiora 2003): paid at the end, values V give the advantages that
+    differences give to V less what has been paid, for any V and lambda, at gamma 1.
+    """
+    segments = segment_by_entropy(batch.entropy, batch.mask, threshold, batch.has_end_of_turn)
+    rewards, values = torch.randn(segments.lengths.shape, generator=batch.generator), batch.normal()
+    at_end = assign_rewards(rewards, segments, "score_last", batch.mask, agg_func=agg_func)
+    dense = assign_rewards(rewards, segments, kind, batch.mask, agg_func=agg_func)
+    paid_before = dense.cumsum(1) - dense
+    expected, _ = gae(at_end, values, batch.mask, lam=lam)
+    found, _ = gae(dense, values - paid_before, batch.mask, lam=lam)
+    # Sums of a dozen fp32 numbers of size 10, added up in another order.
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
 @given(loops.batches())

@@ -198,6 +198,9 @@ def test_a_normaliser_is_fitted_to_the_ensemble(world, members, tmp_path, monkey
     for want, got in zip(expected, seen, strict=True):
         assert got.tolist() == pytest.approx(want, abs=2e-3)
     assert max(map(len, expected)) > 2
+    scores = torch.tensor([math.fsum(scores) / len(scores) for scores in expected])
+    assert record["score_mean"] == pytest.approx(scores.mean().item(), abs=2e-3)
+    assert record["score_std"] == pytest.approx(scores.std(correction=0).item(), abs=2e-3)
 
 
 def test_other_members_are_refused_when_a_run_is_resumed(world, run, members, tmp_path):
