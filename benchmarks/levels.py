@@ -25,9 +25,10 @@ from denserl.trainer.trackers import read_metrics
 from denserl.world import language, make
 from denserl.world.checks import check_segments
 
-Part = Literal["models", "credit", "further", "long", "sum", "asked", "noise", "lambda"]
+Part = Literal["models", "credit", "further", "long", "sum", "asked", "noise", "lambda", "picture"]
 THRESHOLDS = {"segment": make.THRESHOLD, "token": 0, "bandit": 1000}
 COEFFICIENTS = (0.2, 0.05, 0.0125)
+NATS = 2
 TARGETS = (0.3, 0.5, 0.6)
 TINY = read_table()["model_types"]["tiny"]
 
@@ -42,23 +43,29 @@ class Arm(NamedTuple):
 
 
 BANDIT = Arm("bandit", "mean_last")
+# What is paid at segment and token level.
 AT_LEVEL = {"at the end": "score_last", "even": "even", "even / K": "even_mean", "difference": "difference"}
 ARMS = {"bandit": BANDIT} | {
     f"{level}, {name}": Arm(level, kind) for level in ("segment", "token") for name, kind in AT_LEVEL.items()
 }
 FEW = {name: ARMS[name] for name in ("bandit", "segment, at the end", "segment, even", "segment, difference")}
+AT_ENDS = {"segment, difference at ends": Arm("segment", "difference_end")}
 IN_SUM = {
     "bandit": BANDIT,
     "sum, at the end": Arm("segment", "score_last", "sum"),
-    "sum, difference (= even)": Arm("segment", "difference", "sum"),
+    "sum, difference": Arm("segment", "difference", "sum"),
     "mean, even": Arm("segment", "even"),
     "mean, difference": Arm("segment", "difference"),
 }
-LAMBDAS = {
-    f"{name}, lambda {lam:g}": FEW[name]._replace(flags={"lam": lam})
-    for name in ("segment, at the end", "segment, difference")
-    for lam in (0.9, 0.95, 1.0)
+PICTURED = {
+    "bandit": "one reward, by a model of responses",
+    "segment, at the end": "one reward, by the segment model",
+    "segment, even": "each segment its reward (published)",
+    "segment, difference": "each segment what it changes",
 }
+# Beside lambda 0.95, which the arms have by themselves.
+LAMBDAS = {name: FEW[name] for name in ("segment, at the end", "segment, difference")}
+LAMBDAS |= {f"{name}, lambda {lam:g}": arm._replace(flags={"lam": lam}) for name, arm in LAMBDAS.items() for lam in (0.9, 1.0)}
 
 
 class Kind(NamedTuple):
@@ -227,7 +234,7 @@ def compared(kind: str, arms: dict[str, Arm], iterations: int, baseline: str = "
             found[f"{coefficient:g}"] = {name: outcome(of_arms, name, baseline) for name in arms}
             for name, measures in found[f"{coefficient:g}"].items():
                 line = "  ".join(f"{measure} {shown(measures[measure])}" for measure in ("true at end", "best", "kl at end"))
-                say(f"  {name:28}{line}")
+                say(f"  {name:34}{line}")
         draw(runs, options, kind, iterations)
         return found
 
@@ -241,20 +248,23 @@ def outcome(runs: dict[str, list[list[dict]]], name: str, baseline: str) -> dict
     for other in runs:
         if other != name and other in (baseline, "segment, at the end", "token, at the end", "sum, at the end"):
             best = [max(row["true"] for row in run) for run in runs[other]]
-            reached = [first_reach(run, goal) for run, goal in zip(runs[name], best)]
-            theirs = [first_reach(run, goal) for run, goal in zip(runs[other], best)]
-            shares = [None if ours is None else ours / their for ours, their in zip(reached, theirs)]
+            reached = [when(run, "true", goal) for run, goal in zip(runs[name], best)]
+            theirs = [when(run, "true", goal) for run, goal in zip(runs[other], best)]
+            shares = [ours / their if ours is not None and their else None for ours, their in zip(reached, theirs)]
             gains = [ours[-1]["true"] - their[-1]["true"] for ours, their in zip(runs[name], runs[other])]
+            at_kl = [tuple(when(run, "kl", NATS, "true") for run in pair) for pair in zip(runs[name], runs[other])]
             found[f"share of the rollouts to the best of: {other}"] = summarise(shares)
             found[f"end above: {other}"] = summarise(gains)
+            found[f"at {NATS} nats above: {other}"] = summarise([None if None in pair else pair[0] - pair[1] for pair in at_kl])
     return found
 
 
 def measures(run: list[dict]) -> dict:
     """Numbers of one run, from its held-out evaluations."""
     last, best = run[-1], max(run, key=lambda row: row["true"])
-    at = {f"true at {rollouts}": value_at(run, rollouts) for rollouts in (640, 1280)}
-    reached = {f"rollouts to {target:g}": first_reach(run, target) for target in TARGETS}
+    at = {f"true at {rollouts} rollouts": when(run, "rollouts", rollouts, "true") for rollouts in (640, 1280)}
+    at |= {f"true at {kl} nats": when(run, "kl", kl, "true") for kl in (1, 2, 3)}
+    reached = {f"rollouts to {target:g}": when(run, "true", target) for target in TARGETS}
     ends = {f"{name} at end": last[name] for name in ("true", "kl", "proxy", "length", "segments", "repeats")}
     return {
         **ends,
@@ -266,16 +276,14 @@ def measures(run: list[dict]) -> dict:
     }
 
 
-def value_at(run: list[dict], rollouts: int) -> float:
-    return next(row["true"] for row in run if row["rollouts"] == rollouts)
-
-
-def first_reach(run: list[dict], target: float) -> float | None:
-    """Rollouts until true reward first reaches the target, interpolated between evaluations; None where it does not."""
+def when(run: list[dict], column: str, reaches: float, read: str = "rollouts") -> float | None:
+    """What is read where a column first reaches a value, interpolated between evaluations; None where it does not."""
+    if run[0][column] >= reaches:
+        return run[0][read]
     for before, row in zip(run, run[1:]):
-        if row["true"] >= target:
-            share = (target - before["true"]) / (row["true"] - before["true"])
-            return before["rollouts"] + share * (row["rollouts"] - before["rollouts"])
+        if row[column] >= reaches:
+            share = (reaches - before[column]) / (row[column] - before[column])
+            return before[read] + share * (row[read] - before[read])
     return None
 
 
@@ -293,6 +301,19 @@ def draw(runs: dict[tuple[float, str], list[list[dict]]], options: Options, kind
             plot_side_by_side({"true reward": bands}, path, xlabel=label)
 
 
+def picture(options: Options) -> dict:
+    """The picture of docs/credit.md: true reward against rollouts, of shorter and of longer responses."""
+    panels = {"true reward, 2-6 sentences": "short", "true reward, 6-12 sentences": "long"}
+    found = {label: {} for label in panels}
+    for label, kind in panels.items():
+        for name, arm in FEW.items():
+            runs = [World(kind, seed, options.runs).ppo(name, arm, 0.05, 40) for seed in options.seeds]
+            x = [point["mean"] for point in over_seeds(runs, "rollouts")]
+            found[label][PICTURED[name]] = band(x, over_seeds(runs, "true"))
+    plot_side_by_side(found, options.runs / "credit.png", xlabel="rollouts")
+    return {}
+
+
 def over_seeds(runs: list[list[dict]], column: str) -> list[dict]:
     """Mean and interval of each point of a curve that every seed has."""
     return [summarise([row[column] for row in rows]) for rows in zip(*runs, strict=True)]
@@ -305,7 +326,7 @@ def band(x: Sequence[float], points: list[dict]) -> Band:
 
 
 def summarise(values: Sequence[float | None]) -> dict:
-    """Mean and half-width of the 95 % t interval over the seeds that have a value."""
+    """Mean and half-width of the 95 % t interval over the `n` seeds that have a value, of all in `values`."""
     known = np.array([value for value in values if value is not None], dtype=float)
     half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5 if len(known) > 1 else float("nan")
     rounded = [None if value is None else round(value, 3) for value in values]
@@ -313,18 +334,20 @@ def summarise(values: Sequence[float | None]) -> dict:
 
 
 def shown(summary: dict) -> str:
-    return f"{summary['mean']:.3f} +- {summary['half_width']:.3f}" if summary["n"] else "-"
+    n, of = summary["n"], len(summary["values"])
+    return f"{summary['mean']:.3f} +- {summary['half_width']:.3f}{f' ({n} of {of})' * (n < of)}" if n else "-"
 
 
 PARTS: dict[str, Callable[[Options], dict]] = {
     "models": reward_models,
-    "credit": compared("short", ARMS, 40),
+    "credit": compared("short", ARMS | AT_ENDS, 40),
     "further": compared("short", FEW, 120),
     "long": compared("long", FEW, 40),
     "sum": compared("sum", IN_SUM, 40),
     "asked": compared("asked", FEW, 40),
     "noise": compared("noise", FEW, 40),
-    "lambda": compared("short", LAMBDAS, 40, "segment, at the end, lambda 0.95"),
+    "picture": picture,
+    "lambda": compared("short", LAMBDAS, 40, "segment, at the end"),
 }
 
 

@@ -102,13 +102,13 @@ def normalise(scores: list[float], w_mu: float, w_sigma: float, b_mu: float, b_s
     return out
 
 
-def aggregate(scores: list[float], how: str, tau: float = 1.0) -> float:
+def aggregate(scores: list[float], how: str) -> float:
     """The score of a response with these segment scores; 0 without any."""
     if not scores:
         return 0.0
     if how == "logsumexp":
         top = max(scores)
-        return top + tau * math.log(math.fsum(math.exp((score - top) / tau) for score in scores))
+        return top + math.log(math.fsum(math.exp(score - top) for score in scores))
     return {"avg": math.fsum(scores) / len(scores), "sum": math.fsum(scores), "min": min(scores), "last": scores[-1]}[how]
 
 
@@ -119,7 +119,7 @@ def assign(
     out = [[0.0] * width for _ in rows]
     for b, row in enumerate(rows):
         for k, tokens in enumerate(row):
-            before, now = (aggregate(rewards[b][:n], agg_func, tau) for n in (k, k + 1))
+            before, now = (aggregate(rewards[b][:n], agg_func) for n in (k, k + 1))
             for t in tokens:
                 if kind == "even":
                     out[b][t] = rewards[b][k] / len(tokens)
@@ -135,7 +135,7 @@ def assign(
         if own and kind == "mean_last":
             out[b][lasts[b]] = sum(own) / len(own)
         if own and kind == "score_last":
-            out[b][lasts[b]] = aggregate(own, agg_func, tau)
+            out[b][lasts[b]] = aggregate(own, agg_func)
         if own and kind == "logsumexp_last":
             out[b][lasts[b]] = tau * math.log(sum(math.exp(r / tau) for r in own))
     return out

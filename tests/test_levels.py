@@ -51,18 +51,17 @@ def parsed(monkeypatch, tmp_path):
 
     monkeypatch.setattr(levels, "stage", stage)
     monkeypatch.setattr(levels, "check_segments", lambda *args: {"f1": 0.9, "spearman": 0.8})
-    monkeypatch.setattr(levels, "value_at", lambda run, rollouts: run[1]["true"])
     return commands
 
 
 def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
-    options = levels.Options(seeds=[0, 1], coefficients=[0.2], runs=tmp_path)
+    options = levels.Options(seeds=[0, 1], coefficients=[0.05], runs=tmp_path)
     levels.main(options)
     results = json.loads((tmp_path / "levels.json").read_text())
     assert set(results) == set(levels.PARTS) and results["models"]["f1"]["mean"] == 0.9
     assert all(part["seeds"] == [0, 1] for part in results.values())
-    found = results["credit"]["0.2"]
-    assert list(found) == list(levels.ARMS) and len(found) == 9
+    found = results["credit"]["0.05"]
+    assert len(found) == 10
     # The best true reward of 0.6 is reached after 20 iterations of 64, by differences after 10.
     assert found["bandit"]["rollouts to 0.6"]["mean"] == 1280 and found["segment, difference"]["rollouts to 0.6"]["mean"] == 640
     assert found["segment, difference"]["share of the rollouts to the best of: bandit"]["values"] == [0.5, 0.5]
@@ -70,25 +69,27 @@ def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
         "mean"
     ] == pytest.approx(0.1)
     ppo = [options for command, options in parsed if command == "train-ppo"]
-    # Nine arms, four for longer, four in each of three other kinds of world, five in that of sums, six lambdas; two seeds.
-    assert len(ppo) == 2 * (9 + 4 + 4 * 3 + 5 + 6)
+    # Ten arms, four for longer, four in each of three other kinds of world, five in that of sums, four lambdas; two seeds.
+    assert len(ppo) == 2 * (10 + 4 + 4 * 3 + 5 + 4)
     assert {o.true_reward.split(":")[1] for o in ppo} == {"true_reward", "true_reward_sum", "true_reward_asked"}
     # Location lines go with what pays single segments, and with nothing else.
     assert all((o.fit_tag is not None) == (o.assignment in ("even", "even_mean")) for o in ppo)
     sums = [o for command, o in parsed if command == "train-rm" and o.agg_func == "sum"]
     assert len(sums) == 2 and all(o.reward_level == "segment" for o in sums)
     assert {o.iterations for o in ppo} == {40, 120} and {o.lam for o in ppo} == {0.9, 0.95, 1.0}
-    assert all((tmp_path / f"{kind}-40-0.2-kl.png").stat().st_size for kind in levels.KINDS)
+    assert all((tmp_path / f"{kind}-40-0.05-kl.png").stat().st_size for kind in levels.KINDS)
     done = len(parsed)
     levels.main(options)
     assert len(parsed) == done and json.loads((tmp_path / "levels.json").read_text()) == results
 
 
 def test_between_evaluations_rewards_run_straight():
-    run = [{"rollouts": x, "true": y} for x, y in ((0, 0.0), (320, 0.4), (640, 0.3), (960, 0.7))]
-    assert levels.first_reach(run, 0.3) == pytest.approx(240)
-    assert levels.first_reach(run, 0.5) == pytest.approx(800)
-    assert levels.first_reach(run, 0.71) is None
+    run = [{"rollouts": x, "true": y, "kl": x / 320} for x, y in ((0, 0.0), (320, 0.4), (640, 0.3), (960, 0.7))]
+    assert levels.when(run, "true", 0.3) == pytest.approx(240)
+    assert levels.when(run, "true", 0.5) == pytest.approx(800)
+    assert levels.when(run, "true", 0.71) is None
+    assert levels.when(run, "kl", 1.5, "true") == pytest.approx(0.35)
+    assert levels.when(run, "true", -0.5) == 0
 
 
 def test_intervals_are_students():
@@ -96,4 +97,5 @@ def test_intervals_are_students():
     # The 97.5 % quantile of Student's t with 2 degrees of freedom is 4.3027, the standard error 1 / sqrt(3).
     assert (summary["mean"], summary["n"]) == (2.0, 3)
     assert summary["half_width"] == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert levels.shown(summary) == "2.000 +- 2.484 (3 of 4)"
     assert levels.shown(levels.summarise([None])) == "-"

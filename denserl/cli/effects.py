@@ -90,8 +90,8 @@ EFFECTS: dict[str, tuple[str, Callable[[Settings], object]]] = {
         lambda s: s["penalise_unfinished"] or s["penalise_longer_than"],
     ),
     "tau": (
-        "without --assignment logsumexp_last or --agg_func logsumexp",
-        lambda s: s["assignment"] in ("logsumexp_last", "segment_last_logsumexp") or s["agg_func"] == "logsumexp",
+        "without --assignment logsumexp_last",
+        lambda s: s["assignment"] in ("logsumexp_last", "segment_last_logsumexp"),
     ),
     **dict.fromkeys(("reward_mean", "reward_std"), ("without --normalizer scalar", _normalizes_by("scalar"))),
     **dict.fromkeys(("fit_tag", "params"), ("without --normalizer location", _normalizes_by("location"))),

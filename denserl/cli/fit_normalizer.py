@@ -100,7 +100,7 @@ def run(options: Options) -> dict:
         say(f"{path}: {shown}\n  [w_mu, w_sigma, b_mu, b_sigma] = {json.dumps([round(c, 4) for c in constants])}")
         fitted_on = f"{record['segments']} segments at {record['groups']} places"
         say(f"  R^2 of the mean {mean.r2:.3f}, of the std {std.r2:.3f}; {fitted_on}")
-        say(f"  scores of responses: --reward_mean {score_mean:.4f} --reward_std {score_std:.4f}")
+        say(f"  scores of responses, for train-ppo: --reward_mean {score_mean:.4f} --reward_std {score_std:.4f}")
     distributed.barrier()
     return record
 

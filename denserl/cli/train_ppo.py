@@ -43,7 +43,7 @@ Assignment = Literal[
 
 @dataclass(kw_only=True)
 class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
-    """PPO against a reward model. --reward_level sets threshold, assignment and normaliser; each can be set alone as well."""
+    """PPO against a reward model. --reward_level sets threshold and assignment, that the normaliser; each can be set alone."""
 
     model: str
     """Policy to start from, and the reference: the SFT model, folder or hub name."""
@@ -74,9 +74,10 @@ class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
     reward_std: float | None = None
     """Standard deviation for the scalar normaliser; default: the reward model's config; of an ensemble 1."""
     tau: float = 1.0
-    """Temperature of logsumexp_last, and of the aggregation logsumexp."""
+    """Temperature of logsumexp_last."""
     length_norm: bool = False
-    """Also divide token rewards by the response length (token level only)."""
+    """Also divide token rewards by the response length; at token level, with an assignment that pays every segment its whole
+    reward, or the mean of them."""
     penalise_unfinished: bool = False
     """A response without end-of-turn token gets -penalty on every token instead of its rewards."""
     penalise_longer_than: int | None = None
@@ -276,7 +277,7 @@ def make_sampler(options, current_policy: Callable, tokenizer):
 def make_dense_reward(options: Options, reward_configs: list):
     """The way from scores to token rewards that the level and the overriding flags ask for; of the reward models' configs."""
     from denserl.models.loading import stored_settings
-    from denserl.ppo_utils.assignment import WHOLE, canonical_kind
+    from denserl.ppo_utils.assignment import OF_SCORE, SHARE, canonical_kind
     from denserl.ppo_utils.dense_reward import DenseReward
     from denserl.rewards.ensemble import common_settings
 
@@ -288,9 +289,9 @@ def make_dense_reward(options: Options, reward_configs: list):
     )
     assignment = canonical_kind(assignment_kind(options.reward_level, options.assignment))
     require(
-        not options.length_norm or assignment in WHOLE,
-        f"--length_norm with the assignment {assignment}, whose payments do not grow with the length",
-        "add --assignment even, or leave --length_norm out",
+        not options.length_norm or assignment not in (*OF_SCORE, *SHARE),
+        f"--length_norm with --assignment {assignment}, which pays the response's score whatever its length",
+        "leave --length_norm out, or pay as published, --assignment even --fit_tag TAG",
     )
     for path, config in zip(options.reward_model, reward_configs, strict=True):
         trained = stored_settings(config, path).entropy_threshold
@@ -315,7 +316,7 @@ def make_dense_reward(options: Options, reward_configs: list):
 
 
 def _normalizer(options: Options, assignment: str, agg_func: str, threshold: float, stored):
-    from denserl.ppo_utils.assignment import CHANGE
+    from denserl.ppo_utils.assignment import OF_SCORE
     from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
     from denserl.rewards.aggregation import SHIFTED_WHOLE
     from denserl.segmentation import BANDIT_THRESHOLD
@@ -325,18 +326,25 @@ def _normalizer(options: Options, assignment: str, agg_func: str, threshold: flo
         return None
     if kind == "scalar":
         require(
-            agg_func in SHIFTED_WHOLE or assignment in (*CHANGE, "score_last") or threshold >= BANDIT_THRESHOLD,
+            agg_func in SHIFTED_WHOLE or assignment in OF_SCORE or threshold >= BANDIT_THRESHOLD,
             f"--assignment {assignment} with the scalar normaliser: its mean and std are of whole responses' scores, and do "
             f"not normalise single segments of the aggregation {agg_func}",
             "use --assignment difference, difference_end or score_last, or --normalizer none or location",
         )
+        given = options.reward_mean is not None and options.reward_std is not None
+        require(
+            given or agg_func == stored.agg_func,
+            f"{names}: the stored mean and std are of scores by the aggregation {stored.agg_func}; rewards are aggregated with "
+            f"{agg_func}",
+            "leave --agg_func out, or add --reward_mean and --reward_std",
+        )
         mean = options.reward_mean if options.reward_mean is not None else stored.mean
         std = options.reward_std if options.reward_std is not None else stored.std
+        as_published = "" if threshold >= BANDIT_THRESHOLD else "; or pay as published, --assignment even --fit_tag TAG"
         require(
             mean is not None and std is not None and std > 0,
             f"{names}: the scalar normaliser needs a mean and a std > 0; its config has mean {mean}, std {std}",
-            "add --reward_mean and --reward_std, which denserl fit-normalizer prints and denserl train-rm stores; or pay as "
-            "published, --assignment even --fit_tag TAG",
+            f"add --reward_mean and --reward_std, or train it with denserl train-rm, which stores them{as_published}",
         )
         return ScalarNormalizer(mean, std)
     model_type = options.model_type or stored.model_type

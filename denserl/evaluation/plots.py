@@ -9,8 +9,8 @@ import numpy as np
 LEVEL_COLOURS = {"segment": "#0072B2", "token": "#D55E00", "bandit": "#009E73", "segment-published": "#CC79A7"}
 LEVEL_MARKS = {"segment": "o", "token": "s", "bandit": "^", "segment-published": "D"}
 # For lines of any name; the first are the levels' own.
-COLOURS = (*LEVEL_COLOURS.values(), "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKS = (*LEVEL_MARKS.values(), "v", "P", "X", "*")
+COLOURS = (*LEVEL_COLOURS.values(), "#E69F00", "#56B4E9", "#000000", "#999999", "#8C564B", "#5D3A9B")
+MARKS = (*LEVEL_MARKS.values(), "v", "P", "X", "*", "<", ">")
 FEW_POINTS = 40
 
 

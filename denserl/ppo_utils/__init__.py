@@ -1,1 +1,1 @@
-"""Using a reward: normalise it by place, spread it over tokens, and the formulas of PPO. Pure tensor code."""
+"""Using a reward: normalise it, pay segments and tokens, and the formulas of PPO. Pure tensor code."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from denserl.rewards.aggregation import running_aggregate
+from denserl.rewards.aggregation import running_aggregate, valid_scores
 from denserl.segmentation import Segments
 
 # What each segment is paid for itself: its reward; its share of the mean; or what it changes in the response's score.
@@ -13,6 +13,8 @@ SHARE = ("even_mean",)
 CHANGE = ("difference", "difference_end")
 # What the response is paid, at its last token.
 AT_LAST = ("mean_last", "logsumexp_last", "score_last")
+# What is paid adds up to the score of the response.
+OF_SCORE = (*CHANGE, "score_last")
 KINDS = (*WHOLE, *SHARE, *CHANGE, *AT_LAST)
 ALIASES = {
     "segment_normalization": "even",
@@ -31,19 +33,24 @@ def canonical_kind(kind: str) -> str:
     return kind
 
 
-def score_changes(running: Tensor) -> Tensor:
+def score_changes(segment_rewards: Tensor, counts: Tensor, agg_func: str = "avg") -> Tensor:
     """What each segment changes in the score of its response: d_k = m_k - m_{k-1}, with m_0 = 0 (docs/credit.md).
 
-    The sum of the first k is m_k, and of all m_K, the response's score: potential-based shaping (Ng, Harada and Russell 1999)
-    of one reward at the end, with the score of what has been said so far as potential.
+    m_k is the aggregate of the first k segment rewards, so that the sum of the first k changes is m_k, and of all the
+    response's score: potential-based shaping (Ng, Harada and Russell 1999) of one reward at the end, segment by segment, with
+    the score of what has been said so far as potential.
 
     Args:
-        running: (B, K_max), the score of each response's first k segments in slot k - 1 (`running_aggregate`).
+        segment_rewards: (B, K_max), anything past a row's K. counts: (B,) long, K of each row. agg_func: see `aggregate`.
 
-    Returns: (B, K_max) fp32; no meaning past a row's K.
+    Returns: (B, K_max) fp32, 0 past a row's K. A change depends on its segment and those before it alone.
+
+    Raises:
+        ValueError: unknown aggregate.
     """
-    running = running.float()
-    return running - pad(running, (1, 0))[:, :-1]
+    # In double precision: a long response's sum is large beside its last segment's part in it.
+    running = running_aggregate(segment_rewards.double(), counts, agg_func)
+    return valid_scores(running - pad(running, (1, 0))[:, :-1], counts).float()
 
 
 def assign_rewards(
@@ -54,7 +61,7 @@ def assign_rewards(
     tau: float = 1.0,
     agg_func: str = "avg",
 ) -> Tensor:
-    """Spread segment rewards over tokens (arXiv 2501.02790, section 3.3; the differences are ours, docs/credit.md).
+    """Spread segment rewards over tokens (arXiv 2501.02790, section 3.3; those of the score are ours, docs/credit.md).
 
     even: r_k / length_k on each token of segment k. repeat: r_k on each. end: r_k at its last token. even_mean: r_k / K, split
     like even. difference: what r_k changes in the aggregate of the rewards so far (`score_changes`), split like even;
@@ -67,7 +74,7 @@ def assign_rewards(
         kind: one of KINDS or of ALIASES.
         response_mask: (B, T), says where the response's last token is for the `_last` kinds. Without it, that is the
             last token of the last segment, which leaves out an end-of-turn token below the bandit level.
-        tau: temperature of every logsumexp, > 0.
+        tau: temperature of logsumexp_last, > 0.
         agg_func: how segment rewards make the score of a response (`aggregate`), for the differences and score_last.
 
     Returns: (B, T) fp32, 0 on every other token and on padding.
@@ -78,13 +85,13 @@ def assign_rewards(
     kind = canonical_kind(kind)
     if tau <= 0:
         raise ValueError(f"tau is {tau}; it must be > 0")
-    if kind in CHANGE or kind == "score_last":
-        segment_rewards = score_changes(running_aggregate(segment_rewards, segments.counts, agg_func, tau))
+    if kind in OF_SCORE:
+        segment_rewards = score_changes(segment_rewards, segments.counts, agg_func)
     return spread(segment_rewards, segments, kind, response_mask, tau)
 
 
 def spread(segment_rewards: Tensor, segments: Segments, kind: str, response_mask: Tensor | None, tau: float) -> Tensor:
-    """`assign_rewards` of what segments are paid: for the differences and score_last their `score_changes`."""
+    """`assign_rewards` of what segments are paid: their `score_changes` where the kind is OF_SCORE, else their rewards."""
     rewards = segment_rewards.float()
     if kind not in AT_LAST:
         if kind == "even_mean":

@@ -3,16 +3,15 @@
 Where the scores come from (a reward model, an ensemble, a function) is not known here.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from denserl.ppo_utils.assignment import CHANGE, canonical_kind, score_changes, spread
-from denserl.ppo_utils.normalizer import ScalarNormalizer
-from denserl.rewards.aggregation import aggregate, running_aggregate, valid_scores
+from denserl.ppo_utils.assignment import OF_SCORE, canonical_kind, score_changes, spread
+from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
+from denserl.rewards.aggregation import SHIFTED_WHOLE, aggregate
 from denserl.segmentation import Segments, segment_by_entropy, segment_scores
 
 
@@ -22,7 +21,7 @@ class DenseRewards(NamedTuple):
     tokens: Tensor  # (B, T) reward of each token, before clipping and the KL penalty
     segments: Segments
     raw: Tensor  # (B, K_max) segment scores as the reward source gives them
-    normalised: Tensor  # (B, K_max)
+    normalised: Tensor  # (B, K_max); the changes where the scalar normaliser knows nothing of single segments
     changes: Tensor  # (B, K_max) what each segment changes in the response's normalised score, which is their sum; 0 past K
 
 
@@ -44,7 +43,7 @@ class DenseReward:
 
     threshold: float
     assignment: str
-    normalizer: Callable[[Tensor, Tensor], Tensor] | None
+    normalizer: LocationNormalizer | ScalarNormalizer | None
     agg_func: str = "avg"
     tau: float = 1.0
     length_norm: bool = False
@@ -59,11 +58,9 @@ class DenseReward:
         """token_scores, entropy (reference model, nats), response_mask: (B, T); ended: (B,) bool."""
         segments = segment_by_entropy(entropy, response_mask, self.threshold, ended)
         raw = segment_scores(token_scores, segments)
-        normalised = self.normalizer(raw, segments.counts) if self.normalizer else raw
-        changes = self._changes(raw, normalised, segments.counts)
+        normalised, changes = self._normalised(raw, segments.counts)
         kind = canonical_kind(self.assignment)
-        paid = changes if kind in CHANGE or kind == "score_last" else normalised
-        rewards = spread(paid, segments, kind, response_mask, self.tau)
+        rewards = spread(changes if kind in OF_SCORE else normalised, segments, kind, response_mask, self.tau)
         length = response_mask.sum(1, keepdim=True)
         if self.length_norm:
             rewards = rewards / length.clamp(min=1)
@@ -77,11 +74,13 @@ class DenseReward:
 
     def score(self, segment_scores: Tensor, counts: Tensor) -> Tensor:
         """(B,) the scores of responses, before normalisation."""
-        return aggregate(segment_scores, counts, self.agg_func, self.tau)
+        return aggregate(segment_scores, counts, self.agg_func)
 
-    def _changes(self, raw: Tensor, normalised: Tensor, counts: Tensor) -> Tensor:
-        """(B, K_max) what each segment changes in the response's normalised score."""
-        of_responses = isinstance(self.normalizer, ScalarNormalizer)
-        running = running_aggregate(raw if of_responses else normalised, counts, self.agg_func, self.tau)
-        running = self.normalizer(running, counts) if of_responses else running
-        return valid_scores(score_changes(running), counts)
+    def _normalised(self, raw: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K_max) normalised segment rewards, and what each segment changes in the response's normalised score."""
+        if not isinstance(self.normalizer, ScalarNormalizer):
+            normalised = self.normalizer(raw, counts) if self.normalizer else raw
+            return normalised, score_changes(normalised, counts, self.agg_func)
+        changes = self.normalizer.changes(score_changes(raw, counts, self.agg_func), counts)
+        # The moments of a sum's scores are not those of its segments, of which then only the changes are known.
+        return self.normalizer(raw, counts) if self.agg_func in SHIFTED_WHOLE else changes, changes

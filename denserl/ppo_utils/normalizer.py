@@ -70,7 +70,7 @@ class LocationNormalizer:
 
 @dataclass(frozen=True)
 class ScalarNormalizer:
-    """Normalise every reward by one mean and one standard deviation: (r - mean) / std. ValueError unless std > 0."""
+    """Normalise by the mean and standard deviation of responses' scores: (r - mean) / std. ValueError unless std > 0."""
 
     mean: float
     std: float
@@ -82,6 +82,15 @@ class ScalarNormalizer:
     def __call__(self, segment_scores: Tensor, counts: Tensor) -> Tensor:
         """(B, K_max) -> (B, K_max) fp32, 0 past a row's K."""
         return valid_scores((segment_scores.float() - self.mean) / self.std, counts)
+
+    def changes(self, changes: Tensor, counts: Tensor) -> Tensor:
+        """What segments change in the normalised score of a response, given what they change in the score itself.
+
+        The score of a response's first segments is normalised like that of a whole one, (m_k - mean) / std, so that the first
+        change is (m_1 - mean) / std, and any other d_k / std. (B, K_max) -> (B, K_max) fp32, 0 past a row's K.
+        """
+        first = torch.arange(changes.shape[1], device=changes.device) == 0
+        return valid_scores((changes.float() - self.mean * first) / self.std, counts)
 
 
 def log_places(width: int, counts: Tensor) -> Tensor:

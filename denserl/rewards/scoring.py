@@ -29,7 +29,7 @@ def response_rewards_logprobs(reward_model: nn.Module, batch: ResponseBatch, row
 def score_responses(
     reward_model: nn.Module, batch: ResponseBatch, entropy: Tensor, threshold: float, agg_func: str
 ) -> tuple[Tensor, Segments]:
-    """Sequence scores (B,) and the segments they average; every response must end with the end-of-turn token."""
+    """Sequence scores (B,) and the segments they are made of; every response must end with the end-of-turn token."""
     segments = segment_by_entropy(entropy, batch.response_mask, threshold)
     rewards = segment_scores(response_token_rewards(reward_model, batch), segments)
     return aggregate(rewards, segments.counts, agg_func), segments
@@ -67,7 +67,7 @@ def pair_metrics(sums: dict[str, float]) -> dict[str, float]:
     """Metrics of the pairs that `pair_sums` summed: accuracy (ties count half), rewards, lengths, length bias.
 
     `length_accuracy` is the accuracy of preferring the longer response; `length_correlation` is Pearson's between score and
-    length; `score_mean` and `score_std` are over all sequences, for the bandit normaliser.
+    length; `score_mean` and `score_std` are over all sequences, for the scalar normaliser.
     """
     pairs = max(sums["pairs"], 1.0)
     count = 2 * pairs

@@ -25,7 +25,7 @@ denserl train-rm "${rm[@]}" --data "${pairs[@]}" --eval_data "${held_out[@]}" --
 denserl train-rm "${rm[@]}" --data "${pairs[@]}" --eval_data "${held_out[@]}" --output_dir "$out/rm-bandit" \
     --reward_level bandit "${lengths[@]}" "${small[@]}"
 # What judges in the end has seen other pairs as well, and starts from another head.
-denserl train-rm "${rm[@]}" --data "${pairs[@]}" "${held_out[@]}" --eval_data "${held_out[@]}" --output_dir "$out/gold" \
+denserl train-rm "${rm[@]}" --data "${pairs[@]}" "${held_out[@]}" --output_dir "$out/gold" \
     --reward_level bandit --seed 1 "${lengths[@]}" "${small[@]}"
 denserl fit-normalizer --reward_model "$out/rm" --data "${pairs[@]}" --on_bad_row skip --dataset_tag real \
     --params "$out/param.json" --output_dir "$out/fit" --cache_dir "$out/cache" "${lengths[@]}"

@@ -30,7 +30,7 @@ PPO = {
     "warmup_ratio": 0.2,
     "weight_decay": 0.01,
 }
-# The other average, the published way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
+# The other average, another way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
 PPO_BY_TOKEN = PPO | {
     "ppo_epochs": 1,
     "train_batch_size": 4,
@@ -38,7 +38,6 @@ PPO_BY_TOKEN = PPO | {
     "samples_per_prompt": 1,
     "average": "token_mean",
     "reward_level": "token",
-    "assignment": "even",
     "entropy_threshold": None,
     "penalise_longer_than": 10,
     "freeze_actor_steps": 2,
@@ -118,6 +117,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
     held_out = {"eval_prompts": world.prompts}
     return {
         "ppo": Training("train_ppo", world.argv, PPO | held_out | {"ptx_data": text}),
+        "ppo-published": Training("train_ppo", world.argv, PPO | held_out | {"assignment": "even"}),
         "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
         "sft": Training("train_sft", argv("demonstrations"), {}),

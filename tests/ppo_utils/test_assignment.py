@@ -152,7 +152,19 @@ def test_the_vector(agg_func, changes):
 
 
 def test_changes_are_steps_of_the_running_score():
-    assert score_changes(torch.tensor([[2, 5, 4]])).tolist() == [[2.0, 3.0, -1.0]]
+    rewards, counts = torch.tensor([[2, 5, 4], [3, 9, 9]]), torch.tensor([3, 1])
+    assert score_changes(rewards, counts, "last").tolist() == [[2.0, 3.0, -1.0], [3.0, 0.0, 0.0]]
+    assert score_changes(rewards, counts).tolist() == [[2.0, 1.5, pytest.approx(11 / 3 - 3.5)], [3.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("agg_func", AGGREGATIONS)
+def test_changes_of_a_long_response_are_as_exact_as_those_of_a_short_one(agg_func):
+    """Of a sum that has grown to 10 000, the next reward of 5 is still right to fp32's own rounding."""
+    rewards = 5 + torch.randn(1, 2000, generator=torch.Generator().manual_seed(0))
+    found = score_changes(rewards, torch.tensor([2000]), agg_func)[0, -1].item()
+    scores = rewards[0].tolist()
+    expected = loops.aggregate(scores, agg_func) - loops.aggregate(scores[:-1], agg_func)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 HAND = loops.to_segments([[[0, 1], [2]]], width=5)

@@ -656,9 +656,10 @@ MISTAKES = [
     ),
     ({"assignment": "even", "fit_tag": None}, "needs the dataset tag", "--fit_tag"),
     ({"length_norm": True}, "token level only", "--reward_level token"),
-    (LEVELS["token"] | {"length_norm": True}, "--length_norm with the assignment difference", "--assignment even"),
+    (LEVELS["token"] | {"length_norm": True}, "--length_norm with --assignment difference", "--assignment even"),
+    ({"agg_func": "sum"}, "the stored mean and std are of scores by the aggregation avg", "--reward_mean"),
     (
-        {"assignment": "mean_last", "agg_func": "sum"},
+        {"assignment": "mean_last", "agg_func": "sum", "reward_mean": 0, "reward_std": 1},
         "--assignment mean_last with the scalar normaliser: its mean and std are of whole responses' scores",
         "--assignment difference",
     ),
