@@ -20,8 +20,7 @@ class Options:
     scale: float = 1.0
     """Share of the rows written."""
     truth: Literal["mean", "sum", "asked"] = "mean"
-    """What makes a response good: mean or sum of its sentences' values; asked: the mean, less a cost of saying more or fewer
-    sentences than the prompt asks for."""
+    """What a response is worth: mean or sum of its sentences' values; asked: the mean, less a cost of more or fewer."""
     min_sentences: int = 2
     """Fewest sentences of the responses that are drawn."""
     max_sentences: int = 6

@@ -57,12 +57,12 @@ class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
     agg_func: Aggregation | None = None
     """How segment rewards make the score of a response; default: as the reward model was trained, from its config."""
     assignment: Assignment | None = None
-    """What is paid, and where: difference, what a segment changes in the response's score (difference_end: at its last token);
-    even, the segment's whole reward, as published; even_mean, the same / number of segments; repeat, end: on each, at the last
-    of its tokens; score_last, the response's score at its last token; mean_last, logsumexp_last. Default: the level's own."""
+    """difference: what a segment changes in the response's score, split over its tokens; difference_end: at the last of them.
+    even: its whole reward, as published; even_mean: that / number of segments; repeat, end: on each token, on the last.
+    score_last: the response's score, at its last token; mean_last, logsumexp_last: as published. Default: the level's own."""
     normalizer: Literal["location", "scalar", "none"] | None = None
-    """scalar: mean and std of responses' scores; location: lines in the place of a segment, from param.json; none. Default:
-    scalar for the differences and what is paid at the end, location for even, even_mean, repeat and end below bandit."""
+    """scalar: mean and std of responses' scores. location: lines in a segment's place, from param.json. none: as they are.
+    Default: location for even, even_mean, repeat and end below the bandit level, scalar for all others."""
     model_type: str | None = None
     """Model family in param.json; default: the one in the reward model's config, on which those of an ensemble must agree."""
     fit_tag: str | None = None
@@ -76,8 +76,7 @@ class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
     tau: float = 1.0
     """Temperature of logsumexp_last."""
     length_norm: bool = False
-    """Also divide token rewards by the response length; at token level, with an assignment that pays every segment its whole
-    reward, or the mean of them."""
+    """Also divide token rewards by the response length (token level only; not with what pays the response's score)."""
     penalise_unfinished: bool = False
     """A response without end-of-turn token gets -penalty on every token instead of its rewards."""
     penalise_longer_than: int | None = None
