@@ -48,24 +48,27 @@ AT_LEVEL = {"at the end": "score_last", "even": "even", "even / K": "even_mean",
 ARMS = {"bandit": BANDIT} | {
     f"{level}, {name}": Arm(level, kind) for level in ("segment", "token") for name, kind in AT_LEVEL.items()
 }
-FEW = {name: ARMS[name] for name in ("bandit", "segment, at the end", "segment, even", "segment, difference")}
 AT_ENDS = {"segment, difference at ends": Arm("segment", "difference_end")}
+FEW = {name: ARMS[name] for name in ("bandit", "segment, at the end", "segment, even", "segment, difference")} | AT_ENDS
 IN_SUM = {
     "bandit": BANDIT,
     "sum, at the end": Arm("segment", "score_last", "sum"),
-    "sum, difference": Arm("segment", "difference", "sum"),
+    "sum, difference at ends": Arm("segment", "difference_end", "sum"),
     "mean, even": Arm("segment", "even"),
-    "mean, difference": Arm("segment", "difference"),
+    "mean, difference at ends": Arm("segment", "difference_end"),
 }
 PICTURED = {
     "bandit": "one reward, by a model of responses",
     "segment, at the end": "one reward, by the segment model",
     "segment, even": "each segment its reward (published)",
-    "segment, difference": "each segment what it changes",
+    "segment, difference at ends": "each segment what it changes, at its end",
 }
 # Beside lambda 0.95, which the arms have by themselves.
-LAMBDAS = {name: FEW[name] for name in ("segment, at the end", "segment, difference")}
-LAMBDAS |= {f"{name}, lambda {lam:g}": arm._replace(flags={"lam": lam}) for name, arm in LAMBDAS.items() for lam in (0.9, 1.0)}
+LAMBDAS = {name: FEW[name] for name in ("segment, at the end", "segment, difference", *AT_ENDS)}
+LAMBDAS |= {f"{name}, lambda {x:g}": arm._replace(flags={"lam": x}) for name, arm in LAMBDAS.items() for x in (0.8, 0.9, 1.0)}
+
+# The lambda that suits differences, for longer responses too.
+LONGER = ("segment, difference at ends, lambda 0.8",)
 
 
 class Kind(NamedTuple):
@@ -306,10 +309,10 @@ def picture(options: Options) -> dict:
     panels = {"true reward, 2-6 sentences": "short", "true reward, 6-12 sentences": "long"}
     found = {label: {} for label in panels}
     for label, kind in panels.items():
-        for name, arm in FEW.items():
-            runs = [World(kind, seed, options.runs).ppo(name, arm, 0.05, 40) for seed in options.seeds]
+        for name, told in PICTURED.items():
+            runs = [World(kind, seed, options.runs).ppo(name, FEW[name], 0.05, 40) for seed in options.seeds]
             x = [point["mean"] for point in over_seeds(runs, "rollouts")]
-            found[label][PICTURED[name]] = band(x, over_seeds(runs, "true"))
+            found[label][told] = band(x, over_seeds(runs, "true"))
     plot_side_by_side(found, options.runs / "credit.png", xlabel="rollouts")
     return {}
 
@@ -342,7 +345,7 @@ PARTS: dict[str, Callable[[Options], dict]] = {
     "models": reward_models,
     "credit": compared("short", ARMS | AT_ENDS, 40),
     "further": compared("short", FEW, 120),
-    "long": compared("long", FEW, 40),
+    "long": compared("long", FEW | {name: LAMBDAS[name] for name in LONGER}, 40),
     "sum": compared("sum", IN_SUM, 40),
     "asked": compared("asked", FEW, 40),
     "noise": compared("noise", FEW, 40),

@@ -23,7 +23,12 @@ def finished(tmp_path_factory):
 def test_all_levels_run_to_the_end(finished):
     folder, results = finished
     assert list(results["levels"]) == ["segment", "segment-published", "token", "bandit"]
-    assert [way["assignment"] for way in results["levels"].values()] == ["difference", "even", "difference", "mean_last"]
+    assert [way["assignment"] for way in results["levels"].values()] == [
+        "difference_end",
+        "even",
+        "difference_end",
+        "mean_last",
+    ]
     for level, result in results["levels"].items():
         assert 0 <= result["rm_accuracy"] <= 1
         assert -1 <= result["true_before"] <= 1 and -1 <= result["true_after"] <= 1

@@ -107,5 +107,5 @@ def test_the_python_of_the_readme_runs():
     # The last segment stands at p = 1, where ln p = 0: (4 - 0.4705) / 2.8339.
     assert shown["rewards"][0, 2].item() == pytest.approx((4 - 0.4705) / 2.8339, rel=1e-5)
     # Running means 1, 2 and 8 / 3; the second segment has two tokens.
-    assert shown["paid"][0].tolist() == pytest.approx([1, 0.5, 0.5, 2 / 3, 0], rel=1e-6)
+    assert shown["paid"][0].tolist() == pytest.approx([1, 0, 1, 2 / 3, 0], rel=1e-6)
     assert shown["published"][0, 3].item() == pytest.approx((4 - 0.4705) / 2.8339, rel=1e-5)

@@ -38,7 +38,7 @@ def parsed(monkeypatch, tmp_path):
         if command == "train-rm":
             (folder / "metrics.jsonl").write_text(json.dumps({"eval_accuracy": 0.7}) + "\n")
         if command == "train-ppo":
-            faster = 2 if options.assignment == "difference" else 1
+            faster = 2 if options.assignment in ("difference", "difference_end") else 1
             names = ("kl", "normalised_reward", "response_length", "segments")
             rows = [
                 {"step": step, "eval_true_reward": TRUE[min(faster * step, 40)], **{f"eval_{name}": step for name in names}}
@@ -69,14 +69,14 @@ def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
         "mean"
     ] == pytest.approx(0.1)
     ppo = [options for command, options in parsed if command == "train-ppo"]
-    # Ten arms, four for longer, four in each of three other kinds of world, five in that of sums, four lambdas; two seeds.
-    assert len(ppo) == 2 * (10 + 4 + 4 * 3 + 5 + 4)
+    # Ten arms, five for longer, five in three kinds of world, six in that of long responses, nine more lambdas; two seeds.
+    assert len(ppo) == 2 * (10 + 5 + 5 * 3 + 6 + 9)
     assert {o.true_reward.split(":")[1] for o in ppo} == {"true_reward", "true_reward_sum", "true_reward_asked"}
     # Location lines go with what pays single segments, and with nothing else.
     assert all((o.fit_tag is not None) == (o.assignment in ("even", "even_mean")) for o in ppo)
     sums = [o for command, o in parsed if command == "train-rm" and o.agg_func == "sum"]
     assert len(sums) == 2 and all(o.reward_level == "segment" for o in sums)
-    assert {o.iterations for o in ppo} == {40, 120} and {o.lam for o in ppo} == {0.9, 0.95, 1.0}
+    assert {o.iterations for o in ppo} == {40, 120} and {o.lam for o in ppo} == {0.8, 0.9, 0.95, 1.0}
     assert all((tmp_path / f"{kind}-40-0.05-kl.png").stat().st_size for kind in levels.KINDS)
     done = len(parsed)
     levels.main(options)

@@ -89,9 +89,9 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "segment": Way("segment", "difference"),
+    "segment": Way("segment", "difference_end"),
     "segment-published": Way("segment", "even"),
-    "token": Way("token", "difference"),
+    "token": Way("token", "difference_end"),
     "bandit": Way("bandit", "mean_last"),
 }
 

@@ -23,7 +23,7 @@ NORMALIZERS = {
 
 def assignment_kind(level: str, kind: str | None) -> str:
     """The assignment of a reward level, unless one is given."""
-    return kind or ("mean_last" if level == "bandit" else "difference")
+    return kind or ("mean_last" if level == "bandit" else "difference_end")
 
 
 def normalizer_kind(level: str, assignment: str | None, kind: str | None) -> str:

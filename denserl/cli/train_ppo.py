@@ -24,8 +24,8 @@ from denserl.cli.reward_models import RewardModelOptions, load_reward_models, re
 log = logging.getLogger(__name__)
 
 Assignment = Literal[
-    "difference",
     "difference_end",
+    "difference",
     "score_last",
     "even",
     "even_mean",
@@ -49,7 +49,7 @@ class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
     """Policy to start from, and the reference: the SFT model, folder or hub name."""
 
     reward_level: Level = "segment"
-    """segment: threshold 1.75, difference; token: 0, difference; bandit: 1000, mean_last."""
+    """segment: threshold 1.75, difference_end; token: 0, difference_end; bandit: 1000, mean_last."""
     entropy_threshold: float | None = None
     """Entropy (nats) above which a token opens a segment; default: the level's own."""
     segment_method: Literal["peak"] = "peak"
@@ -57,7 +57,7 @@ class Options(RewardModelOptions, OptimisationOptions, DataOptions, RunOptions):
     agg_func: Aggregation | None = None
     """How segment rewards make the score of a response; default: as the reward model was trained, from its config."""
     assignment: Assignment | None = None
-    """difference: what a segment changes in the response's score, split over its tokens; difference_end: at the last of them.
+    """difference_end: what a segment changes in the response's score, at its last token; difference: split over all of them.
     even: its whole reward, as published; even_mean: that / number of segments; repeat, end: on each token, on the last.
     score_last: the response's score, at its last token; mean_last, logsumexp_last: as published. Default: the level's own."""
     normalizer: Literal["location", "scalar", "none"] | None = None
@@ -328,7 +328,7 @@ def _normalizer(options: Options, assignment: str, agg_func: str, threshold: flo
             agg_func in SHIFTED_WHOLE or assignment in OF_SCORE or threshold >= BANDIT_THRESHOLD,
             f"--assignment {assignment} with the scalar normaliser: its mean and std are of whole responses' scores, and do "
             f"not normalise single segments of the aggregation {agg_func}",
-            "use --assignment difference, difference_end or score_last, or --normalizer none or location",
+            "use --assignment difference_end, difference or score_last, or --normalizer none or location",
         )
         given = options.reward_mean is not None and options.reward_std is not None
         require(

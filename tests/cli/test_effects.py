@@ -96,7 +96,7 @@ def test_a_file_has_no_split(tmp_path, monkeypatch):
         ("token", "segment_normalization", None, "location"),
         ("segment", "score_last", None, "scalar"),
         ("segment", "segment_last_avg", None, "scalar"),
-        ("segment", "difference", "location", "location"),
+        ("segment", "difference_end", "location", "location"),
         ("bandit", None, None, "scalar"),
         ("bandit", "even", None, "scalar"),
         ("bandit", None, "none", "none"),

@@ -22,7 +22,7 @@ RESULTS = {
             "rollouts_to_target": 1024,
             "level": "segment",
             "threshold": 1.0,
-            "assignment": "difference",
+            "assignment": "difference_end",
             "normalizer": "scalar",
         },
         "segment-published": {

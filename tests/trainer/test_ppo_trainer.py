@@ -29,6 +29,7 @@ LEVELS = {
 }
 # The levels as they are by themselves, and as published.
 WAYS = LEVELS | {f"{level}, published": LEVELS[level] | {"assignment": "even"} for level in ("segment", "token")}
+WAYS["segment, split"] = LEVELS["segment"] | {"assignment": "difference"}
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ class Judged:
             normalised, kind = loops.normalise(raw, *self.world.lines), "even"
         else:
             normalised = [(score - self.world.mean) / self.world.std for score in raw]
-            kind = "mean_last" if self.way == "bandit" else "difference"
+            kind = {"bandit": "mean_last", "segment, split": "difference"}.get(self.way, "difference_end")
         self.raw.append(raw)
         self.normalised.append(normalised)
         self.segments.append(segments)
@@ -656,7 +657,7 @@ MISTAKES = [
     ),
     ({"assignment": "even", "fit_tag": None}, "needs the dataset tag", "--fit_tag"),
     ({"length_norm": True}, "token level only", "--reward_level token"),
-    (LEVELS["token"] | {"length_norm": True}, "--length_norm with --assignment difference", "--assignment even"),
+    (LEVELS["token"] | {"length_norm": True}, "--length_norm with --assignment difference_end", "--assignment even"),
     ({"agg_func": "sum"}, "the stored mean and std are of scores by the aggregation avg", "--reward_mean"),
     (
         {"assignment": "mean_last", "agg_func": "sum", "reward_mean": 0, "reward_std": 1},
