@@ -310,7 +310,7 @@ def picture(options: Options) -> dict:
     found = {label: {} for label in panels}
     for label, kind in panels.items():
         for name, told in PICTURED.items():
-            runs = [World(kind, seed, options.runs).ppo(name, FEW[name], 0.05, 40) for seed in options.seeds]
+            runs = [World(kind, seed, options.runs).ppo(name, FEW[name], COEFFICIENTS[0], 40) for seed in options.seeds]
             x = [point["mean"] for point in over_seeds(runs, "rollouts")]
             found[label][told] = band(x, over_seeds(runs, "true"))
     plot_side_by_side(found, options.runs / "credit.png", xlabel="rollouts")

@@ -55,12 +55,12 @@ def parsed(monkeypatch, tmp_path):
 
 
 def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
-    options = levels.Options(seeds=[0, 1], coefficients=[0.05], runs=tmp_path)
+    options = levels.Options(seeds=[0, 1], coefficients=[0.2], runs=tmp_path)
     levels.main(options)
     results = json.loads((tmp_path / "levels.json").read_text())
     assert set(results) == set(levels.PARTS) and results["models"]["f1"]["mean"] == 0.9
     assert all(part["seeds"] == [0, 1] for part in results.values())
-    found = results["credit"]["0.05"]
+    found = results["credit"]["0.2"]
     assert len(found) == 10
     # The best true reward of 0.6 is reached after 20 iterations of 64, by differences after 10.
     assert found["bandit"]["rollouts to 0.6"]["mean"] == 1280 and found["segment, difference"]["rollouts to 0.6"]["mean"] == 640
@@ -77,7 +77,7 @@ def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
     sums = [o for command, o in parsed if command == "train-rm" and o.agg_func == "sum"]
     assert len(sums) == 2 and all(o.reward_level == "segment" for o in sums)
     assert {o.iterations for o in ppo} == {40, 120} and {o.lam for o in ppo} == {0.8, 0.9, 0.95, 1.0}
-    assert all((tmp_path / f"{kind}-40-0.05-kl.png").stat().st_size for kind in levels.KINDS)
+    assert all((tmp_path / f"{kind}-40-0.2-kl.png").stat().st_size for kind in levels.KINDS)
     done = len(parsed)
     levels.main(options)
     assert len(parsed) == done and json.loads((tmp_path / "levels.json").read_text()) == results
