@@ -34,7 +34,9 @@ TINY = read_table()["model_types"]["tiny"]
 
 
 class Arm(NamedTuple):
-    """A way of paying: a reward model's level, the assignment, and how the reward model's segments make its score."""
+    """A way of paying: a reward model's level, the assignment, and how the reward model's segments make its score;
+    flags of train-ppo beside them.
+    """
 
     level: str
     assignment: str
@@ -43,7 +45,7 @@ class Arm(NamedTuple):
 
 
 BANDIT = Arm("bandit", "mean_last")
-# What is paid at segment and token level.
+# Ways of paying at both dense levels. A token is a segment of one, where the two differences are one.
 AT_LEVEL = {"at the end": "score_last", "even": "even", "even / K": "even_mean", "difference": "difference"}
 ARMS = {"bandit": BANDIT} | {
     f"{level}, {name}": Arm(level, kind) for level in ("segment", "token") for name, kind in AT_LEVEL.items()
@@ -360,7 +362,7 @@ def main(options: Options) -> None:
     for part in options.parts:
         found = PARTS[part](options)
         before = json.loads(path.read_text()) if path.exists() else {}
-        # What other calls have found stays.
+        # Other parts stay; this one is of these seeds and coefficients.
         path.write_text(json.dumps({**before, part: {"seeds": options.seeds, **found}}, indent=1))
     say(f"\n{path}")
 

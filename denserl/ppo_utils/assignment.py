@@ -80,7 +80,7 @@ def assign_rewards(
     Returns: (B, T) fp32, 0 on every other token and on padding.
 
     Raises:
-        ValueError: unknown kind or aggregate, or tau <= 0.
+        ValueError: unknown kind, tau <= 0, or, where the score is paid, an unknown aggregate.
     """
     kind = canonical_kind(kind)
     if tau <= 0:

@@ -29,8 +29,8 @@ class DenseRewards(NamedTuple):
 class DenseReward:
     """How scores become rewards (arXiv 2501.02790, section 3; docs/credit.md).
 
-    assignment and tau: see `assign_rewards`. agg_func: how segment rewards make the score of a response, as the reward model
-    was trained (`aggregate`).
+    threshold: entropy (nats) above which a token opens a segment. assignment and tau: see `assign_rewards`.
+    agg_func: how segment rewards make the score of a response, as the reward model was trained (`aggregate`).
     normalizer: LocationNormalizer, of segment rewards, which are aggregated afterwards; ScalarNormalizer, of the scores of
     responses, the score of a response's first segments being normalised like that of a whole one; or None.
     length_norm: also divide by the response's length in tokens.

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 AGGREGATIONS = ("avg", "sum", "min", "last", "logsumexp")
-# Those of which it is the same to shift and scale every segment's score, or the aggregate.
+# Those that commute with shifting and scaling every segment's score alike.
 SHIFTED_WHOLE = ("avg", "min", "last")
 
 
