@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 import tyro
 from harness import ending_well
-from levels import summarise
+from levels import THRESHOLDS, band, summarise
 
 from denserl.cli.demo import SFT
 from denserl.cli.recipes import read_table
 from denserl.cli.stages import stage
 from denserl.errors import UserError
-from denserl.evaluation.plots import Band, plot_intervals, plot_over_optimisation
+from denserl.evaluation.plots import plot_intervals, plot_over_optimisation
 from denserl.terminal import say
 from denserl.trainer.trackers import read_metrics
 from denserl.world import language
@@ -119,12 +119,6 @@ def ppo_against_noise(options: Options) -> dict:
 def over_seeds(curves: list) -> list[dict]:
     """Mean and interval of each point of a curve that every seed has."""
     return [summarise(list(map(float, points))) for points in zip(*curves, strict=True)]
-
-
-def band(x: list[float], points: list[dict]) -> Band:
-    """A curve of means with their intervals."""
-    middle, half = (np.array([point[name] for point in points]) for name in ("mean", "half_width"))
-    return Band(x, middle.tolist(), (middle - half).tolist(), (middle + half).tolist())
 
 
 STUDIES = {"accuracy": accuracy_in_the_world, "best-of-n": best_of_n, "ppo": ppo_against_noise, "real": accuracy_on_real_pairs}
@@ -236,7 +230,7 @@ class World(Pairs):
     def ppo(self, level: str) -> dict[str, list[float]]:
         """KL, proxy and true reward of held-out rollouts during PPO against a reward model of noisy labels."""
         target, params = self.folder / f"ppo-{level}", self.folder / "param.json"
-        at_level = {"reward_level": level, "entropy_threshold": {"segment": 1.5, "token": 0, "bandit": 1000}[level]}
+        at_level = {"reward_level": level, "entropy_threshold": THRESHOLDS[level]}
         if not (target / "model.safetensors").exists():
             proxy, fitted = self.reward_model(f"Bradley-Terry {level}", **at_level), {}
             if level != "bandit":

@@ -1,14 +1,11 @@
 """The study's commands, parsed and not run, and the ratings it gives the world's pairs."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
 
+import parsed_stages
 import pytest
-
-from denserl.cli.common import as_flags, parse
-from denserl.world.make import WorldSizes, write_world
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -24,15 +21,9 @@ def parsed(monkeypatch, tmp_path):
     commands = []
 
     def stage(command, *words, **flags):
-        argv = [*map(str, words), *(word for name, value in flags.items() for word in as_flags(name, value))]
-        options = parse(importlib.import_module(f"denserl.cli.{command.replace('-', '_')}").Options, command, argv)
+        options = parsed_stages.parsed(command, words, flags)
         commands.append((command, options))
         folder = Path(options.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if command == "make-world":
-            write_world(folder, options.seed, WorldSizes(20, 20, 5, 5, 10, 5, 16, 1))
-        elif command in ("train-sft", "train-rm", "train-ppo"):
-            (folder / "model.safetensors").touch()
         curve = {"n": [1, 2, 3], "kl": [0.0, 0.2, 0.4], "proxy": [0.0, 0.5, 0.9], "gold": ENDS}
         (folder / "results.json").write_text(
             json.dumps({"accuracy": 0.7, "subsets": {"Natural": {**SUBSET, "ties": 0}}, **curve})

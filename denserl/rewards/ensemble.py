@@ -144,7 +144,7 @@ def common_settings(configs: Sequence, paths: Sequence[str]) -> StoredSettings:
         raise UserError(
             f"{', '.join(paths)}: trained with the aggregation {', '.join(sorted(found))}; the members of an ensemble are "
             f"standardised token by token, which needs one of {', '.join(SHIFTED_WHOLE)}, the same in all",
-            "give one reward model, or train the members with one such --agg_func",
+            "give one reward model, or train the members with one such aggregation (denserl train-rm)",
         )
     agreed = [values[0] if len(set(values)) == 1 else None for values in zip(*each, strict=True)]
     return StoredSettings(*agreed)._replace(mean=0.0, std=1.0)
