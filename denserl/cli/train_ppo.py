@@ -192,7 +192,8 @@ def run(options: Options) -> None:
     prompts, held_out = _prompts(options, tokenizer)
     config = make_config(options, len(prompts))
     text = {"ptx": _ptx_rows(options, tokenizer)} if options.ptx_data else {}
-    models, rewards = ["model", "reward_model"], {"rewards": str(dense_reward)}
+    # As they are resolved: the same choice may be made by a flag or by the reward model.
+    models, rewards = ["model", "reward_model"], {"rewards": str(dense_reward), "agg_func": dense_reward.agg_func}
     settings = run_settings(options, dtype, checkpoint, models=models, others=rewards, prompts=prompts, **text)
     policy = load_policy(options.model, dtype, **options.model_source())
     models, current_policy = make_models(options, config, tokenizer, policy, reward_models, device, dtype, gold)
@@ -286,9 +287,9 @@ def make_dense_reward(options: Options, reward_configs: list):
         f"--length_norm at threshold {threshold:g}; it is defined for the token level only",
         "add --reward_level token, or leave --length_norm out",
     )
-    assignment = canonical_kind(assignment_kind(options.reward_level, options.assignment))
+    assignment = assignment_kind(options.reward_level, options.assignment)
     require(
-        not options.length_norm or assignment not in (*OF_SCORE, *SHARE),
+        not options.length_norm or canonical_kind(assignment) not in (*OF_SCORE, *SHARE),
         f"--length_norm with --assignment {assignment}, which pays the response's score whatever its length",
         "leave --length_norm out, or pay as published, --assignment even --fit_tag TAG",
     )

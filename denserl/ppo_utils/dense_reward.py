@@ -3,7 +3,7 @@
 Where the scores come from (a reward model, an ensemble, a function) is not known here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,8 @@ class DenseReward:
     threshold: float
     assignment: str
     normalizer: LocationNormalizer | ScalarNormalizer | None
-    agg_func: str = "avg"
+    # Checkpoints compare it by itself, beside this object's text.
+    agg_func: str = field(default="avg", repr=False)
     tau: float = 1.0
     length_norm: bool = False
     penalise_unfinished: bool = False

@@ -304,6 +304,21 @@ def test_a_resumed_run_goes_on_in_the_text_too(ppo, world, tmp_path):
     same_bits(go_on_from_the_middle(ppo, output, **options), output)
 
 
+def test_what_a_checkpoint_remembers_of_rewards(ppo):
+    """The texts that checkpoints of before there was an aggregation to choose have, so that they can be resumed."""
+    options = {"iterations": 1, "save_every": 1}
+    rest = "tau=1.0, length_norm=False, penalise_unfinished=False, penalise_longer_than=None, penalty=0.05)"
+    lines = "LocationNormalizer(w_mu=0.3, w_sigma=-0.1, b_mu=0.2, b_sigma=1.5)"
+    published = ppo("published", **options, assignment="segment_normalization")
+    settings = read_state(newest_checkpoint(published / "checkpoints"))["settings"]
+    assert settings["rewards"] == f"DenseReward(threshold=5.3, assignment='segment_normalization', normalizer={lines}, {rest}"
+    assert settings["agg_func"] == "avg"
+    bandit = ppo("bandit", **options, **LEVELS["bandit"])
+    settings = read_state(newest_checkpoint(bandit / "checkpoints"))["settings"]
+    scalar = "ScalarNormalizer(mean=0.1, std=1.2)"
+    assert settings["rewards"] == f"DenseReward(threshold=1000.0, assignment='mean_last', normalizer={scalar}, {rest}"
+
+
 def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
     options = FULL | {"eval_every": None, "assignment": "even"}
     ppo(**options, ptx_data=world.text)
