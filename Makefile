@@ -21,6 +21,7 @@ lint: .venv/installed
 faults: .venv/installed
 	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer)
 
+# Every way of paying in every kind of world, many hours on two cores; a part: .venv/bin/python benchmarks/levels.py --parts credit
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
 

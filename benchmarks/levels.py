@@ -112,9 +112,7 @@ class World:
     def __init__(self, kind: str, seed: int, runs: Path):
         self.kind, self.seed, self.folder = KINDS[kind], seed, runs / kind / f"seed{seed}"
         self.data, self.sft = self.folder / "world", self.folder / "sft"
-        if not (self.sft / "model.safetensors").exists():
-            stage("make-world", output_dir=self.data, seed=seed, **self.kind.made_with)
-            stage("train-sft", **SFT, model=self.data / "base", data=self.data / "sft.jsonl", output_dir=self.sft, seed=seed)
+        make_language_model(self.folder, seed, **self.kind.made_with)
 
     def reward_model(self, level: str, agg_func: str = "avg") -> Path:
         target = self.folder / f"rm-{level}-{agg_func}"
@@ -201,6 +199,14 @@ class World:
 
     def _pairs(self) -> dict:
         return {"data": self.data / "preferences_train.jsonl", "cache_dir": self.folder / "cache", "seed": self.seed}
+
+
+def make_language_model(folder: Path, seed: int, **made_with) -> None:
+    """A world in world/, and the language model of its demonstrations in sft/, made now if they are not there."""
+    world, sft = folder / "world", folder / "sft"
+    if not (sft / "model.safetensors").exists():
+        stage("make-world", output_dir=world, seed=seed, **made_with)
+        stage("train-sft", **SFT, model=world / "base", data=world / "sft.jsonl", output_dir=sft, seed=seed)
 
 
 def repeated(path: Path) -> dict[int, float]:

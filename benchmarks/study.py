@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import tyro
 from harness import ending_well
-from levels import THRESHOLDS, band, summarise
+from levels import THRESHOLDS, band, make_language_model, summarise
 
 from denserl.cli.demo import SFT
 from denserl.cli.recipes import read_table
@@ -193,9 +193,7 @@ class World(Pairs):
     def __init__(self, seed: int, folder: Path):
         tiny = read_table()["model_types"]["tiny"]
         world = folder / "world"
-        if not (folder / "sft/model.safetensors").exists():
-            stage("make-world", output_dir=world, seed=seed)
-            stage("train-sft", **SFT, model=world / "base", data=world / "sft.jsonl", output_dir=folder / "sft", seed=seed)
+        make_language_model(folder, seed)
         rated = folder / "pairs.jsonl"
         rated.write_text("".join(json.dumps(row) + "\n" for row in rated_pairs(world / "preferences_train.jsonl", seed)))
         settings = {**tiny["rm"], "reward_level": "bandit", "limit": PAIRS, "model_type": "tiny"}

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import levels  # noqa: E402
 import study  # noqa: E402
 
 ENDS = [0.1, 0.4, 0.3]
@@ -31,7 +32,8 @@ def parsed(monkeypatch, tmp_path):
         rows = [{"eval_kl": i, "eval_reward": i, "eval_true_reward": value} for i, value in enumerate(ENDS)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    monkeypatch.setattr(study, "stage", stage)
+    for module in (study, levels):
+        monkeypatch.setattr(module, "stage", stage)
     return commands
 
 
