@@ -16,6 +16,7 @@ test: lint
 lint: .venv/installed
 	$(BIN)/ruff check denserl tests benchmarks
 	$(BIN)/ruff format --check denserl tests benchmarks
+	$(BIN)/mypy --no-error-summary
 
 # The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.
 faults: .venv/installed

@@ -1,11 +1,13 @@
 """What a wheel holds, seen from an empty environment."""
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
+import lazy_loader
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -13,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def empty_environment(tmp_path_factory) -> Path:
-    """A virtual environment that holds denserl's wheel and nothing else; returns its bin folder."""
+    """A virtual environment with denserl's wheel and the one package that `import denserl` needs; returns its bin folder."""
     folder = tmp_path_factory.mktemp("wheel")
     build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
     subprocess.run([sys.executable, "-m", "pip", *build], check=True, timeout=120)
@@ -21,6 +23,8 @@ def empty_environment(tmp_path_factory) -> Path:
     python = folder / "env/bin/python"
     install = ["--python", str(python), "install", "-q", "--no-deps", "--no-index", *map(str, folder.glob("denserl-*.whl"))]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=120)
+    (packages,) = folder.glob("env/lib/python*/site-packages")
+    shutil.copytree(Path(lazy_loader.__file__).parent, packages / "lazy_loader")
     return folder / "env/bin"
 
 
@@ -35,6 +39,16 @@ def test_the_wheel_brings_its_data_files(empty_environment):
     assert held["table"] and held["report"]
     # Spec: phi3-instruct at c = 1.75.
     assert held["params"]["phi3-instruct"]["preference700k_60000"]["peak"]["avg"]["1.75"] == [0.7668, 0.2569, 0.4705, 2.8339]
+
+
+def test_the_wheel_says_its_licence_and_that_it_is_typed(empty_environment):
+    code = (
+        "import json; from importlib.metadata import distribution; d = distribution('denserl');"
+        "held = {f.name: f.read_text() for f in d.files if f.name in ('LICENSE', 'py.typed')};"
+        "print(json.dumps([d.metadata['License-Expression'] or d.metadata['License'], held]))"
+    )
+    shown = subprocess.run([empty_environment / "python", "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    assert json.loads(shown.stdout) == ["Apache-2.0", {"LICENSE": (ROOT / "LICENSE").read_text(), "py.typed": ""}]
 
 
 def test_the_console_script_lists_every_command(empty_environment):
