@@ -4,16 +4,16 @@ Ours: `map_responses` over `response_token_rewards`, in batches of like length u
 stock model for each 16 rows as they stand in the file, scores of all positions. Same weights, same rows, no gradient.
 """
 
-import material
+import fixtures
+import flop_floors
 import torch
-import work
 from harness import Options, Result, alternate, compared, floors, run_alone, timed
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from denserl.cli.train_rm import Options as RewardOptions
 from denserl.data.batching import map_responses, pad_rows
 from denserl.models.loading import load_reward_model
-from denserl.rewards.scoring import response_token_rewards
+from denserl.rewards.pair_metrics import response_token_rewards
+from denserl.trainer.reward_config import RewardConfig
 
 REACH = 2.0
 BATCH = 16
@@ -28,12 +28,12 @@ def measure(options: Options) -> list[Result]:
 
 def measure_shape(options: Options, shape: str) -> Result:
     count, repeats = PLAN.get(shape, (16, 3))
-    policy = material.language_model(options, shape)
-    folder = material.reward_model(options, policy)
+    policy = fixtures.language_model(options, shape)
+    folder = fixtures.reward_model(options, policy)
     tokenizer, model = AutoTokenizer.from_pretrained(policy), load_reward_model(str(folder), "fp32").eval().to(options.device)
     # The project's own copy attends in a way of its own.
     stock = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval().to(options.device)
-    prompts, responses = in_file_order(*material.pairs(options, tokenizer, count))
+    prompts, responses = in_file_order(*fixtures.pairs(options, tokenizer, count))
     found: dict[str, list] = {}
 
     def ours() -> None:
@@ -42,7 +42,7 @@ def measure_shape(options: Options, shape: str) -> Result:
             responses,
             lambda batch: response_token_rewards(model, batch),
             pad_id=tokenizer.pad_token_id,
-            max_tokens=RewardOptions.score_tokens,
+            max_tokens=RewardConfig.score_tokens,
             device=options.device,
             progress="scores",
         )
@@ -59,8 +59,8 @@ def measure_shape(options: Options, shape: str) -> Result:
     # A pair's prompt need not be computed twice.
     prefixes = [len(prompt) * (row % 2) for row, prompt in enumerate(prompts)]
     # The weights once: there is no least number of batches.
-    moved = 4 * work.parameters(config)
-    spent = floors(seconds, work.forward_flops(config, lengths, prefixes=prefixes), moved, options.device)
+    moved = 4 * flop_floors.parameters(config)
+    spent = floors(seconds, flop_floors.forward_flops(config, lengths, prefixes=prefixes), moved, options.device)
     note = (
         f"{len(responses)} rows, {sum(lengths)} tokens; largest difference of a score {difference:.1e}\nours, all rows: {spent}"
     )

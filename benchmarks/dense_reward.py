@@ -14,7 +14,7 @@ from denserl.segmentation import segment_by_entropy, segment_scores
 
 ROWS, TOKENS = 16, 1024
 REACH = 1000.0
-# Name, threshold, published Phi-3 constants, sections 2 and 4.
+# Name, threshold, and the constants that the paper (arXiv 2501.02790) published for Phi-3; see denserl/ppo_utils/param.json.
 LEVELS = (
     ("segment", 1.75, LocationNormalizer(0.7668, 0.2569, 0.4705, 2.8339)),
     ("token", 0.0, LocationNormalizer(0.9628, 0.3796, 1.2917, 3.5006)),
@@ -58,7 +58,7 @@ def by_tensors(scores: Tensor, entropy: Tensor, mask: Tensor, threshold: float, 
 
 
 def by_loop(scores: Tensor, entropy: Tensor, mask: Tensor, threshold: float, normalizer: LocationNormalizer) -> Tensor:
-    """The same, row by row and token by token (spec dense-rlhf, sections 2, 4 and 5)."""
+    """The same, row by row and token by token (arXiv 2501.02790, sections 3.2 and 3.3)."""
     rewards = torch.zeros_like(scores)
     for b in range(len(mask)):
         last = int(mask[b].nonzero().max())

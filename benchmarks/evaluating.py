@@ -5,7 +5,7 @@ The pairs are those of hh-harmless and ultrafeedback-1k whose sequences fit, in 
 
 import random
 
-import material
+import fixtures
 import numpy as np
 import torch
 from dataset_scoring import plain_scores
@@ -13,7 +13,9 @@ from harness import Options, Result, alternate, compared, run_alone, timed
 from transformers import AutoModelForSequenceClassification
 
 from denserl.data.preferences import load_preferences
-from denserl.evaluation.scorers import Encoded, RewardScorer
+from denserl.data.responses import Encoded
+from denserl.evaluation.scorers import RewardScorer
+from denserl.rewards.sources.reading import after_the_turn
 
 SHAPE, PAIRS, LONGEST = "4x128", 1000, 512
 REACH, REPEATS = 2.0, 3
@@ -21,37 +23,40 @@ REACH, REPEATS = 2.0, 3
 
 def measure(options: Options) -> list[Result]:
     """Evaluating 1000 pairs with a reward model, answers per second."""
-    folder = material.reward_model(options, material.language_model(options, SHAPE))
+    folder = fixtures.reward_model(options, fixtures.language_model(options, SHAPE))
     scorer = RewardScorer([str(folder)], max_length=LONGEST, device=options.device)
     stock = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval().to(options.device)
     encoded = answers(options, scorer)
-    found: dict[str, np.ndarray] = {}
+    # A classifier from elsewhere is read at the last token that the chat template writes.
+    closing, found = after_the_turn(scorer.tokenizer), dict[str, np.ndarray]()
+    prompts, responses = [row.prompt_ids for row in encoded], [[*row.response_ids, *closing] for row in encoded]
 
     def ours() -> None:
         found["ours"] = scorer.score(encoded)
 
     def theirs() -> None:
-        scores = plain_scores(stock, *map(list, zip(*encoded, strict=True)), scorer.tokenizer.pad_token_id)
+        scores = plain_scores(stock, prompts, responses, scorer.tokenizer.pad_token_id)
         found["theirs"] = np.array([row[-1].item() for row in scores])
 
     count = len(encoded)
     costs = alternate(timed(ours, count), timed(theirs, count), options.repeats or REPEATS)
     difference = np.abs(found["ours"] - found["theirs"]).max()
     assert difference < 1e-4, f"the two sides' scores differ by {difference}"
-    lengths = [len(prompt) + len(response) for prompt, response in encoded]
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     note = f"{count} answers, {np.mean(lengths):.0f} tokens on average; largest difference of a score {difference:.1e}"
     return [compared(6, f"evaluate, answers/s, {SHAPE}", costs, REACH, rate=True, note=note)]
 
 
 def answers(options: Options, scorer: RewardScorer) -> list[Encoded]:
-    """Chosen and rejected answers of the pairs that fit, pair by pair."""
-    sources = [str(options.data / "hh-harmless/train.jsonl.gz"), str(material.pairs_file(options))]
+    """Chosen and rejected answers of the pairs that fit with room to spare, pair by pair, so that nothing is cut."""
+    sources = [str(options.data / "hh-harmless/train.jsonl.gz"), str(fixtures.pairs_file(options))]
     rows = list(load_preferences(sources, on_bad_row="skip"))
     random.Random(0).shuffle(rows)
     encoded: list[Encoded] = []
     for row in rows:
         pair = [scorer.encode(row["prompt"], row[side]) for side in ("chosen", "rejected")]
-        if max(len(prompt) + len(response) for prompt, response in pair) < LONGEST and len(encoded) < 2 * PAIRS:
+        longest = max(len(answer.prompt_ids) + len(answer.response_ids) for answer in pair)
+        if longest < LONGEST - len(after_the_turn(scorer.tokenizer)) and len(encoded) < 2 * PAIRS:
             encoded += pair
     return encoded
 

@@ -1,7 +1,8 @@
 """What a GPU is for, on a random Llama of 1B parameters (or any LAYERSxHIDDEN): shares of what the device can do.
 
 Reward-model training as a share of the matrix rate, rollouts as a share of the bandwidth floor, a PPO iteration by phase, peak
-memory by length. torch and transformers are all that is needed, but for the PPO iteration: denserl.trainer imports datasets.
+memory by length. torch, transformers and annotated-types are all that is needed, but for the PPO iteration: denserl.trainer
+imports datasets.
 DeepSpeed is not needed: PlainEngine stands in for its engine, without partitioning and with optimiser state in the weights'
 precision. On CPU everything runs in fp32 and memory is not measured.
 """
@@ -14,17 +15,19 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
+import flop_floors
 import torch
-import work
 from harness import Options, Result, copy_rate, matrix_rate, quartiles, run_alone, timed
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from denserl.data.batching import pad_responses
 from denserl.models.packing import enable_packing
+from denserl.rewards.aggregation import aggregate
 from denserl.rewards.objectives import pair_losses
-from denserl.rewards.scoring import response_token_rewards, score_responses
-from denserl.trainer.rollout import PolicySampler
+from denserl.rewards.pair_metrics import response_token_rewards
+from denserl.rollouts.policy import PolicySampler
+from denserl.segmentation import segment_by_entropy, segment_scores
 
 REACH_TRAINING, REACH_ROLLOUTS = 0.45, 0.5
 LEARNING_RATE = 1e-6
@@ -114,7 +117,7 @@ def train_reward_model(name: str, config, sizes: Sizes, place: dict, repeats: in
     rate = matrix_rate(place["device"], place["dtype"], 8192 if place["device"] == "cuda" else 512)
     # A pair's prompt need not be computed twice, nor is it counted twice.
     prefixes = [0] * sizes.pairs + [len(prompt) for prompt in prompts[sizes.pairs :]]
-    flops = work.step_flops(config, lengths, prefixes=prefixes)
+    flops = flop_floors.step_flops(config, lengths, prefixes=prefixes)
     note = (
         f"{len(prompts)} rows, {sum(lengths)} tokens a step, longest {max(lengths)}: "
         f"{sum(lengths) / median(seconds):.0f} tokens/s; {flops / 1e12:.3g} TFLOP a step"
@@ -132,7 +135,8 @@ def reward_step(model, prompts: list[list[int]], responses: list[list[int]]) -> 
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, fused=device.type == "cuda")
 
     def step() -> None:
-        scores, _ = score_responses(model, batch, entropy, 3.0, "avg")
+        segments = segment_by_entropy(entropy, batch.response_mask, 3.0)
+        scores = aggregate(segment_scores(response_token_rewards(model, batch), segments), segments.counts)
         (pair_losses(*scores.chunk(2)).sum() / pairs).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -149,7 +153,7 @@ def sample(name: str, config, sizes: Sizes, place: dict, repeats: int) -> Result
     sampler(prompts, streams)
     seconds = [timed(lambda: sampler(prompts, streams))() for _ in range(repeats)]
     size, tokens = torch.finfo(place["dtype"]).bits // 8, sizes.responses * sizes.new_tokens
-    moved = work.decoding_bytes(config, [len(prompt) for prompt in prompts], [sizes.new_tokens] * len(prompts), size)
+    moved = flop_floors.decoding_bytes(config, [len(prompt) for prompt in prompts], [sizes.new_tokens] * len(prompts), size)
     floor = moved / copy_rate(place["device"])
     note = (
         f"{len(prompts)} rows, {sizes.new_tokens} tokens each; {moved / 1e9:.3g} GB of weights and caches, floor {floor:.3g} s"
@@ -245,9 +249,14 @@ def ppo_phases(config, sizes: Sizes, place: dict) -> list[str]:
 
 def ppo_trainer(config, sizes: Sizes, place: dict, folder: Path):
     """The project's PPO loop on random models, all resident on the device."""
-    from denserl.ppo_utils.dense_reward import DenseReward
-    from denserl.ppo_utils.kl import KLCoefficient
-    from denserl.trainer.ppo_trainer import Models, PolicyModule, PPOTrainer
+    from denserl.ppo_utils.dense_reward import DenseReward, Penalties
+    from denserl.rewards.sources.reward_model import RewardModelSource
+    from denserl.segmentation import Segmenter
+    from denserl.trainer.ppo_data import Schedule
+    from denserl.trainer.ppo_metrics import RunLog
+    from denserl.trainer.ppo_models import Models, PolicyModule
+    from denserl.trainer.ppo_rewards import PaidSource, Rewards
+    from denserl.trainer.ppo_trainer import PPOTrainer
     from denserl.trainer.trackers import Trackers
 
     policy, reference = (build(LlamaForCausalLM, config, **place) for _ in range(2))
@@ -259,22 +268,23 @@ def ppo_trainer(config, sizes: Sizes, place: dict, folder: Path):
         actor=PlainEngine(PolicyModule(policy), micro_batches),
         critic=PlainEngine(critic, micro_batches),
         reference=PolicyModule(reference),
-        scores=lambda batch: response_token_rewards(scorer, batch),
+        current_policy=lambda: policy,
     )
-    trainer = PPOTrainer(
-        ppo_config(sizes),
+    paid = PaidSource("reward_model", RewardModelSource([scorer]), Segmenter(8.5), DenseReward("even", None))
+    # Nothing reads the texts.
+    tokenizer = SimpleNamespace(pad_token_id=PAD, batch_decode=lambda rows, **kw: [""] * len(rows))
+    return PPOTrainer(
+        ppo_config(sizes, folder),
+        Schedule(iterations=2, steps_per_iteration=1),
         models,
-        DenseReward(threshold=8.5, assignment="even", normalizer=None),
-        KLCoefficient(0.01, None, 10000),
+        Rewards([paid], Penalties()),
         endless_sampler(policy, sizes),
-        tokenizer=SimpleNamespace(pad_token_id=PAD),
+        RunLog(Trackers(folder, [], {}), tokenizer, folder, samples=0),
+        tokenizer=tokenizer,
         prompts=Prompts(random_ids(sizes.responses, sizes.prompt // 8, sizes.prompt, config.vocab_size, 5)),
         eval_prompts=None,
-        output_dir=folder,
         device=torch.device(place["device"]),
     )
-    trainer.trackers = Trackers(folder, [], {})
-    return trainer
 
 
 class Prompts:
@@ -287,23 +297,29 @@ class Prompts:
         return len(self.ids)
 
     def __getitem__(self, rows: list[int]) -> dict:
-        return {"prompt_ids": [self.ids[row] for row in rows]}
+        return {"prompt": [[]] * len(rows), "prompt_ids": [self.ids[row] for row in rows]}
 
 
-def ppo_config(sizes: Sizes):
-    from denserl.trainer.ppo_trainer import PPOConfig
+def ppo_config(sizes: Sizes, folder: Path):
+    """One optimiser step an iteration, over all of its responses; the models are those that are given to the trainer."""
+    from denserl.trainer.ppo_config import PPOConfig
 
     return PPOConfig(
+        model="random",
+        reward_model=["random"],
+        data=[],
+        output_dir=str(folder),
         iterations=2,
-        rollout_batch=sizes.responses,
-        train_batch=sizes.responses,
-        micro_batch=sizes.micro,
+        rollout_batch_size=sizes.responses,
+        train_batch_size=sizes.responses,
+        micro_batch_size=sizes.micro,
         samples_per_prompt=1,
         ppo_epochs=1,
         gamma=1.0,
         lam=0.95,
         policy_clip=0.2,
         value_clip=0.25,
+        kl_coefficient=0.01,
         average="sequence",
         reward_clip=10.0,
         kl_estimator="k1",
@@ -311,6 +327,7 @@ def ppo_config(sizes: Sizes):
         ptx_coef=0.0,
         ema_decay=0.0,
         freeze_actor_steps=0,
+        zero_stage=0,
         eval_every=0,
         save_every=0,
         keep_checkpoints=1,

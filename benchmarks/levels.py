@@ -16,17 +16,18 @@ import tyro
 from harness import ending_well
 from scipy.stats import t as student
 
-from denserl.cli.demo import SFT
-from denserl.cli.recipes import read_table
-from denserl.cli.stages import stage
+from denserl.cli.demo_ways import SFT
+from denserl.cli.paper_scripts import read_table
+from denserl.cli.pipeline import stage
 from denserl.evaluation.plots import Band, plot_side_by_side
+from denserl.segmentation import LEVELS
 from denserl.terminal import say
 from denserl.trainer.trackers import read_metrics
 from denserl.world import language, make
 from denserl.world.checks import check_segments
 
 Part = Literal["models", "credit", "further", "long", "sum", "asked", "noise", "lambda", "picture"]
-THRESHOLDS = {"segment": make.THRESHOLD, "token": 0, "bandit": 1000}
+THRESHOLDS = LEVELS | {"segment": make.THRESHOLD}
 COEFFICIENTS = (0.2, 0.05, 0.0125)
 NATS = 2
 TARGETS = (0.3, 0.5, 0.6)

@@ -1,17 +1,18 @@
 """Row 7: the share of a PPO iteration that is neither model forward, backward, sampling nor optimiser.
 
-Those are timed by wrapping them: the forwards of actor, critic, reference and reward model, the engines' backward and step,
-the sampler. What remains is batches, segments, rewards, advantages, losses, metrics and files.
+Those are timed by wrapping them: the forwards of actor, critic and reference, the sources of rewards, the engines' backward and
+step, the sampler. What remains is batches, segments, rewards, advantages, losses, metrics and files.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 
-import material
+import fixtures
 import ppo
 import torch
+from denserl_side import iteration, ppo_trainer
 from harness import Options, Result, cpu_only, limited, run_alone, synchronize, timed
-from ours import iteration, ppo_trainer
 
 REACH = 0.05
 SHAPE, REPEATS = "8x256", 2
@@ -43,7 +44,7 @@ def measure(options: Options) -> list[Result]:
 
 
 def measure_shape(options: Options, shape: str) -> Result:
-    model = material.language_model(options, shape, material.end_probability(ppo.LONGEST / 2, ppo.LONGEST))
+    model = fixtures.language_model(options, shape, fixtures.end_probability(ppo.LONGEST / 2, ppo.LONGEST))
     trainer = ppo_trainer(ppo.our_options(options, model, options.runs / f"out/overhead-{shape}"))
     torch.set_num_threads(options.threads)
     stopwatch = Stopwatch()
@@ -64,7 +65,8 @@ def watch(trainer, stopwatch: Stopwatch) -> None:
         engine.backward = stopwatch.wrap(f"{name} backward", engine.backward)
         engine.step = stopwatch.wrap(f"{name} step", engine.step)
     models.reference.forward = stopwatch.wrap("reference forward", models.reference.forward)
-    trainer.models = models._replace(scores=stopwatch.wrap("reward model", models.scores))
+    sources = [paid._replace(source=stopwatch.wrap("reward model", paid.source)) for paid in trainer.rewards.sources]
+    trainer.rewards = dataclasses.replace(trainer.rewards, sources=sources)
     trainer.sampler = stopwatch.wrap("sampling", trainer.sampler)
 
 

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
-import material
-import work
+import fixtures
+import flop_floors
+from denserl_side import ppo_options, prompt_rows
 from harness import HERE, TRL_SETTINGS, Options, Result, Worker, alternate, compared, cpu_only, floors, peer_python, run_alone
-from ours import ppo_options, prompt_rows
 from transformers import AutoConfig
 
 from denserl.models.loading import load_tokenizer
@@ -53,7 +53,7 @@ def measure(options: Options) -> list[Result]:
 
 def measure_case(options: Options, shape: str, case: str, trl: Path) -> Result:
     share, reach = CASES[case]
-    model = material.language_model(options, shape, material.end_probability(share * LONGEST, LONGEST))
+    model = fixtures.language_model(options, shape, fixtures.end_probability(share * LONGEST, LONGEST))
     settings = our_options(options, model, options.runs / f"out/ppo-{shape}")
     tokenizer = load_tokenizer(settings.model)
     prompts = prompt_rows(settings, tokenizer)["prompt_ids"]
@@ -87,11 +87,11 @@ def our_options(options: Options, model: Path, out: Path):
     tokenizer = load_tokenizer(str(model))
     return ppo_options(
         model,
-        material.reward_model(options, model),
+        fixtures.reward_model(options, model),
         out,
-        data=[str(material.pairs_file(options))],
+        data=[str(fixtures.pairs_file(options))],
         limit=RESPONSES,
-        entropy_threshold=material.upper_quarter_entropy(model, material.pairs(options, tokenizer, 16)[1]),
+        entropy_threshold=fixtures.upper_quarter_entropy(model, fixtures.pairs(options, tokenizer, 16)[1]),
         rollout_batch_size=RESPONSES,
         train_batch_size=RESPONSES,
         micro_batch_size=MICRO,
@@ -122,12 +122,16 @@ def about(model: Path, prompts: list[int], answers: dict[str, list[dict]], peer:
 def iteration_work(config, prompts: list[int], responses: list[int], sequences: list[int]) -> tuple[float, float]:
     """FLOP and least bytes of an iteration: sampling, four forwards (two with logits), two trainings (one with logits)."""
     tokens = sum(responses)
-    sampling = work.forward_flops(config, sequences, tokens)
-    scoring = 2 * work.forward_flops(config, sequences, tokens) + 2 * work.forward_flops(config, sequences)
-    training = work.step_flops(config, sequences, tokens) + work.step_flops(config, sequences)
+    sampling = flop_floors.forward_flops(config, sequences, tokens)
+    scoring = 2 * flop_floors.forward_flops(config, sequences, tokens) + 2 * flop_floors.forward_flops(config, sequences)
+    training = flop_floors.step_flops(config, sequences, tokens) + flop_floors.step_flops(config, sequences)
     passes = RESPONSES // MICRO
-    weights = work.parameters(config) * 4
-    moved = work.decoding_bytes(config, prompts, responses) + 4 * passes * weights + 2 * work.step_bytes(config, passes, 1)
+    weights = flop_floors.parameters(config) * 4
+    moved = (
+        flop_floors.decoding_bytes(config, prompts, responses)
+        + 4 * passes * weights
+        + 2 * flop_floors.step_bytes(config, passes, 1)
+    )
     return sampling + scoring + training, moved
 
 

@@ -8,8 +8,8 @@ import random
 import sys
 from pathlib import Path
 
-import material
-import work
+import fixtures
+import flop_floors
 from harness import (
     HERE,
     TRL_SETTINGS,
@@ -40,7 +40,7 @@ TRL = {
     "learning_rate": LEARNING_RATE,
     "adam_beta1": BETAS[0],
     "adam_beta2": BETAS[1],
-    "max_length": material.LONGEST,
+    "max_length": fixtures.LONGEST,
     "num_train_epochs": 10**6,
 }
 
@@ -54,9 +54,9 @@ def measure(options: Options) -> list[Result]:
 
 def measure_shape(options: Options, shape: str, trl: Path) -> list[Result]:
     steps, repeats = PLAN.get(shape, (1, 3))
-    model = material.language_model(options, shape)
+    model = fixtures.language_model(options, shape)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows, pairs = material.pairs(options, tokenizer, steps * STEP_PAIRS)
+    rows, pairs = fixtures.pairs(options, tokenizer, steps * STEP_PAIRS)
     base, ours, theirs, reference = setups(options, model, shape, steps, rows, pairs)
     peers, logs = HERE / "peers", options.runs / "logs"
 
@@ -77,22 +77,22 @@ def measure_shape(options: Options, shape: str, trl: Path) -> list[Result]:
 
 def setups(options: Options, model: Path, shape: str, steps: int, rows: list[int], pairs: list[dict]) -> tuple[dict, ...]:
     """What all sides are told, and then ours, TRL's and the reference's."""
-    reward_model, out = material.reward_model(options, model), options.runs / "out"
+    reward_model, out = fixtures.reward_model(options, model), options.runs / "out"
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"pairs-{shape}.json"
     file.write_text(json.dumps([joined(pair) for pair in pairs]))
     base = {"threads": options.threads, "steps": steps, "reward_model": str(reward_model)}
     ours = {
         "model": str(model),
-        "data": [str(material.pairs_file(options))],
+        "data": [str(fixtures.pairs_file(options))],
         "output_dir": str(out / f"rm-{shape}"),
         "cache_dir": str(options.runs / "cache"),
         "batch_size": STEP_PAIRS,
         "micro_batch_size": MICRO_PAIRS,
         "lr": LEARNING_RATE,
         "adam_betas": BETAS,
-        "max_length": material.LONGEST,
-        "max_prompt_length": material.LONGEST_PROMPT_OF_PAIR,
+        "max_length": fixtures.LONGEST,
+        "max_prompt_length": fixtures.LONGEST_PROMPT_OF_PAIR,
         "epochs": 1e6,
         "eval_steps": 0,
         "save_steps": 0,
@@ -127,14 +127,14 @@ def about(model: Path, pairs: list[dict], costs: list[float], ours: dict, trl: d
     prefixes = [length for pair in pairs for length in (0, len(pair["prompt_ids"]))]
     passes, steps = len(pairs) // MICRO_PAIRS, len(pairs) // STEP_PAIRS
     # AdamW once a step, weights and gradients once a pass.
-    moved = work.step_bytes(config, passes, steps)
+    moved = flop_floors.step_bytes(config, passes, steps)
     seconds = sorted(costs)[len(costs) // 2] * len(pairs)
     return (
         f"{len(pairs)} pairs a repetition, {sum(lengths)} tokens, {padding(lengths):.2f} times as many when padded at random; "
         f"vocabulary {config.vocab_size}, TRL {trl['trl']}, "
         f"torch {trl['torch']} / {ours['torch']}, transformers {trl['transformers']} / {ours['transformers']}, "
         f"threads {trl['threads']} / {ours['threads']}\n"
-        f"ours, a repetition: {floors(seconds, work.step_flops(config, lengths, prefixes=prefixes), moved)}"
+        f"ours, a repetition: {floors(seconds, flop_floors.step_flops(config, lengths, prefixes=prefixes), moved)}"
     )
 
 

@@ -7,11 +7,11 @@ is generate's own sampling of all prompts at once, left-padded, until the last r
 from collections.abc import Callable
 from statistics import mean
 
-import material
+import fixtures
+import flop_floors
 import torch
-import work
+from denserl_side import ppo_options, ppo_trainer
 from harness import Options, Result, alternate, compared, floors, run_alone, timed
-from ours import ppo_options, ppo_trainer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from denserl.data.batching import pad_rows
@@ -27,13 +27,13 @@ def measure(options: Options) -> list[Result]:
 
 
 def measure_shape(options: Options, shape: str) -> Result:
-    model = material.language_model(options, shape, material.end_probability(MEAN, LONGEST))
+    model = fixtures.language_model(options, shape, fixtures.end_probability(MEAN, LONGEST))
     trainer = ppo_trainer(
         ppo_options(
             model,
-            material.reward_model(options, model),
+            fixtures.reward_model(options, model),
             options.runs / f"out/rollouts-{shape}",
-            data=[str(material.pairs_file(options))],
+            data=[str(fixtures.pairs_file(options))],
             limit=PROMPTS,
             entropy_threshold=1.75,
             rollout_batch_size=PROMPTS,
@@ -54,8 +54,8 @@ def measure_shape(options: Options, shape: str) -> Result:
     )
     costs = alternate(ours, theirs, options.repeats or REPEATS.get(shape, 3))
     config, seconds = AutoConfig.from_pretrained(model), ours.seconds[-1]
-    flops = work.forward_flops(config, [len(p) + n for p, n in zip(prompts, ours.last, strict=True)], sum(ours.last))
-    moved = work.decoding_bytes(config, [len(prompt) for prompt in prompts], ours.last)
+    flops = flop_floors.forward_flops(config, [len(p) + n for p, n in zip(prompts, ours.last, strict=True)], sum(ours.last))
+    moved = flop_floors.decoding_bytes(config, [len(prompt) for prompt in prompts], ours.last)
     note = (
         f"responses: mean {mean(ours.lengths):.1f} / {mean(theirs.lengths):.1f}, longest {max(ours.lengths)} / "
         f"{max(theirs.lengths)} of {LONGEST} tokens; prompts: mean {mean(map(len, prompts)):.0f} tokens\n"

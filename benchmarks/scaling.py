@@ -14,21 +14,25 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import material
+import fixtures
+import flop_floors
 import numpy as np
 import torch
-import work
 from datasets import Dataset
+from denserl_side import ppo_options, ppo_trainer, train
 from harness import Options, Result, limited, run_alone, synchronize
-from ours import ppo_options, ppo_trainer, train
 from transformers import AutoConfig, PrinterCallback, ProgressCallback, TrainerCallback
 
-from denserl.cli import plan, train_rm
-from denserl.cli.phases import Planner
-from denserl.cli.training import start, training_arguments
+from denserl.memory.config import PlanConfig
+from denserl.memory.phases import Planner
+from denserl.memory.search import setting_given
 from denserl.models import logprob
 from denserl.models.loading import load_reward_model, load_tokenizer
-from denserl.rewards.rm_trainer import RewardTrainer
+from denserl.segmentation import Segmenter
+from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_trainer import RewardTrainer
+from denserl.trainer.start import start_run
+from denserl.trainer.supervised import training_arguments
 
 SHAPE, WARM_UP_SHAPE = "4x128", "1x32"
 DOUBLINGS = 4
@@ -60,7 +64,7 @@ def measure(options: Options) -> list[Result]:
     results = []
     # Made here, so that no measuring process makes them.
     for shape in (WARM_UP_SHAPE, options.model or SHAPE):
-        material.reward_model(options, material.language_model(options, shape, 0.0))
+        fixtures.reward_model(options, fixtures.language_model(options, shape, 0.0))
     for kind in ("RM step", "PPO iteration"):
         series = {name: [sized(kind, name, doubling) for doubling in range(DOUBLINGS + 1)] for name in ("batch", "length")}
         every = dict.fromkeys(size for sizes in series.values() for size in sizes)
@@ -120,14 +124,14 @@ def process_bytes(name: str) -> int:
 
 def repeated(options: Options, size: Size, shape: str, count: int) -> list[float]:
     """Build the trainer of a size, and take some steps; the seconds of each."""
-    model = material.language_model(options, shape, 0.0)
+    model = fixtures.language_model(options, shape, 0.0)
     run = reward_steps if size.kind == "RM step" else ppo_iterations
     return run(options, size, model, options.runs / f"out/scaling-{shape}", count)
 
 
 def reward_steps(options: Options, size: Size, model: Path, out: Path, count: int) -> list[float]:
     pairs = size.sequences // 2
-    settings = train_rm.Options(
+    settings = RewardConfig(
         model=str(model),
         data=[],
         output_dir=str(out),
@@ -138,14 +142,14 @@ def reward_steps(options: Options, size: Size, model: Path, out: Path, count: in
         device=options.device,
         dtype="fp32",
     )
-    device, dtype = start(settings)
+    device, dtype = start_run(settings)
     tokenizer, clock = load_tokenizer(settings.model), StepClock()
     trainer = RewardTrainer(
-        model=load_reward_model(str(material.reward_model(options, model)), dtype),
+        model=load_reward_model(str(fixtures.reward_model(options, model)), dtype),
         args=training_arguments(settings, device, dtype),
         train_dataset=random_pairs(pairs * count, size.length, len(tokenizer)),
         processing_class=tokenizer,
-        threshold=0.5,
+        segmenter=Segmenter(0.5),
         pad_id=tokenizer.pad_token_id,
         callbacks=[clock],
     )
@@ -161,9 +165,9 @@ def ppo_iterations(options: Options, size: Size, model: Path, out: Path, count: 
     batches = ("rollout_batch_size", "train_batch_size", "micro_batch_size", "sample_batch_size")
     settings = ppo_options(
         model,
-        material.reward_model(options, model),
+        fixtures.reward_model(options, model),
         out,
-        data=[str(material.pairs_file(options))],
+        data=[str(fixtures.pairs_file(options))],
         limit=rows,
         entropy_threshold=1.75,
         max_new_tokens=half,
@@ -240,9 +244,9 @@ def quadratic_part(tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 def attention_share(options: Options, size: Size) -> float:
     """Of the FLOP of all layers, those between pairs of tokens."""
-    config = AutoConfig.from_pretrained(material.language_model(options, options.model or SHAPE, 0.0))
-    products = 2 * work.layer_parameters(config) * size.tokens
-    return 1 - products / work.forward_flops(config, [size.length] * size.sequences)
+    config = AutoConfig.from_pretrained(fixtures.language_model(options, options.model or SHAPE, 0.0))
+    products = 2 * flop_floors.layer_parameters(config) * size.tokens
+    return 1 - products / flop_floors.forward_flops(config, [size.length] * size.sequences)
 
 
 def memory_growth(series: str, sizes: list[Size], peaks: list[int]) -> Result:
@@ -268,8 +272,8 @@ def against_plan(options: Options, peaks: dict[Size, int]) -> Result:
 
 def planned(options: Options, size: Size) -> int:
     """The peak that `denserl plan` would print for this run, in bytes."""
-    model, half = material.language_model(options, options.model or SHAPE, 0.0), size.length // 2
-    settings = plan.Options(
+    model, half = fixtures.language_model(options, options.model or SHAPE, 0.0), size.length // 2
+    settings = PlanConfig(
         model=str(model),
         dtype="fp32",
         micro_batch_size=size.sequences // 2 if size.kind == "RM step" else size.sequences,
@@ -278,7 +282,7 @@ def planned(options: Options, size: Size) -> int:
         max_new_tokens=half,
         sample_batch_size=size.sequences,
     )
-    planner, setting = Planner(settings), plan.setting_given(settings, 0)
+    planner, setting = Planner(settings), setting_given(settings, 0)
     phases = [planner.reward_training] if size.kind == "RM step" else [planner.rollout, planner.scoring, planner.update]
     # The plan is for GPUs, which are given larger blocks of logits at a time.
     factor = 1 if options.device == "cpu" else logprob.DEVICE_FACTOR

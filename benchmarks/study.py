@@ -15,9 +15,9 @@ import tyro
 from harness import ending_well
 from levels import THRESHOLDS, band, make_language_model, summarise
 
-from denserl.cli.demo import SFT
-from denserl.cli.recipes import read_table
-from denserl.cli.stages import stage
+from denserl.cli.demo_ways import SFT
+from denserl.cli.paper_scripts import read_table
+from denserl.cli.pipeline import stage
 from denserl.errors import UserError
 from denserl.evaluation.plots import plot_intervals, plot_over_optimisation
 from denserl.terminal import say

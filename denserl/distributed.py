@@ -3,9 +3,13 @@
 Starting the group is the engine's work (denserl/trainer/engine.py).
 """
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Object = TypeVar("Object")
 
 
 def initialised() -> bool:
@@ -47,11 +51,11 @@ def any_rank(flag: bool) -> bool:
     return bool(all_max(int(flag)))
 
 
-def gather_objects(obj) -> list:
+def gather_objects(obj: Object) -> list[Object]:
     """One (small, picklable) object of each rank, in rank order, on every rank."""
     if not initialised():
         return [obj]
-    objects = [None] * world_size()
+    objects: list[Object] = [None] * world_size()
     dist.all_gather_object(objects, obj)
     return objects
 

@@ -4,7 +4,8 @@
 class UserError(Exception):
     """Something the user can mend; the command exits with status 2.
 
-    found: what was found and what was expected. fix: the command or change that mends it.
+    found: what was found and what was expected. fix: the command or change that mends it. A name in backticks, as in `lr`, is
+    an option, which the command line shows as a flag.
     one_rank: other ranks may not have found the same, so that this one must say it.
     """
 
@@ -22,3 +23,9 @@ class Stopped(Exception):
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume goes on.
 STOPPED_STATUS = 75
+
+
+def require(condition: object, found: str, fix: str) -> None:
+    """UserError unless the condition holds."""
+    if not condition:
+        raise UserError(found, fix)

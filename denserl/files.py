@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from denserl.errors import UserError, require
+
 
 def flush(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on the disk."""
@@ -17,3 +19,16 @@ def write_flushed(path: Path, text: str) -> None:
     """Write a text file and wait until it is on the disk."""
     path.write_text(text, encoding="utf-8")
     flush(path)
+
+
+def make_folder(option: str, path: str) -> None:
+    """Create a folder to write into, which an option names. UserError when that cannot be done."""
+    fix = "give a folder that can be written"
+    require(path, f"`{option}` is empty", fix)
+    try:
+        require(not Path(path).is_file(), f"`{option}` {path} is a file; expected a folder, or a new name", fix)
+        Path(path).mkdir(parents=True, exist_ok=True)
+        writable = os.access(path, os.W_OK)
+    except (OSError, ValueError) as error:  # a name that no file system has
+        raise UserError(f"`{option}` {path}: {error.strerror if isinstance(error, OSError) else error}", fix) from error
+    require(writable, f"`{option}` {path}: not writable", fix)

@@ -1,16 +1,28 @@
 """Where a response is cut: entropies of the frozen language model -> segments, and scores read at their ends.
 
-Pure tensor code over a padded batch, on any device. What a score is, and what is done with it, is not known here.
+Pure tensor code over a padded batch, on any device. `Segmenter` puts every way of cutting,
+a user's own included, behind one call.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from denserl.errors import UserError
+
 BANDIT_THRESHOLD = 1000.0
+# The entropy threshold of each level, in nats; that of segments is the published one for Phi-3-mini.
+LEVELS = {"segment": 1.75, "token": 0.0, "bandit": BANDIT_THRESHOLD}
+
+
+def level_of(threshold: float) -> str:
+    """The level of an entropy threshold: token, bandit, or between them segment."""
+    return "token" if threshold == 0 else "bandit" if threshold >= BANDIT_THRESHOLD else "segment"
 
 
 class Segments(NamedTuple):
@@ -25,7 +37,7 @@ class Segments(NamedTuple):
 def segment_by_entropy(
     entropy: Tensor, response_mask: Tensor, threshold: float, has_end_of_turn: Tensor | None = None
 ) -> Segments:
-    """Cut every response before each token whose entropy is above the threshold (spec dense-rlhf, section 2).
+    """Cut every response before each token whose entropy is above the threshold (arXiv 2501.02790, section 3.2).
 
     The first token opens segment 0; a later token t opens a new one when entropy[t] > threshold, strictly. The
     end-of-turn token belongs to no segment, unless it is the only token. A threshold of 1000 or more is the bandit
@@ -50,7 +62,17 @@ def segment_by_entropy(
     else:
         content = _content(mask, has_end_of_turn)
         starts = content & (entropy > threshold)
-    starts[:, :1] = mask[:, :1]
+    return segments_from_starts(starts, content)
+
+
+def segments_from_starts(starts: Tensor, content: Tensor) -> Segments:
+    """The segments that open at given tokens, each as long as to the next opening or the end of the content.
+
+    Args:
+        starts: (B, T) bool; changed in place: the first token of the content opens a segment in any case.
+        content: (B, T) bool, the tokens that lie in segments, contiguous from t = 0.
+    """
+    starts[:, :1] = content[:, :1]
     inside = content.long()
     number = starts.cumsum(1).mul_(inside)  # 1..K inside a segment, 0 elsewhere
     counts = starts.sum(1)
@@ -66,6 +88,89 @@ def segment_scores(token_scores: Tensor, segments: Segments) -> Tensor:
     # Segments lie side by side from slot 0 on, so the running sum of their lengths counts the tokens up to each end.
     scores = pad(token_scores.float(), (1, 0)).gather(1, segments.lengths.cumsum(1))
     return torch.where(segments.lengths > 0, scores, 0.0)
+
+
+def segment_sums(token_scores: Tensor, segments: Segments) -> Tensor:
+    """Add up each segment's scores over its tokens: (B, T) token scores -> (B, K_max) fp32, 0 past a row's K."""
+    inside = segments.ids >= 0
+    scores = torch.where(inside, token_scores.float(), 0.0)
+    sums = scores.new_zeros(len(scores), 1 + segments.lengths.shape[1]).scatter_add_(1, segments.ids + 1, scores)
+    return sums[:, 1:]
+
+
+def join_segments(parts: Sequence[Segments]) -> Segments:
+    """The segments of several batches under one another, padded to the widest."""
+    slots, most = max(part.ids.shape[1] for part in parts), max(part.lengths.shape[1] for part in parts)
+
+    def padded(x: Tensor, width: int, value: int) -> Tensor:
+        return pad(x, (0, width - x.shape[1]), value=value)
+
+    return Segments(
+        torch.cat([padded(part.ids, slots, -1) for part in parts]),
+        torch.cat([padded(part.ends, slots, 0) for part in parts]),
+        torch.cat([padded(part.lengths, most, 0) for part in parts]),
+        torch.cat([part.counts for part in parts]),
+    )
+
+
+# A user's own way of cutting: the texts of a response's tokens and their entropies (nats) -> numbers of the tokens that open
+# a segment. The first token opens one in any case; the end-of-turn token is not among them.
+CutFunction = Callable[[list[str], list[float]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Cuts responses: at entropy peaks above a threshold, or where a user's function says.
+
+    threshold: entropy (nats), see `segment_by_entropy`; at the bandit level nothing is cut.
+    name: its name in files of fits and in models' configs: peak, or the function's module:name.
+    function, token_texts: a user's own way, which takes the place of the threshold below the bandit level, and token ids ->
+    the texts of single tokens.
+    """
+
+    threshold: float
+    name: str = "peak"
+    function: CutFunction | None = field(default=None, repr=False)
+    token_texts: Callable[[list[int]], list[str]] | None = field(default=None, repr=False)
+
+    @property
+    def level(self) -> str:
+        """segment, token or bandit."""
+        return level_of(self.threshold)
+
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether entropies are needed; the bandit level needs none."""
+        return self.threshold < BANDIT_THRESHOLD
+
+    def __call__(
+        self, entropy: Tensor, response_mask: Tensor, response_ids: Tensor, has_end_of_turn: Tensor | None = None
+    ) -> Segments:
+        """Args as those of `segment_by_entropy`, and response_ids (B, T), which only a user's function reads."""
+        if self.function is None or not self.reads_entropy:
+            return segment_by_entropy(entropy, response_mask, self.threshold, has_end_of_turn)
+        content = _content(response_mask.bool(), has_end_of_turn)
+        starts = torch.zeros_like(content)
+        lengths = content.sum(1).tolist()
+        for row, (length, ids, values) in enumerate(zip(lengths, response_ids.tolist(), entropy.tolist(), strict=True)):
+            starts[row, self._openings(ids[:length], values[:length])] = True
+        return segments_from_starts(starts, content)
+
+    def _openings(self, ids: list[int], entropies: list[float]) -> list[int]:
+        """Where the user's function opens segments. UserError where it raises, or names tokens that are not there."""
+        tokens = self.token_texts(ids)
+        try:
+            found = [int(place) for place in self.function(tokens, entropies)]
+        except Exception as error:  # a user's function may raise anything
+            message = (
+                f"`segmenter` {self.name} raised {type(error).__name__}: {error} for the response {''.join(tokens)[:80]!r}"
+            )
+            raise UserError(message, "mend the function", one_rank=True) from error
+        wrong = [place for place in found if not 0 <= place < len(ids)]
+        if wrong:
+            found_at = f"`segmenter` {self.name} opens a segment at token {wrong[0]} of a response of {len(ids)} tokens"
+            raise UserError(found_at, "let it return numbers from 0 up to the number of tokens", one_rank=True)
+        return found
 
 
 def _content(mask: Tensor, has_end_of_turn: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from denserl.cli.common import as_flags, parse
+from denserl.cli.options import as_flags, parse
 from denserl.world.make import WorldSizes, write_world
 
 

@@ -29,12 +29,12 @@ SERVER.set_forkserver_preload(
         "torch.utils.cpp_extension",
         "denserl.cli.train_ppo",
         "denserl.cli.train_rm",
-        "denserl.cli.training",
+        "denserl.trainer.start",
         "denserl.data.preferences",
         "denserl.data.prompts",
         "denserl.data.demonstrations",
-        "denserl.rewards.rm_trainer",
-        "denserl.trainer.supervised_run",
+        "denserl.trainer.reward_trainer",
+        "denserl.trainer.run_folder",
         "denserl.trainer.ppo_trainer",
     ]
 )

@@ -78,6 +78,19 @@ def segment(entropy: Tensor, mask: Tensor, threshold: float, has_end_of_turn: Te
     return rows
 
 
+def segment_at(openings: list[list[int]], contents: list[list[int]]):
+    """Segments that open at given places of each row's content, and at its first place."""
+    rows = []
+    for opened, tokens in zip(openings, contents):
+        row = []
+        for t in tokens:
+            if not row or t in opened:
+                row.append([])
+            row[-1].append(t)
+        rows.append(row)
+    return rows
+
+
 def to_segments(rows, width: int) -> Segments:
     """The tensors that stand for a segmentation."""
     most = max(map(len, rows), default=0)

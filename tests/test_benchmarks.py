@@ -15,18 +15,20 @@ from denserl.data.batching import pad_responses
 from denserl.errors import UserError
 from denserl.models.loading import load_reward_model
 from denserl.models.tiny import new_llama
+from denserl.rewards.aggregation import aggregate
 from denserl.rewards.objectives import pair_losses
-from denserl.rewards.scoring import score_responses
+from denserl.rewards.pair_metrics import response_token_rewards
+from denserl.segmentation import segment_by_entropy, segment_scores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path += [str(REPOSITORY / "benchmarks"), str(REPOSITORY / "benchmarks/peers")]
 
+import fixtures  # noqa: E402
+import flop_floors  # noqa: E402
 import harness  # noqa: E402
-import material  # noqa: E402
 import reference_reward  # noqa: E402
 import rm_training  # noqa: E402
 import run  # noqa: E402
-import work  # noqa: E402
 from harness import Options, Pairs, Result, Worker  # noqa: E402
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
@@ -107,14 +109,16 @@ def test_flops_are_those_that_torch_counts():
         model(torch.zeros(1, length, dtype=torch.long))
     # Of the pairs of positions, the model computes all, twice as many as the causal ones.
     uncounted = 2 * config.hidden_size * config.num_hidden_layers * length**2
-    assert work.forward_flops(config, [length], logits=length) == counter.get_total_flops() - uncounted
-    assert work.parameters(config) == sum(p.numel() for n, p in model.named_parameters() if "norm" not in n and "head" not in n)
+    assert flop_floors.forward_flops(config, [length], logits=length) == counter.get_total_flops() - uncounted
+    assert flop_floors.parameters(config) == sum(
+        p.numel() for n, p in model.named_parameters() if "norm" not in n and "head" not in n
+    )
 
 
 def test_a_shared_prefix_is_computed_once():
     config = LlamaConfig(**SMALL, num_hidden_layers=2)
-    twice, once = work.forward_flops(config, [10, 12]), work.forward_flops(config, [10, 12], prefixes=[0, 5])
-    assert twice - once == work.forward_flops(config, [5])
+    twice, once = flop_floors.forward_flops(config, [10, 12]), flop_floors.forward_flops(config, [10, 12], prefixes=[0, 5])
+    assert twice - once == flop_floors.forward_flops(config, [5])
 
 
 def test_decoding_reads_weights_for_each_token_and_the_caches_of_living_rows():
@@ -123,13 +127,13 @@ def test_decoding_reads_weights_for_each_token_and_the_caches_of_living_rows():
     moved = 0
     for step in range(1, 6):
         living = [prompt for prompt, length in zip(prompts, responses) if length >= step]
-        moved += 4 * work.parameters(config) + token * sum(prompt + step for prompt in living)
-    assert work.decoding_bytes(config, prompts, responses) == moved
+        moved += 4 * flop_floors.parameters(config) + token * sum(prompt + step for prompt in living)
+    assert flop_floors.decoding_bytes(config, prompts, responses) == moved
 
 
 @pytest.mark.parametrize(("mean", "longest"), [(64, 128), (48, 256), (128, 128)])
 def test_end_probability_gives_the_mean_length(mean, longest):
-    p = material.end_probability(mean, longest)
+    p = fixtures.end_probability(mean, longest)
     assert sum((1 - p) ** tokens for tokens in range(longest)) == pytest.approx(mean, rel=1e-3)
 
 
@@ -138,7 +142,7 @@ def test_a_model_ends_turns_as_often_as_asked_and_samples_no_other_special_token
     tokenizer = tiny_tokenizer()
     model = new_llama(tokenizer, hidden_size=32, num_layers=2, num_heads=2).eval()
     prompts = [tokenizer.encode("Tell me about the garden.")]
-    material.set_end_probability(model, tokenizer, probability, prompts)
+    fixtures.set_end_probability(model, tokenizer, probability, prompts)
     response = torch.randint(4, len(tokenizer), (200,), generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         logits = model(torch.cat([torch.tensor(prompts[0]), response])[None]).logits[0, len(prompts[0]) :]
@@ -157,9 +161,9 @@ def test_padding_of_random_batches():
 
 def test_wrong_shape_and_missing_data_are_told(tmp_path):
     with pytest.raises(UserError, match="LAYERSxHIDDEN"):
-        material.shape_of("8x100")
+        fixtures.shape_of("8x100")
     with pytest.raises(UserError, match="--data FOLDER"):
-        material.pairs_file(Options(data=tmp_path))
+        fixtures.pairs_file(Options(data=tmp_path))
 
 
 def test_half_made_material_is_made_again(tmp_path):
@@ -168,10 +172,10 @@ def test_half_made_material_is_made_again(tmp_path):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        material.kept(tmp_path / "model", fail)
-    folder = material.kept(tmp_path / "model", lambda folder: (folder / "whole").touch())
+        fixtures.kept(tmp_path / "model", fail)
+    folder = fixtures.kept(tmp_path / "model", lambda folder: (folder / "whole").touch())
     assert (folder / "whole").exists()
-    assert material.kept(folder, fail) == folder
+    assert fixtures.kept(folder, fail) == folder
 
 
 @pytest.mark.parametrize("module", [*run.ROWS.values(), "gpu"])
@@ -197,9 +201,9 @@ def test_both_sides_of_the_scoring_row_score_alike(smallest):
 
 
 def test_the_references_way_has_the_loss_of_ours(smallest, tmp_path):
-    policy = material.language_model(smallest, "1x32")
-    scorer, tokenizer = material.reward_model(smallest, policy), AutoTokenizer.from_pretrained(policy)
-    pairs = material.pairs(smallest, tokenizer, 3)[1]
+    policy = fixtures.language_model(smallest, "1x32")
+    scorer, tokenizer = fixtures.reward_model(smallest, policy), AutoTokenizer.from_pretrained(policy)
+    pairs = fixtures.pairs(smallest, tokenizer, 3)[1]
     (tmp_path / "pairs.json").write_text(json.dumps([rm_training.joined(pair) for pair in pairs]))
     setup = {"pairs": str(tmp_path / "pairs.json"), "model": policy, "reward_model": scorer, "threshold": 5.4}
     loop = reference_reward.Loop({**setup, "pad_id": tokenizer.pad_token_id, "lr": 1e-3, "betas": (0.9, 0.95)})
@@ -211,7 +215,9 @@ def test_the_references_way_has_the_loss_of_ours(smallest, tmp_path):
     entropy = torch.stack([torch.roll(row, 1 - int(start)) for row, start in zip(entropy, batch.response_start, strict=True)])
     entropy = entropy[:, : batch.response_mask.shape[1]]
     assert 0 < (entropy[batch.response_mask] > 5.4).float().mean() < 1  # some tokens open segments, some do not
-    scores, _ = score_responses(load_reward_model(str(scorer), "fp32"), batch, entropy, 5.4, "avg")
+    segments = segment_by_entropy(entropy, batch.response_mask, 5.4)
+    rewards = segment_scores(response_token_rewards(load_reward_model(str(scorer), "fp32"), batch), segments)
+    scores = aggregate(rewards, segments.counts)
     torch.testing.assert_close(loop.loss(loop.pairs), pair_losses(*scores.chunk(2)).sum(), rtol=1e-5, atol=1e-6)
 
 

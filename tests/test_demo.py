@@ -7,10 +7,11 @@ import signal
 import pytest
 
 from denserl.cli import demo
-from denserl.cli.common import parse
-from denserl.cli.stages import stage
+from denserl.cli.demo_ways import SFT
+from denserl.cli.options import parse
+from denserl.cli.pipeline import stage
 from denserl.errors import Stopped
-from denserl.supervised import LanguageModelTrainer
+from denserl.trainer.sft_trainer import SFTTrainer
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +66,15 @@ def test_the_report_is_one_file_that_names_every_level(finished):
 
 def test_a_stage_that_was_stopped_goes_on_when_the_demo_is_called_again(finished, tmp_path, monkeypatch):
     folder, _ = finished
-    flags = {**demo.SFT, "model": folder / "world/base", "data": folder / "world/sft.jsonl", "output_dir": tmp_path, "seed": 0}
-    sums = LanguageModelTrainer.sums
+    flags = {**SFT, "model": folder / "world/base", "data": folder / "world/sft.jsonl", "output_dir": tmp_path, "seed": 0}
+    sums = SFTTrainer.sums
 
     def signalled(self, model, batch):
         os.kill(os.getpid(), signal.SIGINT)
         return sums(self, model, batch)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 1 of"):
-        patch.setattr(LanguageModelTrainer, "sums", signalled)
+        patch.setattr(SFTTrainer, "sums", signalled)
         stage("train-sft", **flags)
     # The second time it goes on, the third time it is at its end already.
     for _ in range(2):

@@ -1,21 +1,24 @@
 """Every command that README, docs and scripts show is parsed here, so that none of them can go stale."""
 
 import importlib
+import json
+import math
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 import yaml
 
-from denserl.cli import recipes
-from denserl.cli.common import parse
+from denserl.cli import make_world, paper_scripts
 from denserl.cli.main import COMMANDS
+from denserl.cli.options import parse
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = {recipe.script: name for name, recipe in recipes.RECIPES.items()}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = {recipe.script: name for name, recipe in paper_scripts.RECIPES.items()}
 
 
 def shown_commands(path: Path) -> list[str]:
@@ -51,7 +54,7 @@ def test_shown_command_is_understood(page, command):
         assert words[1] in targets
     elif words[0] == "bash" and Path(words[1]).name in SCRIPTS:
         assert (ROOT / words[1]).is_file()
-        lines, _ = recipes.plan(SCRIPTS[Path(words[1]).name], words[2:], check_files=False)
+        lines, _ = paper_scripts.plan(SCRIPTS[Path(words[1]).name], words[2:], check_files=False)
         assert any(word.startswith("denserl.cli.") for word in lines[0])
     elif words[0] == "bash":
         assert (ROOT / words[1]).is_file()
@@ -83,7 +86,7 @@ def test_the_model_types_of_the_readme_are_those_of_the_table():
     rows = re.findall(
         r"^\| `(\w[\w-]*)` \| (?:`([^`]+)`|[^|]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
     )
-    table = yaml.safe_load(recipes.TABLE.read_text())["model_types"]
+    table = yaml.safe_load(paper_scripts.TABLE.read_text())["model_types"]
     assert {name for name, _, _ in rows} == set(table)
     assert all(model == table[name]["sft_model"] for name, model, _ in rows if model)
 
@@ -94,8 +97,32 @@ def test_local_links_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_the_python_of_the_readme_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def python_of(page: str) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    return block
+
+
+def test_the_python_of_the_readme_trains_a_reward_model_and_runs_ppo(tmp_path, monkeypatch, capsys):
+    block = python_of("README.md")
+    assert len(block.strip().splitlines()) <= 20
+    monkeypatch.chdir(tmp_path)
+    make_world.run(make_world.Options(output_dir="runs/world", scale=0.02))
+    with tiny_models.restored_environment():
+        exec(block, {})
+    assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
+    rows = [json.loads(line) for line in (tmp_path / "runs/python-ppo/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2] and all(math.isfinite(row["reward"]) for row in rows)
+    assert (tmp_path / "runs/python-rm/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    named = re.findall(r"(?<![\w/.])((?:tests|denserl|benchmarks|examples)/[\w/.-]*\w)", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists() and name != "tests/ROOM"] == []
+
+
+def test_the_python_of_the_numerics_page_runs():
+    block = python_of("docs/numerics.md")
     shown = {
         "entropy": torch.tensor([[0.0, 2.0, 0.0, 3.0, 0.0]]),
         "response_mask": torch.ones(1, 5),

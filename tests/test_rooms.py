@@ -1,22 +1,30 @@
-"""The house itself: rooms import only from rooms above them, and `import denserl` stays light."""
+"""The house itself: rooms import only from rooms above them, files in no circle, commands are short, importing stays light."""
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import denserl
+
 PACKAGE = Path(__file__).parent.parent / "denserl"
+FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "errors",
     "terminal",
     "files",
     "distributed",
+    "plugins",
+    "config",
     "segmentation",
     "data",
     "models",
-    "supervised",
+    "memory",
+    "rollouts",
     "rewards",
     "ppo_utils",
     "trainer",
@@ -25,20 +33,31 @@ ROOMS = [
     "cli",
 ]
 HEAVY = ["flash_attn", "peft", "wandb", "bitsandbytes", "matplotlib", "deepspeed"]
+WITHOUT_PEFT = [name for name in HEAVY if name != "peft"]
+LONGEST_COMMAND = 150  # lines
+
+
+def module_of(path: Path) -> str:
+    """denserl/data/chat.py -> denserl.data.chat; a package is named by its folder."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of denserl that a file imports, anywhere in it."""
+    """Modules of denserl that a file imports, anywhere in it, also inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "denserl":
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names if alias.name.startswith("denserl.")}
-    return {name for name in names if name.split(".")[1] in ROOMS}
+    # `from denserl.data import chat` names a module, `from denserl.data.chat import f` one of its functions.
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} - {"denserl"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_room_imports_only_from_rooms_above_it(path):
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if room == "__init__":
@@ -48,18 +67,61 @@ def test_a_room_imports_only_from_rooms_above_it(path):
     assert not [name for name in imported(path) if name.split(".")[1] in below]
 
 
+def test_no_files_import_one_another_in_a_circle():
+    graph = {module: imported(path) - {module} for module, path in MODULES.items()}
+    assert sum(map(len, graph.values())) > 300  # arrows are seen at all
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").rglob("*.py")), ids=lambda path: path.name)
+def test_a_command_parses_builds_and_runs_and_is_short(path):
+    assert len(path.read_text().splitlines()) <= LONGEST_COMMAND
+
+
+def test_the_bandit_threshold_is_written_once():
+    def written(path: Path) -> list[int]:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        return [node.lineno for node in nodes if isinstance(node, ast.Constant) and node.value in (1000, 1000.0)]
+
+    found = {str(path.relative_to(PACKAGE)): lines for path in FILES if (lines := written(path))}
+    # Other thousands: rows of a chunk, resamples, and the like.
+    others = {"data/readers.py", "cli/evaluate.py", "world/make.py"}
+    assert set(found) - others == {"segmentation.py"} and len(found["segmentation.py"]) == 1
+
+
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("denserl", ["torch", "transformers", *HEAVY]),
+        ("denserl", ["torch", "transformers", "numpy", *HEAVY]),
         ("denserl.cli.main", ["torch", "transformers", *HEAVY]),
+        ("denserl.cli.train_ppo", ["torch", "transformers", *HEAVY]),
+        ("denserl.cli.train_rm", ["torch", "transformers", *HEAVY]),
         ("denserl.segmentation", ["transformers", "datasets", *HEAVY]),
         ("denserl.ppo_utils.experience", ["transformers", "datasets", *HEAVY]),
-        ("denserl.rewards.scoring", HEAVY),
+        ("denserl.rewards.pair_metrics", HEAVY),
         ("denserl.evaluation.plots", HEAVY),
+        # transformers' Trainer imports peft where it is installed.
+        ("denserl.trainer.ppo_trainer", ["denserl.cli", *WITHOUT_PEFT]),
+        ("denserl.trainer.reward_trainer", ["denserl.cli", *WITHOUT_PEFT]),
+        ("denserl.evaluation.scorers", ["denserl.cli", *HEAVY]),
     ],
 )
 def test_importing_stays_light(module, unwanted):
     code = f"import sys, {module}; print(*[name for name in {unwanted!r} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.split() == []
+
+
+def test_every_public_name_is_there_and_none_needs_the_command_line():
+    code = "import sys, denserl; [getattr(denserl, name) for name in denserl.__all__]; print('denserl.cli' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip() == "False"
+    assert {"RewardTrainer", "PPOTrainer", "segment_by_entropy", "RewardConfig", "PPOConfig"} <= {*dir(denserl)}
+
+
+@pytest.mark.parametrize("old", sorted(denserl._MOVED))
+def test_a_module_of_an_earlier_version_says_where_it_is_now(old):
+    with pytest.raises(ImportError, match=f"denserl.{old} is now (.*) \\(CHANGELOG.md\\)") as error:
+        importlib.import_module(f"denserl.{old}")
+    new = str(error.value).split(" is now ")[1].removesuffix(" (CHANGELOG.md)")
+    assert all(importlib.import_module(name) for name in new.split(" and "))

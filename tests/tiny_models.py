@@ -128,6 +128,17 @@ def as_argv(options: dict) -> list[str]:
     return argv
 
 
+def run_command(module, name: str, argv: list[str]):
+    """Parse and run a command in this process; its errors name flags, as the command line shows them."""
+    from denserl.cli.options import parse, with_flags
+    from denserl.errors import UserError
+
+    try:
+        return module.run(parse(module.Options, name, argv))
+    except UserError as error:
+        raise with_flags(error, module.Options) from error
+
+
 def letters(prompts: list[list[dict]], responses: list[str]) -> list[float]:
     """A true reward of responses: their letters, and a tenth for each letter of the prompt."""
     return [len(response) + 0.1 * len(prompt[-1]["content"]) for prompt, response in zip(prompts, responses, strict=True)]

@@ -7,17 +7,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from ours import iteration, ppo_trainer
+from denserl_side import iteration, ppo_trainer
 from serve import Talk, versions
 
-from denserl.cli import train_ppo
+from denserl.trainer.ppo_config import PPOConfig
 
 
 def main() -> None:
     talk = Talk()
     setup = talk.request()
     torch.set_num_threads(setup["threads"])
-    trainer = ppo_trainer(train_ppo.Options(**setup["options"]))
+    trainer = ppo_trainer(PPOConfig(**setup["options"]))
     sampler = Kept(trainer.sampler)
     trainer.sampler = sampler
     talk.answer(**versions())

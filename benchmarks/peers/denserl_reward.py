@@ -6,19 +6,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from ours import reward_trainer, train
+from denserl_side import reward_trainer, train
 from serve import StepTalk, Talk, versions
 
-from denserl.cli import train_rm
+from denserl.trainer.reward_config import RewardConfig
 
 
 def main() -> None:
     talk = Talk()
     setup = talk.request()
-    options = train_rm.Options(**setup["options"])
+    options = RewardConfig(**setup["options"])
     torch.set_num_threads(setup["threads"])
     trainer = reward_trainer(options, setup["reward_model"], setup["rows"])
-    trainer.add_callback(StepTalk(talk, setup["steps"], {"threshold": trainer.threshold, **versions()}))
+    trainer.add_callback(StepTalk(talk, setup["steps"], {"threshold": trainer.segmenter.threshold, **versions()}))
     train(trainer, options)
 
 

@@ -4,34 +4,34 @@ Every stage is an ordinary command, printed as it is run; nothing here is comput
 """
 
 import json
-import logging
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated
 
-from denserl.cli.common import Level, launch
-from denserl.cli.effects import normalizer_kind
-from denserl.cli.recipes import read_table
-from denserl.cli.stages import stage
+from annotated_types import Gt, Interval
+
+from denserl.cli.demo_ways import ITERATIONS, SFT, TARGET_TRUE_REWARD, WAYS, outcome, threshold_of
+from denserl.cli.launch import launch
+from denserl.cli.paper_scripts import read_table
+from denserl.cli.pipeline import stage
+from denserl.config import FIRST, Config, Level
+from denserl.ppo_utils.config import normalizer_kind
 from denserl.terminal import say
-
-log = logging.getLogger(__name__)
-
-TARGET_TRUE_REWARD = 0.4
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Config):
     """Run the pipeline on the embedded world at several reward levels and write OUTPUT_DIR/report.html."""
 
-    output_dir: str = "runs/demo"
+    output_dir: Annotated[str, FIRST] = "runs/demo"
     """Folder for everything the demo makes."""
-    levels: list[Level] = field(default_factory=lambda: ["segment", "token", "bandit"])
+    levels: Annotated[list[Level], FIRST] = field(default_factory=lambda: ["segment", "token", "bandit"])
     """Reward levels to compare; the segment level also as published, with its own fit."""
-    seed: int = 0
+    seed: Annotated[int, FIRST, Interval(ge=0, le=2**32 - 1)] = 0
     """Seed of the world and of every run."""
-    scale: float = 1.0
+    scale: Annotated[float, FIRST, Gt(0)] = 1.0
     """Share of the data and of the PPO iterations; below 1 for a quick look, which learns less."""
 
 
@@ -57,7 +57,7 @@ def run(options: Options) -> dict:
         "best_accuracy": world["best_accuracy_test"],
         "target_true_reward": TARGET_TRUE_REWARD,
         "rollout_batch_size": read_table()["model_types"]["tiny"]["ppo"]["rollout_batch_size"],
-        "versions": _versions(),
+        "versions": {package: version(package) for package in ("denserl", "torch", "transformers", "deepspeed")},
         "minutes": (time.perf_counter() - began) / 60,
         "levels": levels,
     }
@@ -67,42 +67,11 @@ def run(options: Options) -> dict:
     return results
 
 
-# For a 2-layer model; those of the reward model, the fit and PPO are the model type `tiny` of model_types.yaml.
-SFT = {
-    "epochs": 2,
-    "batch_size": 16,
-    "micro_batch_size": 16,
-    "lr": 4e-3,
-    "warmup_ratio": 0.05,
-    "save_steps": 0,
-    "max_length": 256,
-    "device": "cpu",
-}
-ITERATIONS = 30
-
-
-class Way(NamedTuple):
-    """A level, and how its rewards are paid."""
-
-    level: str
-    assignment: str
-
-
-WAYS = {
-    "segment": Way("segment", "difference_end"),
-    "segment-published": Way("segment", "even"),
-    "token": Way("token", "difference_end"),
-    "bandit": Way("bandit", "mean_last"),
-}
-
-
 def _way(name: str, folder: Path, world: dict, options: Options) -> dict:
     """Reward model (the level's, trained once), fit (where rewards are normalised by place) and PPO."""
-    from denserl.trainer.trackers import read_metrics
-
     tiny, (level, assignment) = read_table()["model_types"]["tiny"], WAYS[name]
     data, seed, cache = folder / "world", options.seed, folder / "cache"
-    threshold = {"segment": world["threshold"], "token": 0, "bandit": 1000}[level]
+    threshold = threshold_of(level, world)
     at_level = {"reward_level": level, "entropy_threshold": threshold}
     reward_model, sft = folder / f"rm-{level}", folder / "sft"
     preferences = {"data": data / "preferences_train.jsonl", "cache_dir": cache, "seed": seed}
@@ -146,31 +115,8 @@ def _way(name: str, folder: Path, world: dict, options: Options) -> dict:
         output_dir=ppo,
         seed=seed,
     )
-    batch = tiny["ppo"]["rollout_batch_size"]
-    accuracy = read_metrics(reward_model / "metrics.jsonl")[-1]["eval_accuracy"]
     way = {"level": level, "threshold": threshold, "assignment": assignment, "normalizer": normalizer}
-    return {**way, **_outcome(ppo, batch, accuracy, world["best_accuracy_test"])}
-
-
-def _outcome(ppo: Path, rollout_batch: int, accuracy: float, best: float) -> dict:
-    from denserl.trainer.trackers import read_metrics
-
-    held_out = [row for row in read_metrics(ppo / "metrics.jsonl") if "eval_true_reward" in row]
-    reached = [row["step"] for row in held_out if row["eval_true_reward"] >= TARGET_TRUE_REWARD]
-    return {
-        "rm_accuracy": accuracy,
-        "rm_share_of_best": accuracy / best,
-        "true_before": held_out[0]["eval_true_reward"],
-        "true_after": held_out[-1]["eval_true_reward"],
-        "kl": held_out[-1]["eval_kl"],
-        "rollouts_to_target": reached[0] * rollout_batch if reached else None,
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {package: version(package) for package in ("denserl", "torch", "transformers", "deepspeed")}
+    return {**way, **outcome(ppo, reward_model, tiny["ppo"]["rollout_batch_size"], world["best_accuracy_test"])}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,56 +4,80 @@ import dataclasses
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from annotated_types import Ge
 from tyro.conf import Positional, arg
 
-from denserl.cli.common import launch, require
-from denserl.cli.reward_models import ScoringOptions
+from denserl.cli.launch import launch
+from denserl.config import FIRST, Only
+from denserl.data.config import has_splits
+from denserl.errors import require
+from denserl.rewards.config import ReadConfig, ScoringConfig
 from denserl.terminal import say
 
-LISTED = 4  # incomplete parts of a suite that are named at the terminal
+if TYPE_CHECKING:
+    import torch
 
-SuiteName = Literal["pairs", "rewardbench", "rewardbench2", "rmb", "hhh", "mtbench", "llmbar"]
+LISTED = 4  # incomplete parts of a suite that are named at the terminal
+WORDS = {"length", "random"}
 
 
 @dataclass(kw_only=True)
-class Options(ScoringOptions):
+class Options(ReadConfig, ScoringConfig):
     """Score the answers of a suite with a reward model and write how often the better ones win, and how surely."""
 
-    suite: Positional[SuiteName]
-    """What is judged: preferences of one's own (pairs), or a published suite."""
-    path: Positional[Annotated[str, arg(metavar="PATH")]]
+    group: ClassVar[str] = "suite"
+
+    suite: Annotated[Positional[str], FIRST, arg(metavar="SUITE")]
+    """What is judged: preferences of one's own (pairs), or a published suite: rewardbench, rewardbench2, rmb, hhh, mtbench,
+    llmbar; or module:NAME of a Suite of one's own (docs/extending.md)."""
+    path: Annotated[Positional[str], FIRST, arg(metavar="PATH")]
     """File, folder or hub name (NAME or NAME:CONFIG) of the suite's rows."""
-    scorer: list[str]
+    scorer: Annotated[
+        list[str],
+        FIRST,
+        Only(
+            "with `scorer` length or random",
+            lambda c: not WORDS & {*c.scorer},
+            of=("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
+        ),
+    ]
     """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random."""
     sft_model: str | None = None
     """Model whose entropies cut the responses; default: the one in the reward model's config."""
-    entropy_threshold: float | None = None
-    """Entropy threshold in nats; default: the one in the reward model's config."""
-    split: str | None = None
+    split: Annotated[
+        str | None,
+        Only(
+            "where there are no splits: folders and hub datasets have some, files do not",
+            lambda c: c.suite not in ("rmb", "llmbar") and has_splits([c.path]),
+        ),
+    ] = None
     """Split of a hub dataset or folder; default: the suite's own (pairs: test)."""
-    limit: int | None = None
+    limit: Annotated[int | None, Ge(1)] = None
     """Judge at most this many items of each subset."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be used stops the run, or is dropped and counted."""
-    paper_compat: bool = False
+    paper_compat: Annotated[bool, Only("but on mtbench", lambda c: c.suite == "mtbench")] = False
     """MT-Bench as in GRM's evaluation: a tie is a vote for the second model, and both turns are always judged."""
-    bootstrap: int = 1000
+    bootstrap: Annotated[int, Ge(1)] = 1000
     """Times that items are drawn anew for the 95 % intervals."""
+
+    def members(self) -> list[str]:
+        return self.scorer
 
 
 def run(options: Options) -> dict:
     """Returns what is written to results.json."""
     from denserl import distributed
-    from denserl.cli.training import start
-    from denserl.data.sources import BadRows, finish
+    from denserl.data.bad_rows import BadRows, finish
     from denserl.evaluation.items import judge
     from denserl.evaluation.results import format_summary, summarise, versions, write
-    from denserl.evaluation.suites import PAPER_MTBENCH, SUITES, account, read_items
+    from denserl.evaluation.suites.registry import account, find_suite, read_items
+    from denserl.trainer.start import start_run
 
-    device, dtype = start(options)
-    suite = PAPER_MTBENCH if options.paper_compat else SUITES[options.suite]
+    device, dtype = start_run(options)
+    suite = find_suite(options.suite, options.paper_compat)
     bad_rows, refused = BadRows(options.on_bad_row), BadRows(options.on_bad_row)
     items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit)
     finish(bad_rows, [(options.path, len(items))])
@@ -85,17 +109,16 @@ def run(options: Options) -> dict:
     return summary
 
 
-def make_scorer(options: Options, device, dtype: str):
+def make_scorer(options: Options, device: "torch.device", dtype: str):
     """The scorer that the words or folders of --scorer name."""
-    from denserl.evaluation.scorers import WORDS, WordScorer
+    from denserl.evaluation.scorers import BASELINES, BaselineScorer, RewardScorer
 
-    require(bool(options.scorer), "--scorer names nothing", "give a reward model, or length, or random")
-    named = [word for word in options.scorer if word in WORDS]
+    require(options.scorer, "`scorer` names nothing", "give a reward model, or length, or random")
+    named = [word for word in options.scorer if word in BASELINES]
     if not named:
-        level = {"sft_model": options.sft_model, "entropy_threshold": options.entropy_threshold}
-        return options.reward_scorer(options.scorer, device, dtype, **level)
-    require(len(options.scorer) == 1, f"--scorer has {named[0]} beside others", "give it alone, or reward models alone")
-    return WordScorer(named[0], options.seed)
+        return RewardScorer.from_config(options.scorer, options, device, dtype, sft_model=options.sft_model, read=options)
+    require(len(options.scorer) == 1, f"`scorer` has {named[0]} beside others", "give it alone, or reward models alone")
+    return BaselineScorer(named[0], options.seed)
 
 
 def scorer_name(scorers: list[str]) -> str:

@@ -2,22 +2,28 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from denserl.cli.common import launch, make_folder, quiet_libraries, require
+from annotated_types import Gt, Interval
+
+from denserl.cli.launch import launch
+from denserl.config import FIRST, Config
+from denserl.errors import require
+from denserl.files import make_folder
+from denserl.terminal import quiet_libraries
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Config):
     """Write the embedded world: a base model, demonstrations, preferences and prompts, in the formats any user would bring."""
 
-    output_dir: str = "runs/world"
+    output_dir: Annotated[str, FIRST] = "runs/world"
     """Folder to write."""
-    seed: int = 0
+    seed: Annotated[int, FIRST, Interval(ge=0, le=2**32 - 1)] = 0
     """Seed of the base model's weights and of everything drawn."""
-    scale: float = 1.0
+    scale: Annotated[float, FIRST, Gt(0)] = 1.0
     """Share of the rows written."""
     truth: Literal["mean", "sum", "asked"] = "mean"
     """What a response is worth: mean or sum of its sentences' values; asked: the mean, less a cost of more or fewer."""
@@ -33,9 +39,8 @@ def run(options: Options) -> dict:
     from denserl.world.make import WorldRules, WorldSizes, write_world
 
     low, high, most = options.min_sentences, options.max_sentences, max(NUMBERS)
-    require(
-        min(NUMBERS) <= low <= high <= most, f"--min_sentences {low} --max_sentences {high}", f"let 2 <= MIN <= MAX <= {most}"
-    )
+    found = f"`min_sentences` {low} `max_sentences` {high}"
+    require(min(NUMBERS) <= low <= high <= most, found, f"let {min(NUMBERS)} <= MIN <= MAX <= {most}")
     quiet_libraries()
     make_folder("output_dir", options.output_dir)
     sizes = WorldSizes()

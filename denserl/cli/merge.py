@@ -3,25 +3,27 @@
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-from denserl.cli.common import launch, quiet_libraries
 from denserl.cli.export import make_model_folder
+from denserl.cli.launch import launch
+from denserl.config import FIRST, Config, Precision
+from denserl.terminal import quiet_libraries
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Config):
     """Merge LoRA adapters of a language model or a reward model, head included, into a whole model folder."""
 
-    model: str
+    model: Annotated[str, FIRST]
     """Model that the adapters were trained on: folder or hub name."""
-    adapter: str
+    adapter: Annotated[str, FIRST]
     """Folder of the adapters, e.g. adapter/ in what a run with --lora_rank wrote."""
-    output_dir: str
+    output_dir: Annotated[str, FIRST]
     """New folder for the whole model."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: Precision = "auto"
     """Precision of the merged weights; auto is that of the adapters."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model folder or hub repository."""

@@ -2,29 +2,39 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from denserl.cli.common import DataOptions, launch, make_folder, quiet_libraries, require
+from annotated_types import Ge, Interval
+
+from denserl.cli.launch import launch
+from denserl.config import FIRST
+from denserl.data.config import DataConfig
+from denserl.errors import require
+from denserl.files import make_folder
+from denserl.terminal import quiet_libraries
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Options(DataOptions):
+class Options(DataConfig):
     """Train a tokenizer on the text of any data that train-sft reads, and make an untrained Llama for it."""
 
-    output_dir: str
+    group: ClassVar[str] = "model"
+
+    output_dir: Annotated[str, FIRST]
     """Folder for tokenizer and model."""
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, FIRST, Interval(ge=260, le=10_000_000)] = 8192
     """Most tokens of the vocabulary; at least 260 (bytes and special tokens)."""
-    hidden_size: int = 256
+    hidden_size: Annotated[int, FIRST, Ge(1)] = 256
     """Width of the model."""
-    num_layers: int = 4
+    num_layers: Annotated[int, FIRST, Ge(1)] = 4
     """Layers."""
-    num_heads: int = 4
+    num_heads: Annotated[int, FIRST, Ge(1)] = 4
     """Attention heads; must divide the width."""
-    max_position_embeddings: int = 1024
+    max_position_embeddings: Annotated[int, Ge(1)] = 1024
     """Longest sequence."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     """Seed of the weights."""
 
 
@@ -33,9 +43,9 @@ def run(options: Options) -> None:
     from denserl.models.tiny import new_llama, train_tokenizer
 
     require(
-        options.num_heads > 0 and options.hidden_size % (2 * options.num_heads) == 0,
-        f"--hidden_size {options.hidden_size} does not split into {options.num_heads} heads of an even width",
-        "use a multiple of twice --num_heads",
+        options.hidden_size % (2 * options.num_heads) == 0,
+        f"`hidden_size` {options.hidden_size} does not split into {options.num_heads} heads of an even width",
+        "use a multiple of twice `num_heads`",
     )
     quiet_libraries()
     make_folder("output_dir", options.output_dir)

@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from denserl import distributed
 
 log = logging.getLogger(__name__)
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+Row = TypeVar("Row")
 
 LAYOUT = ("attention_mask", "response_start", "prompt_row")
 
@@ -38,10 +40,10 @@ class ResponseBatch(NamedTuple):
 
     @classmethod
     def of(cls, batch: dict[str, Tensor]) -> "ResponseBatch":
-        """The fields of a batch that may hold more."""
+        """From a dictionary, which may have other keys as well."""
         return cls(*(batch[field] for field in cls._fields))
 
-    def to(self, device) -> "ResponseBatch":
+    def to(self, device: torch.device | str) -> "ResponseBatch":
         """See `to_device`."""
         return ResponseBatch(**to_device(self._asdict(), device))
 
@@ -52,7 +54,7 @@ class ResponseBatch(NamedTuple):
 
     @property
     def response_ids(self) -> Tensor:
-        """(B, T) long; what stands off the mask has no meaning."""
+        """(B, T) long; values off the mask have no meaning."""
         return response_slots(self.input_ids, self.response_start, self.response_mask.shape[1])
 
     def ends_with(self, token_ids: Iterable[int]) -> Tensor:
@@ -63,12 +65,12 @@ class ResponseBatch(NamedTuple):
         return torch.isin(ids, torch.as_tensor(list(token_ids), device=ids.device)) & (length > 0)
 
 
-def to_device(batch: dict[str, Tensor], device) -> dict[str, Tensor]:
-    """A batch on a device, but for what says how it is laid out: models read that on the host."""
+def to_device(batch: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """Move a batch to a device, except LAYOUT, which models read on the host."""
     return {name: value if name in LAYOUT else value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def pad_rows(rows: Sequence[Sequence], value, dtype=torch.long) -> Tensor:
+def pad_rows(rows: Sequence[Sequence | np.ndarray], value: float, dtype: torch.dtype = torch.long) -> Tensor:
     """Right-pad rows of numbers to one (B, longest) tensor."""
     return torch.nn.utils.rnn.pad_sequence(
         [torch.as_tensor(row, dtype=dtype) for row in rows], batch_first=True, padding_value=value
@@ -106,7 +108,9 @@ def length_batches(lengths: Sequence[int], max_tokens: int, groups: Sequence[int
     longest: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
-    batches, current, width = [], [], 0
+    batches: list[list[int]] = []
+    current: list[int] = []
+    width = 0
     for row in sorted(range(len(lengths)), key=lambda i: (-longest[groups[i]], groups[i], -lengths[i], i)):
         width = max(width, lengths[row])
         if current and width * (len(current) + 1) > max_tokens:
@@ -128,38 +132,7 @@ def rank_batches(batches: list[list[int]]) -> Iterator[tuple[list[int], bool]]:
         yield (batches[mine], True) if mine < len(batches) else (batches[0], False)
 
 
-class StepSampler:
-    """This rank's micro-batches of an epoch, as lists of (row, counted): a batch sampler for a DataLoader.
-
-    Optimiser step k takes the same rows on any number of ranks and micro-batches. Every row is counted once an epoch, in an
-    order set by seed and epoch; the last step is filled up with rows of its own, not to be counted.
-
-    Args:
-        rows: of the data. step_rows: of an optimiser step, all ranks together. micro_rows: of a forward on one rank.
-        epoch: asked at the start of each pass.
-    """
-
-    def __init__(self, rows: int, step_rows: int, micro_rows: int, seed: int, epoch: Callable[[], int]):
-        self.rows, self.step_rows, self.micro_rows, self.seed, self.epoch = rows, step_rows, micro_rows, seed, epoch
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of an epoch."""
-        return -(-self.rows // self.step_rows)
-
-    def __len__(self) -> int:
-        return self.steps * self.step_rows // distributed.world_size() // self.micro_rows
-
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch())).tolist()
-        for first in range(0, self.rows, self.step_rows):
-            step = order[first : first + self.step_rows]
-            filled = [(step[i % len(step)], i < len(step)) for i in range(self.step_rows)]
-            mine = filled[distributed.rank() :: distributed.world_size()]
-            yield from (mine[start : start + self.micro_rows] for start in range(0, len(mine), self.micro_rows))
-
-
-def in_halves(function: Callable[[Sequence], Result], rows: Sequence, together: bool = False) -> list[Result]:
+def in_halves(function: Callable[[list[Row]], Result], rows: list[Row], together: bool = False) -> list[Result]:
     """`[function(rows)]`; where memory does not suffice, the results of both halves instead, halved again where needed.
 
     Args:
@@ -189,8 +162,8 @@ def in_batches_of(size: int, function: Callable[[int], Result]) -> Result:
     return in_batches_of(size // 2, function)
 
 
-def _attempt(function: Callable, argument, last: bool) -> tuple[bool, object]:
-    """Whether memory sufficed, and the function's result; an error of memory passes on a `last` attempt."""
+def _attempt(function: Callable[[Argument], Result], argument: Argument, last: bool) -> tuple[bool, Result | None]:
+    """Whether memory sufficed, and the function's result; on the `last` attempt an out-of-memory error is raised."""
     try:
         return True, function(argument)
     except (RuntimeError, MemoryError) as error:
@@ -208,20 +181,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in words)
 
 
-def map_responses(
+def map_rows_in_batches(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
-    function: Callable[[ResponseBatch], Tensor],
-    *,
-    pad_id: int,
+    function: Callable[[list[int]], Tensor],
     max_tokens: int,
-    device,
     progress: str,
 ) -> dict[int, np.ndarray]:
-    """Apply a function to every response, in batches of like length, without gradient, each rank its share.
+    """Apply a function to the numbers of all rows, in batches of like length, without gradient, each rank its share.
 
     Args:
-        function: a batch -> (B, T), or (B, T, ...) where it has several values for each response token.
+        prompts, responses: token ids of each row. function: B row numbers -> (B, T), or (B, T, ...).
         max_tokens: padded tokens per batch.
         progress: the label of the progress bar (rank 0).
 
@@ -234,9 +204,8 @@ def map_responses(
     out = {}
 
     def values(rows: list[int]) -> dict[int, np.ndarray]:
-        batch = pad_responses([prompts[i] for i in rows], [responses[i] for i in rows], pad_id).to(device)
         with torch.no_grad():
-            found = function(batch).float().cpu().numpy()
+            found = function(rows).float().cpu().numpy()
         return {i: found[slot, : len(responses[i])] for slot, i in enumerate(rows)}
 
     for rows, counted in tqdm(list(rank_batches(batches)), desc=progress, disable=distributed.rank() > 0):
@@ -246,8 +215,26 @@ def map_responses(
     return out
 
 
+def map_responses(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    function: Callable[[ResponseBatch], Tensor],
+    *,
+    pad_id: int,
+    max_tokens: int,
+    device: torch.device | str,
+    progress: str,
+) -> dict[int, np.ndarray]:
+    """`map_rows_in_batches` of a function of padded batches."""
+
+    def of_rows(rows: list[int]) -> Tensor:
+        return function(pad_responses([prompts[i] for i in rows], [responses[i] for i in rows], pad_id).to(device))
+
+    return map_rows_in_batches(prompts, responses, of_rows, max_tokens, progress)
+
+
 class DemonstrationCollator:
-    """Rows with input_ids and loss_start -> a ResponseBatch as a dictionary; a row's response is what bears loss."""
+    """Rows with input_ids and loss_start -> a ResponseBatch as a dictionary; a row's response is the part with loss."""
 
     def __init__(self, pad_id: int):
         self.pad_id = pad_id

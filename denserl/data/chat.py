@@ -7,15 +7,18 @@ There is no table of model names here; everything is found by rendering with the
 import copy
 import functools
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
 from tokenizers import AddedToken
 
-from denserl.data.rows import BadRow
+from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 
-# Unicode noncharacters, reserved for internal use: text that carries them is refused where they are needed.
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+# Unicode noncharacters, reserved for internal use; text that contains them is refused where they are needed.
 _GUARD, _ALIAS, _STOP, _BOUNDARY = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # A template is a small program that came with the model; these are what its expressions raise on texts it was not made for.
@@ -36,12 +39,12 @@ class _ChatFormat(NamedTuple):
     pattern: re.Pattern  # matches the text of every control token
 
 
-def end_of_turn_id(tokenizer) -> int:
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Id of the token that the template closes an assistant turn with; UserError when there is none."""
     return _chat_format(tokenizer).end_of_turn
 
 
-def stop_ids(tokenizer, generation_config=None) -> list[int]:
+def stop_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None" = None) -> list[int]:
     """Ids that end a response: end of turn, then the generation config's and the tokenizer's, without repeats."""
     configured = generation_config.eos_token_id if generation_config is not None else None
     configured = configured if isinstance(configured, (list, tuple)) else [configured]
@@ -51,7 +54,7 @@ def stop_ids(tokenizer, generation_config=None) -> list[int]:
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
-def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[dict]) -> list[int]:
     """Ids of the messages up to where the assistant's answer starts, with one BOS where one is used.
 
     BadRow (a ValueError) with the template's own words when it refuses the messages.
@@ -63,7 +66,9 @@ def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
     return answers[0][: _common_prefix(*answers)]
 
 
-def encode_response(tokenizer, messages: list[dict], response: str, prompt_ids: list[int] | None = None) -> list[int]:
+def encode_response(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict], response: str, prompt_ids: list[int] | None = None
+) -> list[int]:
     """Ids of the response as it continues `encode_prompt(messages)`, the end-of-turn token last.
 
     `prompt_ids` spares encoding the prompt again. What the template writes after the end of turn is dropped. BadRow
@@ -83,7 +88,7 @@ def encode_response(tokenizer, messages: list[dict], response: str, prompt_ids: 
 
 
 def encode_pair(
-    tokenizer, messages: list[dict], responses: list[str], max_length: int, max_prompt_length: int
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict], responses: list[str], max_length: int, max_prompt_length: int
 ) -> tuple[list[int], list[list[int]]]:
     """Prompt ids and the ids of the responses to it, cut by `truncate_pair`; BadRow where one has no content left."""
     prompt = encode_prompt(tokenizer, messages)
@@ -97,7 +102,7 @@ def encode_pair(
 def truncate_pair(
     prompt_ids: list[int], responses: list[list[int]], max_length: int, max_prompt_length: int, end_of_turn: int
 ) -> tuple[list[int], list[list[int]]]:
-    """Prompt and responses cut so that each prompt + response has at most `max_length` tokens (spec section 3).
+    """Prompt and responses cut so that each prompt + response has at most `max_length` tokens.
 
     The longest response decides the prompt's cut, so all keep one prompt: it loses tokens on its left, as many as are
     needed but never below `max_prompt_length`. Then a response that is still too long loses tokens on its right, and
@@ -110,7 +115,7 @@ def truncate_pair(
     return prompt_ids, [r if len(r) <= room else (r[:room][:-1] + [end_of_turn])[:room] for r in responses]
 
 
-def encode_text(tokenizer, text: str) -> list[int]:
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Ids of plain text without any template, as the tokenizer opens and closes one; control tokens in it stay text.
 
     BadRow for text that is no valid Unicode.
@@ -126,7 +131,7 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _chat_format(tokenizer) -> _ChatFormat:
+def _chat_format(tokenizer: "PreTrainedTokenizerBase") -> _ChatFormat:
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
@@ -138,7 +143,9 @@ def _chat_format(tokenizer) -> _ChatFormat:
 
 
 @functools.lru_cache(maxsize=8)  # keyed by all that the answer depends on; a template set later is a new entry
-def _find_chat_format(tokenizer, template: str, vocabulary: int, special_ids: tuple[int, ...]) -> _ChatFormat:
+def _find_chat_format(
+    tokenizer: "PreTrainedTokenizerBase", template: str, vocabulary: int, special_ids: tuple[int, ...]
+) -> _ChatFormat:
     added = set(tokenizer.added_tokens_decoder) | set(special_ids)
     try:
         plain = _render(tokenizer, _PROBE)
@@ -168,7 +175,9 @@ def _find_chat_format(tokenizer, template: str, vocabulary: int, special_ids: tu
 
 
 @functools.lru_cache(maxsize=8)
-def _literal_tokenizer(tokenizer, control: tuple[tuple[str, int], ...]):
+def _literal_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", control: tuple[tuple[str, int], ...]
+) -> tuple["PreTrainedTokenizerBase", dict[int, int | None]]:
     """A copy of the tokenizer that reads control tokens as text and knows an alias of each; and alias ids -> ids.
 
     The boundary mark is among the aliases, and stands for no id.
@@ -188,20 +197,22 @@ def _alias(token_id: int) -> str:
     return f"{_ALIAS}{token_id}{_STOP}"
 
 
-def _render(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], add_generation_prompt: bool = False) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except _TEMPLATE_ERRORS as error:
         raise BadRow(f"the chat template refuses the messages: {error}") from error
 
 
-def _tokenize(tokenizer, text: str, add_special_tokens: bool = False, **kwargs) -> list[int]:
+def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_tokens: bool = False, **kwargs: bool) -> list[int]:
     if _SURROGATE.search(text):
         raise BadRow("the text holds half a surrogate pair, which is no valid Unicode")
     return tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, **kwargs).input_ids
 
 
-def _encode(tokenizer, chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False
+) -> list[int]:
     """Ids of the rendered messages with one BOS; control tokens within the contents stay text."""
     if not any(chat.pattern.search(m["content"]) for m in messages):
         rendered = _render(tokenizer, messages, add_generation_prompt)
@@ -213,7 +224,9 @@ def _encode(tokenizer, chat: _ChatFormat, messages: list[dict], add_generation_p
     return _encode_literal(tokenizer, chat, messages, add_generation_prompt)
 
 
-def _encode_literal(tokenizer, chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False):
+def _encode_literal(
+    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False
+) -> list[int]:
     """Like `_encode`: contents go through the template with their control tokens guarded, are put back in the
     rendering while the template's own control tokens take aliases, and the literal tokenizer tells the two apart."""
     texts = {str(i): text for text, i in chat.control.items()}
@@ -229,7 +242,7 @@ def _encode_literal(tokenizer, chat: _ChatFormat, messages: list[dict], add_gene
     return _one_bos(chat, [i for i in ids if i is not None])
 
 
-def _encode_split(tokenizer, chat: _ChatFormat, messages: list[dict], response: str) -> list[int]:
+def _encode_split(tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, messages: list[dict], response: str) -> list[int]:
     """Ids of the conversation where no token spans the start of the response."""
     _refuse_marks([*messages, _assistant(response)])
     trimmed = response.lstrip()

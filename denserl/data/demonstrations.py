@@ -1,12 +1,17 @@
 """Demonstrations for supervised fine-tuning: answered conversations, or plain text for language modelling."""
 
+from typing import TYPE_CHECKING, Any
+
 import datasets
 
 from denserl.data.chat import encode_pair, encode_text
 from denserl.data.preferences import IDS, MESSAGES, TEXT
-from denserl.data.rows import BadRow, as_demonstration
-from denserl.data.sources import load_rows, map_rows
+from denserl.data.readers import load_rows, map_rows
+from denserl.data.schemas import BadRow, as_demonstration
 from denserl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_demonstrations(
@@ -21,15 +26,15 @@ def load_demonstrations(
 ) -> datasets.Dataset:
     """Demonstrations with the columns prompt (messages; empty for plain text), response (text) and place.
 
-    Sources are blended as `sources.blend` says. UserError on bad rows, unless `on_bad_row` is "skip".
+    Sources are blended as in `readers.blend`. UserError on bad rows, unless `on_bad_row` is "skip".
     """
     features = {"prompt": MESSAGES, "response": TEXT}
-    order = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
+    order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
     return load_rows(sources, as_demonstration, features, on_bad_row=on_bad_row, **order)
 
 
 def tokenize_demonstrations(
-    dataset: datasets.Dataset, tokenizer, *, max_length: int, on_bad_row: str = "stop"
+    dataset: datasets.Dataset, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, on_bad_row: str = "stop"
 ) -> datasets.Dataset:
     """Columns input_ids and loss_start, the index of the first token with loss: the response's, or 0 for plain text.
 
@@ -38,7 +43,7 @@ def tokenize_demonstrations(
     """
 
     if max_length < 4:
-        raise UserError(f"--max_length is {max_length}; it must be at least 4", "give prompt and response together more tokens")
+        raise UserError(f"`max_length` is {max_length}; it must be at least 4", "give prompt and response together more tokens")
 
     def encode(row: dict):
         if not row["prompt"]:

@@ -1,6 +1,6 @@
 """Names on the Hugging Face hub, and whether the hub can be reached at all.
 
-What is fetched there, and how, is the business of those who ask.
+Downloading is done by the callers.
 """
 
 import functools
@@ -29,7 +29,7 @@ def go_offline_if_unreachable() -> None:
 
 
 def _answers(url: str) -> bool:
-    # What a proxy lets through cannot be told from here.
+    # Behind a proxy a connection from here says nothing.
     if urllib.request.getproxies():
         return True
     place = urlsplit(url)

@@ -1,19 +1,23 @@
 """Preference pairs: loaded from any source and row shape, and tokenised for the reward model.
 
-Row shapes are in rows.py, reading and blending in sources.py, the chat template in chat.py.
+Row shapes are in schemas.py, reading and blending in readers.py, the chat template in chat.py.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 
 from denserl.data.chat import encode_pair
 from denserl.data.published import check_pairs
-from denserl.data.rows import RATING_KEYS, BadRow, as_preference
-from denserl.data.sources import build_dataset, load_rows, map_rows
+from denserl.data.readers import build_dataset, load_rows, map_rows
+from denserl.data.schemas import RATING_KEYS, BadRow, as_preference
 from denserl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEXT = datasets.Value("string")
 MESSAGES = datasets.List({"role": TEXT, "content": TEXT})
@@ -35,27 +39,32 @@ def load_preferences(
 ) -> datasets.Dataset:
     """Pairs: columns prompt (messages), chosen, rejected (text), margin (rating difference, 0 without), place.
 
-    Sources are blended as `sources.blend` says, `every` as in `sources.load_rows`. UserError on bad rows, unless `on_bad_row`
+    Sources are blended as in `readers.blend`, `every` as in `readers.load_rows`. UserError on bad rows, unless `on_bad_row`
     is "skip", and for a published set (published.py) of another size than it should have.
     """
     convert = functools.partial(as_preference, rating_keys=rating_keys)
     features = {"prompt": MESSAGES, "chosen": TEXT, "rejected": TEXT, "margin": MARGIN}
-    order = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
+    order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
     return load_rows(sources, convert, features, on_bad_row=on_bad_row, check_size=check_pairs, **order)
 
 
 def tokenize_preferences(
-    dataset: datasets.Dataset, tokenizer, *, max_length: int, max_prompt_length: int, on_bad_row: str = "stop"
+    dataset: datasets.Dataset,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    on_bad_row: str = "stop",
 ) -> datasets.Dataset:
-    """Pairs as ids: prompt_ids, chosen_ids, rejected_ids (end of turn included) and margin, cut as spec section 3 says.
+    """Pairs as ids: prompt_ids, chosen_ids, rejected_ids (end of turn included) and margin, cut as in chat.truncate_pair.
 
     Bad rows: the template refuses the messages, or truncation leaves no content or no difference. UserError when
     `max_prompt_length` leaves a response no room for content.
     """
     if max_length - max_prompt_length < 2:
         raise UserError(
-            f"--max_length {max_length} and --max_prompt_length {max_prompt_length} leave no room for a response",
-            "let --max_prompt_length be smaller than --max_length by at least 2",
+            f"`max_length` {max_length} and `max_prompt_length` {max_prompt_length} leave no room for a response",
+            "let `max_prompt_length` be smaller than `max_length` by at least 2",
         )
 
     def encode(row: dict):

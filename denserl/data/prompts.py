@@ -1,12 +1,17 @@
 """Prompts for rollouts: loaded from any source and row shape, and tokenised with the generation prompt."""
 
+from typing import TYPE_CHECKING
+
 import datasets
 
 from denserl.data.chat import encode_prompt
 from denserl.data.preferences import IDS, MESSAGES
-from denserl.data.rows import as_prompt
-from denserl.data.sources import load_rows, map_rows
+from denserl.data.readers import load_rows, map_rows
+from denserl.data.schemas import as_prompt
 from denserl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_prompts(
@@ -21,7 +26,7 @@ def load_prompts(
 ) -> datasets.Dataset:
     """Prompts with the columns prompt (messages) and place; an answer that a row also holds is left out.
 
-    Sources are blended as `sources.blend` says. UserError on bad rows, unless `on_bad_row` is "skip".
+    Sources are blended as in `readers.blend`. UserError on bad rows, unless `on_bad_row` is "skip".
     """
     return load_rows(
         sources,
@@ -37,11 +42,11 @@ def load_prompts(
 
 
 def tokenize_prompts(
-    dataset: datasets.Dataset, tokenizer, *, max_prompt_length: int, on_bad_row: str = "stop"
+    dataset: datasets.Dataset, tokenizer: "PreTrainedTokenizerBase", *, max_prompt_length: int, on_bad_row: str = "stop"
 ) -> datasets.Dataset:
     """Prompts with the columns prompt and prompt_ids, which lose tokens on the left over `max_prompt_length`."""
     if max_prompt_length < 1:
-        raise UserError(f"max_prompt_length is {max_prompt_length}", "let it be at least 1")
+        raise UserError(f"`max_prompt_length` is {max_prompt_length}", "let it be at least 1")
 
     def encode(row: dict):
         yield {"prompt": row["prompt"], "prompt_ids": encode_prompt(tokenizer, row["prompt"])[-max_prompt_length:]}

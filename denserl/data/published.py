@@ -1,6 +1,6 @@
 """Published preference sets by their name on the hub: the configuration and splits they keep pairs in, and how many there are.
 
-How their rows are read is the business of rows.py; what is known here would be wrong of any other set.
+How rows are read is in schemas.py; what is here holds for these sets alone.
 """
 
 from typing import NamedTuple
@@ -55,5 +55,5 @@ def check_pairs(source: str, split: str, pairs: int) -> None:
         expected = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise UserError(
             f"{source}[{split}] gives {pairs} pairs; the published set has {expected}",
-            "fetch it again; a part of it can be read from files (--data FOLDER), or with --limit",
+            "fetch it again; a part of it can be read from files (`data` FOLDER), or with `limit`",
         )

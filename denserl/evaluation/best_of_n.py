@@ -1,14 +1,15 @@
-"""Best-of-n: the reward of the best of n samples against n and its KL, for all n at once (spec grm, section 9).
+"""Best-of-n: the reward of the best of n samples against n and its KL, for all n at once (docs/numerics.md).
 
-`proxy` is what the best is chosen by, `gold` what it is worth. Sampling and scoring are done elsewhere.
+The best is chosen by `proxy` and judged by `gold`. Sampling and scoring are done elsewhere.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def kl(n):
+def kl(n: ArrayLike):
     """KL (nats) of best-of-n from one sample: ln n - (n - 1) / n, of a number or of an array. ValueError for n below 1."""
     n = np.asarray(n, dtype=np.float64)
     if not (n >= 1).all():
@@ -17,7 +18,7 @@ def kl(n):
     return float(found) if found.ndim == 0 else found
 
 
-def unbiased_curve(proxy, gold) -> np.ndarray:
+def unbiased_curve(proxy: ArrayLike, gold: ArrayLike) -> np.ndarray:
     """The mean gold score of the best-of-n over all subsets of n of the N samples, for n = 1..N.
 
     With the samples in ascending order of proxy, sum over i >= n of C(i - 1, n - 1) / C(N, n) gold_(i). Of samples with equal
@@ -36,7 +37,7 @@ def unbiased_curve(proxy, gold) -> np.ndarray:
     return np.take_along_axis(gold, ascending, -1) @ _place_chances(proxy.shape[-1]).T
 
 
-def first_n_curve(proxy, gold) -> np.ndarray:
+def first_n_curve(proxy: ArrayLike, gold: ArrayLike) -> np.ndarray:
     """The gold score of the best by proxy among the first n samples, for n = 1..N; arguments and shapes as `unbiased_curve`.
 
     One nested draw, which depends on the order of the samples: for comparison with work that reports it.
@@ -96,7 +97,7 @@ def _place_chances(count: int) -> np.ndarray:
     return np.where(place >= n, np.exp(log_ways - log_subsets), 0.0)
 
 
-def _checked(proxy, gold) -> tuple[np.ndarray, np.ndarray]:
+def _checked(proxy: ArrayLike, gold: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     proxy, gold = (np.asarray(scores, dtype=np.float64) for scores in (proxy, gold))
     if proxy.shape != gold.shape or proxy.ndim not in (1, 2) or proxy.shape[-1] < 1:
         raise ValueError(f"proxy {proxy.shape} and gold {gold.shape}: want the same (N,) or (P, N), N at least 1")

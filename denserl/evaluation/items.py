@@ -1,6 +1,6 @@
 """What is judged in every suite: an item with better and worse answers, their scores, and whether the better ones win.
 
-How rows become items is in reading.py and in the suites' own files.
+How rows become items is in denserl/evaluation/suites/.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from denserl.data.rows import BadRow
-from denserl.data.sources import BadRows
+from denserl.data.bad_rows import BadRows
+from denserl.data.schemas import BadRow
 
 
 class Answer(NamedTuple):
@@ -38,7 +38,7 @@ class Judged(NamedTuple):
 
 
 class Scorer(Protocol):
-    """See denserl/evaluation/scorers.py: RewardScorer and WordScorer."""
+    """See denserl/evaluation/scorers.py: RewardScorer and BaselineScorer."""
 
     def encode(self, prompt: list[dict], response: str) -> object: ...
 

@@ -1,9 +1,14 @@
 """Plots, drawn with matplotlib without a display. Numbers come in ready; nothing is computed here but the curves drawn."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from denserl.rewards.normalizer_fit import Groups, Line
 
 # Okabe and Ito's palette, told apart with any colour vision; the marks tell levels apart in print.
 LEVEL_COLOURS = {"segment": "#0072B2", "token": "#D55E00", "bandit": "#009E73", "segment-published": "#CC79A7"}
@@ -30,11 +35,11 @@ class Band(NamedTuple):
     high: list[float | None]
 
 
-def plot_normalizer(groups, mean, std, path: Path) -> None:
+def plot_normalizer(groups: "Groups", mean: "Line", std: "Line", path: Path) -> None:
     """Mean and std of segment rewards by place, with the fitted lines; points sized by their number of rewards.
 
     Args:
-        groups: denserl.rewards.fit.Groups. mean, std: denserl.rewards.fit.Line.
+        groups, mean, std: see denserl/rewards/normalizer_fit.py.
     """
     figure, panels = _figure(1, 2, (9, 3.6))
     curve = np.linspace(groups.place.min(), 1, 400)
@@ -151,7 +156,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]):
     return figure, panels
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +168,7 @@ def plot_reliability(calibration: dict, path: Path) -> None:
     """Accuracy of pairs against the confidence of their scores, with the pairs in each bin below it.
 
     Args:
-        calibration: what denserl.evaluation.pairwise.calibration returns.
+        calibration: what denserl.evaluation.statistics.calibration returns.
     """
     bins = calibration["bins"]
     figure, (panel, counts) = _figure(2, 1, (4.6, 4.8))
@@ -179,3 +184,38 @@ def plot_reliability(calibration: dict, path: Path) -> None:
     counts.bar(middle, [row["n"] for row in bins], width, color="0.6")
     counts.set(xlim=(0.5, 1), xlabel="confidence, sigmoid of the difference of scores", ylabel="pairs")
     _save(figure, path)
+
+
+def plot_judgements(rows: list[dict], path: Path) -> None:
+    """What PPO maximises, and gold and true rewards that it does not, against KL; nothing where neither is known.
+
+    rows: of a metrics.jsonl.
+    """
+    keys = {"reward": "reward that is trained on", "gold_reward": "gold reward", "true_reward": "true reward"}
+    panels: dict[str, dict[str, Curve | Band]] = {}
+    for key, label in keys.items():
+        # A number that was not finite is None there.
+        points = [(row.get("eval_kl"), row.get(f"eval_{key}")) for row in rows]
+        points = [point for point in points if None not in point]
+        if points:
+            panels[label] = {key: Curve(*map(list, zip(*points, strict=True)))}
+    if len(panels) > 1:
+        plot_side_by_side(panels, path, xlabel="KL of held-out rollouts (nats)")
+
+
+def plot_best_of_n(results: dict, path: Path) -> None:
+    """Best-of-n's gains over n = 1 against KL, by both estimators; the interval is of the unbiased one."""
+
+    def lines(score: str) -> dict:
+        unbiased, first_n = (results[name][f"{score}_gain"] for name in ("unbiased", "first_n"))
+        band = Band(results["kl"], unbiased["mean"], unbiased["low"], unbiased["high"])
+        return {"unbiased, with 95 % interval": band, "first n": Curve(results["kl"], first_n["mean"])}
+
+    plot_over_optimisation(
+        lines("gold"),
+        path,
+        xlabel="KL of best-of-n (nats)",
+        ylabel="gold reward, gain over n = 1",
+        proxy=lines("proxy"),
+        proxy_label="proxy reward, gain over n = 1",
+    )

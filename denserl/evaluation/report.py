@@ -1,7 +1,7 @@
 """The report of a demo run: one table for the terminal and one self-contained HTML page.
 
 Every number is computed or formatted here and none in the template. Texts of models and data are untrusted: the
-template escapes them, and characters that act on a display instead of showing (ANSI escapes, bidi controls) are named.
+template escapes them, and control characters (ANSI escapes, bidi controls) are replaced by their code points.
 """
 
 import base64
@@ -191,7 +191,7 @@ def _pairs(rows: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def _colour_limit(sizes: Iterable[float]) -> float:
-    """Where the colours end, on both sides of 0: 95 % of the shown payments lie within, so that one far payment pales none."""
+    """The end of the colour scale on both sides of 0: 95 % of the shown payments lie within it, whatever the outliers."""
     sizes = list(sizes)
     return max(round(float(np.quantile(sizes, 0.95)), 1), 0.1) if sizes else 1.0
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from denserl.evaluation.items import Judged, Scorer, is_tie, pairs_of, with_scores
-from denserl.evaluation.pairwise import bootstrap_means, calibration, interval, length_bias
-from denserl.evaluation.rewardbench import write_outputs
-from denserl.evaluation.suites import Suite
+from denserl.evaluation.statistics import bootstrap_means, calibration, interval, length_bias
+from denserl.evaluation.suites.registry import Suite
+from denserl.evaluation.suites.rewardbench import write_outputs
 from denserl.files import write_flushed
 
 _LIBRARIES = ("denserl", "torch", "transformers", "datasets")
@@ -52,7 +52,7 @@ def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int)
         "intervals": {
             **{name: interval(drawn[name]) for name, value in headline.items() if value is not None},
             "accuracy": whole["interval"],
-            "macro_accuracy": interval(sum(means.values()) / len(means)),
+            "macro_accuracy": interval(np.asarray(sum(means.values())) / len(means)),
         },
         **{name: whole[name] for name in ("pairs", "mean_margin", "calibration", "length_bias")},
         "length_baseline": {**baseline, "accuracy": whole["length_accuracy"]},
@@ -134,7 +134,7 @@ def _special(suite: Suite, parts: Numbers) -> list:
 def _tally(
     judged: Sequence[Judged], credits: np.ndarray, of_length: np.ndarray, numbers: Sequence[int], draws: np.ndarray
 ) -> dict:
-    """All that is said of the items of those numbers. credits, of_length: what scores and lengths earn, of all items."""
+    """The statistics of the items of those numbers. credits, of_length: what scores and lengths earn, of all items."""
     entries, rows = [judged[i] for i in numbers], list(numbers)
     return {
         "n": len(entries),
@@ -147,7 +147,7 @@ def _tally(
 
 
 def _pair_statistics(judged: Sequence[Judged]) -> dict:
-    """What is said of pairs alone: margin, calibration and length bias."""
+    """Statistics of pairs alone: margin, calibration and length bias."""
     pairs = pairs_of(judged)
     scores = [(judged[i].better[b], judged[i].worse[w]) for i, b, w in pairs]
     lengths = [(len(judged[i].item.better[b].text), len(judged[i].item.worse[w].text)) for i, b, w in pairs]

@@ -1,6 +1,6 @@
 """Several responses to each prompt, sampled into a file from which a stopped run goes on.
 
-What the responses are worth is judged elsewhere.
+Scoring them is done elsewhere.
 """
 
 import json
@@ -8,16 +8,19 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm.auto import tqdm
 
 from denserl import distributed
 from denserl.errors import Stopped, UserError
 from denserl.files import write_flushed
+from denserl.rollouts.base import Sampler
 from denserl.trainer.checkpoint import check_settings
-from denserl.trainer.rollout import Sampler
 from denserl.trainer.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 Key = tuple[int, int]  # the prompt's row in the data, the number of the sample
@@ -31,6 +34,8 @@ class Sample(NamedTuple):
     prompt: list[dict]  # messages
     response: str
     ended: bool  # with an end token, and not cut off at the longest length
+    prompt_ids: list[int]  # as the policy read and wrote them
+    response_ids: list[int]
 
 
 class SampleFile:
@@ -98,7 +103,8 @@ class SampleFile:
             sample = Sample(**json.loads(line))
             return sample._replace(id=int(sample.id), sample=int(sample.sample))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{self.path} holds a row that is no sample ({error})", "give another file") from error
+            fix = "give another file; one that denserl 0.1 wrote holds no token ids: sample anew"
+            raise UserError(f"{self.path} holds a row that is no sample ({error})", fix) from error
 
 
 def missing_samples(done: dict[Key, Sample], prompts: int, samples: int) -> list[Key]:
@@ -109,7 +115,7 @@ def missing_samples(done: dict[Key, Sample], prompts: int, samples: int) -> list
 def draw_samples(
     file: SampleFile,
     missing: list[Key],
-    prompts,
+    prompts: "Dataset",
     sampler: Sampler,
     decode: Callable[[list[int]], str],
     *,
@@ -139,10 +145,10 @@ def draw_samples(
             rows = prompts[[row for row, _ in mine]]
             rollouts = sampler(rows["prompt_ids"], [(seed, *key) for key in mine])
             found = [
-                Sample(*key, prompt, decode(response), ended)
-                for key, prompt, response, ended in zip(mine, rows["prompt"], rollouts.responses, rollouts.ended, strict=True)
+                Sample(*key, prompt, decode(ids), ended, prompt_ids, ids)
+                for key, prompt, prompt_ids, ids, ended in zip(mine, rows["prompt"], *rollouts, strict=True)
             ]
-            found = sorted(sample for share in distributed.gather_objects(found) for sample in share)
+            found = sorted((s for share in distributed.gather_objects(found) for s in share), key=lambda s: (s.id, s.sample))
             file.append(found)
             drawn |= {(sample.id, sample.sample): sample for sample in found}
             bar.update(len(part))

@@ -1,97 +1,89 @@
-"""What gives responses scores: reward models, one or several as one, and two that need no model.
+"""Scorers of suites and of sampled responses: reward models, and two baselines without a model.
 
-A score is a function of a prompt and a response alone. What is made of the scores is not known here.
+A score is a function of a prompt and a response alone.
 """
 
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
-from denserl.data.batching import ResponseBatch, map_responses
-from denserl.data.chat import encode_prompt, encode_response, end_of_turn_id, truncate_pair
-from denserl.errors import UserError
-from denserl.models.loading import (
-    check_same_tokenizer,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    match_embeddings,
-)
+from denserl.config import ModelSourceConfig
+from denserl.data.batching import map_rows_in_batches
+from denserl.data.chat import encode_prompt
+from denserl.data.responses import Encoded, Messages, Responses, encode, fit_length
+from denserl.errors import UserError, require
+from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
 from denserl.models.scoring import response_entropies
-from denserl.rewards.ensemble import ResponseScorer, RewardSource, common_settings, stored_moments
-from denserl.segmentation import BANDIT_THRESHOLD
+from denserl.rewards.config import ReadConfig, ScoringConfig
+from denserl.rewards.sources.base import ResponseScorer
+from denserl.rewards.sources.build import load_members, source_of
+from denserl.rewards.sources.reading import choose_segmenter
 
 log = logging.getLogger(__name__)
 
-Prompt = list[dict]
-Scores = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
-WORDS = ("length", "random")
+BASELINES = ("length", "random")
+Function = Callable[[Sequence[Messages], Sequence[str]], np.ndarray]
 
 
-def length_scores(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+def length_scores(prompts: Sequence[Messages], responses: Sequence[str]) -> np.ndarray:
     """The characters of each response: (n,) fp64."""
     return np.array([len(response) for response in responses], dtype=np.float64)
 
 
-def random_scores(seed: int) -> Scores:
+def random_scores(seed: int) -> Function:
     """Scores drawn evenly from [0, 1), the same for the same seed and number of responses."""
     return lambda prompts, responses: np.random.default_rng(seed).random(len(responses))
 
 
-class WordScorer:
+class BaselineScorer:
     """`length` or `random` in the place of a reward model, with nothing to encode."""
 
     def __init__(self, word: str, seed: int):
         self.word = word
         self.scores = {"length": length_scores, "random": random_scores(seed)}[word]
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> np.ndarray:
         return self.scores(prompts, responses)
 
-    def encode(self, prompt: Prompt, response: str) -> tuple[Prompt, str]:
+    def encode(self, prompt: Messages, response: str) -> tuple[Messages, str]:
         """Prompt and response as they are."""
         return prompt, response
 
-    def score(self, encoded: Sequence[tuple[Prompt, str]]) -> np.ndarray:
+    def score(self, encoded: Sequence[tuple[Messages, str]]) -> np.ndarray:
         """The scores of what `encode` gave: (n,) fp64."""
         return self.scores([prompt for prompt, _ in encoded], [response for _, response in encoded])
 
-    def text(self, prompt: Prompt, response: str) -> str:
+    def text(self, prompt: Messages, response: str) -> str:
         """What is scored."""
         return response
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """How the scores came about, for a file of results."""
         return {"scorer": self.word}
 
 
-class Encoded(NamedTuple):
-    """Token ids of a prompt and of the response to it, read at its last token where it is read once."""
-
-    prompt: list[int]
-    response: list[int]
-
-
 class RewardScorer:
-    """Scores of responses by reward models that share a tokenizer, at the level they were trained for.
+    """Scores of responses by reward models that share a tokenizer, read as they were trained.
 
     A response's score is made of its segments' scores as in training (`aggregate`), the segments cut by the entropies of the
-    SFT model. A model whose config names no threshold, a classifier from elsewhere, is read as stock classes read it: at the
-    last token that the chat template writes. A sequence over `max_length` loses prompt tokens on the left; only a response
-    that is longer by itself is cut, on the right. Any number of ranks share the work.
+    SFT model. Where the one score of a bandit model is read is decided by `read_place`, as everywhere. A sequence over
+    `max_length` loses prompt tokens on the left; only a response that is longer by itself is cut, on the right. Any number of
+    ranks share the work.
 
     Args:
-        models: folders or hub names. how, weight: how several are combined (denserl/rewards/ensemble.py).
+        models: folders or hub names. how, weight: how several are combined (denserl/rewards/sources/reward_model.py).
         max_length: tokens of prompt and response together; no more than the models have positions for. score_tokens: padded
             tokens per batch.
-        sft_model, entropy_threshold: default: what the models' configs say.
-        source: further arguments of the loading of models, such as trust_remote_code.
+        sft_model: whose entropies cut the responses; default: what the models' configs say.
+        read: what is to be read otherwise than the models' configs say.
+        source: how models are loaded.
 
     Raises:
         UserError: a model cannot be loaded, is no reward model, or does not go with the others.
@@ -108,45 +100,71 @@ class RewardScorer:
         max_length: int = 2048,
         score_tokens: int = 16384,
         sft_model: str | None = None,
-        entropy_threshold: float | None = None,
-        source: dict | None = None,
+        read: ReadConfig | None = None,
+        source: ModelSourceConfig | None = None,
     ):
-        if max_length < 2:
-            raise UserError(f"max_length is {max_length}", "let it be at least 2: one token of the prompt, one of the response")
-        source = source or {}
-        self.tokenizer_source = {name: value for name, value in source.items() if name == "trust_remote_code"}
-        self.paths, self.how, self.weight = list(models), how, weight
-        self.device, self.score_tokens = device, score_tokens
-        self._last_prompt: tuple[Prompt | None, list[int]] = (None, [])
-        self.tokenizer = load_tokenizer(models[0], **self.tokenizer_source)
-        members = [self._prepared(path, load_reward_model(path, dtype, **source)) for path in models]
-        configs = [member.config for member in members]
-        stored = common_settings(configs, models)
-        self.threshold = _threshold(entropy_threshold, [common_settings([c], [p]) for c, p in zip(configs, models)], models)
-        self.sft_model = _sft_model(sft_model, stored.sft_model, self.threshold, models)
-        entropies = None
-        if self.sft_model is not None:
-            sft = self._prepared(self.sft_model, load_policy(self.sft_model, dtype, **source))
-            configs = [*configs, sft.config]
-            entropies = functools.partial(response_entropies, sft)
-        self.max_length = _within_positions(max_length, configs)
-        rewards = RewardSource(members, stored_moments([member.config for member in members], models), how, weight)
-        self.agg_func = stored.agg_func
-        self._scores = ResponseScorer(rewards, self.threshold, entropies, self.agg_func)
-        is_stock = len(configs) == 1 and stored.entropy_threshold is None and entropy_threshold is None
-        self._closing = _after_the_turn(self.tokenizer) if is_stock else []
+        require(
+            max_length >= 2,
+            f"`max_length` is {max_length}",
+            "let it be at least 2: one token of the prompt, one of the response",
+        )
+        read, source = read or ReadConfig(), source or ModelSourceConfig()
+        self.how, self.weight, self.device, self.score_tokens = how, weight, device, score_tokens
+        members = load_members(models, dtype, source)
+        self.paths, self.tokenizer, self._read = members.paths, members.tokenizer, read
+        for model in members.models:
+            model.to(device)
+        cut: dict[str, Any] = {"threshold": read.entropy_threshold, "segmenter": read.segmenter}
+        self.segmenter = choose_segmenter(members.each, members.paths, self.tokenizer, **cut)
+        self.sft_model = _sft_model(sft_model, members.stored.sft_model, self.segmenter.level, self.paths)
+        sft = [self._entropy_model(self.sft_model, dtype, source)] if self.sft_model is not None else []
+        entropies = functools.partial(response_entropies, sft[0]) if sft else None
+        self.max_length = _within_positions(max_length, [model.config for model in (*members.models, *sft)])
+        rewards = source_of(members, self.segmenter, how=how, weight=weight, read_at=read.read_at)
+        self.agg_func = members.stored.agg_func
+        self._scores = ResponseScorer(rewards, self.segmenter, entropies, self.agg_func)
+        self._room = self.max_length - len(rewards.closing or ())
+        self._last: tuple[Messages | None, list[int]] = (None, [])
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+    @classmethod
+    def from_config(
+        cls, models: Sequence[str], config: ScoringConfig, device: torch.device, dtype: str, **how: Any
+    ) -> "RewardScorer":
+        """A scorer with the settings of a command. how: its sft_model and read, where they are not the models' own."""
+        return cls(
+            models,
+            how=config.ensemble,
+            weight=config.ensemble_weight,
+            device=device,
+            dtype=dtype,
+            max_length=config.max_length,
+            score_tokens=config.score_tokens,
+            source=config,
+            **how,
+        )
+
+    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> np.ndarray:
         """Scores in the order given: (n,) fp64. BadRow where the chat template refuses a prompt or a response."""
         return self.score([self.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)])
 
-    def encode(self, prompt: Prompt, response: str) -> Encoded:
-        """Ids as they are scored; a response may be empty. BadRow where the chat template refuses the messages."""
-        start = self._prompt_ids(prompt)
-        answer = encode_response(self.tokenizer, prompt, response, start)
-        room = self.max_length - len(self._closing)
-        start, (answer,) = truncate_pair(start, [answer], room, 1, end_of_turn_id(self.tokenizer))
-        return Encoded(start, answer + self._closing)
+    def of_responses(self, responses: Responses, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+        """Scores of responses that a model of `tokenizer` wrote: (n,) fp64, of the very token ids where it is the scorer's own.
+
+        Raises:
+            BadRow: with another tokenizer, the scorer's chat template refuses a prompt or a response.
+        """
+        if same_tokenizer(self.tokenizer, tokenizer):
+            ids = zip(responses.prompt_ids, responses.response_ids, responses.ended, strict=True)
+            return self.score([fit_length(*row, self._room) for row in ids])
+        rows = zip(responses.prompts, responses.texts, responses.ended, strict=True)
+        return self.score([self.encode(prompt, text, ended) for prompt, text, ended in rows])
+
+    def encode(self, prompt: Messages, response: str, ended: bool = True) -> Encoded:
+        """Ids as they are scored (see `responses.encode`). BadRow where the chat template refuses the messages."""
+        # Answers to one prompt follow one another.
+        if prompt != self._last[0]:
+            self._last = (prompt, encode_prompt(self.tokenizer, prompt))
+        return encode(self.tokenizer, prompt, response, self._room, ended, self._last[1])
 
     def score(self, encoded: Sequence[Encoded]) -> np.ndarray:
         """The scores of what `encode` gave, in its order: (n,) fp64.
@@ -154,17 +172,14 @@ class RewardScorer:
         Raises:
             UserError: a score is not finite.
         """
-        # What stands there several times gets one score: in two batches it would get two, a rounding apart, and no tie.
+        # Equal answers are scored once: in two batches their scores could differ by rounding, and would not tie.
         first: dict[tuple, int] = {}
-        place = [first.setdefault((tuple(row.prompt), tuple(row.response)), len(first)) for row in encoded]
-        mine = map_responses(
-            [prompt for prompt, _ in first],
-            [response for _, response in first],
-            self._as_slots,
-            pad_id=self.tokenizer.pad_token_id,
-            max_tokens=self.score_tokens,
-            device=self.device,
-            progress="scores",
+        place = [first.setdefault((tuple(row.prompt_ids), tuple(row.response_ids), row.ended), len(first)) for row in encoded]
+        prompts, responses, ended = zip(*first, strict=True)
+        texts = [""] * len(first)  # a reward model reads ids alone
+        records = Responses([[]] * len(first), texts, prompts, responses, ended)
+        mine = map_rows_in_batches(
+            prompts, responses, lambda rows: self._of_rows(records.rows(rows)), self.score_tokens, "scores"
         )
         found = {row: float(values[0]) for row, values in mine.items()}
         merged = {row: score for share in distributed.gather_objects(found) for row, score in share.items()}
@@ -172,53 +187,40 @@ class RewardScorer:
         if not np.isfinite(scores).all():
             names = ", ".join(self.paths)
             count = int((~np.isfinite(scores)).sum())
-            raise UserError(f"{names}: {count} of {len(scores)} scores are not finite", "try --dtype fp32, or another model")
+            raise UserError(f"{names}: {count} of {len(scores)} scores are not finite", "try `dtype` fp32, or another model")
         return scores
 
-    def text(self, prompt: Prompt, response: str) -> str:
+    def text(self, prompt: Messages, response: str) -> str:
         """What is scored, as the chat template renders it, before any cut."""
         messages = [*prompt, {"role": "assistant", "content": response}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False)
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """How the scores came about, for a file of results."""
         ensemble = {"ensemble": self.how, "ensemble_weight": self.weight} if len(self.paths) > 1 else {}
+        own = {"segmenter": self.segmenter.name} if self.segmenter.function else {}
+        read = {"read_at": self._read.read_at} if self._read.read_at else {}
         return {
             "scorer": self.paths if ensemble else self.paths[0],
             **ensemble,
-            "entropy_threshold": self.threshold,
+            "entropy_threshold": self.segmenter.threshold,
+            **own,
+            **read,
             "agg_func": self.agg_func,
             "sft_model": self.sft_model,
             "max_length": self.max_length,
         }
 
-    def _prepared(self, path: str, model):
-        """A model that was loaded, checked to read the scorer's token ids, ready to be used."""
-        if path != self.paths[0]:
-            check_same_tokenizer(self.tokenizer, load_tokenizer(path, **self.tokenizer_source), path)
+    def _of_rows(self, responses: Responses) -> Tensor:
+        """(B, 1): a response's score in its first slot."""
+        return self._scores(responses, responses.padded(self.tokenizer.pad_token_id, self.device))[:, None]
+
+    def _entropy_model(self, path: str, dtype: str, source: ModelSourceConfig) -> PreTrainedModel:
+        """The language model whose entropies cut, checked to read the scorer's token ids."""
+        check_same_tokenizer(self.tokenizer, load_tokenizer(path, **source.tokenizer_source()), path)
+        model = load_policy(path, dtype, **source.model_source())
         match_embeddings(model, self.tokenizer)
         return model.eval().to(self.device)
-
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt; those of the last one are kept, since answers to one prompt follow one another."""
-        last, ids = self._last_prompt
-        if prompt != last:
-            ids = encode_prompt(self.tokenizer, prompt)
-            self._last_prompt = (prompt, ids)
-        return ids
-
-    def _as_slots(self, batch: ResponseBatch) -> Tensor:
-        """(B, 1): a response's score in its first slot."""
-        return self._scores(batch)[:, None]
-
-
-def _after_the_turn(tokenizer) -> list[int]:
-    """The ids of what the chat template writes after the token that ends the assistant's turn, such as a line break."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], tokenize=False
-    )
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    return ids[len(ids) - ids[::-1].index(end_of_turn_id(tokenizer)) :]
 
 
 def _within_positions(max_length: int, configs: list) -> int:
@@ -230,25 +232,14 @@ def _within_positions(max_length: int, configs: list) -> int:
     return most
 
 
-def _threshold(given: float | None, stored: list, models: Sequence[str]) -> float:
-    """The threshold that is given, or the one that the models' configs agree on; of none, the bandit level's."""
-    if given is not None:
-        return given
-    each = [BANDIT_THRESHOLD if settings.entropy_threshold is None else settings.entropy_threshold for settings in stored]
-    if len(set(each)) > 1:
-        found = ", ".join(f"{path}: {threshold:g}" for path, threshold in zip(models, each))
-        raise UserError(f"the reward models have different entropy thresholds ({found})", "choose one with --entropy_threshold")
-    return each[0]
-
-
-def _sft_model(given: str | None, stored: str | None, threshold: float, models: Sequence[str]) -> str | None:
+def _sft_model(given: str | None, stored: str | None, level: str, models: Sequence[str]) -> str | None:
     """The model whose entropies cut the responses; None at the bandit level, which cuts nothing."""
-    if threshold >= BANDIT_THRESHOLD:
+    if level == "bandit":
         if given is not None:
-            found = f"--sft_model {given} has no effect at the bandit level (threshold {threshold:g}): nothing is cut"
-            raise UserError(found, "leave --sft_model out, or give an --entropy_threshold")
+            found = f"`sft_model` {given} has no effect at the bandit level: nothing is cut"
+            raise UserError(found, "leave `sft_model` out, or give an `entropy_threshold`")
         return None
     if given is None and stored is None:
         found = f"{', '.join(models)}: the configs do not say, or do not agree on, the sft_model whose entropies cut responses"
-        raise UserError(found, "add --sft_model")
+        raise UserError(found, "add `sft_model`")
     return given or stored

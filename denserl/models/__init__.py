@@ -1,1 +1,1 @@
-"""Models as stock Hugging Face classes: loading them, and reading scores, log-probabilities and entropies from them."""
+"""Models as stock Hugging Face classes: loading them, and computing scores, log-probabilities and entropies."""

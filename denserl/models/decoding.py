@@ -1,10 +1,11 @@
 """Decoding with packed models (packing.py): a prompt is read once, then every row under way gets one token at a time.
 
 Keys and values stand in groups of rows of like length, so that little padding is attended to; all else runs on the rows of
-all groups together. How a token is picked, and when a row has ended, is not known here.
+all groups together. Sampling and end-of-row checks are done by the caller.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from denserl.data.batching import pad_rows
-from denserl.models.packing import Packing, not_packable, packed_inputs
+from denserl.models.packing import Attending, Packing, not_packable, packed_inputs
 from denserl.models.scoring import head_reads, stock_model
 
 # The share of its columns, those of tokens to come included, that a group may pad in its shortest row.
@@ -75,14 +76,14 @@ class Decoder:
                 kept.append(group)
         self.groups = kept
 
-    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
         """Attention of each row's newest token, (1, heads, rows, dim), to its row (see `packing.Attending`)."""
         _enter(module, self.layers)
         sizes = [len(group) for group in self.groups]
         parts = zip(self.groups, *(x.split(sizes, 2) for x in (query, key, value)), strict=True)
         return torch.cat([group.attend(module, *part, **kw) for group, *part in parts], 1)
 
-    def _logits(self, tokens: Tensor, positions: Tensor, packing) -> Tensor:
+    def _logits(self, tokens: Tensor, positions: Tensor, packing: Attending) -> Tensor:
         return self.model(**packed_inputs(tokens, positions, packing), use_cache=False).logits[0].float()
 
 
@@ -121,7 +122,7 @@ class Group:
                     held[layer] = pad(tensor, (0, 0, 0, max(ROOM, self.width // 2)))
         self.width += 1
 
-    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
         """Attention of the rows' newest tokens: (1, heads, rows, dim) -> (1, rows, heads, dim)."""
         window = kw.get("sliding_window") or self.width
         seen, past = slice(max(0, self.width - window), self.width), []
@@ -146,16 +147,17 @@ class _Prompts(Packing):
 
     def __init__(self, lengths: list[int], groups: list[Group]):
         super().__init__(pad_rows([[1] * length for length in lengths], 0), None)
-        self.groups, self.layers = groups, set()
+        self.groups = groups
+        self.layers: set[int] = set()
 
-    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
         _enter(module, self.layers)
         for group in self.groups:
             group.fill(module.layer_idx, key.split(self.counts, 2), value.split(self.counts, 2))
         return super().attend(module, query, key, value, **kw)
 
 
-def _enter(module, layers: set[int]) -> None:
+def _enter(module: nn.Module, layers: set[int]) -> None:
     """Note the layer; UserError where it attends twice in one pass, since it has but one place for keys and values."""
     if module.layer_idx in layers:
         raise not_packable(module, f"layer {module.layer_idx} attends more than once in a pass")

@@ -18,7 +18,8 @@ from denserl.data.chat import end_of_turn_id
 from denserl.errors import UserError
 from denserl.models.folders import read_settings, weight_files
 from denserl.models.heads import GRM_SETTINGS, Head, grm_name, grm_settings, is_stock, our_name, stored_head
-from denserl.models.loading import LM_HEAD, load_grm, load_reward_model, load_tokenizer, local_folder, stored_settings
+from denserl.models.loading import LM_HEAD, load_grm, load_reward_model, load_tokenizer, local_folder
+from denserl.models.reward_settings import stored_settings
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ PHI3_ROPE_SCALING = ("short_factor", "long_factor")
 
 
 def export_classifier(source: str, target: Path) -> None:
-    """A standard classifier with one label, which transformers 4.57 and 5 score alike (spec evaluation, section 2.4).
+    """A standard classifier with one label, which transformers 4.57 and 5 score alike (docs/layouts.md).
 
     Raises:
         UserError: no reward model, one whose head is not one linear layer without bias, or no tokenizer that 4.57 reads alike.
@@ -43,13 +44,13 @@ def export_classifier(source: str, target: Path) -> None:
     if not is_stock(head):
         raise UserError(
             f"{source} has a head that no standard classifier has: {_described(head)}; it has one linear layer without bias",
-            "train with --head_type linear, or export with --layout grm",
+            "train with denserl train-rm --head_type linear, or export with `layout` grm",
         )
     _write(source, target, _classifier_settings(source, model), model, dict, for_version_4=True)
 
 
 def export_grm(source: str, target: Path) -> None:
-    """GRM's published layout (spec grm, section 2); a linear head without bias gets one of 0. UserError for no reward model."""
+    """GRM's published layout (docs/layouts.md); a linear head without bias gets one of 0. UserError for no reward model."""
     model = load_reward_model(source, CHECKED_IN)
     head = stored_head(model.config, source)
     settings = _classifier_settings(source, model) | grm_settings(head)
@@ -199,7 +200,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, chat: list[dict], special: bool) ->
 
 
 def _copy_weights(source: Path, target: Path, change: Callable[[Tensors], Tensors]) -> None:
-    files, places, size = weight_files(source), {}, 0
+    files, size = weight_files(source), 0
+    places: dict[str, str] = {}
     for file in files:
         with safe_open(file, framework="pt") as weights:
             tensors = change({name: weights.get_tensor(name) for name in weights.keys()})

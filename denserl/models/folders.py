@@ -1,9 +1,10 @@
-"""Model folders: what is looked at before a library loads one, and what is said when it could not.
+"""Model folders: checks before a library loads one, and error messages when it could not.
 
-Loading itself, and what the weights must be, is in loading.py.
+Loading, and the checks of weights, are in loading.py.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -12,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from denserl.data.hub import HUB_NAME, go_offline_if_unreachable
 from denserl.errors import UserError
 
-# Settings that are read where they are there; a model cannot do without its first.
+# Settings files that are checked where they exist; the first is required.
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "config.json")
 ADAPTERS = "adapter_config.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# What the libraries raise on a folder of which they cannot make a tokenizer or a model.
+# What the libraries raise when they cannot load a tokenizer or a model.
 UNREADABLE = (
     OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, ArithmeticError,
     SafetensorError, StrictDataclassError,
@@ -51,18 +52,20 @@ def check_source(path: str, files: tuple[str, ...]) -> None:
 
 
 def not_loaded(path: str, is_tokenizer: bool, error: Exception) -> UserError:
-    """The UserError for what the library said when it was to load a tokenizer or a model, clearer where the folder tells."""
+    """The UserError for a library's error at loading a tokenizer or a model; clearer where the folder shows the cause."""
     folder, kind = Path(path), "a tokenizer" if is_tokenizer else "a model"
-    found = f"{path}: could not load {kind}: {' '.join(str(error).split())[:400] or type(error).__name__}"
+    # A word in backticks would be shown as a flag.
+    said = " ".join(str(error).replace("`", "'").split())[:400] or type(error).__name__
+    found = f"{path}: could not load {kind}: {said}"
     fix = "give the path of a model folder (config.json, model.safetensors, tokenizer.json) or a hub name"
     pickled = _matching(folder, _PICKLES)
     if "trust_remote_code" in str(error):
         found = f"{path} brings Python code of its own, which is not run unless it is trusted"
-        fix = "read that code; if you trust it, add --trust_remote_code"
+        fix = "read that code; if you trust it, add `trust_remote_code`"
     elif "scaled_dot_product_attention" in str(error):
-        fix = "add --attention eager"
+        fix = "add `attention` eager"
     elif isinstance(error, ImportError):
-        fix = "install what is missing, e.g. pip install 'denserl[flash]' for --attention flash_attention_2"
+        fix = "install what is missing, e.g. pip install 'denserl[flash]' for `attention` flash_attention_2"
     elif isinstance(error, SafetensorError) and folder.is_dir():
         damaged = ", ".join(file.name for file in _matching(folder, ["*.safetensors"]) if not _opens(file))
         found, fix = f"{path}: {damaged} is damaged or half written ({error})", "fetch or save the model again"
@@ -91,7 +94,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise not_loaded(str(folder), False, FileNotFoundError(f"{folder} holds no model.safetensors"))
     named = read_settings(index).get("weight_map")
     names = sorted(set(named.values())) if isinstance(named, dict) and all(isinstance(n, str) for n in named.values()) else []
-    # A name with a folder in it would lead out of this one.
+    # A name with a folder in it could lead out of this one.
     if not names or any(Path(name).name != name for name in names):
         raise UserError(f"{index} does not say which file holds which weight", "fetch or save the model again")
     return [folder / name for name in names]
@@ -110,7 +113,7 @@ def read_settings(file: Path) -> dict:
     return content
 
 
-def _matching(folder: Path, patterns) -> list[Path]:
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
 
 

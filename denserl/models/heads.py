@@ -4,7 +4,7 @@ Putting one on a model, reading and saving it is in loading.py.
 """
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -12,12 +12,15 @@ from torch import nn
 from denserl.errors import UserError
 from denserl.models.folders import wrong_setting
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 KINDS = ("linear", "mlp")
 MOST_LAYERS, MOST_WIDTH = 64, 2**20
 
 
 class Head(NamedTuple):
-    """What a head is made of; as it is by default, it is the stock classifier's (spec grm, section 2).
+    """The parts of a head; the default is the stock classifier's (docs/reward_models.md).
 
     kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1).
     layers, width, dropout: of an `mlp`. bias: whether a `linear` one has a bias; an `mlp` always has.
@@ -47,7 +50,7 @@ def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn
     return nn.Sequential(nn.Dropout(head.dropout), *steps, nn.Linear(head.width, 1)).to(dtype)
 
 
-def stored_head(config, path: str) -> Head:
+def stored_head(config: "PreTrainedConfig", path: str) -> Head:
     """The head that the config of the reward model at `path` describes, a stock one where it describes none.
 
     Raises:
@@ -64,8 +67,8 @@ def described_head(settings: dict, path: str) -> Head:
     return checked_head(ours.get("head") or {}, path)
 
 
-def store_head(config, head: Head) -> None:
-    """Write into a config what the head is, beside what `segment_reward` says already; a stock head needs no words."""
+def store_head(config: "PreTrainedConfig", head: Head) -> None:
+    """Write the head into a config, beside the other settings in `segment_reward`; nothing is written for a stock head."""
     settings = config.to_dict().get("segment_reward") or {}
     if not is_stock(head):
         config.segment_reward = {**settings, "head": head._asdict()}
@@ -95,17 +98,17 @@ def _is_between(value: object, most: int) -> bool:
     return type(value) is int and 1 <= value <= most
 
 
-# GRM's published layout (spec grm, section 2): settings in its config.json -> fields of Head.
+# GRM's published layout (docs/layouts.md): settings in its config.json -> fields of Head.
 GRM_SETTINGS = {"vhead_layer_type": "kind", "vhead_num_layers": "layers", "vhead_num_neurons": "width"}
 
 
-def stored_grm_head(config, path: str) -> Head:
+def stored_grm_head(config: "PreTrainedConfig", path: str) -> Head:
     """The head that the config of a published GRM model describes. UserError where it describes none."""
     values = config.to_dict()
     if "vhead_layer_type" not in values:
         raise UserError(
             f"{path} is not in GRM's layout: its config.json has no vhead_layer_type",
-            "give the folder of a published GRM model; others need no --layout denserl",
+            "give the folder of a published GRM model; others need no `layout` denserl",
         )
     stored = {field: values[name] for name, field in GRM_SETTINGS.items() if name in values}
     # Its linear head has a bias as well.

@@ -5,11 +5,10 @@ Loading is strict: a missing head, a missing weight or one too many is an error.
 
 import contextlib
 import logging
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,7 +32,6 @@ from denserl.models.folders import (
     check_source,
     not_loaded,
     weight_files,
-    wrong_setting,
 )
 from denserl.models.heads import STOCK, Head, is_stock, make_head, our_name, store_head, stored_grm_head, stored_head
 from denserl.models.packing import enable_packing
@@ -42,13 +40,15 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NEW_PAD_TOKEN = "<|denserl_pad|>"
+# Cut alike by tokenizers that are the same.
+_SAMPLE = "The quick brown fox, 12 jumps;\n\tÄpfel."
 # Names of weights: the head of stock classifiers, what heads begin with (ours, GRM's), the language model's.
 STOCK_HEAD = "score.weight"
 HEADS = ("score.", "v_head.")
 LM_HEAD = ("lm_head.weight", "lm_head.bias", "embed_out.weight")
 
 
-def load_tokenizer(path: str, **kw) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, **kw: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token that differs from the end-of-turn token.
 
     Where the pad token is missing or is the end-of-turn token, a reserved special token of the vocabulary takes its place, else
@@ -82,7 +82,7 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
+def load_policy(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
     """A causal language model; dtype is `fp32`, `bf16` or a torch dtype. UserError for no folder or incomplete weights."""
     model, info = _load_model(AutoModelForCausalLM, path, dtype, **kw)
     heads = _under(HEADS, info["unexpected_keys"])
@@ -92,7 +92,7 @@ def load_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
     return model
 
 
-def load_reward_model(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
+def load_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
     """A trained reward model, in evaluation mode: a backbone, the head that its config describes, and nothing else.
 
     Raises:
@@ -110,8 +110,8 @@ def load_reward_model(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedMo
     return model.eval()
 
 
-def load_grm(path: str, dtype: str | torch.dtype, **kw) -> tuple[PreTrainedModel, Head]:
-    """A reward model in GRM's published layout (spec grm, section 2) as ours, and its head; a language-model head is left out.
+def load_grm(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrainedModel, Head]:
+    """A reward model in GRM's published layout (docs/layouts.md) as ours, and its head; a language-model head is left out.
 
     Raises:
         UserError: the config does not describe such a head, or weights are missing, unexpected or of another shape.
@@ -123,7 +123,7 @@ def load_grm(path: str, dtype: str | torch.dtype, **kw) -> tuple[PreTrainedModel
     return model.eval(), head
 
 
-def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: Head = STOCK, **kw) -> PreTrainedModel:
+def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: Head = STOCK, **kw: Any) -> PreTrainedModel:
     """The backbone of a language model under a fresh head (see `init_head`), in evaluation mode.
 
     What the head is stands in `config.segment_reward["head"]`, unless it is the stock one.
@@ -137,7 +137,7 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: H
     return model.eval()
 
 
-def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, **kw) -> None:
+def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, **kw: Any) -> None:
     """Give a classifier, as `model.lm_head`, the head of the language model it was made from; saving leaves it out.
 
     Where the family ties it to the embeddings, its weight is the classifier's own embedding matrix. Where the classifier's
@@ -159,7 +159,7 @@ def freeze_trunk(model: PreTrainedModel) -> None:
     model.score.requires_grad_(True)
 
 
-def empty_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
+def empty_policy(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
     """The language model that a config.json describes, on torch's meta device: shapes without numbers; no weights are read.
 
     Raises:
@@ -168,7 +168,7 @@ def empty_policy(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
     return _empty_model(AutoModelForCausalLM, path, dtype, **kw)
 
 
-def empty_reward_model(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedModel:
+def empty_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
     """The same with one score in place of logits, whatever head the config was written for."""
     return _empty_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
 
@@ -176,8 +176,8 @@ def empty_reward_model(path: str, dtype: str | torch.dtype, **kw) -> PreTrainedM
 def init_head(model: PreTrainedModel, seed: int) -> None:
     """Draw the head anew, the same on every rank; under ZeRO-3 partitioned weights are gathered first.
 
-    A linear head's weight is normal(0, 1 / (hidden + 1)) (spec dense-rlhf, section 3) and its bias 0; an MLP's layers are
-    drawn as torch draws them (spec grm, section 2).
+    A linear head's weight is normal(0, 1 / (hidden + 1)) (as for arXiv 2501.02790) and its bias 0; an MLP's layers are
+    drawn as torch draws them (as for arXiv 2406.10216).
     """
     head = model.score
     hidden = model.config.get_text_config().hidden_size
@@ -234,12 +234,15 @@ def _grow_embeddings(model: PreTrainedModel, rows: int) -> bool:
     return True
 
 
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether both have the same vocabulary, but for the pad token, and cut a sample alike."""
+    return not _differing_tokens(one, other) and one.encode(_SAMPLE) == other.encode(_SAMPLE)
+
+
 def check_same_tokenizer(policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, path: str) -> None:
-    """UserError unless both tokenizers have the same vocabulary and cut a sample alike: segment rewards are read by token."""
-    sample = "The quick brown fox, 12 jumps;\n\tÄpfel."
-    differing = set(policy.get_vocab().items()) ^ set(other.get_vocab().items())
-    differing = {token for token, _ in differing} - {policy.pad_token, other.pad_token}
-    if differing or policy.encode(sample) != other.encode(sample):
+    """UserError unless both tokenizers are the same: segment rewards are read by token."""
+    if not same_tokenizer(policy, other):
+        differing = _differing_tokens(policy, other)
         raise UserError(
             f"{path} has another tokenizer than the policy ({len(differing)} tokens differ, e.g. {sorted(differing)[:3]}); "
             "segment rewards are read token by token, so both must share one",
@@ -247,32 +250,9 @@ def check_same_tokenizer(policy: PreTrainedTokenizerBase, other: PreTrainedToken
         )
 
 
-class StoredSettings(NamedTuple):
-    """What train-rm keeps in a reward model's config; None where it says nothing, but for agg_func: avg, the published way."""
-
-    sft_model: str | None
-    model_type: str | None
-    entropy_threshold: float | None
-    agg_func: str | None
-    mean: float | None
-    std: float | None
-
-
-def stored_settings(config, path: str) -> StoredSettings:
-    """The settings in the config of the reward model at `path`. UserError for one of another type than it should be."""
-    values = config.to_dict()
-    nested = values.get("segment_reward") or {}
-    if not isinstance(nested, dict):
-        raise wrong_setting(path, "segment_reward", nested, "an object")
-    values = {"agg_func": "avg", **nested, "mean": values.get("mean"), "std": values.get("std")}
-    for name in ("sft_model", "model_type", "agg_func"):
-        if not isinstance(values.get(name), (str, type(None))):
-            raise wrong_setting(path, name, values[name], "a text")
-    for name in ("entropy_threshold", "mean", "std"):
-        value = values.get(name)
-        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
-            raise wrong_setting(path, name, value, "a finite number")
-    return StoredSettings(*map(values.get, StoredSettings._fields))
+def _differing_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> set[str]:
+    differing = set(one.get_vocab().items()) ^ set(other.get_vocab().items())
+    return {token for token, _ in differing} - {one.pad_token, other.pad_token}
 
 
 def local_folder(path: str) -> Path:
@@ -290,18 +270,27 @@ def local_folder(path: str) -> Path:
         ) from error
 
 
-def _load_classifier(path, dtype, **kw):
+def _load_classifier(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     return _load_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
 
 
-def _load_model(auto_class, path, dtype, **kw):
+def _load_model(
+    auto_class: type[Any], path: str, dtype: str | torch.dtype, **kw: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and what `_refuse` reads. Weights of another shape are reported there, not by the library."""
     settings = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = _load(auto_class, path, dtype=as_dtype(dtype), **settings, **kw)
     return enable_packing(model), info
 
 
-def _empty_model(auto_class, path, dtype, trust_remote_code: bool = False, attn_implementation: str = "sdpa", **settings):
+def _empty_model(
+    auto_class: type[Any],
+    path: str,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool = False,
+    attn_implementation: str = "sdpa",
+    **settings: Any,
+) -> PreTrainedModel:
     config = _load(AutoConfig, path, trust_remote_code=trust_remote_code, **settings)
     if auto_class is AutoModelForCausalLM and any("Classification" in name for name in config.architectures or ()):
         raise _is_reward_model(path, config.architectures[0])
@@ -315,14 +304,14 @@ def _empty_model(auto_class, path, dtype, trust_remote_code: bool = False, attn_
         raise not_loaded(str(path), False, error) from error
 
 
-def _is_reward_model(path, sign: str) -> UserError:
+def _is_reward_model(path: str, sign: str) -> UserError:
     return UserError(
         f"{path} is a reward model (it holds {sign}); a language model is expected here",
         "give the language model that it was trained from",
     )
 
 
-def _load(auto_class, path, **kw):
+def _load(auto_class: type[Any], path: str | Path, **kw: Any) -> Any:
     path = str(path)
     is_tokenizer = auto_class is AutoTokenizer
     check_source(path, TOKENIZER_FILES if is_tokenizer else MODEL_FILES)
@@ -338,7 +327,7 @@ def _load(auto_class, path, **kw):
         transformers_logging.set_verbosity(verbosity)
 
 
-def _refuse(path, info, *, missing, unexpected) -> None:
+def _refuse(path: str, info: Mapping[str, Any], *, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     wrong = {
         "missing": sorted(set(info["missing_keys"]) - set(missing)),
         "unexpected": sorted(set(info["unexpected_keys"]) - set(unexpected)),
@@ -351,18 +340,18 @@ def _refuse(path, info, *, missing, unexpected) -> None:
         raise UserError(f"{path}: the weights do not fit the model: {found}", "save the model again, or give another folder")
 
 
-def _read_head(model, head: Head, path, name_of: Callable[[str], str] = str) -> None:
+def _read_head(model: PreTrainedModel, head: Head, path: str, name_of: Callable[[str], str] = str) -> None:
     """Put a head on a classifier, with the weights that the files at `path` hold for it; strict.
 
     name_of: a weight's name in the files -> its name here.
     """
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(local_folder(path)):
         with safe_open(file, framework="pt") as weights:
             tensors |= {name_of(name): weights.get_tensor(name) for name in _under(HEADS, weights.keys())}
     if not tensors:
         raise _without_head(path, ())
-    # Nothing is allocated for a size that the config makes up.
+    # On meta, as the config's sizes are not checked yet: nothing is allocated for them.
     with torch.device("meta"):
         module = make_head(model.config.get_text_config().hidden_size, head)
     expected = {f"score.{name}": weight for name, weight in module.state_dict().items()}
@@ -379,11 +368,11 @@ def _read_head(model, head: Head, path, name_of: Callable[[str], str] = str) -> 
     model.score = module.to(model.dtype)
 
 
-def _under(prefixes: tuple[str, ...], names) -> list[str]:
+def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith(prefixes))
 
 
-def _without_head(path, unexpected) -> UserError:
+def _without_head(path: str, unexpected: Collection[str]) -> UserError:
     """The error for a model without the head that it should have, by what stands in its place."""
     if _under(("v_head.",), unexpected):
         return UserError(
@@ -402,7 +391,7 @@ def _without_head(path, unexpected) -> UserError:
     )
 
 
-def _reserved_token(tokenizer) -> str | None:
+def _reserved_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A special token of the vocabulary that nothing uses, one meant for padding first."""
     used = {*tokenizer.special_tokens_map.values()} - {tokenizer.pad_token}
     free = [

@@ -1,9 +1,10 @@
 """Log-probabilities and entropies of given tokens from hidden states, without ever holding the logits of all positions.
 
-Which positions and tokens, and what the family does to its logits, is the caller's matter (denserl/models/scoring.py).
+Positions, tokens and changes of the logits by model family come from the caller (denserl/models/scoring.py).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,16 @@ class _BlockwiseLogprob(torch.autograd.Function):
     """`chunked_logprob_entropy` of a bare linear head, over blocks of its vocabulary."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, tokens, adjust, temperature, with_entropy):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        adjust: Callable[[Tensor], Tensor],
+        temperature: float,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         own, entropy = hidden.new_zeros(2, len(hidden), dtype=torch.float32)
         scaled_lse, lse = hidden.new_full((2, len(hidden)), -torch.inf, dtype=torch.float32)
         for block in _blocks(hidden, len(weight)):
@@ -119,7 +129,7 @@ class _BlockwiseLogprob(torch.autograd.Function):
                 entropy = (shares * torch.stack([entropy, block_entropy]) + torch.special.entr(shares)).sum(0)
             if not with_entropy or temperature != 1.0:
                 scaled_lse = torch.logaddexp(scaled_lse, _scaled(logits, temperature).logsumexp(1))
-            # They would still be there beside the next block's.
+            # Else they would be kept beside the next block's.
             del logits
         if with_entropy and temperature == 1.0:
             scaled_lse = lse
@@ -130,7 +140,7 @@ class _BlockwiseLogprob(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, _):
+    def backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, lse = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         # Every block adds to the first, in fp32 whatever the model's type; each part of the others is written by one block.

@@ -1,6 +1,6 @@
 """LoRA adapters merged into the model that they were trained on: a language model, or a reward model with its head.
 
-Training with adapters is prepared in denserl/cli/training.py.
+Training with adapters is prepared in denserl/models/adapters.py.
 """
 
 import logging
@@ -68,7 +68,7 @@ def read_adapter(path: str) -> tuple[dict, dict[str, Tensor]]:
     if not (folder / SETTINGS).is_file():
         inside = folder / "adapter"
         fix = (
-            f"give {inside}" if (inside / SETTINGS).is_file() else "give the folder adapter/ that a run with --lora_rank wrote"
+            f"give {inside}" if (inside / SETTINGS).is_file() else "give the folder adapter/ that a run with `lora_rank` wrote"
         )
         raise UserError(f"{path} holds no adapters ({SETTINGS})", fix)
     settings = read_settings(folder / SETTINGS)
@@ -124,4 +124,6 @@ def _merged(model: PreTrainedModel, base: str, adapter: str, tensors: dict[str, 
 
 
 def _do_not_fit(adapter: str, base: str, why: str) -> UserError:
-    return UserError(f"{adapter}: the adapters do not fit {base}: {why}", "give --model the folder that they were trained on")
+    return UserError(
+        f"{adapter}: the adapters do not fit {base}: {why}", "give as `model` the folder that they were trained on"
+    )

@@ -1,14 +1,14 @@
 """Padding removed: the real tokens of a batch in one row, a prompt that rows share only once, attention sequence by sequence.
 
-All but attention works token by token and sees no difference. Which models run so is settled when they are loaded; the rest
-run on padded batches.
+All but attention works token by token and sees no difference. Whether a model can run this way is decided when it is
+loaded; others run on padded batches.
 """
 
 import inspect
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,7 +24,7 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 class Attending(Protocol):
     """Attention of the tokens of a packed row; query, key, value: (1, heads, N, dim) -> (1, N, heads, dim)."""
 
-    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor: ...
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor: ...
 
 
 class Packing:
@@ -54,7 +54,7 @@ class Packing:
         self.slots = torch.where(mask, base + position, 0)
         self._masks: dict[tuple, Tensor] = {}
 
-    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, **kw) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
         """Attention of each row's tokens with one another, and with the prompt that they share."""
         keys, values, outputs = key.split(self.counts, 2), value.split(self.counts, 2), []
         rows = zip(query.split(self.counts, 2), keys, values, self.prefixes, self.owners, strict=True)
@@ -96,12 +96,12 @@ def _tells_its_window(model: PreTrainedModel) -> bool:
     return "sliding_window=" in inspect.getsource(inspect.getmodule(type(model)))
 
 
-def is_packed(model) -> bool:
+def is_packed(model: nn.Module) -> bool:
     """Whether `enable_packing` allowed it; asked of a stock model, or of one with adapters around it."""
     return model.config.get_text_config()._attn_implementation == PACKED_ATTENTION
 
 
-def lay_out(model, input_ids: Tensor, attention_mask: Tensor, shared: SharedPrompts | None) -> tuple[dict, Tensor]:
+def lay_out(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, shared: SharedPrompts | None) -> tuple[dict, Tensor]:
     """What the model is called with for a padded batch, and where in its flattened output each padded slot is found.
 
     Args:
@@ -133,7 +133,15 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def packed_attention(module, query, key, value, attention_mask, packing: Attending | None = None, **kw):
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Attending | None = None,
+    **kw: Any,
+) -> tuple[Tensor, Tensor | None]:
     """transformers' sdpa attention, or what `packing` says; registered with transformers, which knows the arguments.
 
     Raises:
@@ -147,9 +155,9 @@ def packed_attention(module, query, key, value, attention_mask, packing: Attendi
     return packing.attend(module, query, key, value, **kw), None
 
 
-def not_packable(module, why: str) -> UserError:
+def not_packable(module: nn.Module, why: str) -> UserError:
     """The error for a model whose attention turns out, when it runs, to be other than it said when it was loaded."""
-    return UserError(f"{type(module).__name__} cannot run without padding: {why}", "add --attention eager")
+    return UserError(f"{type(module).__name__} cannot run without padding: {why}", "add `attention` eager")
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

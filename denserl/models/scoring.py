@@ -1,12 +1,13 @@
-"""What the models say of given tokens: reward scores, log-probabilities and entropies. Nothing is sampled here."""
+"""Reward scores, log-probabilities and entropies of given tokens. Nothing is sampled here."""
 
 import contextlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from denserl.data.batching import ResponseBatch, SharedPrompts, response_slots
 from denserl.models.logprob import chunked_logprob_entropy
@@ -16,7 +17,7 @@ from denserl.models.packing import lay_out
 def token_rewards(
     reward_model: nn.Module, input_ids: Tensor, attention_mask: Tensor, shared: SharedPrompts | None = None
 ) -> Tensor:
-    """The reward head's output at every position: (B, S) fp32. What padding positions hold has no meaning.
+    """The reward head's output at every position: (B, S) fp32. Values at padding have no meaning.
 
     The head is read where the stock class applies it, so that a wrapped model (DeepSpeed engine, DDP, PEFT) runs its own
     forward and its hooks.
@@ -31,32 +32,45 @@ def token_rewards(
     return _at(places, _read_by_score(reward_model, inputs)[1])
 
 
-def token_rewards_logprobs(
+class RewardReading(NamedTuple):
+    """Outputs of one forward of a reward model for a batch of B rows with S positions."""
+
+    scores: Tensor  # (B, S) fp32, see `token_rewards`
+    logprobs: Tensor | None  # (rows, T) fp32 of the first rows' response tokens, 0 where no token stands
+    hidden: Tensor | None  # (B, H) the hidden state that the reward head reads at one position of each row
+
+
+def read_rewards(
     reward_model: nn.Module,
     input_ids: Tensor,
     attention_mask: Tensor,
     response_start: int | Tensor,
     response_length: int | None = None,
-    rows: int | None = None,
+    logprob_rows: int | None = None,
+    hidden_at: Tensor | None = None,
     shared: SharedPrompts | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`token_rewards`, and what the language-model head beside the reward head says of the response tokens, in one forward.
+) -> RewardReading:
+    """`token_rewards`, and from the same forward log-probabilities of response tokens, and hidden states.
 
     Both heads read the same hidden states; the language-model head those before the response tokens of the first rows alone.
 
     Args as those of `token_logprob_entropy`, and
-        reward_model: has the language-model head as `lm_head`; may be wrapped.
-        rows: of how many rows, from the first on, log-probabilities are wanted; default all.
-
-    Returns: (B, S) fp32 scores, and (rows, T) fp32 log-probabilities, 0 where no token stands.
+        reward_model: may be wrapped; has the language-model head as `lm_head` where log-probabilities are wanted.
+        logprob_rows: of how many rows, from the first on, log-probabilities are wanted; 0: of none; default all.
+        hidden_at: (B,) positions whose hidden states are wanted; default none.
     """
     stock = stock_model(reward_model)
     inputs, places = lay_out(stock, input_ids, attention_mask, shared)
     hidden, scores = _read_by_score(reward_model, inputs)
-    start, length = _starts_and_length(input_ids, response_start, response_length)
-    tokens = (places[:rows], input_ids[:rows], attention_mask[:rows], start[:rows], length)
-    logprobs, _ = _of_response_tokens(stock.lm_head, stock.config, hidden, *tokens, 1.0, with_entropy=False)
-    return _at(places, scores), logprobs
+    logprobs = states = None
+    if logprob_rows != 0:
+        start, length = _starts_and_length(input_ids, response_start, response_length)
+        rows = slice(logprob_rows)
+        tokens = (places[rows], input_ids[rows], attention_mask[rows], start[rows], length)
+        logprobs, _ = _of_response_tokens(stock.lm_head, stock.config, hidden, *tokens, 1.0, with_entropy=False)
+    if hidden_at is not None:
+        states = hidden.flatten(0, 1).index_select(0, places.gather(1, hidden_at.to(places.device)[:, None]).squeeze(1))
+    return RewardReading(_at(places, scores), logprobs, states)
 
 
 def stock_model(model: nn.Module) -> PreTrainedModel:
@@ -125,7 +139,7 @@ def _starts_and_length(input_ids: Tensor, response_start: int | Tensor, response
 
 def _of_response_tokens(
     head: nn.Module,
-    config,
+    config: PreTrainedConfig,
     hidden: Tensor,
     places: Tensor,
     input_ids: Tensor,
@@ -164,7 +178,7 @@ def _at(places: Tensor, values: Tensor) -> Tensor:
 
 def _read_by_score(reward_model: nn.Module, inputs: dict) -> tuple[Tensor, Tensor]:
     """The hidden states that the reward head reads, and its output, all positions."""
-    read = []
+    read: list[Tensor] = []
     head = score_head(stock_model(reward_model))
     with _hooked(head.register_forward_hook(lambda module, args, output: read.extend((args[0], output)))):
         reward_model(**inputs, use_cache=False)
@@ -184,7 +198,7 @@ def head_reads(head: nn.Module, positions: Tensor | slice):
     """Within the context, a language model's head is given some positions alone; yields a list of what it was to read."""
     read = []
 
-    def choose(module, args):
+    def choose(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         read.append(args[0])
         return (args[0][:, positions],)
 
@@ -201,7 +215,7 @@ def _hooked(handle: RemovableHandle):
         handle.remove()
 
 
-def logit_adjustment(config) -> Callable[[Tensor], Tensor]:
+def logit_adjustment(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
     """What some families do to the head's output before the softmax: soft cap (Gemma), scale (Cohere), divisor (Granite)."""
     settings = config.get_text_config().to_dict()
     cap = settings.get("final_logit_softcapping")

@@ -18,7 +18,8 @@ class ScoredRollouts(NamedTuple):
     logprobs: Tensor  # (N, T) of the policy that sampled
     ref_logprobs: Tensor  # (N, T)
     entropy: Tensor  # (N, T) nats, of the policy
-    rewards: DenseRewards
+    rewards: Tensor  # (N, T), before clipping and the KL penalty
+    sources: list[DenseRewards]  # what each source of rewards says, before weights and penalties
 
 
 class Experience(NamedTuple):
@@ -32,13 +33,13 @@ class Experience(NamedTuple):
 
     def rows(self, index: Tensor, width: int) -> "Experience":
         """The experience of some rows, cut to `width` token slots."""
-        return Experience(*(x[index, :width] for x in self))
+        return Experience._make(x[index, :width] for x in self)
 
 
 def make_experience(
     scored: ScoredRollouts, values: Tensor, *, beta: float, reward_clip: float, gamma: float, lam: float, kl_estimator: str
 ) -> tuple[Experience, dict[str, Tensor]]:
-    """Rewards with KL penalty, GAE, returns and whitened advantages (spec dense-rlhf, sections 5 and 6).
+    """Rewards with KL penalty, GAE, returns and whitened advantages (docs/numerics.md).
 
     Args:
         values: (N, T), of the state before each token, by the critic at sampling time.
@@ -47,7 +48,7 @@ def make_experience(
         tensors for the log, of the finite responses, that are the same on every rank.
     """
     # Clipping would make an infinite reward look like a large one.
-    tokens = torch.where(scored.rewards.tokens.isfinite(), scored.rewards.tokens, torch.nan)
+    tokens = torch.where(scored.rewards.isfinite(), scored.rewards, torch.nan)
     kl = approx_kl(scored.logprobs, scored.ref_logprobs, kl_estimator)
     rewards = penalised_rewards(tokens, kl, scored.mask, beta, reward_clip)
     advantages, returns = gae(rewards, values, scored.mask, gamma, lam)
@@ -62,6 +63,7 @@ def make_experience(
         "advantage_std": variance.sqrt(),
         "explained_variance": 1 - error_variance / return_variance.clamp(min=1e-8),
     }
-    on = [torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, values)]
+    logprobs, own_values = (torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, values))
     whitened = torch.where(scored.mask & ~sound, torch.nan, whiten(advantages, finite))
-    return Experience(scored.mask, *on, whitened, torch.where(scored.mask & ~sound, torch.nan, returns)), log
+    own_returns = torch.where(scored.mask & ~sound, torch.nan, returns)
+    return Experience(scored.mask, logprobs, own_values, whitened, own_returns), log

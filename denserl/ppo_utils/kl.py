@@ -28,7 +28,7 @@ def approx_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> 
 
 
 def penalised_rewards(token_rewards: Tensor, kl: Tensor, mask: Tensor, beta: float, clip: float = 10.0) -> Tensor:
-    """clip(token reward, -clip, clip) - beta * kl on response tokens, 0 elsewhere (spec dense-rlhf, section 5). (B, T)."""
+    """clip(token reward, -clip, clip) - beta * kl on response tokens, 0 elsewhere (docs/numerics.md). (B, T)."""
     return torch.where(mask.bool(), token_rewards.clamp(-clip, clip) - beta * kl, 0.0)
 
 

@@ -71,7 +71,7 @@ def value_loss(
     average: str = "sequence",
     count: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Clipped value loss: 0.5 max((V - R)^2, (V_clip - R)^2), V_clip within +-clip of the old value (spec, section 6).
+    """Clipped value loss: 0.5 max((V - R)^2, (V_clip - R)^2), V_clip within +-clip of the old value (docs/numerics.md).
 
     Args and returns: as in `policy_loss`.
     """

@@ -1,6 +1,6 @@
 """Reward normalisers: two straight lines in ln(place), or one mean and one standard deviation; and the file of fits.
 
-How the lines are fitted is in denserl/rewards/fit.py.
+How the lines are fitted is in denserl/rewards/normalizer_fit.py.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class NormalizerNotFound(UserError, KeyError):
 
 @dataclass(frozen=True)
 class LocationNormalizer:
-    """Normalise a segment's reward by its place p = k / K: (r - Mean(p)) / Std(p) (spec dense-rlhf, section 4).
+    """Normalise a segment's reward by its place p = k / K: (r - Mean(p)) / Std(p) (arXiv 2501.02790; docs/numerics.md).
 
     Mean(p) = w_mu ln p + b_mu and Std(p) = w_sigma ln p + b_sigma. Std is floored at a tenth of its value at the end of the
     response, max(Std(p), 0.1 b_sigma): the published token-level lines turn negative for the first tokens of long responses
@@ -39,7 +40,15 @@ class LocationNormalizer:
     b_sigma: float
 
     @classmethod
-    def load(cls, model_type, dataset_tag, segment_method, agg_func, threshold, path=None) -> "LocationNormalizer":
+    def load(
+        cls,
+        model_type: str,
+        dataset_tag: str,
+        segment_method: str,
+        agg_func: str,
+        threshold: float,
+        path: str | Path | None = None,
+    ) -> "LocationNormalizer":
         """The fit stored in param.json (the package's, or `path`) under these five keys; thresholds compare as numbers.
 
         Raises:
@@ -53,7 +62,7 @@ class LocationNormalizer:
             raise NormalizerNotFound(
                 f"{path} has no normaliser for {_show(keys)}; it has: {'; '.join(map(_show, entries)) or 'none'}",
                 f"denserl fit-normalizer --reward_model RM_FOLDER --data PAIRS --model_type {model_type} "
-                f"--dataset_tag {dataset_tag} --params {path}, or another --fit_tag",
+                f"--dataset_tag {dataset_tag} --params {path}, or another `fit_tag`",
             )
         return cls(*_checked(entries[keys], f"{path}: {_show(keys)}"))
 
@@ -105,7 +114,7 @@ def read_params(path: Path) -> dict:
     if not path.is_file():
         folder = "; there is a folder of that name" if path.exists() else ""
         raise UserError(
-            f"the normaliser file {path} does not exist{folder}", "give another --params, or run denserl fit-normalizer"
+            f"the normaliser file {path} does not exist{folder}", "give another `params`, or run denserl fit-normalizer"
         )
     params = _read_json(path)
     try:
@@ -117,7 +126,7 @@ def read_params(path: Path) -> dict:
 
 def check_writable(path: Path) -> None:
     """UserError unless a fit can be stored in the file, so that this is known before the fit and not after it."""
-    fix = "give another file with --params"
+    fix = "give another file with `params`"
     if path.exists():
         read_params(path)
     above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -154,7 +163,7 @@ def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: lis
         _replace(sidecar, records)
         _replace(path, params)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}", "give another file with --params") from error
+        raise UserError(f"cannot write {path}: {error.strerror}", "give another file with `params`") from error
 
 
 def _replace(path: Path, content: dict) -> None:
@@ -200,7 +209,7 @@ def _flatten(params: dict) -> dict[tuple, list]:
     }
 
 
-def _checked(constants, where: str) -> list[float]:
+def _checked(constants: Any, where: str) -> list[float]:
     numbers = isinstance(constants, list) and len(constants) == 4 and all(type(c) in (int, float) for c in constants)
     if not numbers or not all(map(math.isfinite, constants)) or constants[3] <= 0:
         raise UserError(

@@ -1,7 +1,7 @@
 """Checkpoints of every training: complete or absent, checked by size and checksum, found newest first, dropped oldest first.
 
 A checkpoint is a folder `<word>-<number>`. It is written aside, flushed, listed in its manifest, renamed into place; then the
-file `latest` is moved to its name. What stands in it is the trainers' business.
+file `latest` is moved to its name. Its contents are up to the trainers.
 """
 
 import hashlib
@@ -81,7 +81,7 @@ def aside_folder(folder: Path, name: str) -> Path:
     if not aside.is_dir():
         raise UserError(
             f"{folder} is not the same folder on all hosts: rank {distributed.rank()} does not see what rank 0 made there",
-            "give an --output_dir on a file system that all hosts share",
+            "give an `output_dir` on a file system that all hosts share",
         )
     return aside
 
@@ -106,14 +106,14 @@ def write_or_say_full(aside: Path, write: Callable[[Path], None]) -> None:
         raise UserError(
             f"no space left on the disk of {aside.parent}: {_name_of(aside)} could not be saved; "
             + (f"{complete[-1]} is complete" if complete else "there is no earlier checkpoint"),
-            "make room, then go on with --resume" if complete else "make room, then start again",
+            "make room, then go on with `resume`" if complete else "make room, then start again",
             one_rank=True,
         ) from error
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that it came from, says that the disk or the quota is full."""
-    # The writers of weights wrap the system's error in errors of their own, of which only the words are left.
+    # The writers of weights wrap the system's error in their own, so that only its text is left.
     words = (
         "No space left on device",
         "os error 28",
@@ -174,7 +174,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if candidates:
         raise UserError(
             f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in candidates)})",
-            "restore one from a copy, or start anew in another --output_dir",
+            "restore one from a copy, or start anew in another `output_dir`",
         )
     return None
 
@@ -199,7 +199,7 @@ def check_settings(saved: dict, now: dict, harmless: frozenset[str], path: Path)
     if harmful:
         raise UserError(
             f"{path} was written with other settings ({'; '.join(harmful)})",
-            "resume with the settings it was written with, or start anew in another --output_dir",
+            "resume with the settings it was written with, or start anew in another `output_dir`",
         )
 
 
@@ -301,7 +301,7 @@ def _drop(path: Path) -> None:
     """Remove a checkpoint; renamed first, so that none is ever seen half removed."""
     dropped = path.with_name(f".{path.name}.dropped")
     os.replace(path, dropped)
-    # What cannot be removed now, as when another host still reads it, is at the next save.
+    # What cannot be removed now, since another host still reads it, is removed at the next save.
     shutil.rmtree(dropped, ignore_errors=True)
 
 

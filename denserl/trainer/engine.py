@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from denserl import distributed
 from denserl.errors import UserError
 from denserl.models.loading import gathered
+from denserl.trainer.config import OptimisationConfig
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
+        raise UserError("`device` cuda: torch sees no CUDA device", "use `device` cpu, or install a CUDA build of torch")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "cuda" and local_rank >= torch.cuda.device_count():
         raise UserError(
@@ -80,29 +82,22 @@ def quiet_deepspeed() -> None:
     deepspeed.utils.logger.setLevel(logging.ERROR)
 
 
-def deepspeed_config(
-    *,
-    zero_stage: int,
-    dtype: str,
-    micro_batch_size: int,
-    accumulation: int,
-    world_size: int,
-    max_grad_norm: float,
-    offload_optimizer: bool,
-) -> dict:
-    """A DeepSpeed configuration; everything it holds comes from the command's options."""
+def deepspeed_config(config: OptimisationConfig, dtype: str, micro_batch_size: int, accumulation: int) -> dict:
+    """A DeepSpeed configuration; everything it holds comes from the run's options.
+
+    micro_batch_size: rows of a forward on one rank. accumulation: forwards of an optimiser step on one rank.
+    """
+    zero_stage, max_grad_norm = config.zero_stage, config.max_grad_norm
     # Without ZeRO, DeepSpeed starts bf16 training with a step of zero gradients, which Adam's bias corrections count.
     zero: dict = {"stage": max(zero_stage, 1) if dtype == "bf16" else zero_stage}
     if zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if offload_optimizer:
-        if zero_stage == 0:
-            raise UserError("--offload_optimizer needs a ZeRO stage; found --zero_stage 0", "add --zero_stage 2")
+    if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "train_batch_size": micro_batch_size * accumulation * world_size,
+        "train_batch_size": micro_batch_size * accumulation * distributed.world_size(),
         "gradient_clipping": max_grad_norm if _keeps_grad_norm(zero_stage, dtype) else 0.0,
         "zero_optimization": zero,
         # Steps whose gradient is not finite are skipped; some versions leave that out for bf16 unless told.
@@ -126,7 +121,7 @@ def clip_in_step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None
     DeepSpeed's own optimisers report it.
     """
 
-    def clip(optimizer, args, kwargs):
+    def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer._global_grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.overflow = not torch.isfinite(optimizer._global_grad_norm).item()
@@ -137,41 +132,33 @@ def clip_in_step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None
 
 
 def train_engine(
-    module: nn.Module,
-    config: dict,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    max_grad_norm: float,
-    warmup_steps: int,
-    total_steps: int,
-    min_lr_ratio: float,
-):
+    module: nn.Module, engine_config: dict, config: OptimisationConfig, *, lr: float, total_steps: int
+) -> nn.Module:
     """A DeepSpeed engine with AdamW and a cosine schedule that ends at `min_lr_ratio` of the peak."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(trained_parameters(module), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    if not config["gradient_clipping"]:
-        clip_in_step(optimizer, max_grad_norm)
+    parameters = trained_parameters(module)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=config.adam_betas, weight_decay=config.weight_decay, fused=True)
+    if not engine_config["gradient_clipping"]:
+        clip_in_step(optimizer, config.max_grad_norm)
     scheduler = get_scheduler(
         "cosine_with_min_lr",
         optimizer,
-        num_warmup_steps=warmup_steps,
+        num_warmup_steps=round(config.warmup_ratio * total_steps),
         num_training_steps=total_steps,
-        scheduler_specific_kwargs={"min_lr_rate": min_lr_ratio},
+        scheduler_specific_kwargs={"min_lr_rate": config.min_lr_ratio},
     )
-    return deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config)[0]
+    return deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=engine_config)[0]
 
 
-def frozen_engine(module: nn.Module, config: dict, device: torch.device) -> nn.Module:
+def frozen_engine(module: nn.Module, engine_config: dict, device: torch.device) -> nn.Module:
     """A model that is only read: partitioned under ZeRO-3, else whole on the device."""
     module.eval().requires_grad_(False)
-    if config["zero_optimization"]["stage"] < 3:
+    if engine_config["zero_optimization"]["stage"] < 3:
         return module.to(device)
     import deepspeed
 
-    engine = deepspeed.initialize(model=module, config=config)[0]
+    engine = deepspeed.initialize(model=module, config=engine_config)[0]
     engine.eval()
     return engine
 
@@ -180,7 +167,7 @@ def update_copy(source: nn.Module, copy: nn.Module) -> nn.Module:
     """Bring an ordinary copy of a ZeRO-3 module up to date, one whole parameter at a time; returns the copy.
 
     Sampling runs on the copy: DeepSpeed's hooks would gather and release every layer at every token, and ranks whose
-    responses end at different lengths would wait for each other for ever.
+    responses end at different lengths would wait for each other forever.
     """
     with torch.no_grad():
         for parameter, target in zip(source.parameters(), copy.parameters(), strict=True):

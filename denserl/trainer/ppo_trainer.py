@@ -1,108 +1,61 @@
 """The PPO loop: sample, score, make experience, update. It reads like the algorithm; formulas are in denserl/ppo_utils.
 
-Models, engines and files come in ready; nothing is loaded here.
+What it is made of (models, sources of rewards, metrics) is in the files ppo_*.py beside it.
 """
 
-import time
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from denserl import distributed
-from denserl.data.batching import ResponseBatch, in_halves, pad_responses, response_slots
-from denserl.errors import Stopped
-from denserl.models.loading import gathered
-from denserl.models.scoring import token_logprob_entropy, token_rewards
-from denserl.ppo_utils.dense_reward import DenseReward
+from denserl.data.batching import ResponseBatch, in_halves, pad_rows, response_slots
+from denserl.data.order import prompt_rows, step_table
+from denserl.data.responses import Responses
+from denserl.errors import Stopped, require
+from denserl.models.loading import gathered, load_tokenizer
+from denserl.models.scoring import token_rewards
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
-from denserl.trainer.checkpoint import load_checkpoint, save_checkpoint
+from denserl.rewards.sources.base import ResponseScorer
+from denserl.rewards.sources.build import load_members
+from denserl.rewards.sources.function import FunctionSource
+from denserl.rollouts.base import Sampler
+from denserl.rollouts.policy import PolicySampler
+from denserl.trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
 from denserl.trainer.engine import trained_parameters
-from denserl.trainer.rollout import Rollouts, Sampler, Stream, prompt_rows, step_table
+from denserl.trainer.ppo_config import PPOConfig
+from denserl.trainer.ppo_data import Schedule, check_sizes, load_prompt_rows, load_text_rows, make_schedule, text_batches
+from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
+from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models, save_models
+from denserl.trainer.ppo_rewards import Rewards, check_sources, join_scores, make_rewards
+from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
 from denserl.trainer.stopping import StopRequest
-from denserl.trainer.trackers import Trackers, not_finite, write_batch
+from denserl.trainer.trackers import Trackers, not_finite
 
 Result = TypeVar("Result")
 
 # The first number after the seed in the name of a stream of random numbers: what the stream is for.
 SAMPLING, EVALUATION, STEPS = range(3)
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """The numbers of the loop. Batch sizes count responses over all ranks, micro_batch those of one forward on one rank."""
-
-    iterations: int
-    rollout_batch: int
-    train_batch: int
-    micro_batch: int
-    samples_per_prompt: int
-    ppo_epochs: int
-    gamma: float
-    lam: float
-    policy_clip: float
-    value_clip: float
-    average: str
-    reward_clip: float
-    kl_estimator: str
-    temperature: float
-    ptx_coef: float
-    ema_decay: float
-    freeze_actor_steps: int
-    eval_every: int
-    save_every: int
-    keep_checkpoints: int
-    max_skipped_steps: int
-    samples_logged: int
-    seed: int
-
-    @property
-    def steps_per_iteration(self) -> int:
-        return self.ppo_epochs * self.rollout_batch // self.train_batch
-
-    @property
-    def total_steps(self) -> int:
-        return self.iterations * self.steps_per_iteration
-
-
-class PolicyModule(nn.Module):
-    """A language model whose forward gives log-probabilities and entropies of given tokens, so that an engine can wrap it."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args, **kw) -> tuple[Tensor, Tensor]:
-        return token_logprob_entropy(self.model, *args, **kw)
-
-
-class Models(NamedTuple):
-    """actor and critic: DeepSpeed engines; reference: a frozen PolicyModule; scores: batch -> (B, T) token scores.
-
-    gold: (batch, ended) -> (B,) scores of held-out responses, which nothing is trained on.
-    """
-
-    actor: nn.Module
-    critic: nn.Module
-    reference: nn.Module
-    scores: Callable[[ResponseBatch], Tensor]
-    gold: Callable[[ResponseBatch, Tensor], Tensor] | None = None
+VALUE_CLIP = {"bandit": 0.2}  # the published ones
+DEFAULT_VALUE_CLIP = 0.25
 
 
 class PPOTrainer:
-    """Proximal policy optimisation with dense rewards (spec dense-rlhf, section 6).
+    """Proximal policy optimisation with dense rewards (arXiv 2501.02790, section 3.3; docs/numerics.md).
 
     Args:
+        schedule: how long the run is. rewards: what is paid. sampler: see rollouts/base.py. log: where it writes.
         prompts, eval_prompts: rows with `prompt` (messages) and `prompt_ids`.
-        sampler: prompts and streams of random numbers -> Rollouts.
         ptx_batches: optimiser step -> this rank's micro-batches of text for the pretraining loss, or None.
-        true_reward: (prompts as messages, responses as text) -> rewards, only reported, or None.
+        true_reward, gold: what held-out responses are worth beside the reward that is trained on, only reported, or None.
         settings: kept with every checkpoint, to be compared when a run is resumed.
 
     Random numbers depend on seed, iteration and the response's number alone, so that a run goes the same way on any number
@@ -112,31 +65,89 @@ class PPOTrainer:
     def __init__(
         self,
         config: PPOConfig,
+        schedule: Schedule,
         models: Models,
-        dense_reward: DenseReward,
-        kl: KLCoefficient,
+        rewards: Rewards,
         sampler: Sampler,
+        log: RunLog,
         *,
-        tokenizer,
-        prompts,
-        eval_prompts,
-        output_dir: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Dataset,
+        eval_prompts: Dataset | None,
         device: torch.device,
         ptx_batches: Callable[[int], list[ResponseBatch]] | None = None,
-        true_reward: Callable | None = None,
+        true_reward: FunctionSource | None = None,
+        gold: ResponseScorer | None = None,
         settings: dict | None = None,
     ):
-        self.config, self.models, self.dense_reward, self.kl, self.sampler = config, models, dense_reward, kl, sampler
-        self.tokenizer, self.prompts, self.eval_prompts = tokenizer, prompts, eval_prompts
-        self.output_dir, self.device = output_dir, device
-        self.trackers: Trackers | None = None
-        self.ptx_batches, self.true_reward, self.settings = ptx_batches, true_reward, settings or {}
+        self.config, self.schedule, self.models, self.rewards = config, schedule, models, rewards
+        self.sampler, self.log, self.tokenizer, self.device = sampler, log, tokenizer, device
+        self.prompts, self.eval_prompts, self.ptx_batches = prompts, eval_prompts, ptx_batches
+        self.true_reward, self.gold, self.settings = true_reward, gold, settings or {}
+        self.kl = KLCoefficient(config.kl_coefficient, config.kl_target, config.kl_horizon)
+        first = rewards.sources[0].segmenter.level if config.reward_model else ""
+        self.value_clip = config.value_clip or VALUE_CLIP.get(first, DEFAULT_VALUE_CLIP)
         # Optimiser steps so far, and those of them that were skipped since the last one that was applied.
         self.iteration, self.steps, self.skipped_in_a_row = 0, 0, 0
         self.ema: list[Tensor] = []
         if config.ema_decay:
             self._average_policy()
         self._train_mode(False)
+
+    @classmethod
+    def from_config(cls, config: PPOConfig) -> "PPOTrainer":
+        """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together."""
+        require(
+            config.lora_dropout == 0,
+            f"`lora_dropout` {config.lora_dropout:g}: old and new log-probabilities must be of the same policy",
+            "leave `lora_dropout` at 0 in PPO",
+        )
+        check_sources(config)
+        device, dtype = start_run(config)
+        check_sizes(config)
+        checkpoint = checkpoint_to_resume(config, config.output_dir)
+        tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
+
+        def decode(ids: list[int]) -> str:
+            return tokenizer.decode(ids, skip_special_tokens=True)
+
+        true_reward = FunctionSource.named(config.true_reward, "true_reward", decode) if config.true_reward else None
+        members = load_members(config.reward_model, dtype, config, tokenizer) if config.reward_model else None
+        gold = load_members([config.gold_reward_model], dtype, config, tokenizer) if config.gold_reward_model else None
+        rewards = make_rewards(config, members, tokenizer, freeze(members, config, device, dtype), decode)
+        prompts, held_out = load_prompt_rows(config, tokenizer)
+        schedule = make_schedule(config, len(prompts))
+        text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
+        names = ["model", "reward_model"]
+        settings = run_settings(config, dtype, checkpoint, models=names, others=rewards.settings(), prompts=prompts, **text)
+        models = load_models(config, schedule, tokenizer, device, dtype)
+        folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
+        trackers = Trackers(folder, config.report_to, dataclasses.asdict(config), sizes)
+        trainer = cls(
+            config,
+            schedule,
+            models,
+            rewards,
+            PolicySampler.from_config(config, models.current_policy, tokenizer),
+            RunLog(trackers, tokenizer, folder, config.samples_logged),
+            tokenizer=tokenizer,
+            prompts=prompts,
+            eval_prompts=held_out,
+            device=device,
+            ptx_batches=text_batches(config, text["ptx"], tokenizer.pad_token_id) if text else None,
+            true_reward=true_reward,
+            gold=gold_scorer(gold, freeze(gold, config, device, dtype), models.reference) if gold else None,
+            settings=settings,
+        )
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        return trainer
+
+    def run(self) -> None:
+        """Train to the end (see `train`) and write the models into the output folder."""
+        self.train()
+        self.log.trackers.finish()
+        save_models(self.config, self.models, self.tokenizer, self.ema)
 
     def train(self) -> None:
         """Run all iterations that are left.
@@ -145,32 +156,32 @@ class PPOTrainer:
             Stopped: SIGTERM or SIGINT asked for it; the iteration was finished and saved.
             UserError: too many updates in a row were not finite; a checkpoint holds the weights from before.
         """
-        config = self.config
+        config, iterations = self.config, self.schedule.iterations
         if self.iteration == 0 and self.eval_prompts is not None and config.eval_every:
-            self.trackers.log(0, self.evaluate())
-        bar = tqdm(total=config.iterations, initial=self.iteration, desc="ppo", disable=distributed.rank() > 0)
+            self.log.trackers.log(0, self.evaluate())
+        bar = tqdm(total=iterations, initial=self.iteration, desc="ppo", disable=distributed.rank() > 0)
         with StopRequest() as stop, bar:
-            while self.iteration < config.iterations:
+            while self.iteration < iterations:
                 metrics = self.iterate()
                 if self.eval_prompts is not None and self._every(config.eval_every):
                     metrics |= self.evaluate()
-                self.trackers.log(self.iteration, metrics)
+                self.log.trackers.log(self.iteration, metrics)
                 bar.update()
                 bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("reward", "kl", "response_length")})
                 stopping, in_trouble = stop.requested(), self.skipped_in_a_row >= config.max_skipped_steps
                 if stopping or in_trouble or self._every(config.save_every):
                     saved = self.save_checkpoint()
                 if in_trouble:
-                    raise not_finite(self.skipped_in_a_row, self.output_dir / "skipped", saved, "--actor_lr and --critic_lr")
-                if stopping and self.iteration < config.iterations:
-                    raise Stopped(f"stopped after iteration {self.iteration} of {config.iterations}; {saved} is complete")
+                    raise not_finite(self.skipped_in_a_row, self.log.skipped, saved, "`actor_lr` and `critic_lr`")
+                if stopping and self.iteration < iterations:
+                    raise Stopped(f"stopped after iteration {self.iteration} of {iterations}; {saved} is complete")
 
     def iterate(self) -> dict[str, float]:
         """One iteration: sample, score, make experience, update; returns its metrics."""
         config, clock = self.config, Clock()
-        rollouts = self.sampler(*self._next_prompts())
+        responses = self.sample(*self._next_prompts())
         clock.lap("rollout")
-        scored, values = self.score(rollouts)
+        scored, values = self.score(responses)
         experience, log = make_experience(
             scored,
             values,
@@ -180,27 +191,36 @@ class PPOTrainer:
             lam=config.lam,
             kl_estimator=config.kl_estimator,
         )
-        metrics = self._rollout_metrics(rollouts, scored)
+        metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended))
         clock.lap("scoring")
-        metrics |= {**self.update(rollouts, experience), **{key: value.item() for key, value in log.items()}}
+        metrics |= {**self.update(responses, experience), **{key: value.item() for key, value in log.items()}}
         clock.lap("update")
         first_return = experience.returns[:, :1].sum(1)
         metrics |= {"return": self._mean(first_return, experience.mask.any(1)), "kl_coefficient": self.kl.beta}
-        metrics |= clock.rates(metrics["response_length"] * config.rollout_batch)
-        self.kl.update(metrics["kl"], config.rollout_batch)
+        metrics |= clock.rates(metrics["response_length"] * config.rollout_batch_size)
+        self.kl.update(metrics["kl"], config.rollout_batch_size)
         self.iteration += 1
-        self._log_samples("samples", rollouts, scored)
+        self.log.log_samples("samples", self.iteration, responses, scored, self.rewards, {})
         return metrics
 
-    def score(self, rollouts: Rollouts) -> tuple[ScoredRollouts, Tensor]:
-        """Log-probabilities, entropies, values and dense rewards of this rank's rollouts, without gradient."""
-        parts = self._by_micro_batch(lambda rows: self._score_rows(rollouts, rows), len(rollouts.responses))
-        mask, logprobs, entropy, ref_logprobs, ref_entropy, scores, values = map(_join_padded, zip(*parts, strict=True))
-        ended = torch.tensor(rollouts.ended, device=self.device)
-        rewards = self.dense_reward(scores, ref_entropy, mask, ended)
-        return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, rewards), values
+    def sample(self, prompts: Dataset | dict, streams: list[tuple[int, ...]]) -> Responses:
+        """One response to each prompt. prompts: columns `prompt` and `prompt_ids`. streams: name their random numbers."""
+        rollouts = self.sampler(prompts["prompt_ids"], streams)
+        texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
+        return Responses(prompts["prompt"], texts, *rollouts)
 
-    def update(self, rollouts: Rollouts, experience: Experience) -> dict[str, float]:
+    def score(self, responses: Responses) -> tuple[ScoredRollouts, Tensor]:
+        """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient."""
+        parts = self._by_micro_batch(lambda rows: self._score_rows(responses.rows(rows)), len(responses.texts))
+        *tensors, scores = zip(*parts, strict=True)
+        mask, logprobs, entropy, ref_logprobs, ref_entropy, values = map(_join_padded, tensors)
+        ended = torch.tensor(responses.ended, device=self.device)
+        joined = [join_scores(of_source) for of_source in zip(*scores, strict=True)]
+        ids = pad_rows(responses.response_ids, self.tokenizer.pad_token_id).to(self.device)
+        tokens, sources = self.rewards.pay(joined, ref_entropy, mask, ids, ended)
+        return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources), values
+
+    def update(self, responses: Responses, experience: Experience) -> dict[str, float]:
         """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses.
 
         A step whose loss or gradient is not finite is skipped by the engine, and its batch written to `skipped/`.
@@ -211,9 +231,9 @@ class PPOTrainer:
         self._train_mode(True)
         for epoch in range(config.ppo_epochs):
             stream = (config.seed, STEPS, self.iteration, epoch)
-            table = step_table(config.rollout_batch, config.train_batch, stream)
+            table = step_table(config.rollout_batch_size, config.train_batch_size, stream)
             for rows in (table[:, rank::world] // world).tolist():
-                self._optimiser_step(rollouts, experience, rows, log)
+                self._optimiser_step(responses, experience, rows, log)
                 if self._step_applied():
                     self.skipped_in_a_row = 0
                     if self.ema:
@@ -221,7 +241,8 @@ class PPOTrainer:
                 else:
                     skipped += 1
                     self.skipped_in_a_row += 1
-                    self._write_skipped(rollouts, experience, rows)
+                    name = f"iteration-{self.iteration + 1:06d}-step-{self.steps + 1:06d}"
+                    self.log.write_skipped(name, responses, experience, rows)
                 self.steps += 1
         self._train_mode(False)
         return log.over_ranks() | rates | {"skipped_steps": skipped}
@@ -233,33 +254,30 @@ class PPOTrainer:
         # Every rank takes equally many, so that collective forwards stay in step; what wraps around is not counted.
         mine = [rank + world * i for i in range(-(-count // world))]
         rows = self.eval_prompts[[row % count for row in mine]]
-        rollouts = self.sampler(rows["prompt_ids"], [(self.config.seed, EVALUATION, self.iteration, row) for row in mine])
-        scored, _ = self.score(rollouts)
-        judged = self.judge(rollouts, rows["prompt"])
+        responses = self.sample(rows, [(self.config.seed, EVALUATION, self.iteration, row) for row in mine])
+        scored, _ = self.score(responses)
+        judged = self.judge(responses)
         counted = torch.tensor([row < count for row in mine], device=self.device)
-        metrics = self._rollout_metrics(rollouts, scored, judged, counted)
-        self._log_samples("eval_samples", rollouts, scored, judged)
+        metrics = rollout_metrics(scored, self.rewards, judged, counted)
+        self.log.log_samples("eval_samples", self.iteration, responses, scored, self.rewards, judged)
         return {f"eval_{key}": value for key, value in metrics.items()}
 
-    def judge(self, rollouts: Rollouts, prompts: list[list[dict]]) -> dict[str, list[float]]:
-        """What this rank's rollouts are worth beside the reward that is trained on: true and gold rewards, where known.
-
-        prompts: as messages.
-        """
+    def judge(self, responses: Responses) -> Judged:
+        """What this rank's responses are worth beside the reward that is trained on: true and gold rewards, where known."""
         judged = {}
         if self.true_reward is not None:
-            judged["true_reward"] = self.true_reward(prompts, self._texts(rollouts.responses))
-        if self.models.gold is not None:
-            parts = self._by_micro_batch(lambda rows: self._gold_rewards(rollouts, rows), len(rollouts.responses))
+            judged["true_reward"] = self.true_reward.totals(responses)
+        if self.gold is not None:
+            parts = self._by_micro_batch(lambda rows: self._gold_rewards(responses.rows(rows)), len(responses.texts))
             judged["gold_reward"] = torch.cat(parts).tolist()
         return judged
 
     def save_checkpoint(self) -> Path:
         counters = {"iteration": self.iteration, "steps": self.steps, "skipped_in_a_row": self.skipped_in_a_row}
-        state = {**counters, "beta": self.kl.beta, "settings": self.settings, "files": self.trackers.sizes}
+        state = {**counters, "beta": self.kl.beta, "settings": self.settings, "files": self.log.trackers.sizes}
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
         engines = {"actor": self.models.actor, "critic": self.models.critic}
-        folder, name = self.output_dir / "checkpoints", f"iteration-{self.iteration:06d}"
+        folder, name = Path(self.config.output_dir) / "checkpoints", f"iteration-{self.iteration:06d}"
         return save_checkpoint(folder, name, state, engines, tensors, self.config.keep_checkpoints)
 
     def resume(self, path: Path) -> None:
@@ -269,19 +287,19 @@ class PPOTrainer:
         self.skipped_in_a_row, self.kl.beta = state["skipped_in_a_row"], state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
 
-    def _score_rows(self, rollouts: Rollouts, rows: list[int]) -> tuple[Tensor, ...]:
-        """Mask, log-probabilities, entropies (policy, then reference), scores and values of some responses, each (b, t)."""
-        batch = self._batch(rollouts, rows)
+    def _score_rows(self, responses: Responses) -> tuple:
+        """Mask, log-probabilities, entropies (policy, then reference), values of some responses, each (b, t); and scores."""
+        batch = self._batch(responses)
         logprobs, entropy = self._logprob_entropy(self.models.actor, batch, self.config.temperature)
         ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch, self.config.temperature)
         values = self._values(batch, batch.response_mask.shape[1])
-        return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, self.models.scores(batch), values
+        scores = self.rewards.score(responses, batch)
+        return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, values, scores
 
-    def _gold_rewards(self, rollouts: Rollouts, rows: list[int]) -> Tensor:
-        ended = torch.tensor([rollouts.ended[i] for i in rows], device=self.device)
-        return self.models.gold(self._batch(rollouts, rows), ended)
+    def _gold_rewards(self, responses: Responses) -> Tensor:
+        return self.gold(responses, self._batch(responses))
 
-    def _optimiser_step(self, rollouts: Rollouts, experience: Experience, rows: list[int], log: "Averages") -> None:
+    def _optimiser_step(self, responses: Responses, experience: Experience, rows: list[int], log: Averages) -> None:
         """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch."""
         config, micro_batches = self.config, self._micro_batches(rows)
         share = self._share_of_step(average_count(experience.mask[rows], config.average), len(micro_batches))
@@ -289,7 +307,7 @@ class PPOTrainer:
         text_count = torch.stack([text.response_mask.sum() for text in texts]).sum() if texts else None
         text_share = self._share_of_step(text_count, len(micro_batches)) if texts else None
         for i, micro in enumerate(micro_batches):
-            batch = self._batch(rollouts, micro)
+            batch = self._batch(responses.rows(micro))
             old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
             log.add(self._critic_step(batch, old, share))
             if self.steps >= config.freeze_actor_steps:
@@ -309,22 +327,9 @@ class PPOTrainer:
         frozen = self.steps < self.config.freeze_actor_steps
         return self.models.critic.was_step_applied() and (frozen or self.models.actor.was_step_applied())
 
-    def _write_skipped(self, rollouts: Rollouts, experience: Experience, rows: list[int]) -> None:
-        """This rank's share of a step that was not applied, for study: text, token ids and what the losses are made of."""
-        samples = []
-        for row in rows:
-            prompt, response = rollouts.prompts[row], rollouts.responses[row]
-            texts = {"prompt": self.tokenizer.decode(prompt), "response": self.tokenizer.decode(response)}
-            ids = {"prompt_ids": prompt, "response_ids": response}
-            values = {name: x[row, : len(response)].tolist() for name, x in experience._asdict().items() if name != "mask"}
-            samples.append({**texts, **ids, **values})
-        write_batch(self.output_dir / "skipped", f"iteration-{self.iteration + 1:06d}-step-{self.steps + 1:06d}", samples)
-
     def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])
-        loss, clipped = value_loss(
-            values, old.values, old.returns, old.mask, self.config.value_clip, self.config.average, share
-        )
+        loss, clipped = value_loss(values, old.values, old.returns, old.mask, self.value_clip, self.config.average, share)
         self.models.critic.backward(loss)
         self.models.critic.step()
         return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
@@ -361,7 +366,7 @@ class PPOTrainer:
         logprobs, _ = self._logprob_entropy(self.models.actor, batch, 1.0, with_entropy=False)
         return -masked_average(logprobs, batch.response_mask, "token_mean", share)
 
-    def _logprob_entropy(self, module, batch: ResponseBatch, temperature: float, with_entropy: bool = True):
+    def _logprob_entropy(self, module: nn.Module, batch: ResponseBatch, temperature: float, with_entropy: bool = True):
         settings = {"temperature": temperature, "shared": batch.shared, "with_entropy": with_entropy}
         return module(*batch[:3], response_length=batch.response_mask.shape[1], **settings)
 
@@ -370,77 +375,20 @@ class PPOTrainer:
         values = token_rewards(self.models.critic, batch.input_ids, batch.attention_mask, batch.shared)
         return response_slots(values, batch.response_start - 1, width)
 
-    def _rollout_metrics(
-        self,
-        rollouts: Rollouts,
-        scored: ScoredRollouts,
-        judged: dict[str, list[float]] | None = None,
-        counted: Tensor | None = None,
-    ) -> dict[str, float]:
-        """Means over the counted responses of all ranks."""
-        mask, rewards = scored.mask, scored.rewards
-        counts, tokens = rewards.segments.counts, mask.sum(1)
-        per_response = {
-            "kl": torch.where(mask, approx_kl(scored.logprobs, scored.ref_logprobs), 0.0).sum(1),
-            "reward": self.dense_reward.score(rewards.raw, counts),
-            "normalised_reward": rewards.changes.sum(1),
-            "response_length": tokens.float(),
-            "segments": counts.float(),
-            "segment_length": rewards.segments.lengths.sum(1) / counts.clamp(min=1),
-            "entropy": torch.where(mask, scored.entropy, 0.0).sum(1) / tokens.clamp(min=1),
-            "ended": scored.ended.float(),
-        }
-        per_response |= {key: torch.tensor(values, device=self.device) for key, values in (judged or {}).items()}
-        counted = torch.ones_like(scored.ended) if counted is None else counted
-        return distributed.average_over_ranks(
-            {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}, counted.sum()
-        )
-
-    def _log_samples(
-        self, name: str, rollouts: Rollouts, scored: ScoredRollouts, judged: dict[str, list[float]] | None = None
-    ) -> None:
-        """Rank 0's first responses with their segments, and of each its rewards and what it changed in the response's score."""
-        count = min(self.config.samples_logged, len(rollouts.responses))
-        samples = [
-            self._sample(rollouts, scored, i) | {key: values[i] for key, values in (judged or {}).items()} for i in range(count)
-        ]
-        self.trackers.log_samples(name, self.iteration, samples)
-
-    def _sample(self, rollouts: Rollouts, scored: ScoredRollouts, i: int) -> dict:
-        response, rewards = rollouts.responses[i], scored.rewards
-        count, cursor, segments = int(rewards.segments.counts[i]), 0, []
-        lengths = rewards.segments.lengths[i, :count].tolist()
-        columns = {"raw": rewards.raw, "normalised": rewards.normalised, "change": rewards.changes}
-        values = zip(*(column[i, :count].tolist() for column in columns.values()), strict=True)
-        for length, numbers in zip(lengths, values, strict=True):
-            text = self.tokenizer.decode(response[cursor : cursor + length])
-            segments.append({"text": text} | {name: round(value, 4) for name, value in zip(columns, numbers, strict=True)})
-            cursor += length
-        return {
-            "prompt": self.tokenizer.decode(rollouts.prompts[i], skip_special_tokens=True),
-            "response": self._texts([response])[0],
-            "ended": rollouts.ended[i],
-            "segments": segments,
-        }
-
-    def _texts(self, responses: list[list[int]]) -> list[str]:
-        return [self.tokenizer.decode(response, skip_special_tokens=True) for response in responses]
-
-    def _next_prompts(self) -> tuple[list[list[int]], list[Stream]]:
+    def _next_prompts(self) -> tuple[dict, list[tuple[int, ...]]]:
         """This rank's prompts of the iteration, one for each response, and the streams to sample the responses with."""
         config = self.config
-        count = config.rollout_batch // config.samples_per_prompt
+        count = config.rollout_batch_size // config.samples_per_prompt
         rows = prompt_rows(self.iteration * count, count, len(self.prompts), config.seed)
-        mine = range(distributed.rank(), config.rollout_batch, distributed.world_size())
-        prompts = self.prompts[[rows[number // config.samples_per_prompt] for number in mine]]["prompt_ids"]
+        mine = range(distributed.rank(), config.rollout_batch_size, distributed.world_size())
+        prompts = self.prompts[[rows[number // config.samples_per_prompt] for number in mine]]
         return prompts, [(config.seed, SAMPLING, self.iteration, number) for number in mine]
 
-    def _batch(self, rollouts: Rollouts, rows: list[int]) -> ResponseBatch:
-        prompts, responses = [rollouts.prompts[i] for i in rows], [rollouts.responses[i] for i in rows]
-        return pad_responses(prompts, responses, self.tokenizer.pad_token_id).to(self.device)
+    def _batch(self, responses: Responses) -> ResponseBatch:
+        return responses.padded(self.tokenizer.pad_token_id, self.device)
 
     def _micro_batches(self, rows: list[int]) -> list[list[int]]:
-        size = self.config.micro_batch
+        size = self.config.micro_batch_size
         return [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def _by_micro_batch(self, function: Callable[[list[int]], Result], count: int) -> list[Result]:
@@ -461,45 +409,11 @@ class PPOTrainer:
                         self.ema[i].lerp_(parameter.float(), 1 - self.config.ema_decay)
 
     def _every(self, n: int) -> bool:
-        return n > 0 and (self.iteration % n == 0 or self.iteration == self.config.iterations)
+        return n > 0 and (self.iteration % n == 0 or self.iteration == self.schedule.iterations)
 
     def _mean(self, x: Tensor, counted: Tensor) -> float:
         total = {"mean": torch.where(counted, x, 0.0).sum()}
         return distributed.average_over_ranks(total, counted.sum())["mean"]
-
-
-class Averages:
-    """Means of logged tensors; each name over as many values as it was given."""
-
-    def __init__(self):
-        self.totals: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def over_ranks(self) -> dict[str, float]:
-        """The means, over all ranks too, in one reduction."""
-        sums = distributed.all_sum(torch.stack(list(self.totals.values()))) / distributed.world_size()
-        return {name: total / self.counts[name] for name, total in zip(self.totals, sums.tolist(), strict=True)}
-
-
-class Clock:
-    """Seconds of the phases of one iteration."""
-
-    def __init__(self):
-        self.last, self.seconds = time.perf_counter(), {}
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase], self.last = now - self.last, now
-
-    def rates(self, tokens: float) -> dict[str, float]:
-        """Response tokens per second (all ranks) of each phase, and the seconds."""
-        rates = {f"{phase}_tokens_per_second": tokens / seconds for phase, seconds in self.seconds.items()}
-        return rates | {f"{phase}_seconds": seconds for phase, seconds in self.seconds.items()}
 
 
 def _join_padded(parts: tuple[Tensor, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from denserl import distributed
 from denserl.terminal import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Launchers pass on what the terminal has already sent to every process; that is not a second wish.
+# Launchers forward the signal that the terminal has already sent to every process; that is not a second request.
 SAME_WISH_SECONDS = 1.0
 
 
@@ -29,7 +29,7 @@ class StopRequest:
         self.before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self.pipe_before)

@@ -6,8 +6,9 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from denserl import distributed
 from denserl.errors import UserError
@@ -36,7 +37,7 @@ class StepFile:
         return self.path.stat().st_size
 
     def write(self, step: int, row: dict) -> None:
-        """Append one row; numbers that are not finite become null, which JSON has a word for."""
+        """Append one row; numbers that are not finite become null, as JSON has none."""
         row = _with_finite({"step": step, **row}, lambda number: None)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -46,7 +47,7 @@ class StepFile:
 
 
 def write_batch(folder: Path, name: str, rows: list[dict]) -> Path:
-    """Write this rank's rows of a batch that is to be studied as JSON lines; numbers that are not finite become words."""
+    """Write this rank's rows of a batch that is to be studied as JSON lines; numbers that are not finite become strings."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-rank-{distributed.rank()}.jsonl"
     path.write_text("".join(json.dumps(_with_finite(row, str)) + "\n" for row in rows), encoding="utf-8")
@@ -59,11 +60,11 @@ def not_finite(count: int, skipped: Path, saved: Path, rates: str) -> UserError:
         f"{count} updates in a row were not finite and not applied; their batches are in {skipped}, and {saved} holds the "
         "weights from before",
         f"look at the batches and at metrics.jsonl; lower {rates}, correct data or rewards, start from an earlier checkpoint, "
-        "or go on with --resume",
+        "or go on with `resume`",
     )
 
 
-def _with_finite(value, instead: Callable[[float], object]):
+def _with_finite(value: Any, instead: Callable[[float], object]):
     """The value with each number in it that is not finite replaced."""
     if isinstance(value, dict):
         return {key: _with_finite(item, instead) for key, item in value.items()}
@@ -118,7 +119,14 @@ class Trackers:
 class ProgressLine(ProgressCallback):
     """A progress bar that carries the main metrics, in place of a printed dictionary at every log."""
 
-    def on_log(self, args, state, control, logs=None, **kw):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kw: Any,
+    ):
         if state.is_world_process_zero and self.training_bar is not None:
             shown = {key: f"{logs[key]:.3f}" for key in ("loss", "accuracy", "grad_norm") if key in logs}
             self.training_bar.set_postfix(shown)
@@ -128,13 +136,21 @@ class MetricsFileCallback(TrainerCallback):
     """Writes what transformers.Trainer logs into metrics.jsonl, of which a resumed run keeps `size` bytes."""
 
     def __init__(self, output_dir: Path, size: int = 0):
-        self.output_dir, self.size, self.file = output_dir, size, None
+        self.output_dir, self.size = output_dir, size
+        self.file: StepFile | None = None
 
-    def on_train_begin(self, args, state, control, **kw):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any):
         if state.is_world_process_zero:
             self.file = StepFile(self.output_dir / "metrics.jsonl", self.size)
 
-    def on_log(self, args, state, control, logs=None, **kw):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kw: Any,
+    ):
         if self.file is not None:
             self.file.write(state.global_step, {key: float(value) for key, value in logs.items()})
 
@@ -147,7 +163,7 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         if name not in available:
             raise UserError(
-                f"--report_to {name}: not installed or not known; installed here: {', '.join(sorted(available)) or 'none'}",
+                f"`report_to` {name}: not installed or not known; installed here: {', '.join(sorted(available)) or 'none'}",
                 f"pip install {name}",
             )
 

@@ -1,4 +1,4 @@
-"""How well a reward model trained in the world recovers what the world knows: where sentences start, what each is worth."""
+"""How well a reward model trained in the world recovers sentence boundaries and sentence values."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import map_responses, pad_rows
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
 from denserl.models.scoring import response_entropies
-from denserl.rewards.scoring import response_token_rewards
+from denserl.rewards.pair_metrics import response_token_rewards
 from denserl.segmentation import segment_by_entropy
 from denserl.world import language
 
@@ -54,7 +55,7 @@ def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: fl
     return {"f1": 2 * hits / (found + true), "spearman": float(spearmanr(rewards, values).statistic)}
 
 
-def sentence_of_token(tokenizer, response: str) -> np.ndarray:
+def sentence_of_token(tokenizer: PreTrainedTokenizerBase, response: str) -> np.ndarray:
     """The number of the sentence that each token of the response text belongs to."""
     offsets = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     ends = [end for _, end in language.sentences(response)]

@@ -68,7 +68,7 @@ class Meaning(NamedTuple):
 
 
 def _general_sentences(topic: str) -> dict[str, Meaning]:
-    found = {}
+    found: dict[str, Meaning] = {}
     for wish, (right, wrong) in GENERAL_OPENERS.items():
         found |= {f"{opener} keep {topic} {wish}.": Meaning(topic, wish, True) for opener in right.split()}
         found |= {f"{opener} make {topic} {OPPOSITES[wish]}.": Meaning(topic, wish, False) for opener in wrong.split()}
@@ -145,7 +145,8 @@ def kinds(prompt: str, response: str) -> list[str]:
     A sentence that was said before is repeated in either form; the form for saying again is broken the first time.
     """
     topic, wish = read_prompt(prompt)
-    found, said = [], set()
+    found: list[str] = []
+    said: set[str] = set()
     for start, end in sentences(response):
         sentence = response[start:end]
         found.append(kind_of(sentence, topic, wish, said))

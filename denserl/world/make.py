@@ -1,6 +1,6 @@
 """Draws the embedded world's data sets and writes them in the ordinary formats any user would bring.
 
-What the sentences mean and are worth is in `language.py`; nothing written for learners holds a true value.
+Sentences and their true values are in `language.py`; no file written for learners holds a true value.
 """
 
 import json

@@ -4,4 +4,4 @@
 set -euo pipefail
 # The environment in use, else the one that `make` creates.
 command -v denserl > /dev/null || PATH="$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin:$PATH"
-exec python3 -m denserl.cli.recipes fit-normalizer "$@"
+exec python3 -m denserl.cli.paper_scripts fit-normalizer "$@"

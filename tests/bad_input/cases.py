@@ -4,7 +4,7 @@ import json
 import os
 from typing import NamedTuple
 
-from spoil import (
+from corruptions import (
     GOOD_PAIR,
     config,
     cut_gzip,
@@ -102,8 +102,8 @@ MODELS = [
     language_model(
         "a config that is a list", written("config.json", "[]"), "config.json holds a list; expected an object", AGAIN
     ),
-    language_model("a config without model type", written("config.json", "{}"), "Should have a `model_type` key", A_FOLDER),
-    language_model("an unknown model type", config(model_type="hoverllama"), "model type `hoverllama`", A_FOLDER),
+    language_model("a config without model type", written("config.json", "{}"), "Should have a 'model_type' key", A_FOLDER),
+    language_model("an unknown model type", config(model_type="hoverllama"), "model type 'hoverllama'", A_FOLDER),
     language_model("a config of another type", config(hidden_size="wide"), "'hidden_size' expected int, got str", A_FOLDER),
     language_model(
         "heads that do not divide",
@@ -177,7 +177,15 @@ MODELS = [
     ),
     *(
         case("no name at all", command, "--reward_model names no model", words=("--reward_model",), reward_model=None)
-        for command in (PPO, BON, FIT)
+        for command in (BON, FIT)
+    ),
+    case(
+        "no name at all",
+        PPO,
+        "nothing gives rewards",
+        "add --reward_model FOLDER",
+        words=("--reward_model",),
+        reward_model=None,
     ),
     case("no gold model", BON, "no model folder '/nowhere/rm'", A_FOLDER, gold_reward_model="/nowhere/rm"),
     case("no such folder", PLAN, "no model folder '/nowhere/sft'", A_FOLDER, model="/nowhere/sft"),
@@ -267,11 +275,33 @@ MODELS = [
         normalizer="scalar",
         **NO_FIT,
     ),
+    *(
+        reward_model(
+            "a segmenter of its own",
+            config(segment_reward={"model_type": "tiny", "entropy_threshold": 1.75, "segmenter": "cut:halves"}),
+            "trained with the segmenter cut:halves, which is code",
+            "add --segmenter cut:halves if you trust it",
+            command=command,
+            **flags,
+        )
+        for command, flags in ((PPO, {}), (FIT, {"sft_model": lambda w: w.good / "sft"}))
+    ),
+    case("a mean for segments' lines", PPO, "--reward_mean 0.5", "has no effect without --normalizer scalar", reward_mean=0.5),
     reward_model(
-        "no model type", config(segment_reward={}), "does not say the model type", "add --model_type", model_type=None
+        "a fit for a bandit",
+        config(segment_reward={"model_type": "tiny", "entropy_threshold": 1000.0}, mean=0.0, std=1.0),
+        "--fit_tag tag has no effect without --normalizer location",
+        "leave --fit_tag out",
     ),
     reward_model(
-        "no settings to fit by", config(segment_reward=None), "does not say the model_type", "add --model_type", command=FIT
+        "no model type",
+        config(segment_reward={"entropy_threshold": 1.75}),
+        "does not say the model type",
+        "add --model_type",
+        model_type=None,
+    ),
+    reward_model(
+        "no settings to fit by", config(segment_reward=None), "does not say the model type", "add --model_type", command=FIT
     ),
     reward_model(
         "a bandit to fit",
@@ -499,7 +529,14 @@ FILES = [
         "one positive weight per source",
         data_weights=(1, 2),
     ),
-    case("a weight that is no number", RM, "--data_weights has 1 weights [nan]", "one positive weight", data_weights="nan"),
+    case(
+        "a weight that is no number",
+        RM,
+        "--data_weights has nan; each must be finite",
+        "leave --data_weights",
+        data_weights="nan",
+    ),
+    case("a weight of nothing", RM, "--data_weights has 1 weights [0.0]", "one positive weight", data_weights=0),
     case(
         "params that are not there",
         PPO,
@@ -632,8 +669,8 @@ FILES = [
     case(
         "a reward function that is not there",
         PPO,
-        "--true_reward nowhere:f: No module named",
-        "module:function",
+        "--true_reward nowhere:f: ModuleNotFoundError: No module named 'nowhere'",
+        "give module:name or file.py:name",
         true_reward="nowhere:f",
         eval_prompts=lambda w: w.good / "prompts.jsonl",
     ),
@@ -641,7 +678,7 @@ FILES = [
         "a reward function that is a number",
         PPO,
         "--true_reward math:pi is no function",
-        "module:function",
+        "give module:name",
         true_reward="math:pi",
         eval_prompts=lambda w: w.good / "prompts.jsonl",
     ),
@@ -705,7 +742,8 @@ OPTIONS = [
     case("a near miss with dashes", RM, "no option --batch_sise; did you mean --batch_size?", words=("--batch-sise=4",)),
     case("a flag far from any", PPO, "no option --xyzzy", "denserl train-ppo --help", xyzzy=3),
     case("a stray word", RM, "Unrecognized options: stray", "denserl train-rm --help", words=("stray",)),
-    case("nothing of what is needed", PPO, "--reward_model", "required", "denserl train-ppo --help", reward_model=None),
+    case("nothing of what is needed", PPO, "--model", "required", "denserl train-ppo --help", model=None),
+    case("nothing to be rewarded by", PPO, "nothing gives rewards", "or --reward_function module:function", reward_model=None),
     case("a word for a number", RM, "--batch_size", "'four'", "--help", batch_size="four"),
     case("half a row", RM, "--batch_size", "'4.5'", "--help", batch_size="4.5"),
     case("no value", RM, "Missing value for argument '--lr'", "--help", words=("--lr",)),
@@ -765,7 +803,7 @@ OPTIONS = [
     idle("ptx_coef", PPO, "without --ptx_data", ptx_coef=0.5),
     idle("penalty", PPO, "without --penalise_unfinished or --penalise_longer_than", penalty=0.5),
     idle("tau", PPO, "without --assignment logsumexp_last", tau=0.5),
-    idle("reward_mean", PPO, "without --normalizer scalar", reward_mean=0.5),
+    idle("reward_mean", PPO, "without --normalizer scalar", reward_level="segment", reward_mean=0.5),
     idle("fit_tag", PPO, "without --normalizer location", normalizer="none"),
     case(
         "a fit for differences",
@@ -788,7 +826,13 @@ OPTIONS = [
         config=file("c.yaml", b"\xff\xfe\x00"),
     ),
     case("a config file with a list", RM, "c.yaml holds a list", "write option: value lines", config=file("c.yaml", "- a")),
-    case("a config file with a near miss", RM, "no option --batchsize", "--batch_size", config=file("c.yaml", "batchsize: 4")),
+    case(
+        "a config file with a near miss",
+        RM,
+        "c.yaml: there is no option batchsize; did you mean batch_size?",
+        "write batch_size",
+        config=file("c.yaml", "batchsize: 4"),
+    ),
     case("a config file with a wrong value", RM, "--lr", "peak", "--help", config=file("c.yaml", "lr: {peak: 1}")),
     case(
         "a config file in a config file",

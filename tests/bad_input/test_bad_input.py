@@ -1,6 +1,6 @@
 """A user's mistakes through the real commands: one message with what, got and fix, exit status 2, no traceback.
 
-The table is in cases.py, what the inputs are made of in conftest.py, and how they are spoilt in spoil.py.
+The table is in cases.py, what the inputs are made of in conftest.py, and how they are spoilt in corruptions.py.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cases
 import pytest
-from spoil import model, with_code
+from corruptions import model, with_code
 from transformers import dynamic_module_utils
 
 from denserl.cli.main import COMMANDS

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,14 +14,13 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification
 
 from denserl.cli import bon
-from denserl.cli.common import parse
-from denserl.data.chat import encode_prompt, encode_response
-from denserl.data.rows import BadRow
+from denserl.data.chat import encode_prompt
+from denserl.data.schemas import BadRow
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.best_of_n import unbiased_curve
 from denserl.evaluation.scorers import RewardScorer
 from denserl.models.loading import load_tokenizer, new_reward_model
-from denserl.trainer.rollout import PolicySampler
+from denserl.rollouts.policy import PolicySampler
 
 PROMPTS = ["The kettle", "A quiet river, why?", "Tell me."]
 MOMENTS = {"proxy": (0.2, 0.5), "second": (-1.0, 2.0), "gold": (None, None)}
@@ -65,7 +65,7 @@ def run(folder, tmp_path):
         }
         argv = tiny_models.as_argv(settings | options)
         argv += ["--reward_model", *(str(folder / proxy) for proxy in proxies.split())]
-        return bon.run(parse(bon.Options, "bon", argv)), tmp_path / name
+        return tiny_models.run_command(bon, "bon", argv), tmp_path / name
 
     return best
 
@@ -75,10 +75,8 @@ def lines(path: Path) -> list[dict]:
 
 
 def by_hand(model: Path, sample: dict) -> float:
-    """The stock classifier's score of a sample as the chat template has it."""
-    tokenizer = load_tokenizer(str(model))
-    start = encode_prompt(tokenizer, sample["prompt"])
-    ids = start + encode_response(tokenizer, sample["prompt"], sample["response"], start)
+    """The stock classifier's score of a sample's very tokens, at the last of them, whether or not it ended."""
+    ids = sample["prompt_ids"] + sample["response_ids"]
     classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
     with torch.no_grad():
         return classifier(input_ids=torch.tensor([ids])).logits.item()
@@ -89,7 +87,11 @@ def test_scores_and_results_are_of_the_samples(run, folder):
     samples, scores = lines(output / "samples.jsonl"), lines(output / "scores.jsonl")
     assert [(s["id"], s["sample"]) for s in samples] == [(row, number) for row in range(3) for number in range(4)]
     assert [s["prompt"] for s in samples] == [[{"role": "user", "content": text}] for text in PROMPTS for _ in range(4)]
-    assert len({s["response"] for s in samples}) > 4
+    assert len({s["response"] for s in samples}) > 4 and {s["ended"] for s in samples} == {True, False}
+    tokenizer = load_tokenizer(str(folder / "sft"))
+    for s in samples:
+        assert tokenizer.decode(s["response_ids"], skip_special_tokens=True) == s["response"]
+        assert s["prompt_ids"] == encode_prompt(tokenizer, s["prompt"])
     for sample, score in zip(samples, scores, strict=True):
         members = [(by_hand(folder / name, sample) - MOMENTS[name][0]) / MOMENTS[name][1] for name in ("proxy", "second")]
         assert (score["id"], score["sample"]) == (sample["id"], sample["sample"])
@@ -151,8 +153,8 @@ def test_a_stopped_run_goes_on_and_needs_to_be_asked_to(run, monkeypatch, tmp_pa
         ({"true_reward": None}, "one must say the gold reward"),
         ({"gold_reward_model": "/nowhere/rm"}, "no model folder '/nowhere/rm'"),
         ({"true_reward": "no_such_module:f"}, "no_such_module"),
-        ({"true_reward": "builtins:zip"}, "--true_reward builtins:zip gave no 12 numbers for 12 responses"),
-        ({"true_reward": "tiny_models:unbounded"}, "gave 12 rewards that are not finite"),
+        ({"true_reward": "builtins:zip"}, "--true_reward builtins:zip returned .* for the response"),
+        ({"true_reward": "tiny_models:unbounded"}, "--true_reward tiny_models:unbounded returned inf for the response"),
         ({"samples_file": "/dev/null/samples.jsonl"}, "--samples_file /dev/null"),
         ({"samples_file": "/"}, "--samples_file / is a folder"),
     ],
@@ -163,12 +165,37 @@ def test_mistakes_are_named(options, message, run):
 
 
 def test_a_sample_that_a_template_refuses_is_no_traceback(run, monkeypatch):
-    def refuse(self, prompts, responses):
+    def refuse(self, responses, tokenizer):
         raise BadRow("the chat template refuses the messages: no")
 
-    monkeypatch.setattr(RewardScorer, "__call__", refuse)
+    monkeypatch.setattr(RewardScorer, "of_responses", refuse)
     with pytest.raises(UserError, match="proxy: a sample cannot be scored: the chat template refuses the messages: no"):
         run(samples=1)
+
+
+def test_a_gold_model_of_another_tokenizer_reads_the_text_and_closes_what_ended_alone(run, folder, tmp_path):
+    """Ids by its own template, ChatML written out; a response that was cut off is not closed."""
+    other = Path(shutil.copytree(folder / "gold", tmp_path / "other"))
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"<|endoftext|>"', '"<|eot|>"'))
+    _, output = run(gold_reward_model=other)
+    tokenizer = load_tokenizer(str(other))
+    for sample, score in zip(lines(output / "samples.jsonl"), lines(output / "scores.jsonl"), strict=True):
+        start = f"<|im_start|>user\n{sample['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+        whole = start + sample["response"] + ("<|im_end|>" if sample["ended"] else "")
+        ids = tokenizer(whole, add_special_tokens=False).input_ids
+        expected = by_hand(other, {"prompt_ids": ids, "response_ids": []})
+        assert score["gold"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_samples_of_version_0_1_are_sampled_anew(run, tmp_path):
+    _, output = run()
+    rows = lines(output / "samples.jsonl")
+    without = [{key: value for key, value in row.items() if not key.endswith("_ids")} for row in rows]
+    (output / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without))
+    with pytest.raises(UserError, match="holds a row that is no sample") as error:
+        run()
+    assert "sample anew" in error.value.fix
 
 
 def test_both_golds_are_one_too_many(run, folder):

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 
 from denserl.cli import evaluate
-from denserl.cli.common import parse
+from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer, new_reward_model
 

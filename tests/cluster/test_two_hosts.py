@@ -17,7 +17,7 @@ from parity.ranks import deviations
 from real_runs import SET_BY_LAUNCHERS, Training
 
 from denserl.cli import train_rm
-from denserl.cli.common import parse
+from denserl.cli.options import parse
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 PORT = "29511"

@@ -11,6 +11,7 @@ from denserl.data.batching import (
     DemonstrationCollator,
     length_batches,
     map_responses,
+    map_rows_in_batches,
     pad_responses,
     pad_rows,
     rank_batches,
@@ -116,6 +117,52 @@ def test_map_responses_gives_each_row_its_own_values(max_tokens):
     assert sum(calls) == 4
     assert {row: values.tolist() for row, values in got.items()} == {0: [16, 18], 1: [], 2: [2], 3: [4, 6, 8]}
     assert all(values.dtype == np.float32 for values in got.values())
+
+
+@pytest.mark.parametrize("max_tokens", [1, 12, 1000])
+def test_map_rows_gives_each_row_its_own_values_and_rows_of_one_prompt_together(max_tokens):
+    prompts, responses = [[1, 2], [3], [1, 2], [7]], [[8, 9], [5], [1], [2, 3, 4]]
+    calls = []
+
+    def of_rows(rows):
+        assert not torch.is_grad_enabled()
+        calls.append(rows)
+        # Two numbers a token: the row's, and the token's place.
+        width = max(len(responses[row]) for row in rows)
+        return torch.stack([torch.stack([torch.full((width,), row), torch.arange(width)], 1) for row in rows]).double()
+
+    got = map_rows_in_batches(prompts, responses, of_rows, max_tokens, "test")
+    assert {row: values.tolist() for row, values in got.items()} == {
+        row: [[row, place] for place in range(len(response))] for row, response in enumerate(responses)
+    }
+    assert all(values.dtype == np.float32 for values in got.values())
+    order = [row for rows in calls for row in rows]
+    assert sorted(order) == [0, 1, 2, 3] and abs(order.index(0) - order.index(2)) == 1
+
+
+def test_map_rows_halves_what_memory_does_not_hold():
+    sizes = []
+
+    def of_rows(rows):
+        sizes.append(len(rows))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.tensor([[float(row)] for row in rows])
+
+    got = map_rows_in_batches([[1]] * 3, [[2]] * 3, of_rows, 100, "test")
+    assert {row: values.tolist() for row, values in got.items()} == {0: [0.0], 1: [1.0], 2: [2.0]} and sizes[0] == 3
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_map_rows_gives_each_rank_its_share(world):
+    prompts, responses = [[1], [2], [3], [4]], [[5], [6, 6], [7, 7, 7], [8, 8, 8, 8]]
+    shares = []
+    for rank in range(world):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "world_size", lambda: world)
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            shares.append(map_rows_in_batches(prompts, responses, lambda rows: torch.ones(len(rows), 4), 1, "test"))
+    assert sorted(row for share in shares for row in share) == [0, 1, 2, 3]
 
 
 def test_demonstrations_have_no_loss_before_the_response_or_on_padding():

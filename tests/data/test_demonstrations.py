@@ -7,7 +7,7 @@ import pytest
 from templates import build_tokenizer
 
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
-from denserl.data.rows import LONGEST, BadRow, as_demonstration, as_preference, as_prompt
+from denserl.data.schemas import LONGEST, BadRow, as_demonstration, as_preference, as_prompt
 from denserl.errors import UserError
 
 tokenizer_of = functools.lru_cache(build_tokenizer)

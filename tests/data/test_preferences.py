@@ -9,7 +9,7 @@ from datasets import Dataset
 from templates import build_tokenizer
 
 from denserl.data.preferences import flip_labels, load_preferences, tokenize_preferences
-from denserl.data.rows import BadRow, as_preference
+from denserl.data.schemas import BadRow, as_preference
 from denserl.errors import UserError
 
 tokenizer_of = functools.lru_cache(build_tokenizer)

@@ -7,7 +7,7 @@ import pytest
 from templates import build_tokenizer
 
 from denserl.data.prompts import load_prompts, tokenize_prompts
-from denserl.data.rows import BadRow, as_prompt
+from denserl.data.schemas import BadRow, as_prompt
 from denserl.errors import UserError
 
 tokenizer_of = functools.lru_cache(build_tokenizer)

@@ -5,12 +5,12 @@ import logging
 
 import pytest
 
-from denserl.data import published, sources
+from denserl.data import published, readers
 from denserl.data.preferences import load_preferences
 from denserl.data.prompts import load_prompts
 from denserl.data.published import PUBLISHED, Published, check_pairs, hub_source
-from denserl.data.rows import LeftOut, as_preference, as_prompt
-from denserl.data.sources import is_hub_source
+from denserl.data.readers import is_hub_source
+from denserl.data.schemas import LeftOut, as_preference, as_prompt
 from denserl.errors import UserError
 
 
@@ -42,10 +42,10 @@ def hub(tmp_path, monkeypatch):
         header = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n  - split: {split}\n    path: {file}\n---\n"
         (tmp_path / name / "README.md").write_text(header, encoding="utf-8")
 
-    load = sources.datasets.load_dataset
-    monkeypatch.setattr(sources.datasets, "load_dataset", lambda name, *args, **kw: load(str(tmp_path / name), *args, **kw))
-    monkeypatch.setattr(sources, "go_offline_if_unreachable", lambda: None)
-    monkeypatch.setattr(sources.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    load = readers.datasets.load_dataset
+    monkeypatch.setattr(readers.datasets, "load_dataset", lambda name, *args, **kw: load(str(tmp_path / name), *args, **kw))
+    monkeypatch.setattr(readers, "go_offline_if_unreachable", lambda: None)
+    monkeypatch.setattr(readers.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return add
 
 

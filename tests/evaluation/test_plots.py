@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from denserl.cli.train_ppo import plot_judgements
 from denserl.evaluation import plots
-from denserl.evaluation.plots import Band, Curve, plot_over_optimisation
+from denserl.evaluation.plots import Band, Curve, plot_judgements, plot_over_optimisation
+from denserl.trainer.trackers import read_metrics
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_judgements_are_read_from_the_metrics(drawn, tmp_path):
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plot_judgements(tmp_path)
+    plot_judgements(read_metrics(path), tmp_path / "over_optimisation.png")
     assert [panel.get_ylabel() for panel in drawn] == ["reward that is trained on", "true reward"]
     assert list(lines(drawn[0]).values()) == [([0.0, 0.3, 0.7], [1.0, 2.0, 3.0])]
     assert list(lines(drawn[1]).values()) == [([0.0, 0.7], [0.5, 0.25])]
@@ -68,6 +68,5 @@ def test_judgements_are_read_from_the_metrics(drawn, tmp_path):
 
 
 def test_without_a_judge_there_is_no_plot(drawn, tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval_kl": 0.0, "eval_reward": 1.0}) + "\n")
-    plot_judgements(tmp_path)
+    plot_judgements([{"step": 0, "eval_kl": 0.0, "eval_reward": 1.0}], tmp_path / "over_optimisation.png")
     assert not drawn and not (tmp_path / "over_optimisation.png").exists()

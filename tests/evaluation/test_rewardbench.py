@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from denserl.data.rows import BadRow
-from denserl.evaluation import rewardbench
+from denserl.data.schemas import BadRow
 from denserl.evaluation.items import Answer, Item, Judged
-from denserl.evaluation.rewardbench import best_of_all, section_scores, ties_score
+from denserl.evaluation.suites import rewardbench
+from denserl.evaluation.suites.rewardbench import best_of_all, section_scores, ties_score
 
 # beaver-7b-cost, as the suite's own documentation gives it.
 SUBSETS = {

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from denserl.data.rows import BadRow
+from denserl.data.schemas import BadRow
 from denserl.errors import UserError
-from denserl.evaluation import rmb
+from denserl.evaluation.suites import rmb
 
 CODE = "Pairwise_set/Helpfulness/Code/Code Generation"
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
-from denserl.trainer.rollout import Rollouts
+from denserl.rollouts.base import Rollouts
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
 SETTINGS = {"seed": 7, "temperature": 0.5}
@@ -37,7 +37,7 @@ def test_samples_are_a_function_of_seed_prompt_and_number(tmp_path):
     assert sorted(found) == [(row, number) for row in range(3) for number in range(2)]
     for (row, number), sample in found.items():
         drawn = int(np.random.default_rng((7, row, number)).integers(10**6))
-        assert sample == Sample(row, number, PROMPTS[row], f"<{drawn}>", drawn % 2 == 0)
+        assert sample == Sample(row, number, PROMPTS[row], f"<{drawn}>", drawn % 2 == 0, [row + 1], [drawn])
     assert draw(tmp_path / "other.jsonl", at_once=100) == found
     lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert lines == [found[key]._asdict() for key in sorted(found)]

@@ -9,10 +9,13 @@ import tiny_models
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from denserl.data.rows import BadRow
+from denserl.config import ModelSourceConfig
+from denserl.data.responses import Encoded
+from denserl.data.schemas import BadRow
 from denserl.errors import UserError
-from denserl.evaluation.scorers import RewardScorer, WordScorer, length_scores, random_scores
+from denserl.evaluation.scorers import BaselineScorer, RewardScorer, length_scores, random_scores
 from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.rewards.config import ReadConfig
 
 MOMENTS = {"mean": 0.25, "std": 2.0}
 THRESHOLD = 4.0
@@ -86,7 +89,9 @@ def test_a_classifier_from_elsewhere_is_read_as_the_stock_class_reads_it(models)
     scores = scorer(PROMPTS, RESPONSES)
     assert scores == pytest.approx(expected, abs=1e-4)
     assert np.abs(scores - RewardScorer([models["plain"]])(PROMPTS, RESPONSES)).min() > 1e-3
-    assert len(RewardScorer([models["stock"]], max_length=20).encode(PROMPTS[0], RESPONSES[2]).response) == 19
+    # The line break has its place among the 20, though it is no part of the response.
+    encoded = RewardScorer([models["stock"]], max_length=20).encode(PROMPTS[0], RESPONSES[2])
+    assert (len(encoded.prompt_ids), len(encoded.response_ids)) == (1, 18)
 
 
 def test_a_model_of_whole_responses_is_read_at_the_end_of_turn(models):
@@ -112,7 +117,7 @@ def test_a_dense_model_is_read_at_the_ends_of_its_segments(models):
         expected.append(np.mean([stock_scores(models["dense"], start, answer)[tokens[-1]] for tokens in segments]))
     assert max(counts) > 2
     assert scorer(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-4)
-    whole = RewardScorer([models["dense"]], entropy_threshold=1000)(PROMPTS, RESPONSES)
+    whole = RewardScorer([models["dense"]], read=ReadConfig(entropy_threshold=1000))(PROMPTS, RESPONSES)
     assert np.abs(whole - expected).max() > 1e-3
 
 
@@ -130,7 +135,7 @@ def test_scores_are_those_of_the_row_in_any_order_and_batch(models):
     prompts, responses = PROMPTS * 4, [text * (1 + n // 3) for n, text in enumerate(RESPONSES * 4)]
     scores = RewardScorer([models["dense"]])(prompts, responses)
     alone = RewardScorer([models["dense"]], score_tokens=1)(prompts[::-1], responses[::-1])[::-1]
-    padded = RewardScorer([models["dense"]], source={"attn_implementation": "eager"})(prompts, responses)
+    padded = RewardScorer([models["dense"]], source=ModelSourceConfig(attention="eager"))(prompts, responses)
     assert scores == pytest.approx(alone, abs=1e-5) and scores == pytest.approx(padded, abs=1e-5)
 
 
@@ -146,9 +151,9 @@ def test_a_long_prompt_loses_its_left_and_a_long_response_its_right(models):
     scorer, full = RewardScorer([models["plain"]], max_length=20), RewardScorer([models["plain"]])
     start, answer = ids_of(full.tokenizer, PROMPTS[2], "Yes it is.")
     assert len(start) > 20 > len(answer) + 2
-    assert scorer.encode(PROMPTS[2], "Yes it is.") == (start[len(answer) - 20 :], answer)
+    assert scorer.encode(PROMPTS[2], "Yes it is.") == Encoded(start[len(answer) - 20 :], answer)
     start, answer = ids_of(full.tokenizer, PROMPTS[0], RESPONSES[2])
-    assert scorer.encode(PROMPTS[0], RESPONSES[2]) == (start[-1:], [*answer[:18], full.tokenizer.eos_token_id])
+    assert scorer.encode(PROMPTS[0], RESPONSES[2]) == Encoded(start[-1:], [*answer[:18], full.tokenizer.eos_token_id])
     assert np.isfinite(scorer(PROMPTS, RESPONSES)).all()
 
 
@@ -157,7 +162,7 @@ def test_a_sequence_is_cut_at_the_positions_that_the_models_have(models, caplog)
         scorer = RewardScorer([models["plain"]])
     positions = AutoConfig.from_pretrained(models["plain"]).max_position_embeddings
     encoded = scorer.encode(PROMPTS[0], "word " * positions)
-    assert len(encoded.prompt) + len(encoded.response) == positions
+    assert len(encoded.prompt_ids) + len(encoded.response_ids) == positions
     assert scorer.describe()["max_length"] == positions and f"cut at {positions} tokens" in caplog.text
     assert RewardScorer([models["plain"]], max_length=20).max_length == 20
 
@@ -199,9 +204,9 @@ def test_ranks_score_what_one_does(models, monkeypatch):
 def test_words_need_no_model():
     assert length_scores([[]] * 3, ["", "ab", "äöü"]).tolist() == [0, 2, 3]
     drawn = random_scores(3)([[]] * 5, [""] * 5)
-    assert len(set(drawn)) == 5 and (drawn == WordScorer("random", 3)([[]] * 5, [""] * 5)).all()
+    assert len(set(drawn)) == 5 and (drawn == BaselineScorer("random", 3)([[]] * 5, [""] * 5)).all()
     assert (drawn != random_scores(4)([[]] * 5, [""] * 5)).all()
-    scorer = WordScorer("length", 0)
+    scorer = BaselineScorer("length", 0)
     assert scorer.score([scorer.encode([], "abc")]).tolist() == [3] and scorer.text([], "abc") == "abc"
 
 
@@ -213,18 +218,18 @@ def test_a_language_model_is_no_scorer(models):
 def test_members_that_do_not_go_together_are_named(models):
     with pytest.raises(UserError, match="different entropy thresholds") as error:
         RewardScorer([models["first"], models["dense"]])
-    assert "--entropy_threshold" in error.value.fix
+    assert "`entropy_threshold`" in error.value.fix
     with pytest.raises(UserError, match="plain: a member of an ensemble needs a mean"):
         RewardScorer([models["first"], models["plain"]])
 
 
 def test_a_dense_model_needs_a_language_model_and_a_bandit_none(models, tmp_path):
     with pytest.raises(UserError, match="sft_model") as error:
-        RewardScorer([models["stock"]], entropy_threshold=1.0)
-    assert "--sft_model" in error.value.fix
+        RewardScorer([models["stock"]], read=ReadConfig(entropy_threshold=1.0))
+    assert "`sft_model`" in error.value.fix
     with pytest.raises(UserError, match="no effect at the bandit level"):
         RewardScorer([models["plain"]], sft_model=models["sft"])
-    with pytest.raises(UserError, match="max_length is 1"):
+    with pytest.raises(UserError, match="`max_length` is 1"):
         RewardScorer([models["plain"]], max_length=1)
 
 

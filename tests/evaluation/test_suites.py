@@ -9,21 +9,22 @@ import pytest
 import suite_files
 from suite_files import write_json, write_lines, write_parquet
 
-from denserl.data.rows import BadRow
-from denserl.data.sources import BadRows
+from denserl.data.bad_rows import BadRows
+from denserl.data.schemas import BadRow
 from denserl.errors import UserError
-from denserl.evaluation import hhh, reading
 from denserl.evaluation.items import judge
 from denserl.evaluation.results import format_summary, summarise, versions, write
-from denserl.evaluation.scorers import WordScorer
-from denserl.evaluation.suites import PAPER_MTBENCH, SUITES, account, read_items
+from denserl.evaluation.scorers import BaselineScorer
+from denserl.evaluation.suites import hhh
+from denserl.evaluation.suites import rows as reading
+from denserl.evaluation.suites.registry import PAPER_MTBENCH, SUITES, account, read_items
 
 
 def judged_by_length(suite, path, split=None, limit=None, policy="stop"):
     """The suite's judged items, its summary with the account of what is missing, and the account of bad rows."""
     bad_rows = BadRows(policy)
     items, left_out = read_items(suite, str(path), split, bad_rows, limit)
-    judged = judge(items, WordScorer("length", 0), bad_rows)
+    judged = judge(items, BaselineScorer("length", 0), bad_rows)
     return judged, {**summarise(suite, judged, 200, 0), **account(suite, items, left_out)}, left_out
 
 
@@ -99,7 +100,7 @@ def test_a_complete_set_is_known_by_its_numbers(tmp_path):
 
 def test_rmb_writes_files_of_its_own_shapes(tmp_path):
     judged, found, _ = judged_by_length(SUITES["rmb"], suite_files.rmb(tmp_path / "in"))
-    write(tmp_path / "out", "length", SUITES["rmb"], judged, WordScorer("length", 0), found)
+    write(tmp_path / "out", "length", SUITES["rmb"], judged, BaselineScorer("length", 0), found)
     pairs = json.loads((tmp_path / "out/length_result.json").read_text())
     assert pairs[-1].keys() == {"pair_uid", "category_path", "chosen_reward", "reject_reward", "is_correct"}
     assert [row["is_correct"] for row in sorted(pairs, key=lambda row: row["pair_uid"])] == [1, 0, 0, 0, 1, 1]
@@ -255,7 +256,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch):
     def install(tables, error=None):
-        monkeypatch.setattr("denserl.data.sources.go_offline_if_unreachable", lambda: None)
+        monkeypatch.setattr("denserl.data.readers.go_offline_if_unreachable", lambda: None)
         monkeypatch.setattr(datasets, "load_dataset", Hub(tables, error))
 
     return install
@@ -288,7 +289,7 @@ def test_a_hub_data_set_that_is_a_program_is_explained(hub):
 def test_every_file_is_written_and_agrees_with_the_summary(tmp_path):
     suite = SUITES["rewardbench2"]
     judged, found, _ = judged_by_length(suite, suite_files.rewardbench2(tmp_path / "in"))
-    write(tmp_path / "out", "length", suite, judged, WordScorer("length", 0), found)
+    write(tmp_path / "out", "length", suite, judged, BaselineScorer("length", 0), found)
     assert json.loads((tmp_path / "out/results.json").read_text()) == json.loads(json.dumps(found))
     table = (tmp_path / "out/results.csv").read_text().splitlines()
     assert table[0] == "kind,name,n,ties,score,low,high,length"
@@ -309,7 +310,7 @@ def test_names_of_subsets_act_on_no_terminal_and_fit_into_files(tmp_path):
     suite = SUITES["pairs"]
     judged, found, _ = judged_by_length(suite, write_lines(tmp_path / "rows.jsonl", [row]))
     assert list(found["subsets"]) == ["a‹U+001B›[2J‹U+D800›"]
-    write(tmp_path / "out", "length", suite, judged, WordScorer("length", 0), found)
+    write(tmp_path / "out", "length", suite, judged, BaselineScorer("length", 0), found)
     assert "‹U+D800›" in (tmp_path / "out/results.csv").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import tiny_models
 from on_ranks import ended, start_ranks
 from real_runs import checkpoints
 
-# Option -> another value, and the words under which it is refused where they are not its name.
+# Option -> another value.
 REFUSED_PPO = {
     "entropy_threshold": 0,
     "zero_stage": 2,
@@ -35,10 +35,15 @@ REFUSED_RM = {
     "batch_size": 10,
     "label_smoothing": 0.1,
     "use_margin": True,
+    "flip_frac": 0.5,
+    "head_type": "mlp",
+    "reg_type": "sft",
     "max_prompt_length": 40,
     "seed": 7,
     "warmup_ratio": 0.5,
 }
+# The words under which an option is refused where they are not its name: a threshold may be a flag or the reward model's.
+WORDS = {"entropy_threshold": ["threshold of reward_model: 5.3, now 0"]}
 LONG = [("ppo-zero0", "reward_model"), ("rm-zero2", "model")]
 HARMLESS_PPO = {"save_every": 3, "keep_checkpoints": 1, "samples_logged": 1, "eval_every": 3, "micro_batch_size": 4}
 HARMLESS_RM = {"save_steps": 3, "save_total_limit": 1, "logging_steps": 2, "eval_steps": 5, "score_tokens": 4096}
@@ -61,7 +66,7 @@ def refused(half, words: list[str], **options) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(("option", "value"), REFUSED_PPO.items(), ids=REFUSED_PPO)
 def test_a_harmful_change_of_ppo_is_refused_by_name(option, value, half_done):
-    refused(half_done("ppo-zero0"), [f"{option}: "], **{option: value})
+    refused(half_done("ppo-zero0"), WORDS.get(option, [f"{option}: "]), **{option: value})
 
 
 @pytest.mark.long

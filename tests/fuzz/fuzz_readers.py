@@ -20,8 +20,8 @@ with atheris.instrument_imports(include=["denserl"]):
     from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
     from denserl.data.preferences import load_preferences, tokenize_preferences
     from denserl.data.prompts import load_prompts, tokenize_prompts
-    from denserl.data.rows import BadRow
-    from denserl.data.sources import DATA_SUFFIXES
+    from denserl.data.readers import DATA_SUFFIXES
+    from denserl.data.schemas import BadRow
     from denserl.errors import UserError
 
 from fuzzing import MARKS, closes_once, conversation_is_sound, end_of_turn, is_unicode

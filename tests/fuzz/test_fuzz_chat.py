@@ -11,7 +11,7 @@ from templates import CHATML, NAMES, SPECIAL_TOKENS, build_tokenizer
 from tokenizers import AddedToken, normalizers
 
 from denserl.data.chat import encode_pair, encode_prompt, encode_response, encode_text
-from denserl.data.rows import BadRow
+from denserl.data.schemas import BadRow
 
 tokenizer_of = functools.lru_cache(build_tokenizer)
 BYTE_LEVEL = ["llama3", "qwen25", "chatml"]  # these give every text back to the character

@@ -5,7 +5,7 @@ import yaml
 from fuzzing import explore, texts
 from hypothesis import strategies as st
 
-from denserl.cli.common import expand_config
+from denserl.cli.options import expand_config
 from denserl.errors import UserError
 
 TRICKS = [

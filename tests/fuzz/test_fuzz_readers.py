@@ -13,11 +13,12 @@ from fuzzing import closes_once, conversation_is_sound, end_of_turn, explore, is
 from hypothesis import strategies as st
 from templates import build_tokenizer
 
+from denserl.data.bad_rows import BadRows
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
 from denserl.data.preferences import load_preferences, tokenize_preferences
 from denserl.data.prompts import load_prompts, tokenize_prompts
-from denserl.data.rows import BadRow, as_demonstration, as_preference, as_prompt
-from denserl.data.sources import DATA_SUFFIXES, BadRows, read_rows
+from denserl.data.readers import DATA_SUFFIXES, read_rows
+from denserl.data.schemas import BadRow, as_demonstration, as_preference, as_prompt
 from denserl.errors import UserError
 
 READERS = [(as_preference, load_preferences), (as_prompt, load_prompts), (as_demonstration, load_demonstrations)]

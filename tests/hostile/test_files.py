@@ -9,7 +9,7 @@ from hostile import TEXTS, acting
 
 from denserl.evaluation.plots import plot_normalizer
 from denserl.ppo_utils.normalizer import LocationNormalizer, read_params, store_fit
-from denserl.rewards.fit import fit_lines, group_by_place
+from denserl.rewards.normalizer_fit import fit_lines, group_by_place
 from denserl.trainer.trackers import SAMPLE_FILES, Trackers, read_metrics, write_batch
 
 CONSTANTS = [0.5, -0.25, 1.0, 2.0]

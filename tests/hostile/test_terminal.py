@@ -16,8 +16,9 @@ import pytest
 from hostile import TERMINAL_TEXTS, TEXTS, acting
 
 import denserl
-from denserl.cli import main, recipes
-from denserl.cli.common import launch
+from denserl.cli import main, paper_scripts
+from denserl.cli.launch import launch
+from denserl.config import Config
 from denserl.data.preferences import load_preferences
 from denserl.errors import Stopped, UserError
 from denserl.terminal import InertRecord, say, visible
@@ -26,7 +27,7 @@ HOSTILE = "".join(TERMINAL_TEXTS)
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Config):
     """Options of a command that only these tests have."""
 
     name: str = ""
@@ -88,7 +89,7 @@ def test_a_stop_is_told_without_acting(capfd):
 
 
 @pytest.mark.parametrize(
-    "name", ["denserl.data.sources", "transformers.modeling_utils", "datasets.builder", "DeepSpeed", "elsewhere"]
+    "name", ["denserl.data.readers", "transformers.modeling_utils", "datasets.builder", "DeepSpeed", "elsewhere"]
 )
 def test_logs_of_every_library_are_only_shown(name, capfd):
     """Also where a library writes with a handler of its own."""
@@ -117,7 +118,7 @@ def test_a_fault_and_a_warning_are_told_without_acting(tmp_path):
     program = tmp_path / "faulty.py"
     program.write_text(
         "import warnings\n"
-        "from denserl.cli.common import launch\n"
+        "from denserl.cli.launch import launch\n"
         "from test_terminal import HOSTILE, Options\n"
         "def run(options):\n"
         "    warnings.warn('careful ' + HOSTILE)\n"
@@ -153,7 +154,7 @@ def test_a_hostile_value_reaches_the_command_as_it_is(capfd):
 
 
 def test_an_unknown_command_and_recipe_are_only_shown(capfd):
-    for command in (main.main, recipes.main):
+    for command in (main.main, paper_scripts.main):
         with pytest.raises(SystemExit) as ended:
             command([HOSTILE])
         shown = capfd.readouterr().err

@@ -1,6 +1,7 @@
 """Adapters merged into whole models: the same bits as the run that trained them wrote, or a message."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from denserl.cli.common import OptimisationOptions
-from denserl.cli.training import prepare_model, save_trained
 from denserl.errors import UserError
+from denserl.models.adapters import prepare_model
+from denserl.models.config import AdapterConfig
 from denserl.models.heads import Head, stored_head
 from denserl.models.loading import (
     attach_lm_head,
@@ -22,6 +23,7 @@ from denserl.models.loading import (
     new_reward_model,
 )
 from denserl.models.merging import merge_adapters
+from denserl.trainer.supervised import save_trained
 
 pytest.importorskip("peft")
 MLP = Head("mlp", layers=2, width=6)
@@ -43,7 +45,7 @@ def trained(base, output, head: Head | None = None, lm_head: bool = False, dtype
     match_embeddings(model, tokenizer)
     if lm_head:
         attach_lm_head(model, str(base), dtype)
-    model = prepare_model(model, OptimisationOptions(lora_rank=2), "CAUSAL_LM" if head is None else "SEQ_CLS")
+    model = prepare_model(model, AdapterConfig(lora_rank=2), "CAUSAL_LM" if head is None else "SEQ_CLS")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -78,7 +80,7 @@ def test_a_reward_model_is_merged_as_the_run_merged_it(base, tmp_path, head, dty
 def test_heads_get_no_adapters_even_if_they_are_named(base):
     model = new_reward_model(str(base), "fp32", head=MLP)
     attach_lm_head(model, str(base), "fp32")
-    options = OptimisationOptions(lora_rank=2, lora_targets=["q_proj", "lm_head", "1"])  # score.1 is the MLP's first layer
+    options = AdapterConfig(lora_rank=2, lora_targets=["q_proj", "lm_head", "1"])  # score.1 is the MLP's first layer
     adapted = [name for name, _ in prepare_model(model, options, "SEQ_CLS").named_parameters() if "lora_" in name]
     assert adapted and all("q_proj" in name for name in adapted)
 
@@ -151,7 +153,7 @@ def test_another_base_model_is_refused(base, tmp_path):
     other = tiny_models.save_language_model(tmp_path / "other", hidden=16)
     with pytest.raises(UserError, match="do not fit .*other") as error:
         merge_adapters(str(other), str(tmp_path / "run" / "adapter"))
-    assert "--model" in error.value.fix
+    assert re.search(r"[-`]+model\b", error.value.fix)
 
 
 def test_a_reward_models_adapters_are_no_base(base, tmp_path):
@@ -172,7 +174,7 @@ def test_folders_without_adapters_are_named(base, tmp_path):
     assert str(tmp_path / "run" / "adapter") in error.value.fix
     with pytest.raises(UserError, match="holds no adapters") as error:
         merge_adapters(str(base), str(base))
-    assert "--lora_rank" in error.value.fix
+    assert re.search(r"[-`]+lora_rank", error.value.fix)
 
 
 @pytest.mark.parametrize("head", [None, Head()])

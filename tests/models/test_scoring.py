@@ -1,4 +1,4 @@
-"""Scores, log-probabilities and entropies of tokens against the stock models run on one unpadded row at a time."""
+"""Scores, log-probabilities, entropies, hidden states of tokens against the stock models run on one unpadded row at a time."""
 
 import pytest
 import tiny_models
@@ -8,7 +8,7 @@ from torch import nn
 from denserl.data.batching import pad_responses
 from denserl.models import logprob as chunks
 from denserl.models.packing import enable_packing, is_packed, position_ids
-from denserl.models.scoring import token_logprob_entropy, token_rewards, token_rewards_logprobs
+from denserl.models.scoring import read_rewards, token_logprob_entropy, token_rewards
 
 PROMPTS, RESPONSES = [3, 5, 1, 4], [6, 2, 7, 1]
 ROWS = tiny_models.random_rows([p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)])
@@ -207,7 +207,7 @@ def test_one_forward_gives_the_scores_and_log_probabilities_of_two_models(family
     offsets = [(ids.shape[1] - len(row) if side == "left" else 0) + start for row, start in zip(ROWS, PROMPTS, strict=True)]
     for rows in (None, 2):
         with torch.no_grad():
-            rewards, logprobs = token_rewards_logprobs(prepared(model), ids, mask, torch.tensor(offsets), max(RESPONSES), rows)
+            rewards, logprobs, _ = read_rewards(prepared(model), ids, mask, torch.tensor(offsets), max(RESPONSES), rows)
             assert rewards.dtype == logprobs.dtype == torch.float32
             assert logprobs.shape == (rows or len(ROWS), max(RESPONSES))
             alone = token_rewards(scorer, ids, mask)
@@ -223,7 +223,7 @@ def test_rows_that_share_a_prompt_have_the_log_probabilities_of_each_alone(prepa
     prompts, responses = [ROWS[0][:3], ROWS[1][:5]] * 2, tiny_models.random_rows([4, 2, 5, 1], seed=4)
     batch = pad_responses(prompts, responses, 0)
     with torch.no_grad():
-        _, logprobs = token_rewards_logprobs(prepared(model), *batch[:3], 5, shared=batch.shared)
+        _, logprobs, _ = read_rewards(prepared(model), *batch[:3], 5, shared=batch.shared)
         for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             want, _ = plain(speaker, prompt + response, len(prompt))
             torch.testing.assert_close(logprobs[b, : len(response)].double(), want, rtol=1e-5, atol=1e-5)
@@ -232,7 +232,7 @@ def test_rows_that_share_a_prompt_have_the_log_probabilities_of_each_alone(prepa
 def test_gradients_of_both_heads_add_up_in_the_trunk(prepared):
     model, scorer, speaker = two_heads("llama")
     ids, mask = tiny_models.padded(ROWS)
-    rewards, logprobs = token_rewards_logprobs(prepared(model), ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
+    rewards, logprobs, _ = read_rewards(prepared(model), ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
     (rewards[mask.bool()].sum() + logprobs.sum()).backward()
     token_rewards(scorer, ids, mask)[mask.bool()].sum().backward()
     sum(plain(speaker, ROWS[b], PROMPTS[b])[0].sum() for b in range(2)).backward()
@@ -250,5 +250,66 @@ def test_the_language_model_head_runs_on_the_response_tokens_of_the_first_rows_a
     model.lm_head.register_forward_hook(lambda module, args, output: read.append(args[0].shape))
     ids, mask = tiny_models.padded(ROWS)
     with torch.no_grad():
-        token_rewards_logprobs(prepared(model), ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
+        read_rewards(prepared(model), ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
     assert read == [(RESPONSES[0] + RESPONSES[1], 32)]
+
+
+def states_of(model, row: list[int], place: int) -> torch.Tensor:
+    """The last hidden state of an unpadded row at a place, as the stock class gives it."""
+    return model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, place]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen2", "phi3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_hidden_states_are_those_that_the_stock_class_gives_at_the_positions(family, side, prepared):
+    """At the first token, within the prompt, at the last token: positions in the padded batch."""
+    model = tiny_models.classifier(family)
+    ids, mask = tiny_models.padded(ROWS, side, extra=2)
+    places = [0, 4, len(ROWS[2]) - 1, len(ROWS[3]) - 1]
+    offsets = [ids.shape[1] - len(row) if side == "left" else 0 for row in ROWS]
+    starts = torch.tensor([offset + start for offset, start in zip(offsets, PROMPTS, strict=True)])
+    with torch.no_grad():
+        expected = torch.stack([states_of(model, row, place) for row, place in zip(ROWS, places, strict=True)])
+        at = torch.tensor([offset + place for offset, place in zip(offsets, places, strict=True)])
+        found = read_rewards(prepared(model), ids, mask, starts, logprob_rows=0, hidden_at=at)
+        assert found.logprobs is None and found.hidden.shape == (len(ROWS), 32)
+        torch.testing.assert_close(found.hidden, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(found.scores, token_rewards(model, ids, mask))
+        # The head's reading of a hidden state is the score that stands there.
+        own = model.score(found.hidden).squeeze(1)
+        torch.testing.assert_close(own, found.scores[range(len(ROWS)), at], rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_states_of_rows_that_share_a_prompt(prepared):
+    """Also within the shared prompt, which a packed model reads once."""
+    model = tiny_models.classifier("llama")
+    prompts, responses = [ROWS[0][:3], ROWS[1][:5]] * 2, tiny_models.random_rows([4, 2, 5, 1], seed=4)
+    batch, places = pad_responses(prompts, responses, 0), [6, 6, 2, 1]
+    with torch.no_grad():
+        rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        expected = torch.stack([states_of(model, row, place) for row, place in zip(rows, places, strict=True)])
+        at = torch.tensor(places)
+        found = read_rewards(prepared(model), *batch[:3], 5, 0, at, batch.shared)
+        torch.testing.assert_close(found.hidden, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_states_carry_gradients_to_the_trunk(prepared):
+    model, whole = tiny_models.classifier("llama"), tiny_models.classifier("llama")
+    ids, mask = tiny_models.padded(ROWS)
+    places = torch.tensor([len(row) - 1 for row in ROWS])
+    weights = torch.randn(len(ROWS), 32, generator=torch.Generator().manual_seed(0))
+    found = read_rewards(prepared(model), ids, mask, torch.tensor(PROMPTS), None, 0, places).hidden
+    (weights * found).sum().backward()
+    sum((weight * states_of(whole, row, len(row) - 1)).sum() for weight, row in zip(weights, ROWS, strict=True)).backward()
+    assert model.score.weight.grad is None or not model.score.weight.grad.any()
+    same_gradients(model.model, whole.model)
+
+
+def test_what_is_not_asked_for_is_not_read():
+    model, _, _ = two_heads("llama")
+    ids, mask = tiny_models.padded(ROWS)
+    with torch.no_grad():
+        found = read_rewards(model, ids, mask, torch.tensor(PROMPTS))
+        assert found.hidden is None and found.logprobs.shape == (len(ROWS), ids.shape[1] - min(PROMPTS))
+        # Without a language model's head there is nothing to read log-probabilities with, and nothing is asked of one.
+        assert read_rewards(tiny_models.classifier("llama"), ids, mask, torch.tensor(PROMPTS), None, 0).logprobs is None

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from bent import evaluations
 from datasets import load_from_disk
+from rank_hooks import evaluations
 from ranks import call, run
 from real_runs import Training
 from test_parity import METRICS

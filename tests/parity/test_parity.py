@@ -5,7 +5,7 @@ and metrics, and all weights in the end (policy, critic, moving average).
 """
 
 import pytest
-from bent import gather_every_parameter
+from rank_hooks import gather_every_parameter
 from ranks import deviations, run
 
 # What may differ is the order in which fp32 numbers are added: of rows in a step, of gradients over ranks, and of products in

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bent import each, gather_every_parameter, keep_outputs, outputs
+from rank_hooks import each, gather_every_parameter, keep_outputs, outputs
 from ranks import run
 from real_runs import differences
 from torch import Tensor

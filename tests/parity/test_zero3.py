@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bent import count_gathers, each, gather_every_parameter, small_chunks, uneven_responses
+from rank_hooks import count_gathers, each, gather_every_parameter, small_chunks, uneven_responses
 from ranks import deviations, run
 from test_parity import METRICS, WEIGHTS
 

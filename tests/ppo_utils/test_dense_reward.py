@@ -1,12 +1,16 @@
-"""From token scores to token rewards at the three levels, with every option, by numbers worked out by hand."""
+"""From segment scores to token rewards at the three levels, with every option, by numbers worked out by hand; penalties."""
 
 import math
 
 import pytest
+import reference_loops as loops
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from denserl.ppo_utils.dense_reward import DenseReward
+from denserl.ppo_utils.dense_reward import DenseReward, Penalties, weighted_sum
 from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
+from denserl.segmentation import segment_by_entropy, segment_scores
 
 # Row 0: four content tokens and an end of turn; the third content token was uncertain. Row 1: cut off after three tokens.
 SCORES = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 99.0, 99.0]])
@@ -18,8 +22,9 @@ LOCATION = LocationNormalizer(w_mu=1.0, w_sigma=0.0, b_mu=0.5, b_sigma=2.0)  # M
 SCALAR = ScalarNormalizer(mean=1.0, std=2.0)
 
 
-def rewards(threshold, assignment, normalizer, agg_func="avg", **options):
-    return DenseReward(threshold, assignment, normalizer, agg_func, **options)(SCORES, ENTROPY, MASK, ENDED)
+def rewards(threshold, assignment, normalizer, agg_func="avg", scores=SCORES, entropy=ENTROPY, mask=MASK, **options):
+    segments = segment_by_entropy(entropy, mask, threshold, ENDED)
+    return DenseReward(assignment, normalizer, agg_func, **options)(segment_scores(scores, segments), segments, mask)
 
 
 def close(got, want) -> None:
@@ -95,7 +100,9 @@ def test_the_scalar_normaliser_is_of_the_score_whatever_makes_it(agg_func, score
             assert torch.equal(got.normalised, got.changes)
         else:
             close(got.normalised, [[0.5, 1.5], [3.0, 3.5]])
-    assert DenseReward(2.0, "even", None, agg_func).score(got.raw, got.segments.counts).tolist() == pytest.approx(score)
+        # Before it is normalised.
+        assert got.score.tolist() == pytest.approx(score)
+    assert rewards(2.0, "even", None, agg_func).score.tolist() == pytest.approx(score)
 
 
 def test_what_is_paid_is_known_when_it_is_paid():
@@ -104,22 +111,19 @@ def test_what_is_paid_is_known_when_it_is_paid():
     longer[0, 3] = 3.0
     mask[1, 2] = False
     for kind, same in (("difference", True), ("even_mean", False)):
-        reward = DenseReward(2.0, kind, SCALAR)
-        before = reward(SCORES, ENTROPY, MASK, ENDED).tokens
-        more, fewer = reward(SCORES, longer, MASK, ENDED).tokens, reward(SCORES, ENTROPY, mask, ENDED).tokens
+        before = rewards(2.0, kind, SCALAR).tokens
+        more, fewer = rewards(2.0, kind, SCALAR, entropy=longer).tokens, rewards(2.0, kind, SCALAR, mask=mask).tokens
         assert torch.equal(more[0, :2], before[0, :2]) == torch.equal(fewer[1, :2], before[1, :2]) == same
 
 
 def test_changes_are_known_whatever_is_paid():
     for kind in ("even", "mean_last", "difference"):
-        got = rewards(2.0, kind, SCALAR, penalise_unfinished=True)
-        close(got.changes, [[0.5, 0.5], [3.0, 0.25]])
-        assert got.tokens[1, :3].tolist() == pytest.approx([-0.05] * 3)
+        close(rewards(2.0, kind, SCALAR).changes, [[0.5, 0.5], [3.0, 0.25]])
 
 
 def test_an_unknown_assignment():
     with pytest.raises(ValueError, match="unknown assignment 'evenly'"):
-        DenseReward(2.0, "evenly", None)
+        DenseReward("evenly", None)
 
 
 def test_tau_reaches_the_assignment():
@@ -132,29 +136,70 @@ def test_length_norm_divides_by_all_response_tokens():
     close(rewards(0.0, "even", None, length_norm=True).tokens, [[0.2, 0.4, 0.6, 0.8, 0.0], [2.0, 7 / 3, 8 / 3, 0.0, 0.0]])
 
 
+def test_scores_off_the_mask_do_not_matter():
+    spoiled = torch.where(MASK, SCORES, float("nan"))
+    off = {"scores": spoiled, "entropy": torch.where(MASK, ENTROPY, float("nan"))}
+    for threshold, kind, normalizer in ((2.0, "even", LOCATION), (0.0, "even", LOCATION), (1000.0, "mean_last", SCALAR)):
+        got = rewards(threshold, kind, normalizer, **off).tokens
+        assert torch.equal(got, rewards(threshold, kind, normalizer).tokens)
+        penalties = Penalties(longer_than=4)
+        assert torch.equal(penalties(got, MASK, ENDED), penalties(rewards(threshold, kind, normalizer).tokens, MASK, ENDED))
+
+
+def test_no_penalty_leaves_rewards_as_they_are():
+    tokens = rewards(2.0, "end", None).tokens
+    assert torch.equal(Penalties()(tokens, MASK, ENDED), tokens)
+
+
 def test_an_unfinished_response_gets_the_penalty_on_every_token_instead():
-    got = rewards(2.0, "end", None, penalise_unfinished=True)
-    close(got.tokens, [[0.0, 2.0, 0.0, 4.0, 0.0], [-0.05, -0.05, -0.05, 0.0, 0.0]])
+    got = rewards(2.0, "end", None)
+    tokens = Penalties(unfinished=True)(got.tokens, MASK, ENDED)
+    close(tokens, [[0.0, 2.0, 0.0, 4.0, 0.0], [-0.05, -0.05, -0.05, 0.0, 0.0]])
     # What the reward source said stays on record.
-    close(got.raw, [[2.0, 4.0], [7.0, 8.0]])
+    close(got.tokens[1], [0.0, 7.0, 8.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("longest, penalised", [(2, [True, True]), (3, [True, False]), (4, [True, False]), (5, [False, False])])
 def test_a_response_of_more_tokens_gets_the_penalty(longest, penalised):
-    got = rewards(2.0, "end", None, penalise_longer_than=longest, penalty=0.25)
+    got = Penalties(longer_than=longest, penalty=0.25)(rewards(2.0, "end", None).tokens, MASK, ENDED)
     plain = [[0.0, 2.0, 0.0, 4.0, 0.0], [0.0, 7.0, 8.0, 0.0, 0.0]]
     punished = [[-0.25] * 5, [-0.25] * 3 + [0.0] * 2]
-    close(got.tokens, [punished[b] if hit else plain[b] for b, hit in enumerate(penalised)])
+    close(got, [punished[b] if hit else plain[b] for b, hit in enumerate(penalised)])
 
 
 def test_the_penalty_is_not_divided_by_length():
-    got = rewards(0.0, "even", None, length_norm=True, penalise_unfinished=True, penalty=0.3)
-    close(got.tokens[1], [-0.3, -0.3, -0.3, 0.0, 0.0])
+    got = Penalties(unfinished=True, penalty=0.3)(rewards(0.0, "even", None, length_norm=True).tokens, MASK, ENDED)
+    close(got[1], [-0.3, -0.3, -0.3, 0.0, 0.0])
 
 
-def test_scores_off_the_mask_do_not_matter():
-    spoiled = torch.where(MASK, SCORES, float("nan"))
-    for threshold, kind, normalizer in ((2.0, "even", LOCATION), (0.0, "even", LOCATION), (1000.0, "mean_last", SCALAR)):
-        reward = DenseReward(threshold, kind, normalizer, penalise_longer_than=4)
-        got = reward(spoiled, torch.where(MASK, ENTROPY, float("nan")), MASK, ENDED).tokens
-        assert torch.equal(got, reward(SCORES, ENTROPY, MASK, ENDED).tokens)
+def test_the_penalty_takes_the_place_of_rewards_that_are_no_numbers():
+    tokens = torch.where(ENDED[:, None], rewards(2.0, "end", None).tokens, torch.nan)
+    close(Penalties(unfinished=True)(tokens, MASK, ENDED)[1], [-0.05, -0.05, -0.05, 0.0, 0.0])
+
+
+@given(loops.batches(), st.booleans(), st.none() | st.integers(0, 12), st.sampled_from([0.05, 2.0]))
+def test_penalties_are_those_of_a_loop(batch, unfinished, longest, penalty):
+    tokens = torch.where(batch.mask.bool(), batch.normal(), 0.0)
+    ended = torch.ones(len(tokens)).bool() if batch.has_end_of_turn is None else batch.has_end_of_turn
+    expected = tokens.tolist()
+    for b, places in enumerate(loops.places(batch.mask)):
+        if (unfinished and not ended[b]) or (longest is not None and len(places) > longest):
+            expected[b] = [-penalty if t in places else 0.0 for t in range(tokens.shape[1])]
+    found = Penalties(unfinished, longest, penalty)(tokens, batch.mask, ended)
+    torch.testing.assert_close(found, torch.tensor(expected).reshape(tokens.shape))
+
+
+@given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=4), st.integers(0, 99))
+def test_sources_are_added_up_by_their_weights(weights, seed):
+    values = torch.randn(len(weights), 2, 3, generator=torch.Generator().manual_seed(seed))
+    expected = [
+        [sum(weight * values[source, b, t].item() for source, weight in enumerate(weights)) for t in range(3)] for b in range(2)
+    ]
+    torch.testing.assert_close(weighted_sum(list(values), weights), torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_one_source_of_weight_one_is_itself():
+    value = torch.tensor([[-0.0, 1e-45, float("nan")]])
+    assert weighted_sum([value], [1.0]) is value and weighted_sum([value], [2.0])[0, 2].isnan()
+    with pytest.raises(ValueError):
+        weighted_sum([value, value], [1.0])

@@ -8,21 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.ppo_utils.dense_reward import DenseRewards
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
-from denserl.segmentation import segment_by_entropy
 
 KL = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d}
 
 
 def scored_rollouts(batch) -> ScoredRollouts:
-    """Rollouts with random numbers; token rewards are 0 off the mask, everything else is anything but a number there."""
+    """Rollouts with random numbers; token rewards are 0 off the mask, everything else is anything but a number there.
+
+    What each source says, before weights and penalties, is nothing that experience is made of.
+    """
     mask = batch.mask.bool()
     tokens = torch.where(mask, 4 * torch.randn(mask.shape, generator=batch.generator), 0.0)
-    segments = segment_by_entropy(batch.entropy, mask, 1.0)
-    nothing = torch.zeros(segments.lengths.shape)
-    rewards = DenseRewards(tokens, segments, nothing, nothing, nothing)
-    return ScoredRollouts(mask, torch.ones(len(mask)).bool(), batch.normal(), batch.normal(), batch.entropy, rewards)
+    return ScoredRollouts(mask, torch.ones(len(mask)).bool(), batch.normal(), batch.normal(), batch.entropy, tokens, [])
 
 
 def expected_rewards(scored, beta, clip, estimator):
@@ -30,7 +28,7 @@ def expected_rewards(scored, beta, clip, estimator):
     for b, places in enumerate(loops.places(scored.mask)):
         for t in places:
             difference = scored.logprobs[b, t].item() - scored.ref_logprobs[b, t].item()
-            reward = min(max(scored.rewards.tokens[b, t].item(), -clip), clip)
+            reward = min(max(scored.rewards[b, t].item(), -clip), clip)
             out[b, t] = reward - beta * KL[estimator](difference)
     return out
 
@@ -80,9 +78,7 @@ def test_rows_are_picked_and_cut():
 def test_rewards_that_are_all_the_same_give_numbers():
     mask = torch.ones(3, 4).bool()
     zero = torch.zeros(3, 4)
-    segments = segment_by_entropy(zero, mask, 1000.0)
-    rewards = DenseRewards(zero, segments, *torch.zeros(3, 3, 1))
-    scored = ScoredRollouts(mask, torch.ones(3).bool(), zero - 1, zero - 1, zero, rewards)
+    scored = ScoredRollouts(mask, torch.ones(3).bool(), zero - 1, zero - 1, zero, zero, [])
     got, log = make_experience(scored, zero, beta=0.1, reward_clip=10.0, gamma=1.0, lam=0.95, kl_estimator="k1")
     assert not got.advantages.any() and not got.returns.any()
     assert all(torch.isfinite(value) for value in log.values())

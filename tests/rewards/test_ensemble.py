@@ -1,4 +1,4 @@
-"""Ensembles: what is combined against loops, on padded batches, at every level; and what the configs must say."""
+"""Ensembles: what is combined against loops, on padded batches; and what the configs must say."""
 
 import math
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny_models import random_rows
 from transformers import LlamaConfig
 
-from denserl.data.batching import pad_responses
+from denserl.data.responses import Responses
 from denserl.errors import UserError
-from denserl.models.loading import StoredSettings, stored_settings
-from denserl.rewards.ensemble import Moments, ResponseScorer, RewardSource, combine, common_settings, stored_moments
+from denserl.models.reward_settings import StoredSettings, stored_settings
+from denserl.rewards.sources.reward_model import Moments, RewardModelSource, combine, common_settings, stored_moments
 
 MOMENTS = [Moments(0.5, 2.0), Moments(-1.0, 0.25), Moments(3.0, 1.5)]
 numbers = st.floats(-100, 100, width=32)
@@ -58,15 +58,23 @@ def alone(model, prompt: list[int], response: list[int]) -> list[float]:
     return (hidden @ model.score.weight[0])[len(prompt) :].tolist()
 
 
+def token_scores(source: RewardModelSource, rows) -> torch.Tensor:
+    """What a source says of padded rows of ids, (B, T), to be cut by whoever reads it."""
+    responses = Responses([[]] * 3, [""] * 3, *rows, [True] * 3)
+    found = source(responses, responses.padded(0, "cpu"))
+    assert found.segments is None and found.read == "last"
+    return found.values
+
+
 def test_one_model_is_taken_as_it_is(members, rows):
-    found = RewardSource(members[:1])(pad_responses(*rows, pad_id=0))
+    found = token_scores(RewardModelSource(members[:1]), rows)
     for b, (prompt, response) in enumerate(zip(*rows, strict=True)):
         assert found[b, : len(response)].tolist() == pytest.approx(alone(members[0], prompt, response), abs=1e-4)
 
 
 @pytest.mark.parametrize("how", ["mean", "min", "mean_std"])
 def test_token_scores_of_several_are_standardised_then_combined(how, members, rows):
-    found = RewardSource(members, MOMENTS, how, 0.5)(pad_responses(*rows, pad_id=0))
+    found = token_scores(RewardModelSource(members, MOMENTS, how, 0.5), rows)
     for b, (prompt, response) in enumerate(zip(*rows, strict=True)):
         each = [alone(model, prompt, response) for model in members]
         for t in range(len(response)):
@@ -80,25 +88,7 @@ def test_token_scores_of_several_are_standardised_then_combined(how, members, ro
 def test_several_need_the_moments_of_each(members):
     for moments in (None, MOMENTS[:2]):
         with pytest.raises(ValueError, match="3 models with . moments"):
-            RewardSource(members, moments)
-
-
-def test_a_response_scores_the_mean_of_its_segments(members, rows):
-    """Response 1 has 9 tokens, the last its end of turn: cut before tokens 3 and 4, segments end at tokens 2, 3 and 7."""
-    prompts, responses = rows
-    entropy = torch.zeros(3, 9)
-    entropy[1, 3:5] = 2.0
-    scorer = ResponseScorer(RewardSource(members[:1]), 1.0, lambda batch: entropy)
-    found = scorer(pad_responses(*rows, pad_id=0), torch.tensor([False, True, False]))
-    token = [alone(members[0], *row) for row in zip(prompts, responses, strict=True)]
-    expected = [token[0][3], (token[1][2] + token[1][3] + token[1][7]) / 3, token[2][0]]
-    assert found.tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_bandit_level_reads_the_last_token_and_asks_for_no_entropies(members, rows):
-    found = ResponseScorer(RewardSource(members[:1]), 1000.0)(pad_responses(*rows, pad_id=0))
-    expected = [alone(members[0], *row)[-1] for row in zip(*rows, strict=True)]
-    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+            RewardModelSource(members, moments)
 
 
 def config(mean=None, std=None, **stored):
@@ -137,14 +127,3 @@ def test_members_of_an_ensemble_are_aggregated_alike_and_by_what_standardising_p
             common_settings(members, ["a", "b"])
     with pytest.raises(UserError, match="^b/config.json has 'median' for agg_func; expected one of avg, sum"):
         common_settings([mean, config(agg_func="median")], ["a", "b"])
-
-
-def test_a_response_scores_as_its_segments_were_aggregated_in_training(members, rows):
-    entropy = torch.zeros(3, 9)
-    entropy[1, 3:5] = 2.0
-    batch, ended = pad_responses(*rows, pad_id=0), torch.tensor([False, True, False])
-    prompts, responses = rows
-    token = [alone(members[0], *row) for row in zip(prompts, responses, strict=True)]
-    for how, expected in (("sum", token[1][2] + token[1][3] + token[1][7]), ("last", token[1][7])):
-        scorer = ResponseScorer(RewardSource(members[:1]), 1.0, lambda batch: entropy, how)
-        assert scorer(batch, ended)[1].item() == pytest.approx(expected, abs=1e-4)

@@ -1,28 +1,35 @@
-"""Losses by hand, by the spec's vectors and by gradcheck; objectives and their sum; the metrics of pairs against a loop."""
+"""Losses by hand, by the spec's vectors and by gradcheck; objectives, their sum, and those that users bring."""
 
+import dataclasses
 import math
+import sys
+from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import pytest
 import torch
+from annotated_types import Ge
 from hypothesis import given
 from hypothesis import strategies as st
 
+from denserl.errors import UserError
 from denserl.rewards.objectives import (
+    READS,
     REGULARIZERS,
     BradleyTerry,
-    Pairs,
+    Groups,
+    Objective,
     PositiveRegularizer,
     TextRegularizer,
+    all_reads,
     bradley_terry,
     grm_regularizer,
     grm_terms,
-    logprob_sides,
+    named_objective,
     pair_losses,
     positive_regularization,
     total_losses,
+    wins,
 )
-from denserl.rewards.scoring import pair_metrics, pair_sums
 from denserl.segmentation import segment_by_entropy
 
 CHOSEN, REJECTED, MARGIN = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0]), torch.tensor([0.5, 1.0])
@@ -60,11 +67,27 @@ BASELINES = [
 ]
 
 
-def one_pair(**known) -> Pairs:
+def groups_of(*sides, counted=None, lengths=None, margin=None, **known) -> Groups:
+    """Groups whose first, second ... candidates have the scores `sides`, (G,) each. known: other fields of Groups."""
+    scores = torch.stack(sides, 1)
+    count, size = scores.shape
+    lengths = torch.ones(count, size, dtype=torch.long) if lengths is None else lengths
+    mask = torch.arange(int(lengths.max())) < lengths.T.reshape(-1, 1)
+    return Groups(
+        scores,
+        torch.ones(count, dtype=torch.bool) if counted is None else counted,
+        {} if margin is None else {"margin": margin},
+        lengths,
+        torch.zeros(mask.shape),
+        segment_by_entropy(torch.zeros(mask.shape), mask, 1000.0),
+        **known,
+    )
+
+
+def one_pair() -> Groups:
     """The pair of the spec's vectors; the chosen response has 4 tokens, the rejected one 8."""
-    lengths = torch.tensor([4]), torch.tensor([8])
-    names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
-    return Pairs(*SCORES, counted=torch.tensor([True]), lengths=lengths, **dict(zip(names, LOGPS)), **known)
+    logps, reference = torch.stack(LOGPS[:2], 1), torch.stack(LOGPS[2:], 1)
+    return groups_of(*SCORES, lengths=torch.tensor([[4, 8]]), logps=logps, ref_logps=reference)
 
 
 @pytest.mark.parametrize("kind", GRM)
@@ -91,7 +114,7 @@ def test_positive_regularisation_is_that_of_the_spec():
 def test_positive_regularisation_is_of_the_mean_score_of_counted_pairs():
     chosen = torch.tensor([1.0, -3.0, 0.5], dtype=torch.float64, requires_grad=True)
     counted = torch.tensor([True, False, True])
-    losses, _ = PositiveRegularizer(1.0)(Pairs(chosen, torch.zeros(3), counted))
+    losses, _ = PositiveRegularizer(1.0)(groups_of(chosen, torch.zeros(3).double(), counted=counted))
     losses[counted].sum().backward()
     term = math.log1p(math.exp(-0.75))
     assert losses.tolist() == pytest.approx([term] * 3)
@@ -160,14 +183,14 @@ def test_soft_labels_are_the_cross_entropy_of_the_label():
 
 
 def test_soft_labels_of_the_objective_are_the_sigmoid_of_scaled_margins():
-    pairs = Pairs(CHOSEN, REJECTED, torch.tensor([True, True]), margin=torch.tensor([2.0, -1.0]))
+    pairs = groups_of(CHOSEN, REJECTED, margin=torch.tensor([2.0, -1.0]))
     labels = [1 / (1 + math.exp(-2 / 4)), 1 / (1 + math.exp(1 / 4))]
     losses, _ = BradleyTerry(soft_label_scale=4.0)(pairs)
     torch.testing.assert_close(losses, pair_losses(CHOSEN, REJECTED, soft_labels=torch.tensor(labels)))
 
 
 def test_the_options_of_the_objective_are_those_of_the_loss():
-    pairs = Pairs(CHOSEN, REJECTED, torch.tensor([True, True]), margin=MARGIN)
+    pairs = groups_of(CHOSEN, REJECTED, margin=MARGIN)
     losses, _ = BradleyTerry(use_margin=True, label_smoothing=0.2, centring=0.1)(pairs)
     assert losses.mean().item() == pytest.approx(BY_HAND[-1][1], abs=1e-6)
     assert torch.equal(BradleyTerry()(pairs)[0], pair_losses(CHOSEN, REJECTED))
@@ -175,7 +198,7 @@ def test_the_options_of_the_objective_are_those_of_the_loss():
 
 def test_one_objective_of_weight_one_is_itself_to_the_bit():
     chosen, rejected = (x.clone().requires_grad_() for x in (CHOSEN, REJECTED))
-    losses, _ = total_losses([BradleyTerry()], Pairs(chosen, rejected, torch.tensor([True, True])))
+    losses, _ = total_losses([BradleyTerry()], groups_of(chosen, rejected))
     losses.sum().backward()
     plain = [x.clone().requires_grad_() for x in (CHOSEN, REJECTED)]
     pair_losses(*plain).sum().backward()
@@ -194,18 +217,21 @@ def test_log_probabilities_can_be_means_over_tokens():
 @pytest.mark.parametrize("kind, expected", [("dpo_noref", [1.0, 0.0, 0.5]), ("dpo", [0.0, 1.0, 0.5])])
 def test_accuracy_of_log_probabilities_is_that_of_what_is_compared(kind, expected):
     logps = torch.tensor([[-1.0, -2.0, -4.0], [-2.0, -1.0, -4.0], [-1.0, -9.0, -5.0], [-5.0, -1.0, -5.0]])
-    lengths = torch.full((3,), 2)
-    pairs = Pairs(logps[0], logps[1], torch.ones(3).bool(), None, None, None, (lengths, lengths), *logps)
+    pairs = groups_of(*logps[:2], lengths=torch.full((3, 2), 2), logps=logps[:2].T, ref_logps=logps[2:].T)
     assert TextRegularizer(1.0, kind)(pairs)[1]["logprob_accuracy"].tolist() == expected
 
 
 def test_what_is_read_is_said_beforehand():
     plain, positive = BradleyTerry(), PositiveRegularizer(1.0)
     text = {kind: TextRegularizer(1.0, kind) for kind in REGULARIZERS}
-    said = {kind: (objective.logprobs, objective.reference) for kind, objective in text.items()}
-    chosen, both = ("chosen", False), ("both", False)
-    assert said == {"sft": chosen, "sft_plain": chosen, "dpo_noref": both, "dpo": ("both", True)}
-    assert [logprob_sides(x) for x in ([plain, positive], [plain, text["sft"]], [text["sft"], text["dpo"]])] == [0, 1, 2]
+    said = {kind: objective.reads for kind, objective in text.items()}
+    chosen, both = ("first_logps",), ("logps",)
+    assert said == {"sft": chosen, "sft_plain": chosen, "dpo_noref": both, "dpo": ("logps", "ref_logps")}
+    assert plain.reads == positive.reads == ()
+    assert all_reads([plain, positive]) == all_reads([]) == set()
+    assert all_reads([plain, text["sft"]]) == {"first_logps"}
+    assert all_reads([text["sft"], text["dpo"]]) == {"first_logps", "logps", "ref_logps"}
+    assert {*chosen, *both, *text["dpo"].reads} < {*READS}
 
 
 def test_a_regulariser_that_is_none_or_lacks_its_log_probabilities():
@@ -234,56 +260,210 @@ def test_half_precision_scores_are_compared_in_full():
     assert bradley_terry(chosen, rejected).dtype == torch.float32
 
 
-PAIR = st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(1, 5), st.integers(1, 5))
+scores_of = st.floats(-5, 5, width=32)
 
 
-def metrics_of(pairs: list[tuple[int, int, int, int]], pieces: int) -> dict[str, float]:
-    """The metrics of (chosen score, rejected score, chosen length, rejected length), summed over some batches."""
-    total = {}
-    for piece in filter(None, (pairs[i::pieces] for i in range(pieces))):
-        chosen, rejected, long, short = map(list, zip(*piece, strict=True))
-        lengths = torch.tensor(long + short)
-        mask = torch.arange(5) < lengths[:, None]
-        # Entropy above the threshold at every second token.
-        segments = segment_by_entropy((torch.arange(5) % 2).float().expand(len(mask), -1), mask, 0.5)
-        sums = pair_sums(torch.tensor(chosen + rejected).float(), segments, lengths)
-        total = {key: total.get(key, 0.0) + value.item() for key, value in sums.items()}
-    return pair_metrics(total)
+@given(
+    st.lists(st.tuples(scores_of, scores_of, st.floats(-3, 3, width=32)), min_size=1, max_size=5),
+    st.booleans(),
+    st.sampled_from([0.0, 0.1]),
+    st.sampled_from([0.0, 0.02]),
+    st.none() | st.floats(0.5, 4),
+)
+def test_bradley_terry_of_groups_is_that_of_the_pure_function(rows, use_margin, smoothing, centring, scale):
+    chosen, rejected, margin = map(torch.tensor, zip(*rows, strict=True))
+    losses, metrics = BradleyTerry(0.5, use_margin, smoothing, centring, scale)(groups_of(chosen, rejected, margin=margin))
+    labels = None if scale is None else torch.tensor([1 / (1 + math.exp(-m / scale)) for m in margin.tolist()])
+    expected = pair_losses(chosen, rejected, margin if use_margin else None, smoothing, centring, labels)
+    # The weight is for the sum alone.
+    torch.testing.assert_close(losses, expected)
+    assert list(metrics) == ["bt_loss"] and metrics["bt_loss"] is losses
 
 
-@given(st.lists(PAIR, min_size=1, max_size=8), st.integers(1, 3))
-def test_metrics_are_those_of_a_loop_however_pairs_are_batched(pairs, pieces):
-    got = metrics_of(pairs, pieces)
-    chosen, rejected, long, short = (np.array(x, dtype=float) for x in zip(*pairs, strict=True))
-    scores, lengths = np.concatenate([chosen, rejected]), np.concatenate([long, short])
-    # Content is all but the end-of-turn token (a lone token counts); segments open at tokens 0, 1 and 3.
-    contents = [max(int(n) - 1, 1) for n in lengths]
-    segments = [sum(t < n for t in (0, 1, 3)) for n in contents]
-    expected = {
-        "accuracy": sum(1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)) / len(pairs),
-        "length_accuracy": sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(long, short, strict=True)) / len(pairs),
-        "chosen_reward": chosen.mean(),
-        "rejected_reward": rejected.mean(),
-        "reward_difference": (chosen - rejected).mean(),
-        "segments_per_response": np.mean(segments),
-        "segment_length": sum(contents) / sum(segments),
-        "response_length": lengths.mean(),
-        "score_mean": scores.mean(),
-        "score_std": scores.std(),
-        "length_correlation": np.corrcoef(scores, lengths)[0, 1] if scores.std() > 0 and lengths.std() > 0 else 0.0,
-    }
-    assert got == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("logp", ["sum", "mean"])
+@pytest.mark.parametrize("kind", REGULARIZERS)
+@given(st.lists(st.tuples(*[st.floats(-400, -0.5, width=32)] * 4, st.integers(1, 9), st.integers(1, 9)), min_size=1))
+def test_the_text_term_of_groups_is_that_of_the_pure_function(kind, logp, rows):
+    *logps, long, short = map(torch.tensor, zip(*rows, strict=True))
+    lengths = torch.stack([long, short], 1)
+    read = REGULARIZERS[kind]
+    logps_of = torch.stack(logps[: min(read, 2)], 1)
+    reference = torch.stack(logps[2:], 1) if read == 4 else None
+    groups = groups_of(*logps[:2], lengths=lengths, logps=logps_of, ref_logps=reference)
+    losses, metrics = TextRegularizer(1.0, kind, 0.3, logp)(groups)
+    divisors = [long, short, long, short] if logp == "mean" else [1] * 4
+    compared = [x / divisor for x, divisor in zip(logps, divisors, strict=True)]
+    torch.testing.assert_close(losses, grm_terms(kind, *compared[:read], beta=0.3))
+    assert metrics["reg_loss"] is losses and torch.equal(metrics["chosen_logprob"], logps[0])
+    torch.testing.assert_close(metrics["chosen_token_logprob"], logps[0] / long)
+    assert ("logprob_accuracy" in metrics) == ("rejected_logprob" in metrics) == (read > 1)
+    if read > 1:
+        torch.testing.assert_close(metrics["rejected_token_logprob"], logps[1] / short)
+        gaps = [compared[0] - compared[2], compared[1] - compared[3]] if read == 4 else compared[:2]
+        assert torch.equal(metrics["logprob_accuracy"], wins(*gaps))
 
 
-def test_no_pairs_give_numbers():
-    keys = pair_sums(torch.zeros(2), segment_by_entropy(torch.zeros(2, 1), torch.ones(2, 1), 1.0), torch.ones(2))
-    assert all(math.isfinite(value) for value in pair_metrics(dict.fromkeys(keys, 0.0)).values())
+def test_log_probabilities_per_token_are_of_each_candidates_own_length():
+    """Of the first candidates alone as well; a response without tokens, which there should be none of, divides by 1."""
+    groups = groups_of(*torch.zeros(2, 2), lengths=torch.tensor([[4, 2], [5, 0]]))
+    assert groups.per_token(torch.tensor([[-8.0, -3.0], [-10.0, -1.0]])).tolist() == [[-2.0, -1.5], [-2.0, -1.0]]
+    assert groups.per_token(torch.tensor([[-8.0], [-10.0]])).tolist() == [[-2.0], [-2.0]]
 
 
-def test_pairs_that_are_not_counted_add_nothing():
-    entropy, mask = torch.tensor([[0.0, 2.0, 0.0]] * 4), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
-    scores, lengths = torch.tensor([0.5, -1.0, 2.0, 0.25]), mask.sum(1)
-    counted = pair_sums(scores, segment_by_entropy(entropy, mask, 1.0), lengths, torch.tensor([False, True]))
-    rows = [1, 3]
-    alone = pair_sums(scores[rows], segment_by_entropy(entropy[rows], mask[rows], 1.0), lengths[rows])
-    assert {key: value.item() for key, value in counted.items()} == {key: value.item() for key, value in alone.items()}
+def test_the_text_term_reads_the_first_candidate_of_many_as_the_chosen():
+    logps = torch.tensor([[-1.0, -2.0, -4.0], [-2.0, -1.0, -4.0]])
+    groups = groups_of(*torch.zeros(3, 2), lengths=torch.tensor([[1, 2, 4], [2, 1, 4]]), logps=logps[:, :1])
+    losses, metrics = TextRegularizer(1.0, "sft_plain")(groups)
+    assert losses.tolist() == [1.0, 2.0] and metrics["chosen_token_logprob"].tolist() == [-1.0, -1.0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Centre(Objective):
+    """Scores near 0, by the mean square of a group's candidates, however many there are."""
+
+    weight: Annotated[float, Ge(0)] = 0.01
+    power: Literal[2, 4] = 2
+
+    def __call__(self, groups):
+        losses = (groups.scores**self.power).mean(1)
+        return losses, {"centre_loss": losses}
+
+
+class Plain(Objective):
+    """One without options."""
+
+    def __call__(self, groups):
+        return groups.scores.sum(1), {}
+
+
+def test_the_sum_is_weighted_and_metrics_stand_side_by_side():
+    scores = torch.tensor([[1.0, -2.0, 3.0], [0.0, 4.0, 2.0]])
+    losses, metrics = total_losses([Centre(0.5), Plain(), Centre(0.1, 4)], groups_of(*scores.T))
+    squares, fourths = [14 / 3, 20 / 3], [98 / 3, 272 / 3]
+    assert losses.tolist() == pytest.approx([0.5 * squares[g] + (2, 6)[g] + 0.1 * fourths[g] for g in range(2)])
+    assert metrics["centre_loss"].tolist() == pytest.approx(fourths)
+
+
+class Wrong(Objective):
+    def __init__(self, losses, metric=None):
+        self.losses, self.metric = losses, metric
+
+    def __call__(self, groups):
+        return self.losses, {} if self.metric is None else {"own": self.metric}
+
+
+@pytest.mark.parametrize(
+    "objective, shown",
+    [
+        (Wrong(torch.zeros(())), r"losses of the shape \(\) for 2 groups"),
+        (Wrong(torch.zeros(2, 2)), r"losses of the shape \(2, 2\)"),
+        (Wrong(torch.zeros(1)), r"losses of the shape \(1,\)"),
+        (Wrong(torch.zeros(2), torch.zeros(())), r"own of the shape \(\)"),
+        (Wrong(torch.zeros(2), torch.zeros(4)), r"own of the shape \(4,\)"),
+    ],
+)
+def test_an_objective_that_returns_a_wrong_shape_is_named(objective, shown):
+    with pytest.raises(UserError, match=f"^the objective Wrong returned {shown}") as error:
+        total_losses([BradleyTerry(), objective], groups_of(CHOSEN, REJECTED))
+    assert "one value for each group" in error.value.fix
+
+
+class Reader(Plain):
+    reads: ClassVar = ("hidden", "attentions")
+
+
+def test_what_cannot_be_read_is_an_error():
+    with pytest.raises(
+        UserError, match="an objective reads attentions; there are first_logps, logps, ref_logps, hidden, second"
+    ):
+        all_reads([BradleyTerry(), Reader()])
+
+
+HERE = f"{__name__}:"
+
+
+def test_an_objective_is_named_with_its_options():
+    assert named_objective(f"{HERE}Centre") == Centre()
+    assert named_objective(f"{HERE}Centre,weight=0.5,power=4") == Centre(0.5, 4)
+    assert named_objective(f"{HERE}Centre,weight=1.0e-3").weight == 0.001
+    assert isinstance(named_objective(f"{HERE}Plain"), Plain) and named_objective(f"{HERE}Plain").weight == 1
+    found = named_objective("denserl.rewards.objectives:BradleyTerry,use_margin=true,soft_label_scale=2,label_smoothing=0.1")
+    assert found == BradleyTerry(use_margin=True, soft_label_scale=2, label_smoothing=0.1)
+
+
+def test_an_objective_in_a_file(tmp_path):
+    file = tmp_path / "my_objectives_in_a_file.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from denserl import Objective\n"
+        "@dataclass(frozen=True)\n"
+        "class Longer(Objective):\n"
+        "    weight: float = 1.0\n"
+        "    scale: float = 2.0\n"
+        "    def __call__(self, groups):\n"
+        "        losses = groups.lengths.float().mean(1) / self.scale\n"
+        "        return losses, {}\n"
+    )
+    try:
+        objective = named_objective(f"{file}:Longer,scale=4")
+    finally:
+        sys.modules.pop(file.stem, None)
+    losses, _ = total_losses([objective], groups_of(CHOSEN, REJECTED, lengths=torch.tensor([[3, 5], [2, 2]])))
+    assert losses.tolist() == [1.0, 0.5]
+
+
+def no_objective():
+    return "no objective"
+
+
+@pytest.mark.parametrize(
+    "words, shown",
+    [
+        ("Centre,wieght=0.5", "has no option 'wieght'; it has weight, power"),
+        ("Plain,weight=0.5", "has no option 'weight'; it has none"),
+        ("Centre,weight=-1", "`weight` is -1; it must be at least 0"),
+        ("Centre,weight=NaN", "`weight` is nan; it must be at least 0"),
+        ("Centre,power=3", "`power` is 3; it must be one of 2, 4"),
+        ("Centre,power=two", "`power` is 'two'; it must be one of 2, 4"),
+        ("no_objective", "is no Objective"),
+        ("HERE", "is no function and no class"),
+        ("Gone", "has no attribute 'Gone'"),
+    ],
+)
+def test_an_objective_that_cannot_be_had(words, shown):
+    with pytest.raises(UserError, match=shown):
+        named_objective(HERE + words)
+
+
+@pytest.mark.parametrize("name", ["there_is_no_such_module:Centre", "no/such/file.py:Centre", "Centre", ""])
+def test_an_objective_of_a_module_that_is_not_there(name):
+    with pytest.raises(UserError, match=f"^`objective` {name}") as error:
+        named_objective(name)
+    assert "module:name" in error.value.fix
+
+
+@dataclasses.dataclass(frozen=True)
+class Needy(Centre):
+    """One with an option that must be given."""
+
+    scale: float = dataclasses.field(kw_only=True)
+
+
+class Abstract(Objective):
+    """One that says nothing of losses."""
+
+
+@pytest.mark.parametrize("words", ["Centre,weight=high", "Centre,weight"])
+def test_an_option_of_another_kind_is_refused(words):
+    with pytest.raises(UserError, match="`weight`|`power`"):
+        named_objective(HERE + words)
+
+
+def test_a_number_may_be_written_with_an_exponent():
+    assert named_objective(f"{HERE}Centre,weight=1e-3").weight == 0.001
+
+
+@pytest.mark.parametrize("words", ["Centre,weight=[", "Needy", "Abstract"])
+def test_an_objective_that_cannot_be_made_is_named(words):
+    with pytest.raises(UserError, match="^`objective` "):
+        named_objective(HERE + words)

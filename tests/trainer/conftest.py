@@ -8,8 +8,8 @@ import pytest
 import tiny_models
 import torch
 
-from denserl.cli.effects import normalizer_kind
 from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
+from denserl.ppo_utils.config import normalizer_kind
 
 LINES = [0.3, -0.1, 0.2, 1.5]
 # Near the middle of the entropies of an untrained model of some 300 tokens, so that segments differ in length.
@@ -91,10 +91,9 @@ def environment():
 def ppo(world, tmp_path):
     """Runs train-ppo in this process: options -> its output folder."""
     from denserl.cli import train_ppo
-    from denserl.cli.common import parse
 
     def run(name: str = "run", **options) -> Path:
-        train_ppo.run(parse(train_ppo.Options, "train-ppo", world.argv(tmp_path / name, **options)))
+        tiny_models.run_command(train_ppo, "train-ppo", world.argv(tmp_path / name, **options))
         return tmp_path / name
 
     return run

@@ -235,7 +235,7 @@ def test_a_full_disk_is_said_and_leaves_the_one_before(tmp_path, error):
     with pytest.raises(UserError) as said:
         save(tmp_path, 2, error=error)
     assert "no space left" in str(said.value) and "iteration-000002 could not be saved" in str(said.value)
-    assert "iteration-000001 is complete" in str(said.value) and "--resume" in said.value.fix
+    assert "iteration-000001 is complete" in str(said.value) and "`resume`" in said.value.fix
     assert newest_checkpoint(tmp_path) == whole
     # What was half written makes room again.
     assert names(tmp_path) == [whole.name, "latest"]

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.errors import UserError
 from denserl.models.loading import load_reward_model, load_tokenizer
-from denserl.rewards import fit
+from denserl.rewards import normalizer_fit
+from denserl.rollouts.base import Rollouts
 from denserl.trainer.ppo_trainer import PPOTrainer
-from denserl.trainer.rollout import Rollouts
 from denserl.trainer.trackers import read_metrics
 
 MOMENTS = [(0.1, 1.2), (-2.0, 0.3)]
@@ -53,11 +53,10 @@ def members(world, tmp_path_factory) -> list[Path]:
 def run(world, tmp_path):
     """Runs train-ppo on several reward models: their folders, options -> its output folder."""
     from denserl.cli import train_ppo
-    from denserl.cli.common import parse
 
     def train(reward_models: list[Path], name: str = "run", **options) -> Path:
         argv = world.argv(tmp_path / name, reward_model=None, **options)
-        train_ppo.run(parse(train_ppo.Options, "train-ppo", [*argv, "--reward_model", *map(str, reward_models)]))
+        tiny_models.run_command(train_ppo, "train-ppo", [*argv, "--reward_model", *map(str, reward_models)])
         return tmp_path / name
 
     return train
@@ -68,9 +67,9 @@ def judged(monkeypatch) -> list[Rollouts]:
     """The held-out rollouts, evaluation by evaluation."""
     kept, judge = [], PPOTrainer.judge
 
-    def keep(self, rollouts, prompts):
-        kept.append(rollouts)
-        return judge(self, rollouts, prompts)
+    def keep(self, responses):
+        kept.append(Rollouts(responses.prompt_ids, responses.response_ids, responses.ended))
+        return judge(self, responses)
 
     monkeypatch.setattr(PPOTrainer, "judge", keep)
     return kept
@@ -172,12 +171,13 @@ def test_a_gold_model_judges_held_out_rollouts_at_its_own_level(gold_threshold, 
 
 def test_a_normaliser_is_fitted_to_the_ensemble(world, members, tmp_path, monkeypatch):
     from denserl.cli import fit_normalizer
-    from denserl.cli.common import parse
 
     pairs = tiny_models.boat_pairs(6)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    seen, group = [], fit.group_by_place
-    monkeypatch.setattr(fit, "group_by_place", lambda rewards, smallest: seen.extend(rewards) or group(rewards, smallest))
+    seen, group = [], normalizer_fit.group_by_place
+    monkeypatch.setattr(
+        normalizer_fit, "group_by_place", lambda rewards, smallest: seen.extend(rewards) or group(rewards, smallest)
+    )
     settings = {"data": tmp_path / "pairs.jsonl", "dataset_tag": "t", "params": tmp_path / "param.json", "sft_model": world.sft}
     settings |= {
         "output_dir": tmp_path / "fit",
@@ -186,7 +186,7 @@ def test_a_normaliser_is_fitted_to_the_ensemble(world, members, tmp_path, monkey
         "ensemble_weight": 0.5,
     }
     argv = [*tiny_models.as_argv(settings), "--reward_model", *map(str, members)]
-    record = fit_normalizer.run(parse(fit_normalizer.Options, "fit-normalizer", argv))
+    record = tiny_models.run_command(fit_normalizer, "fit-normalizer", argv)
     assert (record["reward_model"], record["ensemble"], record["ensemble_weight"]) == ([*map(str, members)], "mean_std", 0.5)
     tokenizer, by_hand, expected = load_tokenizer(str(world.sft)), ByHand(world.sft, members, 5.3), []
     for side in ("chosen", "rejected"):

@@ -13,13 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from denserl.cli import train_ppo
-from denserl.cli.common import launch, parse
+from denserl.cli.launch import launch
+from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.rollouts.base import Rollouts
+from denserl.rollouts.policy import PolicySampler
 from denserl.trainer import ppo_trainer
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
 from denserl.trainer.ppo_trainer import PPOTrainer
-from denserl.trainer.rollout import PolicySampler, Rollouts
+from denserl.trainer.start import as_saved_now
 from denserl.trainer.trackers import read_metrics
 
 LEVELS = {
@@ -37,9 +40,9 @@ def seen(monkeypatch) -> list[Rollouts]:
     """The rollouts that each update gets."""
     kept, update = [], PPOTrainer.update
 
-    def keep(self, rollouts, experience):
-        kept.append(rollouts)
-        return update(self, rollouts, experience)
+    def keep(self, responses, experience):
+        kept.append(Rollouts(responses.prompt_ids, responses.response_ids, responses.ended))
+        return update(self, responses, experience)
 
     monkeypatch.setattr(PPOTrainer, "update", keep)
     return kept
@@ -304,19 +307,30 @@ def test_a_resumed_run_goes_on_in_the_text_too(ppo, world, tmp_path):
     same_bits(go_on_from_the_middle(ppo, output, **options), output)
 
 
-def test_what_a_checkpoint_remembers_of_rewards(ppo):
-    """The texts that checkpoints of before there was an aggregation to choose have, so that they can be resumed."""
-    options = {"iterations": 1, "save_every": 1}
+LINES_NORMALIZER = "LocationNormalizer(w_mu=0.3, w_sigma=-0.1, b_mu=0.2, b_sigma=1.5)"
+SCALAR_NORMALIZER = "ScalarNormalizer(mean=0.1, std=1.2)"
+
+
+@pytest.mark.parametrize(
+    "options, threshold, assignment, normalizer",
+    [
+        ({"assignment": "segment_normalization"}, 5.3, "segment_normalization", LINES_NORMALIZER),
+        (LEVELS["bandit"], 1000.0, "mean_last", SCALAR_NORMALIZER),
+    ],
+)
+def test_what_a_checkpoint_remembers_of_rewards(ppo, options, threshold, assignment, normalizer):
+    """The same as of version 0.1, whose checkpoints can so be resumed: what they say is written out here."""
+    run = ppo(iterations=1, save_every=1, **options)
+    settings = read_state(newest_checkpoint(run / "checkpoints"))["settings"]
+    way = f"assignment='{assignment}', normalizer={normalizer}"
+    dense = f"DenseReward({way}, agg_func='avg', tau=1.0, length_norm=False)"
+    source = {"threshold": threshold, "segmenter": "peak", "rewards": dense, "weight": 1.0}
+    source = {f"{what} of reward_model": value for what, value in source.items()}
+    assert {name: settings[name] for name in source} == source
     rest = "tau=1.0, length_norm=False, penalise_unfinished=False, penalise_longer_than=None, penalty=0.05)"
-    lines = "LocationNormalizer(w_mu=0.3, w_sigma=-0.1, b_mu=0.2, b_sigma=1.5)"
-    published = ppo("published", **options, assignment="segment_normalization")
-    settings = read_state(newest_checkpoint(published / "checkpoints"))["settings"]
-    assert settings["rewards"] == f"DenseReward(threshold=5.3, assignment='segment_normalization', normalizer={lines}, {rest}"
-    assert settings["agg_func"] == "avg"
-    bandit = ppo("bandit", **options, **LEVELS["bandit"])
-    settings = read_state(newest_checkpoint(bandit / "checkpoints"))["settings"]
-    scalar = "ScalarNormalizer(mean=0.1, std=1.2)"
-    assert settings["rewards"] == f"DenseReward(threshold=1000.0, assignment='mean_last', normalizer={scalar}, {rest}"
+    old = {"rewards": f"DenseReward(threshold={threshold}, {way}, {rest}", "agg_func": "avg", "seed": 42}
+    assert as_saved_now(old) == source | {"agg_func": "avg", "seed": 42}
+    assert as_saved_now(settings) == settings
 
 
 def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
@@ -331,7 +345,7 @@ def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
     with pytest.raises(UserError, match=r"\(content of ptx: \w+, now None\)"):
         ppo(resume=True, **options)
     (tmp_path / "param.json").write_text(world.params.read_text().replace("0.3", "0.4"))
-    with pytest.raises(UserError, match=r"\(rewards: .* now .*\)"):
+    with pytest.raises(UserError, match=r"\(rewards of reward_model: .* now .*\)"):
         ppo(resume=True, **options, ptx_data=world.text, params=tmp_path / "param.json")
 
 
@@ -581,10 +595,10 @@ def test_one_reward_that_is_not_finite_costs_its_own_step_alone(reward, ppo, mon
     make, step, changed, spoiled = ppo_trainer.make_experience, PPOTrainer._optimiser_step, [], []
 
     def experience(scored, values, **kw):
-        tokens = scored.rewards.tokens.clone()
+        tokens = scored.rewards.clone()
         tokens[5, 0] = reward
         plain, _ = make(scored, values, **kw)
-        found, log = make(scored._replace(rewards=scored.rewards._replace(tokens=tokens)), values, **kw)
+        found, log = make(scored._replace(rewards=tokens), values, **kw)
         sound = torch.arange(len(tokens)) != 5
         assert found.advantages[5, 0].isnan() and found.returns[5, 0].isnan()
         assert torch.equal(found.returns[sound], plain.returns[sound]) and found.advantages[sound].isfinite().all()
@@ -611,11 +625,11 @@ def test_one_reward_that_is_not_finite_costs_its_own_step_alone(reward, ppo, mon
 def test_out_of_memory_while_scoring_halves_the_micro_batch(ppo, monkeypatch):
     plain, sizes, real = ppo("plain"), [], PPOTrainer._score_rows
 
-    def score(self, rollouts, rows):
-        sizes.append(len(rows))
-        if len(rows) > 1:
+    def score(self, responses):
+        sizes.append(len(responses.texts))
+        if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(self, rollouts, rows)
+        return real(self, responses)
 
     monkeypatch.setattr(PPOTrainer, "_score_rows", score)
     halved = ppo("halved")
@@ -654,11 +668,11 @@ def test_out_of_memory_while_training_names_memory_and_flags(words, world, tmp_p
 
 @pytest.mark.parametrize("level, clip", [("segment", 0.25), ("token", 0.25), ("bandit", 0.2)])
 def test_the_clip_of_values_goes_with_the_level(level, clip, world, tmp_path):
-    def value_clip(**options):
-        argv = world.argv(tmp_path, **LEVELS[level], **options)
-        return train_ppo.make_config(parse(train_ppo.Options, "train-ppo", argv), 8).value_clip
+    def value_clip(name, **options):
+        argv = world.argv(tmp_path / name, **LEVELS[level], **options)
+        return PPOTrainer.from_config(parse(train_ppo.Options, "train-ppo", argv)).value_clip
 
-    assert value_clip() == clip and value_clip(value_clip=0.4) == 0.4
+    assert value_clip("own") == clip and value_clip("given", value_clip=0.4) == 0.4
 
 
 MISTAKES = [
@@ -681,7 +695,7 @@ MISTAKES = [
     ),
     ({"entropy_threshold": -1}, "--entropy_threshold is -1.0; it must be at least 0", "leave --entropy_threshold out"),
     ({"iterations": None}, "fill no rollout batch of 8", "--episodes"),
-    ({"true_reward": "no_such_module:f", "eval_prompts": "not-read"}, "no_such_module", "module:function"),
+    ({"true_reward": "no_such_module:f", "eval_prompts": "not-read"}, "no_such_module", "module:name"),
 ]
 
 
@@ -703,4 +717,4 @@ def test_a_reward_model_of_another_tokenizer_is_refused(ppo, world, tmp_path):
 def test_a_policy_is_no_reward_model(world, tmp_path):
     argv = world.argv(tmp_path, reward_model=world.sft)
     with pytest.raises(UserError, match="no reward head"):
-        train_ppo.run(parse(train_ppo.Options, "train-ppo", argv))
+        tiny_models.run_command(train_ppo, "train-ppo", argv)

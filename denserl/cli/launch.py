@@ -1,0 +1,57 @@
+"""How a command starts and ends: parsing, running, and what is said when it ends otherwise than well."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from denserl.cli.options import Options, parse, with_flags
+from denserl.errors import STOPPED_STATUS, Stopped, UserError
+from denserl.terminal import make_output_inert, say
+
+
+def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
+    """Parse, run, and turn a user's mistake into a message on stderr and exit status 2."""
+    make_output_inert()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "filelock", "fsspec", "transformers", "datasets", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # CPU is a device that was chosen here, not a failure to find another.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    options = None
+    # The exception that Python raises instead is lost where a library happens to be in a callback.
+    before = signal.signal(signal.SIGINT, lambda *_: _interrupted(command))
+    try:
+        options = parse(options_class, command, sys.argv[1:] if argv is None else argv)
+        run(options)
+    except UserError as error:
+        _end(command, str(with_flags(error, options_class)), 2, error.one_rank)
+    except Stopped as stopped:
+        again = "the same command with --resume" if hasattr(options, "resume") else "the same command"
+        _end(command, f"{stopped}\n  to go on: {again}", STOPPED_STATUS)
+    except Exception as error:
+        from denserl.cli.resource_errors import shortage
+
+        message = shortage(error, options) if options is not None else None
+        if message is None:
+            raise
+        _end(command, str(message), 2, message.one_rank)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(command: str) -> NoReturn:
+    # Not through sys.stderr, which the signal may have interrupted in the middle of a write.
+    os.write(2, f"\ndenserl {command}: interrupted\n".encode())
+    os._exit(128 + signal.SIGINT)
+
+
+def _end(command: str, message: str, status: int, one_rank: bool = False) -> NoReturn:
+    # Once per host, whose ranks find the same mistake, as another host's may not; or by the one rank that found it.
+    if one_rank or os.environ.get("LOCAL_RANK", "0") == "0":
+        rank = f" (rank {os.environ['RANK']})" if one_rank and "RANK" in os.environ else ""
+        say(f"denserl {command}{rank}: {message}", sys.stderr)
+    raise SystemExit(status) from None

@@ -1,0 +1,145 @@
+"""From the arguments of a command to its options: --config files, unknown names, grouped --help, checks."""
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import docstring_parser
+import tyro
+import yaml
+
+from denserl.cli.names import check_name, check_names
+from denserl.config import Config, Option, options_of
+from denserl.errors import UserError, require
+from denserl.terminal import visible
+
+Options = TypeVar("Options", bound=Config)
+
+MAIN = "main"
+# For what is known only when a command is called, which no type checker can follow.
+_ANNOTATED: Any = Annotated
+
+
+def parse(options_class: type[Options], command: str, argv: list[str]) -> Options:
+    """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win.
+
+    Raises:
+        UserError: an option that the command does not have, out of bounds, or without effect; it names the flag.
+    """
+    # The deepspeed launcher adds --local_rank, which the environment says as well.
+    argv = [part for part in argv if not part.startswith("--local_rank=")]
+    argv = expand_config(argv, options_class)
+    settings: dict[str, Any] = {"prog": f"denserl {command}", "use_underscores": True, "config": (tyro.conf.OmitArgPrefixes,)}
+    check_names(options_class, f"denserl {command} --help", argv)
+    grouped = grouped_class(options_class)  # type: ignore[arg-type]  # mypy asks for instances that can be hashed
+    if (shown := [visible(word) for word in argv]) != argv:
+        tyro.cli(grouped, args=shown, **settings)  # complains without characters that act on a terminal
+    groups = vars(tyro.cli(grouped, args=argv, **settings))
+    values = {name: value for group in groups.values() for name, value in vars(group).items()}
+    try:
+        options = options_class(**{name: value for name, value in values.items() if name != "config"})
+        options.check()
+    except UserError as error:
+        raise with_flags(error, options_class) from error
+    return options
+
+
+def with_flags(error: UserError, options_class: type[Config]) -> UserError:
+    """The error with the options that it names in backticks as flags of a command."""
+    names = {option.name for option in options_of(options_class)}
+
+    def flag(found: re.Match) -> str:
+        return f"--{found[1]}" if found[1] in names else found[0]
+
+    found, fix = (re.sub(r"`(\w+)`", flag, text) for text in (error.found, error.fix))
+    return UserError(found, fix, error.one_rank)
+
+
+@functools.cache
+def grouped_class(options_class: type[Config]) -> type:
+    """A dataclass with one field a group, for --help: the options that everyone sets first, then group by group."""
+    help_texts = help_of(options_class)
+    groups: dict[str, list] = {MAIN: []}
+    # What must be given, then the options of a class before those that it inherits.
+    rank = options_class.__mro__.index
+    order = sorted(options_of(options_class), key=lambda option: (option.default is not MISSING, rank(option.owner)))
+    for option in order:
+        groups.setdefault(option.group, []).append(_as_field(option, help_texts[option.name]))
+    config = ("config", Annotated[Path | None, tyro.conf.arg(help="YAML file of option: value lines; later flags win.")])
+    groups[MAIN].append((*config, dataclasses.field(default=None)))
+    parts = []
+    for number, (group, fields) in enumerate(groups.items()):
+        part = dataclasses.make_dataclass(f"Group{number}", fields, kw_only=True)
+        part.__doc__ = " "
+        parts.append((f"group{number}", Annotated[part, tyro.conf.arg(name=group)]))
+    whole = dataclasses.make_dataclass(options_class.__name__, parts, kw_only=True)
+    whole.__doc__ = inspect.cleandoc(options_class.__doc__ or "")
+    return whole
+
+
+def help_of(options_class: type[Config]) -> dict[str, str]:
+    """The help text of each option: the string that stands under it in the class that declares it."""
+    found: dict[str, str] = {}
+    for base in reversed(options_class.__mro__[:-1]):
+        for entry in docstring_parser.parse_from_object(base).params:
+            if entry.args[0] == "attribute" and entry.description:
+                found[entry.arg_name] = " ".join(entry.description.split())
+    return found
+
+
+def _as_field(option: Option, text: str) -> tuple:
+    parts = (option.type, *(mark for mark in option.marks if _is_tyro(mark)), tyro.conf.arg(help=text))
+    kind = _ANNOTATED[parts]
+    if option.default is MISSING:
+        return option.name, kind
+    mutable = isinstance(option.default, list)
+    default = dataclasses.field(default_factory=option.default.copy) if mutable else dataclasses.field(default=option.default)
+    return option.name, kind, default
+
+
+def _is_tyro(mark: Any) -> bool:
+    return type(mark).__module__.startswith("tyro")
+
+
+def expand_config(argv: list[str], options_class: type[Config] | None = None) -> list[str]:
+    """The arguments with `--config FILE` replaced by the flags that it lists, put first. UserError for a bad file.
+
+    options_class: where it is given, a key that names none of its options is refused, with the file that holds it.
+    """
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" not in argv:
+        return argv
+    at = argv.index("--config")
+    path = Path(argv[at + 1]) if at + 1 < len(argv) else None
+    if path is None or not path.is_file():
+        raise UserError(f"--config: {path} is no file", "give a YAML file of option: value lines")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, no such date, nested too deeply
+        raise UserError(f"{path} is not YAML: {error}", "write option: value lines") from error
+    require(isinstance(settings, dict), f"{path} holds a {type(settings).__name__}", "write option: value lines")
+    again = "config" in settings or "--config" in argv[at + 2 :]
+    require(not again, f"--config {path}: another --config in it or after it", "write all options into one file, or as flags")
+    for name in settings if options_class else ():
+        check_name(options_class, "--help", str(name).replace("-", "_"), str(path))
+    flags = [flag for name, value in settings.items() if value is not None for flag in as_flags(name, value)]
+    # An option of several values would take words that stand without a flag for more of them.
+    bare = len(list(itertools.takewhile(lambda word: not word.startswith("-"), argv)))
+    return [*argv[:bare], *flags, *argv[bare:at], *argv[at + 2 :]]
+
+
+def as_flags(name: str, value: Any) -> list[str]:
+    """One option as command-line words: a boolean as --name or --no-name, a list as several words."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, _several(value))]
+
+
+def _several(value: Any) -> Iterable:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,33 @@
+"""Commands run one after the other in one process, as a pipeline of several does."""
+
+import importlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from denserl.cli.options import as_flags, parse, with_flags
+from denserl.errors import UserError
+from denserl.terminal import say
+
+
+def stage(command: str, *words: str | Path, **flags: Any):
+    """Print a command and run it in this process; where an earlier run was stopped in it, it goes on from there.
+
+    Args:
+        words: arguments without a name. flags: option -> value.
+
+    Returns: what the command's `run` returns.
+    """
+    from denserl.trainer.checkpoint import has_checkpoints
+
+    if has_checkpoints(Path(flags["output_dir"]) / "checkpoints"):
+        flags["resume"] = True
+    argv = [*map(str, words), *(word for name, value in flags.items() for word in as_flags(name, value))]
+    say(f"\n$ denserl {shlex.join([command, *argv])}", sys.stderr)
+    module = importlib.import_module(f"denserl.cli.{command.replace('-', '_')}")
+    options = parse(module.Options, command, argv)
+    try:
+        return module.run(options)
+    except UserError as error:
+        raise with_flags(error, module.Options) from error

@@ -1,0 +1,208 @@
+"""Options as fields of dataclasses: type, default, help, bound, condition and group of one stand together with it.
+
+A room keeps its options in a file `config.py` beside what they set, light to import; commands inherit them and make flags of
+them. Bounds are those of annotated-types, in `Annotated`, beside the marks of this file:
+
+    lr: Annotated[float, Ge(0), FIRST] = 1e-6
+    \"""Peak learning rate.\"""
+
+In messages a name in backticks, as in `lr`, is an option; the command line shows it as the flag --lr.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import annotated_types
+from annotated_types import Ge, Gt, Interval, Le
+
+from denserl.errors import UserError
+
+Level = Literal["segment", "token", "bandit"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Only:
+    """A condition without which an option does nothing, so that giving it is refused.
+
+    when: the case in which it has no effect, in words. has_effect: whether it has one, of the config.
+    of: the options it holds for; default: the one that it stands with.
+    """
+
+    when: str
+    has_effect: Callable[[Any], object]
+    of: tuple[str, ...] = ()
+
+
+class Mark:
+    """A property of an option: see FIRST and RESUMABLE."""
+
+
+FIRST = Mark()  # among those that everyone sets, which --help lists first
+RESUMABLE = Mark()  # may change when a run is resumed: at most the rounding of what is learned depends on it
+
+
+@dataclass(kw_only=True)
+class Config:
+    """The base of all options. A list of texts may be given as one text; numbers and choices are checked by `check`."""
+
+    group: ClassVar[str] = "further"
+
+    def __post_init__(self):
+        for option in options_of(type(self)):
+            value = getattr(self, option.name)
+            if is_list(option.type) and not isinstance(value, (list, tuple, type(None))):
+                setattr(self, option.name, [str(value)])
+
+    def check(self) -> None:
+        """UserError for a value that is not among the choices or out of bounds, and for an option that would be ignored."""
+        check_values(self)
+        for option in options_of(type(self)):
+            for only in _marks(option, Only):
+                self._check_effect(only, only.of or (option.name,))
+
+    def _check_effect(self, only: Only, names: tuple[str, ...]) -> None:
+        defaults = {option.name: option.default for option in options_of(type(self))}
+        for name in names:
+            value = getattr(self, name)
+            if value and value != defaults[name] and not only.has_effect(self):
+                shown = f"`{name}`" if value is True else f"`{name}` {value}"
+                raise UserError(f"{shown} has no effect {only.when}", f"leave `{name}` out, or change what it goes with")
+
+
+class Option(typing.NamedTuple):
+    """One field of a config class."""
+
+    name: str
+    type: Any  # without marks
+    marks: tuple
+    default: Any  # MISSING where it must be given
+    owner: type[Any]  # the class that declares it
+
+    @property
+    def group(self) -> str:
+        """Under which heading --help lists it."""
+        return "main" if FIRST in self.marks else self.owner.group
+
+
+def options_of(config: type) -> list[Option]:
+    """The options of a config class, in order."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    found = []
+    for option in dataclasses.fields(config):
+        kind, *marks = typing.get_args(hints[option.name]) if _is_annotated(hints[option.name]) else (hints[option.name],)
+        owner = next(base for base in config.__mro__ if option.name in vars(base).get("__annotations__", ()))
+        default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
+        found.append(Option(option.name, kind, tuple(marks), default, owner))
+    return found
+
+
+def check_values(options: Any) -> None:
+    """UserError for a field of a dataclass that is not among its choices or out of its bounds."""
+    for option in options_of(type(options)):
+        _check_value(option, getattr(options, option.name))
+
+
+def resumable_options(config: type[Config]) -> frozenset[str]:
+    """Names of the options that may change when a run is resumed."""
+    return frozenset(option.name for option in options_of(config) if RESUMABLE in option.marks)
+
+
+def is_list(kind: Any) -> bool:
+    """Whether a type is a list of texts, or that or None."""
+    return any(part == list[str] for part in (kind, *typing.get_args(kind)))
+
+
+def bounds_in_words(marks: tuple) -> str:
+    """`at least 0 and below 1`, of the bounds among an option's marks; empty where there are none."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in _limits(marks))
+
+
+def _check_value(option: Option, value: Any) -> None:
+    for choices in _choices(option.type):
+        if value is not None and (unknown := [v for v in _each(value) if v not in choices]):
+            known = ", ".join(map(str, choices))
+            raise UserError(f"`{option.name}` is {unknown[0]!r}; it must be one of {known}", f"choose one for `{option.name}`")
+    for number in _each(value):
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and not _is_within(option.marks, number):
+            must = bounds_in_words(option.marks) or "finite"
+            has, which = ("has", "each") if isinstance(value, (list, tuple)) else ("is", "it")
+            raise UserError(
+                f"`{option.name}` {has} {number}; {which} must be {must}", f"leave `{option.name}` out for its default"
+            )
+
+
+def _is_within(marks: tuple, number: float) -> bool:
+    tests = {"ge": float.__ge__, "gt": float.__gt__, "le": float.__le__, "lt": float.__lt__}
+    return math.isfinite(number) and all(tests[kind](float(number), float(limit)) for kind, limit in _limits(marks))
+
+
+def _limits(marks: tuple) -> Iterator[tuple[str, float]]:
+    for mark in marks:
+        if isinstance(mark, (Ge, Gt, Le, annotated_types.Lt, Interval)):
+            for kind in ("ge", "gt", "le", "lt"):
+                limit = getattr(mark, kind, None)
+                if limit is not None:
+                    yield kind, limit
+
+
+def _choices(kind: Any) -> Iterator[tuple]:
+    """The choices of each Literal in a type."""
+    if typing.get_origin(kind) is Literal:
+        yield typing.get_args(kind)
+    else:
+        for part in typing.get_args(kind):
+            yield from _choices(part)
+
+
+def _each(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _marks(option: Option, kind: type) -> list:
+    return [mark for mark in option.marks if isinstance(mark, kind)]
+
+
+def _is_annotated(hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated
+
+
+@dataclass(kw_only=True)
+class ModelSourceConfig(Config):
+    """How models are read."""
+
+    group: ClassVar[str] = "device and loading"
+
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention kernel; flash_attention_2 needs the extra denserl[flash]."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model folder or hub repository."""
+
+    def tokenizer_source(self) -> dict[str, Any]:
+        """The arguments that the loading of tokenizers takes."""
+        return {"trust_remote_code": self.trust_remote_code}
+
+    def model_source(self) -> dict[str, Any]:
+        """The arguments that the loading of models takes."""
+        return {"trust_remote_code": self.trust_remote_code, "attn_implementation": self.attention}
+
+
+@dataclass(kw_only=True)
+class RunConfig(ModelSourceConfig):
+    """What every run has."""
+
+    group: ClassVar[str] = "device and loading"
+
+    output_dir: Annotated[str, FIRST, RESUMABLE]
+    """Folder for what the run makes."""
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 42
+    """Seed of every random choice."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], RESUMABLE] = "auto"
+    """Where to run; auto takes CUDA where torch sees it."""
+    dtype: Annotated[Precision, RESUMABLE] = "auto"
+    """Precision of weights in forward and backward; auto is bf16 on CUDA, fp32 on CPU."""

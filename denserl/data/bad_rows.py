@@ -1,0 +1,61 @@
+"""Collects rows that cannot be used: where they are and why, and whether they stop the run or are dropped and counted."""
+
+import logging
+from collections import Counter
+
+from denserl.errors import UserError
+from denserl.terminal import visible
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 10  # bad rows, and reasons, that a message lists
+_LONGEST_REASON = 300  # characters; a reason may quote the row
+
+
+class BadRows:
+    """Collects bad rows. Policy "stop": `check` raises UserError with the first few; "skip": they are only counted."""
+
+    def __init__(self, policy: str = "stop"):
+        if policy not in ("stop", "skip"):
+            raise UserError(f"`on_bad_row` is {policy!r}", "use 'stop' or 'skip'")
+        self.policy = policy
+        self.first: list[tuple[str, str]] = []  # place and reason
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, place: str, reason: str) -> None:
+        reason = visible(reason[:_LONGEST_REASON], kept="") + ("..." if len(reason) > _LONGEST_REASON else "")
+        if len(self.first) < _LISTED:
+            self.first.append((place, reason))
+        self.reasons[reason] += 1
+
+    @property
+    def total(self) -> int:
+        return sum(self.reasons.values())
+
+    def summary(self) -> str:
+        """The number of bad rows, and the most frequent reasons."""
+        counts = ", ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(_LISTED))
+        counts += f", and {len(self.reasons) - _LISTED} other reasons" if len(self.reasons) > _LISTED else ""
+        return f"{self.total} bad rows" + (f": {counts}" if counts else "")
+
+    def check(self) -> None:
+        """UserError with the first few, their places and reasons, and the count, if any is bad and the policy stop."""
+        if self.policy == "stop" and self.total:
+            listed = "\n".join(f"  {place}: {reason}" for place, reason in self.first)
+            shown = f", the first {len(self.first)}" if self.total > len(self.first) else ""
+            raise UserError(
+                f"{self.total} bad row{'s' if self.total > 1 else ''}{shown}:\n{listed}",
+                "correct them, or drop and count them with `on_bad_row` skip",
+            )
+
+
+def finish(bad_rows: BadRows, kept: list[tuple[str, int]]) -> None:
+    """Stop on bad rows if the policy says so, log what was dropped, and refuse a source without usable rows."""
+    bad_rows.check()
+    if bad_rows.total:
+        names = ", ".join(name for name, _ in kept)
+        logger.warning("%s: %d rows kept, %s", names, sum(count for _, count in kept), bad_rows.summary())
+    empty = [name for name, count in kept if not count]
+    if empty:
+        found = bad_rows.summary() if bad_rows.total else "it is empty"
+        raise UserError(f"{', '.join(empty)}: no usable row ({found})", "check the source and its split")

@@ -1,0 +1,67 @@
+"""Responses as scorers are given them: one record of texts and token ids, row by row."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from denserl.data.batching import ResponseBatch, pad_responses
+from denserl.data.chat import encode_prompt, encode_response, truncate_pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict]
+
+
+class Responses(NamedTuple):
+    """B responses: five lists of one length."""
+
+    prompts: Sequence[Messages]
+    texts: Sequence[str]  # without the end of turn
+    prompt_ids: Sequence[Sequence[int]]
+    response_ids: Sequence[Sequence[int]]  # with the token that ended it, if one did
+    ended: Sequence[bool]  # with an end token, and not cut off at the longest length
+
+    def rows(self, numbers: Sequence[int]) -> "Responses":
+        """Some of them."""
+        return Responses._make([column[number] for number in numbers] for column in self)
+
+    def padded(self, pad_id: int, device: torch.device | str) -> ResponseBatch:
+        """Their token ids and response mask as tensors."""
+        return pad_responses(self.prompt_ids, self.response_ids, pad_id).to(device)
+
+
+class Encoded(NamedTuple):
+    """One response as token ids."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    ended: bool = True
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Messages,
+    text: str,
+    max_length: int,
+    ended: bool = True,
+    prompt_ids: list[int] | None = None,
+) -> Encoded:
+    """A response given as text, as it is scored: closed with the end-of-turn token, unless it was cut off before it ended.
+
+    The text may be empty, and is then closed in any case: there is no other token to read. Cut as by `fit_length`.
+    prompt_ids: of the whole prompt, which spares encoding it again. BadRow where the chat template refuses the messages.
+    """
+    start = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
+    answer = encode_response(tokenizer, prompt, text, start)
+    return fit_length(start, answer if ended else answer[:-1] or answer, ended, max_length)
+
+
+def fit_length(prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bool, max_length: int) -> Encoded:
+    """A sequence over `max_length` without prompt tokens on its left; only a response that is longer by itself is cut.
+
+    Its last kept token is then the one that ended it, if one did, so that it is read at its end.
+    """
+    prompt, (response,) = truncate_pair(list(prompt_ids), [list(response_ids)], max_length, 1, response_ids[-1])
+    return Encoded(prompt, response if ended else list(response_ids[: len(response)]), ended)

@@ -1,0 +1,112 @@
+"""Best-of-n from its config: samples of a policy, in their file, and what reward models say of them."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from denserl.data.prompts import load_prompts, tokenize_prompts
+from denserl.data.reference_cache import file_fingerprint
+from denserl.data.responses import Responses
+from denserl.data.schemas import BadRow
+from denserl.errors import UserError, require
+from denserl.evaluation.config import BestOfNConfig
+from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
+from denserl.evaluation.scorers import RewardScorer
+from denserl.files import make_folder
+from denserl.models.loading import load_policy, load_tokenizer, local_folder, match_embeddings
+from denserl.rollouts.policy import PolicySampler
+
+log = logging.getLogger(__name__)
+
+# Responses between two writes to the file of samples, in batches: some, since a batch is filled up as its rows end.
+BATCHES_AT_ONCE = 4
+
+
+def check_models(config: BestOfNConfig) -> None:
+    """UserError for a reward model that is not there, so that this is known before the sampling and not after it."""
+    require(config.reward_model, "`reward_model` names no model", "give one folder or hub name, or several")
+    for path in [*config.reward_model, *([config.gold_reward_model] if config.gold_reward_model else [])]:
+        local_folder(path)
+
+
+def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sample]:
+    """The samples of all prompts, prompt by prompt, drawn now as far as the file does not hold them.
+
+    Raises:
+        UserError: the file holds some, but not all, and going on was not asked for.
+    """
+    tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
+    prompts = load_prompts(**config.source(), seed=config.seed)
+    limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
+    prompts = tokenize_prompts(prompts, tokenizer, **limits)
+    path = Path(config.samples_file or Path(config.output_dir) / "samples.jsonl")
+    require(not path.is_dir(), f"`samples_file` {path} is a folder; expected a file, or a new name", "name a file in it")
+    file = SampleFile(path, sampling_settings(config, dtype))
+    samples = file.read(list(prompts["prompt"]))
+    missing = missing_samples(samples, len(prompts), config.samples)
+    whole = len(prompts) * config.samples
+    require(
+        config.resume or not samples or not missing,
+        f"{path} holds {whole - len(missing)} of the {whole} samples that are asked for",
+        "add `resume` to sample the others, or give another `output_dir` or `samples_file`",
+    )
+    log.info("%s: %d of %d samples are there", path, whole - len(missing), whole)
+    if missing:
+        make_folder("samples_file", str(path.parent))
+        samples |= draw_samples(
+            file,
+            missing,
+            prompts,
+            policy_sampler(config, tokenizer, device, dtype),
+            lambda response: tokenizer.decode(response, skip_special_tokens=True),
+            seed=config.seed,
+            at_once=BATCHES_AT_ONCE * config.sample_batch_size,
+        )
+    return [samples[row, number] for row in range(len(prompts)) for number in range(config.samples)]
+
+
+def sampling_settings(config: BestOfNConfig, dtype: str) -> dict:
+    """What samples depend on beside their prompts."""
+    return {
+        "weights of model": file_fingerprint(local_folder(config.model), dtype)[:16],
+        "seed": config.seed,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_prompt_length": config.max_prompt_length,
+        "max_new_tokens": config.max_new_tokens,
+    }
+
+
+def policy_sampler(
+    config: BestOfNConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str
+) -> PolicySampler:
+    """The policy, loaded, behind the sampler that PPO uses."""
+    policy = load_policy(config.model, dtype, **config.model_source())
+    match_embeddings(policy, tokenizer)
+    policy.eval().to(device)
+    return PolicySampler.from_config(config, lambda: policy, tokenizer)
+
+
+def as_responses(samples: list[Sample]) -> Responses:
+    """The record that scorers are given."""
+    return Responses(*zip(*((s.prompt, s.response, s.prompt_ids, s.response_ids, s.ended) for s in samples), strict=True))
+
+
+def scores_of(models: list[str], config: BestOfNConfig, device: torch.device, dtype: str, samples: list[Sample]) -> np.ndarray:
+    """(n,) scores by reward models, which are let go of afterwards. UserError for what their chat template refuses."""
+    scorer = RewardScorer.from_config(models, config, device, dtype)
+    try:
+        return scorer.of_responses(as_responses(samples), policy_tokenizer(config))
+    except BadRow as error:
+        raise UserError(
+            f"{', '.join(models)}: a sample cannot be scored: {error}", "leave the prompt out, or give another reward model"
+        ) from error
+
+
+def policy_tokenizer(config: BestOfNConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer whose ids the samples hold."""
+    return load_tokenizer(config.model, **config.tokenizer_source())

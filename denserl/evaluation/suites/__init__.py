@@ -1,0 +1,1 @@
+"""The suites by which reward models are judged: one file each, and their registry."""

@@ -1,0 +1,168 @@
+"""The suites by name: where their rows are, how a row becomes an item, and their headline numbers.
+
+Scoring, intervals and result files are the same for all suites (denserl/evaluation/items.py, results.py).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from denserl.data.bad_rows import BadRows
+from denserl.data.schemas import as_preference
+from denserl.errors import UserError, require
+from denserl.evaluation.items import Answer, Credit, Item, Judged, strict_win
+from denserl.evaluation.suites import hhh, llmbar, mtbench, rewardbench, rmb
+from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split
+from denserl.plugins import load_object
+
+
+class Special(NamedTuple):
+    """The score of a subset that is no mean of its items, and that score on items drawn anew: (resamples,)."""
+
+    score: Callable[[Sequence[Judged]], float]
+    draw: Callable[[Sequence[Judged], int, np.random.Generator], np.ndarray]
+
+
+class Suite(NamedTuple):
+    """What is particular to a suite.
+
+    rows: (path, split or None, BadRows) -> parts, places and rows.
+    item: (row, part) -> Item.
+    credit: what an item's scores earn, 0 to 1.
+    headline: (score of each subset, items of each) -> the suite's own numbers; scores may be arrays of one length.
+    special: subset -> how it is scored where that is not the mean credit of its items.
+    groups: subset -> the names under which its items are pooled as well.
+    sizes: items of a subset, a group or `all` (those left out included) in the complete suite; none: nothing is known.
+    writers: what writes result files beside those of every suite.
+    """
+
+    rows: Callable[[str, str | None, BadRows], Iterator[Row]]
+    item: Callable[[dict, str], Item]
+    credit: Credit = strict_win
+    headline: Callable[[Mapping, Mapping], dict] = lambda scores, counts: {}
+    special: Mapping[str, Special] = {}
+    groups: Callable[[str], tuple[str, ...]] = lambda subset: ()
+    sizes: Mapping[str, int] = {}
+    writers: Sequence[Callable] = ()
+
+
+def pair_item(row: dict, part: str) -> Item:
+    """A preference of any shape that a reward model is trained on; its subset is what the row calls `subset` or `source`."""
+    pair = as_preference(row)
+    better, worse = ([Answer(pair["prompt"], pair[side])] for side in ("chosen", "rejected"))
+    subset = next((row[key] for key in ("subset", "source") if _is_name(row.get(key))), part)
+    return Item(identity(row), subset, better, worse)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _split(default: str):
+    return lambda path, split, bad_rows: read_split(path, split or default, bad_rows)
+
+
+def _files(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+    return read_files(path, bad_rows)
+
+
+def _llmbar_files(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+    return read_files(path, bad_rows, without=[llmbar.JUDGEMENTS])
+
+
+def _choices(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+    return read_parts(path, list(hhh.SIZES), split or "test", bad_rows)
+
+
+def _votes(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+    """Both splits of the hub's data set, or all files of a folder, unless one split is asked for."""
+    if split is None and local(path) is not None:
+        yield from read_files(path, bad_rows)
+        return
+    for name in [split] if split else mtbench.SPLITS:
+        yield from read_split(path, name, bad_rows)
+
+
+_MTBENCH = Suite(_votes, mtbench.item, groups=mtbench.groups, sizes={ALL: mtbench.ROWS})
+SUITES = {
+    "pairs": Suite(_split("test"), pair_item),
+    "rewardbench": Suite(
+        _split("filtered"),
+        rewardbench.item_1,
+        headline=rewardbench.headline_1,
+        sizes=rewardbench.SIZES_1,
+        writers=[rewardbench.write_eval_set],
+    ),
+    "rewardbench2": Suite(
+        _split("test"),
+        rewardbench.item_2,
+        credit=rewardbench.best_of_all,
+        headline=rewardbench.headline_2,
+        special={rewardbench.TIES: Special(rewardbench.score_of_ties, rewardbench.draws_of_ties)},
+        sizes=rewardbench.SIZES_2,
+        writers=[rewardbench.write_eval_set],
+    ),
+    "rmb": Suite(
+        _files,
+        rmb.item,
+        headline=rmb.headline,
+        groups=rmb.groups,
+        sizes={**rmb.SIZES, **rmb.TASKS, **rmb.SCENARIOS},
+        writers=[rmb.write_results],
+    ),
+    "hhh": Suite(_choices, hhh.item, sizes=hhh.SIZES),
+    "mtbench": _MTBENCH,
+    "llmbar": Suite(_llmbar_files, llmbar.item, groups=llmbar.groups, sizes=llmbar.SIZES),
+}
+PAPER_MTBENCH = _MTBENCH._replace(item=mtbench.paper_item)
+
+
+def find_suite(name: str, paper_compat: bool = False) -> Suite:
+    """The suite of a name, or the one of a user that module:NAME names. UserError where there is none.
+
+    paper_compat: MT-Bench as GRM's paper judges it.
+    """
+    if ":" in name:
+        suite = load_object(name, "suite")
+        require(isinstance(suite, Suite), f"`suite` {name} is no Suite", "make one: denserl.Suite(rows=..., item=...)")
+        return suite
+    require(
+        name in SUITES, f"there is no suite {name!r}", f"choose one of {', '.join(SUITES)}, or give module:NAME of your own"
+    )
+    return PAPER_MTBENCH if paper_compat else SUITES[name]
+
+
+def read_items(suite: Suite, path: str, split: str | None, bad_rows: BadRows, limit: int | None) -> tuple[list[Item], Counter]:
+    """The items of a suite, at most `limit` of each subset, and how many rows are left out for which reason.
+
+    Raises:
+        UserError: bad rows, unless they are skipped, or no row that can be used.
+    """
+    left_out: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    items = []
+    for item in as_items(suite.rows(path, split, bad_rows), suite.item, bad_rows, left_out):
+        taken[item.subset] += 1
+        if limit is None or taken[item.subset] <= limit:
+            items.append(item)
+    if bad_rows.total and not items and not left_out:
+        place, reason = bad_rows.first[0]
+        found = f"none of the {bad_rows.total} rows of {path} is of this suite; the first, {place}: {reason}"
+        raise UserError(found, "name the suite that they are of, or give another path")
+    bad_rows.check()
+    if left_out and not items:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in left_out.items())
+        raise UserError(f"{path}: every row is left out ({reasons})", "there is nothing to judge; give another path or split")
+    return items, left_out
+
+
+def account(suite: Suite, items: Sequence[Item], left_out: Counter) -> dict:
+    """`complete`, and under `partial` what is not there in full: its name -> [found, expected]; None where no size is known."""
+    subsets = Counter(item.subset for item in items)
+    found = subsets + Counter({ALL: len(items) + left_out.total()})
+    for subset, count in subsets.items():
+        found.update(dict.fromkeys(suite.groups(subset), count))
+    partial = {name: [found[name], size] for name, size in suite.sizes.items() if found[name] != size}
+    return {"complete": not partial if suite.sizes else None, "partial": partial}

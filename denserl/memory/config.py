@@ -1,0 +1,56 @@
+"""Options of the plan: which models, at which sizes, on which GPUs. The search for what fits is in search.py."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from denserl.config import FIRST, ModelSourceConfig, Precision
+from denserl.errors import require
+from denserl.models.config import WITHOUT_ADAPTERS
+
+
+@dataclass(kw_only=True)
+class PlanConfig(ModelSourceConfig):
+    """Print the memory each phase needs per GPU, and the first setting that fits. Reads no weights and needs no GPU."""
+
+    model: Annotated[str, FIRST]
+    """Language model: folder or hub name, of which config.json is read."""
+    reward_model: Annotated[list[str] | None, FIRST] = None
+    """Reward model of train-ppo, or all of an ensemble; default: one of the language model's shape, with a reward head."""
+    gold_reward_model: str | None = None
+    """Reward model that judges held-out rollouts of train-ppo."""
+    critic_init: Literal["sft", "reward_model"] = "sft"
+    """Backbone of the critic of train-ppo."""
+    gpus: Annotated[int, FIRST, Ge(1)] = 1
+    """GPUs, all hosts together."""
+    gpu_memory: Annotated[float | None, FIRST, Gt(0)] = None
+    """GiB of each; default: of the GPU in this machine."""
+    dtype: Precision = "auto"
+    """Precision of weights in forward and backward; auto is bf16."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention kernel."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, even if it fits without."""
+    offload_optimizer: bool = False
+    """Keep optimiser state in CPU memory (ZeRO 1-3), even if it fits without."""
+    lora_rank: Annotated[int, FIRST, Ge(0)] = 0
+    """Train LoRA adapters of this rank instead of all weights; 0 trains all."""
+    lora_targets: Annotated[list[str] | None, WITHOUT_ADAPTERS] = None
+    """Modules that get adapters; default: all linear layers of the backbone."""
+    micro_batch_size: Annotated[int, FIRST, Ge(1)] = 4
+    """Rows per forward on one rank: demonstrations, pairs, or responses."""
+    max_length: Annotated[int, FIRST, Ge(1)] = 2048
+    """Longest sequence of train-sft and train-rm, prompt and response together, in tokens."""
+    score_tokens: Annotated[int, Ge(1)] = 16384
+    """Tokens per batch of train-rm where nothing is trained: reference entropies and evaluation."""
+    max_prompt_length: Annotated[int, FIRST, Ge(1)] = 1024
+    """Longest prompt of train-ppo."""
+    max_new_tokens: Annotated[int, FIRST, Ge(1)] = 1024
+    """Longest response of train-ppo."""
+    sample_batch_size: Annotated[int, FIRST, Ge(1)] = 64
+    """Prompts that train-ppo samples at once on one rank."""
+
+    def check(self) -> None:
+        super().check()
+        require(self.max_length > 1, f"`max_length` {self.max_length} leaves no room for a response", "give at least 2")

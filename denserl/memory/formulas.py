@@ -1,0 +1,157 @@
+"""What training holds in a GPU's memory between and beside forward passes, as formulas in bytes of what DeepSpeed allocates.
+
+The memory of the passes themselves is counted in meta_pass.py.
+"""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from denserl.models.decoding import ROOM
+
+# DeepSpeed's defaults, in numbers: how many gradients are reduced at once, and how many parameters ZeRO-3 keeps gathered.
+REDUCE_BUCKET = 500_000_000
+MAX_LIVE_PARAMETERS = 1_000_000_000
+MAX_SUB_GROUP = 1_000_000_000
+
+
+class Size(NamedTuple):
+    """Numbers in a model's parameters: all of them (tied ones once), and those that are trained."""
+
+    parameters: int
+    trained: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Size":
+        counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        return cls(sum(n for n, _ in counts), sum(n for n, trained in counts if trained))
+
+
+class Sharding(NamedTuple):
+    """How models are spread: GPUs, ZeRO stage, bytes of a weight (4 or 2), optimiser state in main memory or not."""
+
+    gpus: int
+    zero_stage: int
+    width: int
+    offload: bool = False
+
+    @property
+    def stage(self) -> int:
+        """The stage that runs: bf16 without ZeRO runs as stage 1 (see trainer/engine.py)."""
+        return max(self.zero_stage, 1) if self.width == 2 else self.zero_stage
+
+
+def weights(size: Size, sharding: Sharding) -> int:
+    """width x parameters; at stage 3 each GPU has its share."""
+    return sharding.width * size.parameters // (sharding.gpus if sharding.stage == 3 else 1)
+
+
+def optimizer_states(size: Size, sharding: Sharding) -> int:
+    """Adam's two moments, 8 bytes a trained parameter; with ZeRO also fp32 weights to update, 12 in all, each GPU its share.
+
+    ZeRO makes that copy in fp32 training as well. Nothing on the GPU when offloaded.
+    """
+    if sharding.offload:
+        return 0
+    return 12 * size.trained // sharding.gpus if sharding.stage else 8 * size.trained
+
+
+def gradients_kept(size: Size, sharding: Sharding) -> int:
+    """Gradients between the micro-batches of a step: width x trained below stage 2, from there each GPU its share.
+
+    The reducing stages 2 and 3 keep them in main memory when the optimiser is offloaded.
+    """
+    if sharding.stage < 2:
+        return sharding.width * size.trained
+    return 0 if sharding.offload else sharding.width * size.trained // sharding.gpus
+
+
+def reduce_bucket(size: Size, sharding: Sharding) -> int:
+    """The buffer in which gradients are reduced: with ZeRO always whole, however small the model."""
+    return sharding.width * REDUCE_BUCKET if sharding.stage else 0
+
+
+def gathered_weights(size: Size, sharding: Sharding) -> int:
+    """At stage 3, the parameters at hand, and as much again in buffers through which they come and their gradients go."""
+    return 2 * sharding.width * min(size.parameters, MAX_LIVE_PARAMETERS) if sharding.stage == 3 else 0
+
+
+def at_rest(size: Size, sharding: Sharding) -> int:
+    """What a trained model holds all the time: weights and optimiser states; at stage 3 also its gradients and the bucket."""
+    held = weights(size, sharding) + optimizer_states(size, sharding)
+    if sharding.stage == 3:
+        held += gradients_kept(size, sharding) + reduce_bucket(size, sharding)
+    return held
+
+
+def between_micro_batches(size: Size, sharding: Sharding) -> int:
+    """What it holds beyond that from one micro-batch of a step to the next: gradients; at stage 1 the bucket stays as well."""
+    if sharding.stage == 3:
+        return 0
+    return gradients_kept(size, sharding) + (reduce_bucket(size, sharding) if sharding.stage == 1 else 0)
+
+
+def in_backward(size: Size, sharding: Sharding) -> int:
+    """The same at the height of a backward pass, activations apart.
+
+    Stage 2 keeps the sum of its share's gradients, and holds the micro-batch's own share, the bucket and, on several GPUs, a
+    flat copy of what is being reduced. Stage 3 holds gathered parameters.
+    """
+    if sharding.stage == 3:
+        return gathered_weights(size, sharding)
+    held = between_micro_batches(size, sharding)
+    if sharding.stage == 2:
+        flat = sharding.width * min(size.trained, REDUCE_BUCKET) * (sharding.gpus > 1)
+        held += sharding.width * size.trained // sharding.gpus + reduce_bucket(size, sharding) + flat
+    return held
+
+
+def in_step(size: Size, sharding: Sharding) -> int:
+    """The same in the optimiser's step, which comes after the backward pass, when activations are gone.
+
+    Without ZeRO, gradients and, as measured, one more fp32 copy of them (8 bytes a trained parameter). With ZeRO, the same of
+    the GPU's share, at stage 3 of a sub-group at a time. At stage 1 the reduction before it needs the gradients twice, whole
+    and in the GPU's share, and the bucket.
+    """
+    share = size.trained // sharding.gpus if sharding.stage else size.trained
+    update = 8 * (min(share, MAX_SUB_GROUP) if sharding.stage == 3 else share)
+    if sharding.offload:
+        update = 0
+    reduction = between_micro_batches(size, sharding) + sharding.width * share if sharding.stage == 1 else 0
+    return max(update, reduction)
+
+
+def training_peak(size: Size, sharding: Sharding, activations: int) -> int:
+    """What a trained model needs beyond `at_rest`: backward pass and optimiser step come after one another."""
+    return max(in_backward(size, sharding) + activations, in_step(size, sharding))
+
+
+def sampling_copy(size: Size, sharding: Sharding) -> int:
+    """The whole copy of the policy that samples at stage 3: width x parameters."""
+    return sharding.width * size.parameters if sharding.stage == 3 else 0
+
+
+def offloaded(size: Size, sharding: Sharding) -> int:
+    """Main memory of all ranks together when the optimiser is offloaded: 16 + 2 x width bytes a trained parameter.
+
+    fp32 weights, two moments, fp32 gradients, gradients of earlier micro-batches, and updated weights on their way back.
+    """
+    return (16 + 2 * sharding.width) * size.trained if sharding.offload else 0
+
+
+def cache_columns(prompt: int, new_tokens: int) -> int:
+    """Tokens that a row's cache has room for when the last is drawn: it grows by half of itself, or ROOM (see decoding.py)."""
+    columns = prompt + ROOM
+    while columns < prompt + new_tokens - 1:
+        columns += max(ROOM, columns // 2)
+    return columns
+
+
+def cache(bytes_per_token: int, rows: int, prompt: int, new_tokens: int) -> int:
+    """The cache of keys and values of `rows` responses at its largest: rows x columns x `meta_pass.cache_bytes_per_token`."""
+    return rows * cache_columns(prompt, new_tokens) * bytes_per_token
+
+
+def sampling_step(rows: int, vocabulary: int) -> int:
+    """Drawing one token for each row: the vocabulary three times in fp32 and once in fp64, 20 bytes a logit."""
+    return 20 * rows * vocabulary

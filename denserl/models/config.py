@@ -1,0 +1,28 @@
+"""Options of how a model's weights are trained: recomputed activations, and adapters in their place."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, Gt, Interval
+
+from denserl.config import RESUMABLE, Config, Only
+
+WITHOUT_ADAPTERS = Only("without `lora_rank`", lambda c: c.lora_rank)
+
+
+@dataclass(kw_only=True)
+class AdapterConfig(Config):
+    """Which weights learn, and what is kept of a forward pass for the backward one."""
+
+    group: ClassVar[str] = "adapters and memory"
+
+    gradient_checkpointing: Annotated[bool, RESUMABLE] = False
+    """Recompute activations in the backward pass."""
+    lora_rank: Annotated[int, Ge(0)] = 0
+    """Train LoRA adapters of this rank instead of all weights; 0 trains all."""
+    lora_alpha: Annotated[float, Gt(0), WITHOUT_ADAPTERS] = 32.0
+    """LoRA scaling."""
+    lora_dropout: Annotated[float, Interval(ge=0, lt=1), WITHOUT_ADAPTERS] = 0.0
+    """LoRA dropout."""
+    lora_targets: Annotated[list[str] | None, WITHOUT_ADAPTERS] = None
+    """Modules that get adapters; default: all linear layers of the backbone."""

@@ -1,0 +1,73 @@
+"""The settings stored with a reward model that say how it is read: level, segmenter, aggregation, moments, place.
+
+train-rm writes it into config.json; training, evaluation, best-of-n and the fit read it here.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from denserl.errors import UserError
+from denserl.models.folders import wrong_setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+READ_AT = ("end_of_turn", "last_token")
+KEY = "segment_reward"
+
+
+class StoredSettings(NamedTuple):
+    """What a reward model's config says; None where it says nothing, but for agg_func: avg, the published way."""
+
+    sft_model: str | None
+    model_type: str | None
+    entropy_threshold: float | None
+    segmenter: str | None  # module:function of a user's own; None: entropy peaks
+    agg_func: str | None
+    read_at: str | None
+    mean: float | None  # of the scores of whole responses
+    std: float | None
+
+
+def store_settings(config: "PreTrainedConfig", **settings: Any) -> None:
+    """Write settings into a reward model's config, beside what it holds of its head."""
+    setattr(config, KEY, {**(config.to_dict().get(KEY) or {}), **settings})
+
+
+def stored_settings(config: "PreTrainedConfig", path: str) -> StoredSettings:
+    """The settings in the config of the reward model at `path`. UserError for one of another type than it should be."""
+    values = config.to_dict()
+    nested = values.get(KEY) or {}
+    if not isinstance(nested, dict):
+        raise wrong_setting(path, KEY, nested, "an object")
+    values = {"agg_func": "avg", **nested, "mean": values.get("mean"), "std": values.get("std")}
+    for name in ("sft_model", "model_type", "agg_func", "segmenter", "read_at"):
+        if not isinstance(values.get(name), (str, type(None))):
+            raise wrong_setting(path, name, values[name], "a text")
+    for name in ("entropy_threshold", "mean", "std"):
+        value = values.get(name)
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise wrong_setting(path, name, value, "a finite number")
+    if values.get("read_at") not in (*READ_AT, None):
+        raise wrong_setting(path, "read_at", values["read_at"], f"one of {', '.join(READ_AT)}")
+    return StoredSettings(*map(values.get, StoredSettings._fields))
+
+
+def read_place(each: Sequence[StoredSettings], paths: Sequence[str], given: str | None = None) -> str:
+    """Where the one score of a response is read, one of READ_AT, by reward models that are one source.
+
+    end_of_turn: at the token that closes the response, where denserl and the paper's release train it. last_token: at the
+    last token that the chat template writes, as stock classifiers read it; the two differ where a template writes more after
+    the end of turn. A model that says neither was trained here if it has an entropy threshold, and elsewhere if it has none.
+
+    Raises:
+        UserError: the models are read at different places.
+    """
+    if given is not None:
+        return given
+    found = [s.read_at or ("last_token" if s.entropy_threshold is None else "end_of_turn") for s in each]
+    if len(set(found)) > 1:
+        shown = ", ".join(f"{path}: {place}" for path, place in zip(paths, found, strict=True))
+        raise UserError(f"the reward models are read at different places ({shown})", "choose one with `read_at`")
+    return found[0]

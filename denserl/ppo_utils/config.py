@@ -1,0 +1,144 @@
+"""Options of what PPO learns from: what segments are paid, the KL penalty, advantages and losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from denserl.config import FIRST, RESUMABLE, Config, Level, Only
+from denserl.rewards.config import Aggregation, ReadConfig
+
+Assignment = Literal[
+    "difference_end",
+    "difference",
+    "score_last",
+    "even",
+    "even_mean",
+    "repeat",
+    "end",
+    "mean_last",
+    "logsumexp_last",
+    "segment_normalization",
+    "same_segment_last",
+    "every_segment_last",
+    "segment_last_avg",
+    "segment_last_logsumexp",
+]
+Normalizer = Literal["location", "scalar", "none"]
+
+# The normaliser that goes with what an assignment pays: single segments by their place, or the score of the response.
+NORMALIZERS: dict[str, Normalizer] = {
+    **dict.fromkeys(("even", "repeat", "end", "even_mean"), "location"),
+    **dict.fromkeys(("segment_normalization", "same_segment_last", "every_segment_last"), "location"),
+    **dict.fromkeys(("difference", "difference_end", "score_last", "mean_last", "logsumexp_last"), "scalar"),
+    **dict.fromkeys(("segment_last_avg", "segment_last_logsumexp"), "scalar"),
+}
+
+
+def assignment_kind(level: str, kind: str | None) -> str:
+    """The assignment of a reward level, unless one is given."""
+    return kind or ("mean_last" if level == "bandit" else "difference_end")
+
+
+def normalizer_kind(level: str, assignment: str | None, kind: str | None) -> str:
+    """The normaliser of an assignment, unless one is given; a bandit reward has no place to be normalised by."""
+    return kind or ("scalar" if level == "bandit" else NORMALIZERS[assignment_kind(level, assignment)])
+
+
+def _normalizes_by(kind: str) -> Callable[[Any], bool]:
+    # Of a level that the reward model says, which is not known yet, either may be needed.
+    return lambda c: kind in {normalizer_kind(level, c.assignment, c.normalizer) for level in c.possible_levels()}
+
+
+@dataclass(kw_only=True)
+class DenseRewardConfig(ReadConfig):
+    """How scores become rewards of tokens."""
+
+    group: ClassVar[str] = "reward"
+
+    reward_level: Annotated[Level | None, FIRST, RESUMABLE] = None
+    """segment: threshold 1.75 or the reward model's own; token: 0; bandit: 1000, paid mean_last. Default: the level that is
+    stored with the reward model; one without any, or a function, gives what it gives: a number a response is bandit."""
+    entropy_threshold: Annotated[float | None, FIRST, Ge(0), RESUMABLE] = None
+    """Entropy (nats) above which a token opens a segment; default: that of the level, or stored with the reward model."""
+    agg_func: Annotated[Aggregation | None, RESUMABLE] = None
+    """How segment rewards make the score of a response; default: as is stored with the reward model."""
+    assignment: Assignment | None = None
+    """difference_end: what a segment changes in the response's score, at its last token; difference: split over all of them.
+    even: its whole reward, as published; even_mean: that / number of segments; repeat, end: on each token, on the last.
+    score_last: the response's score, at its last token; mean_last, logsumexp_last: as published. Default: the level's own."""
+    normalizer: Normalizer | None = None
+    """scalar: mean and std of responses' scores. location: lines in a segment's place, from param.json. none: as they are.
+    Default: location for even, even_mean, repeat and end below the bandit level, scalar for all others."""
+    model_type: str | None = None
+    """Model family in param.json; default: the one in the reward model's config, on which those of an ensemble must agree."""
+    fit_tag: Annotated[str | None, Only("without `normalizer` location", _normalizes_by("location"))] = None
+    """Dataset tag of the fit in param.json; needed by the location normaliser."""
+    params: Annotated[str | None, RESUMABLE, Only("without `normalizer` location", _normalizes_by("location"))] = None
+    """The param.json to read; default: the one in the package."""
+    reward_mean: Annotated[float | None, Only("without `normalizer` scalar", _normalizes_by("scalar"))] = None
+    """Mean for the scalar normaliser; default: the reward model's config; of an ensemble, whose members are standardised, 0."""
+    reward_std: Annotated[float | None, Gt(0), Only("without `normalizer` scalar", _normalizes_by("scalar"))] = None
+    """Standard deviation for the scalar normaliser; default: the reward model's config; of an ensemble 1."""
+    tau: Annotated[
+        float,
+        Gt(0),
+        Only("without `assignment` logsumexp_last", lambda c: c.assignment in ("logsumexp_last", "segment_last_logsumexp")),
+    ] = 1.0
+    """Temperature of logsumexp_last."""
+    length_norm: bool = False
+    """Also divide token rewards by the response length (token level only; not with what pays the response's score)."""
+    penalise_unfinished: bool = False
+    """A response without end-of-turn token gets -penalty on every token instead of its rewards."""
+    penalise_longer_than: Annotated[int | None, Ge(1)] = None
+    """The same for a response of more tokens than this."""
+    penalty: Annotated[
+        float,
+        Ge(0),
+        Only(
+            "without `penalise_unfinished` or `penalise_longer_than`",
+            lambda c: c.penalise_unfinished or c.penalise_longer_than,
+        ),
+    ] = 0.05
+    """The penalty of the two options above."""
+    reward_clip: Annotated[float, Gt(0)] = 10.0
+    """Token rewards are clipped to +-this before the KL penalty."""
+
+    def possible_levels(self) -> tuple[str, ...]:
+        """The level that is asked for, or all that a reward model may have."""
+        return (self.reward_level,) if self.reward_level else ("segment", "token", "bandit")
+
+
+@dataclass(kw_only=True)
+class KLConfig(Config):
+    """How the policy is held near the reference."""
+
+    group: ClassVar[str] = "KL penalty"
+
+    kl_coefficient: Annotated[float, FIRST, Ge(0)] = 0.01
+    """Weight of the KL penalty."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token KL estimate in the reward."""
+    kl_target: Annotated[float | None, Gt(0)] = None
+    """Adapt the coefficient towards this KL per response."""
+    kl_horizon: Annotated[int, Ge(1), Only("without `kl_target`", lambda c: c.kl_target)] = 10000
+    """Responses over which the adaptive coefficient moves."""
+
+
+@dataclass(kw_only=True)
+class LossConfig(Config):
+    """Advantages, and the losses of policy and critic."""
+
+    group: ClassVar[str] = "PPO"
+
+    gamma: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    """Discount of GAE."""
+    lam: Annotated[float, Interval(ge=0, le=1)] = 0.95
+    """Lambda of GAE."""
+    policy_clip: Annotated[float, Gt(0)] = 0.2
+    """Clip range of the ratio."""
+    value_clip: Annotated[float | None, Gt(0)] = None
+    """Clip range of values; default 0.25, bandit 0.2."""
+    average: Literal["sequence", "token_mean"] = "sequence"
+    """Average losses over each response then over responses, or over all tokens."""

@@ -1,0 +1,144 @@
+"""Options of rewards: where they come from, how responses are cut, and what reward models are trained for."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from denserl.config import FIRST, RESUMABLE, Config, Level, Only, RunConfig
+
+Aggregation = Literal["avg", "sum", "min", "last", "logsumexp"]
+ReadAt = Literal["end_of_turn", "last_token"]
+
+
+@dataclass(kw_only=True)
+class EnsembleConfig(Config):
+    """How several reward models are one."""
+
+    group: ClassVar[str] = "reward"
+
+    ensemble: Annotated[
+        Literal["mean", "min", "mean_std"], Only("with a single reward model", lambda c: len(c.members()) > 1)
+    ] = "mean"
+    """Scores of an ensemble: the members' mean, their min, or mean_std, the mean less ensemble_weight times their std."""
+    ensemble_weight: Annotated[float, Ge(0), Only("without `ensemble` mean_std", lambda c: c.ensemble == "mean_std")] = 1.0
+    """Weight of the members' std in mean_std."""
+
+    def members(self) -> list[str]:
+        """The reward models."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class RewardModelConfig(EnsembleConfig):
+    """Reward models, and how several are one."""
+
+    reward_model: Annotated[list[str], FIRST, RESUMABLE]
+    """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
+
+    def members(self) -> list[str]:
+        return self.reward_model or []
+
+
+@dataclass(kw_only=True)
+class ReadConfig(Config):
+    """How a reward model's scores are read, where another way is wanted than the one that is stored with it."""
+
+    group: ClassVar[str] = "reward"
+
+    entropy_threshold: Annotated[float | None, FIRST, Ge(0)] = None
+    """Entropy (nats) above which a token opens a new segment; default: the one that is stored with the reward model."""
+    segment_method: Literal["peak"] = "peak"
+    """How responses are cut."""
+    segmenter: str | None = None
+    """module:function of (tokens, entropies) -> numbers of the tokens that open a segment, in place of entropy peaks."""
+    read_at: ReadAt | None = None
+    """Where the one score of a response is read: at its end-of-turn token, as denserl trains, or at the last token that the
+    chat template writes, as stock classifiers are. Default: as is stored with the reward model, else last_token."""
+
+
+@dataclass(kw_only=True)
+class ScoringConfig(EnsembleConfig, RunConfig):
+    """How whole responses are scored."""
+
+    group: ClassVar[str] = "reward"
+
+    max_length: Annotated[int, Ge(1)] = 2048
+    """Longest sequence that is scored, in tokens; a longer prompt loses tokens on the left so that the response stays."""
+    score_tokens: Annotated[int, Ge(1)] = 16384
+    """Padded tokens per batch where scores are computed."""
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig(Config):
+    """What a reward model is trained for."""
+
+    group: ClassVar[str] = "objective"
+
+    use_margin: bool = False
+    """Subtract the rating difference inside the Bradley-Terry loss."""
+    soft_label_scale: Annotated[float | None, Gt(0)] = None
+    """Train on sigmoid(rating difference / scale) as the probability that the chosen response is the better; default: on 1."""
+    label_smoothing: Annotated[float, Interval(ge=0, lt=0.5)] = 0.0
+    """Probability that a label is the wrong way round."""
+    centring: Annotated[float, Ge(0)] = 0.0
+    """Weight of the squared sum of both scores."""
+    pos_reg: Annotated[float, Ge(0)] = 0.0
+    """Weight of -log sigmoid(mean score of the chosen responses)."""
+    reg_type: Literal["none", "sft", "sft_plain", "dpo", "dpo_noref"] = "none"
+    """Text-generation term that keeps the trunk a language model (GRM): of the chosen response, or of the pair."""
+    reg_coef: Annotated[float, Interval(ge=0, le=0.99), Only("without `reg_type`", lambda c: c.reg_type != "none")] = 0.01
+    """Weight of that term; the Bradley-Terry loss has one minus it. 0: none, and no language-model head is run."""
+    reg_beta: Annotated[
+        float,
+        Gt(0),
+        Only("without `reg_type` sft, dpo or dpo_noref", lambda c: c.reg_type not in ("none", "sft_plain")),
+    ] = 0.1
+    """Scale of log-probabilities inside the term's log-sigmoid."""
+    reg_logp: Annotated[Literal["sum", "mean"], Only("without `reg_type`", lambda c: c.reg_type != "none")] = "sum"
+    """Log-probability of a response in that term: of all its tokens together, or divided by their number."""
+    objective: list[str] | None = None
+    """module:Class of further objectives, with their options: my_objective:Centre,weight=0.1 (docs/extending.md)."""
+
+
+WITHOUT_MLP = Only("without `head_type` mlp", lambda c: c.head_type == "mlp")
+
+
+@dataclass(kw_only=True)
+class HeadConfig(Config):
+    """What turns a hidden state into a score."""
+
+    group: ClassVar[str] = "head"
+
+    head_type: Literal["linear", "mlp"] = "linear"
+    """Reward head; linear makes a standard classifier."""
+    head_layers: Annotated[int, Interval(ge=1, le=64), WITHOUT_MLP] = 1
+    """Hidden layers of the mlp head."""
+    head_width: Annotated[int, Interval(ge=1, le=2**20), WITHOUT_MLP] = 1024
+    """Units in each of them."""
+    head_dropout: Annotated[float, Interval(ge=0, lt=1), WITHOUT_MLP] = 0.1
+    """Dropout before the mlp head, in training alone."""
+    freeze_trunk: Annotated[bool, Only("with `freeze_trunk`", lambda c: not c.freeze_trunk, of=("lora_rank", "reg_type"))] = (
+        False
+    )
+    """Train the reward head alone."""
+
+
+@dataclass(kw_only=True)
+class LevelConfig(Config):
+    """How a reward model that is trained reads responses; stored with it, and read there by every other command."""
+
+    group: ClassVar[str] = "reward"
+
+    reward_level: Annotated[Level, FIRST] = "segment"
+    """Sets the entropy threshold: segment 1.75, token 0, bandit 1000."""
+    entropy_threshold: Annotated[float | None, FIRST, Ge(0)] = None
+    """Entropy (nats) above which a token opens a new segment; overrides the level's own."""
+    segment_method: Literal["peak"] = "peak"
+    """How responses are cut."""
+    segmenter: str | None = None
+    """module:function of (tokens, entropies) -> numbers of the tokens that open a segment, in place of entropy peaks."""
+    agg_func: Aggregation = "avg"
+    """How segment scores make the score of a response."""
+    model_type: str | None = None
+    """Name under which normalisers are kept for this family."""

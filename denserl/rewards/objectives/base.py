@@ -1,0 +1,139 @@
+"""The interface of training objectives: losses of groups of candidate responses, with their labels.
+
+Scores, log-probabilities and hidden states come from the trainer.
+"""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from denserl.config import check_values
+from denserl.errors import UserError
+from denserl.plugins import load_named
+from denserl.segmentation import Segments
+
+# What an objective may ask for beside the scores:
+READS = (
+    "first_logps",  # log-probability of each group's first candidate (of a pair: the chosen)
+    "logps",  # of all candidates; either needs a language-model head beside the reward head
+    "ref_logps",  # the same under the frozen reference model
+    "hidden",  # the hidden state at which a response's last score is read
+    "second_pass",  # a second forward of the same batch, with dropout drawn anew
+)
+
+
+class Groups(NamedTuple):
+    """A batch of G groups of M candidate responses, one prompt a group; a field is None where no objective reads it.
+
+    A pair is a group of two, the chosen response first. Where responses stand under one another, all groups' first candidates
+    come before all second ones.
+    """
+
+    scores: Tensor  # (G, M) fp32, of whole responses
+    counted: Tensor  # (G,) bool: the groups that are added up
+    labels: Mapping[str, Tensor]  # each (G,): margin (rating difference of a pair), or whatever the rows hold
+    lengths: Tensor  # (G, M) response tokens
+    token_scores: Tensor  # (M G, T) fp32; no meaning off the segments
+    segments: Segments  # of the same M G responses
+    logps: Tensor | None = None  # (G, m) log-probabilities of the first m candidates, summed over their tokens
+    ref_logps: Tensor | None = None  # (G, M)
+    hidden: Tensor | None = None  # (G, M, H)
+    second: "Groups | None" = None  # of a second pass
+
+    def per_token(self, logps: Tensor) -> Tensor:
+        """(G, m) log-probabilities divided by the tokens of their responses."""
+        return logps / self.lengths[:, : logps.shape[1]].clamp(min=1)
+
+
+class Objective(ABC):
+    """A training objective; its options are the fields of a dataclass. Example::
+
+    @dataclass(frozen=True)
+    class Centre(Objective):
+        weight: float = 0.01
+
+        def __call__(self, groups):
+            losses = groups.scores.square().mean(1)
+            return losses, {"centre_loss": losses}
+    """
+
+    weight: float = 1.0  # of its losses in the sum of all objectives
+    reads: ClassVar[tuple[str, ...]] = ()  # what it needs beside scores, of READS
+
+    @abstractmethod
+    def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns (G,) losses, one of each group, and metrics by name, (G,) values to be averaged over groups."""
+
+
+def total_losses(objectives: Sequence[Objective], groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the objectives' losses, (G,), and the metrics of them all.
+
+    Raises:
+        UserError: an objective returns losses or metrics of another shape; it names the objective.
+    """
+    total = torch.zeros((), device=groups.scores.device)
+    metrics: dict[str, Tensor] = {}
+    for objective in objectives:
+        losses, found = objective(groups)
+        for name, values in {"losses": losses, **found}.items():
+            if not isinstance(values, Tensor) or values.shape != groups.counted.shape:
+                shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise UserError(
+                    f"the objective {type(objective).__name__} returned {name} of the shape {shape} for "
+                    f"{len(groups.counted)} groups",
+                    "let it return one value for each group",
+                )
+        total, metrics = total + objective.weight * losses, metrics | found
+    return total, metrics
+
+
+def all_reads(objectives: Sequence[Objective]) -> set[str]:
+    """All that the objectives read. UserError for a name that is not in READS."""
+    found = {name for objective in objectives for name in objective.reads}
+    if unknown := sorted(found - {*READS}):
+        raise UserError(f"an objective reads {unknown[0]}; there are {', '.join(READS)}", "correct its `reads`")
+    return found
+
+
+def named_objective(words: str) -> Objective:
+    """The objective that `module:Class` or `module:Class,option=value,...` names, with its options.
+
+    Raises:
+        UserError: it cannot be imported, is no objective, or an option is unknown or out of bounds.
+    """
+    name, *settings = words.split(",")
+    made = load_named(name, "objective")
+    options = {key: _as_value(value) for key, _, value in (setting.partition("=") for setting in settings)}
+    known = [field.name for field in dataclasses.fields(made)] if dataclasses.is_dataclass(made) else []
+    if unknown := [key for key in options if key not in known]:
+        raise UserError(f"`objective` {name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}", "correct it")
+    try:
+        objective = made(**options)
+        if known:
+            check_values(objective)
+            TypeAdapter(type(objective)).validate_python(options)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        found = f"`objective` {name}: `{'.'.join(map(str, wrong['loc']))}` is {wrong['input']!r}: {wrong['msg']}"
+        raise UserError(found, "correct it") from error
+    except UserError:
+        raise
+    except Exception as error:  # a user's class may raise anything when it is made
+        raise UserError(f"`objective` {name}: {type(error).__name__}: {error}", "mend the class") from error
+    if not isinstance(objective, Objective):
+        raise UserError(f"`objective` {name} is no Objective", "derive it from denserl.Objective (docs/extending.md)")
+    return objective
+
+
+def _as_value(words: str) -> Any:
+    """A number, true, false or null, as JSON writes them; anything else is text."""
+    try:
+        return json.loads(words)
+    except ValueError:
+        return words

@@ -1,0 +1,109 @@
+"""Scores of response tokens, and the metrics of scored groups of responses. Shared by training, evaluation and the fit."""
+
+import torch
+from torch import Tensor, nn
+
+from denserl.data.batching import ResponseBatch, response_slots
+from denserl.models.scoring import token_rewards
+from denserl.rewards.objectives.losses import wins
+from denserl.segmentation import Segments
+
+
+def response_token_rewards(reward_model: nn.Module, batch: ResponseBatch) -> Tensor:
+    """The reward head's output at each response token, (B, T) fp32; no meaning off the response mask."""
+    scores = token_rewards(reward_model, batch.input_ids, batch.attention_mask, batch.shared)
+    return response_slots(scores, batch.response_start, batch.response_mask.shape[1])
+
+
+def group_sums(scores: Tensor, segments: Segments, lengths: Tensor, counted: Tensor) -> dict[str, Tensor]:
+    """What the metrics of groups of any size are made of, as sums (0-d, fp64, no gradient); of pairs those of `pair_sums`.
+
+    Args:
+        scores, lengths: (G, M) sequence scores and response lengths in tokens. counted: (G,) bool.
+        segments: of the M G responses, all first candidates before all second ones.
+    """
+    if scores.shape[1] == 2:
+        return pair_sums(scores.T.flatten(), segments, lengths.T.flatten(), counted)
+    scores, group = scores.detach().double(), counted.double()
+    response = group[:, None].expand(scores.shape)
+    each = response.T.flatten()
+    return {
+        "pairs": group.sum(),
+        "responses": response.sum(),
+        "score": (scores * response).sum(),
+        "score_square": (scores**2 * response).sum(),
+        "segments": (segments.counts * each).sum(),
+        "segment_tokens": (segments.lengths.sum(1) * each).sum(),
+        "tokens": (lengths * response).sum(),
+    }
+
+
+def group_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics of what `group_sums` summed: of pairs `pair_metrics`, of others mean and spread of scores, and lengths."""
+    if "responses" not in sums:
+        return pair_metrics(sums)
+    count = max(sums["responses"], 1.0)
+    mean = sums["score"] / count
+    return {
+        "segments_per_response": sums["segments"] / count,
+        "segment_length": sums["segment_tokens"] / max(sums["segments"], 1.0),
+        "response_length": sums["tokens"] / count,
+        "score_mean": mean,
+        "score_std": max(sums["score_square"] / count - mean**2, 0.0) ** 0.5,
+    }
+
+
+def pair_sums(scores: Tensor, segments: Segments, lengths: Tensor, counted: Tensor | None = None) -> dict[str, Tensor]:
+    """What the metrics of pairs are made of, as sums over pairs (0-d, fp64, no gradient), so that batches and ranks add up.
+
+    Args:
+        scores, lengths: (2B,) sequence scores and response lengths in tokens; the chosen ones first, then the rejected.
+        segments: of the same 2B responses.
+        counted: (B,) bool, the pairs to sum over; default all.
+    """
+    scores, lengths = scores.detach().double(), lengths.double()
+    (chosen, rejected), (long, short) = scores.chunk(2), lengths.chunk(2)
+    # A product, not a selection, whose size the host would have to wait for.
+    pair = torch.ones_like(chosen) if counted is None else counted.double()
+    response = pair.repeat(2)
+    return {
+        "pairs": pair.sum(),
+        "correct": (wins(chosen, rejected) * pair).sum(),
+        "longer_correct": (wins(long, short) * pair).sum(),
+        "chosen": (chosen * pair).sum(),
+        "rejected": (rejected * pair).sum(),
+        "segments": (segments.counts * response).sum(),
+        "segment_tokens": (segments.lengths.sum(1) * response).sum(),
+        "tokens": (lengths * response).sum(),
+        "score_square": (scores**2 * response).sum(),
+        "length_square": (lengths**2 * response).sum(),
+        "score_length": (scores * lengths * response).sum(),
+    }
+
+
+def pair_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics of the pairs that `pair_sums` summed: accuracy (ties count half), rewards, lengths, length bias.
+
+    `length_accuracy` is the accuracy of preferring the longer response; `length_correlation` is Pearson's between score and
+    length; `score_mean` and `score_std` are over all sequences, for the scalar normaliser.
+    """
+    pairs = max(sums["pairs"], 1.0)
+    count = 2 * pairs
+    mean, length = (sums["chosen"] + sums["rejected"]) / count, sums["tokens"] / count
+    variance = max(sums["score_square"] / count - mean**2, 0.0)
+    length_variance = max(sums["length_square"] / count - length**2, 0.0)
+    covariance = sums["score_length"] / count - mean * length
+    spread = (variance * length_variance) ** 0.5
+    return {
+        "accuracy": sums["correct"] / pairs,
+        "chosen_reward": sums["chosen"] / pairs,
+        "rejected_reward": sums["rejected"] / pairs,
+        "reward_difference": (sums["chosen"] - sums["rejected"]) / pairs,
+        "segments_per_response": sums["segments"] / count,
+        "segment_length": sums["segment_tokens"] / max(sums["segments"], 1.0),
+        "response_length": length,
+        "length_accuracy": sums["longer_correct"] / pairs,
+        "length_correlation": covariance / spread if spread > 0 else 0.0,
+        "score_mean": mean,
+        "score_std": variance**0.5,
+    }

@@ -1,0 +1,99 @@
+"""Pairs as reward models read them: token ids, with what the frozen language model says of the responses, and their rewards."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from denserl import distributed
+from denserl.config import ModelSourceConfig
+from denserl.data.batching import map_rows_in_batches, pad_rows
+from denserl.data.config import ScoredPairsConfig
+from denserl.data.preferences import tokenize_preferences
+from denserl.data.reference_cache import SIDES, add_entropies, file_fingerprint
+from denserl.data.responses import Responses
+from denserl.files import make_folder
+from denserl.models.loading import load_policy, local_folder, match_embeddings
+from denserl.models.scoring import response_logprobs_entropies
+from denserl.rewards.aggregation import aggregate
+from denserl.rewards.sources.base import RewardSource, per_token, read_segments
+from denserl.segmentation import Segmenter
+
+
+def prepare_pairs(
+    pairs: Dataset,
+    config: ScoredPairsConfig,
+    source: ModelSourceConfig,
+    sft_model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: str,
+    on_bad_row: str,
+) -> Dataset:
+    """Tokenise preferences and add what the frozen SFT model says of them (`add_entropies`). source: how it is loaded."""
+
+    def reference_function():
+        model = load_policy(sft_model, dtype, **source.model_source()).eval()
+        match_embeddings(model, tokenizer)
+        model.to(device)
+        return lambda batch: response_logprobs_entropies(model, batch)
+
+    cache_dir = Path(config.cache_dir).expanduser()
+    make_folder("cache_dir", str(cache_dir))
+    lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
+    rows = tokenize_preferences(pairs, tokenizer, **lengths, on_bad_row=on_bad_row)
+    return add_entropies(
+        rows,
+        reference_function,
+        file_fingerprint(local_folder(sft_model), dtype),
+        pad_id=tokenizer.pad_token_id,
+        cache_dir=cache_dir,
+        max_tokens=config.score_tokens,
+        device=device,
+    )
+
+
+def segment_rewards(
+    source: RewardSource,
+    pairs: Dataset,
+    segmenter: Segmenter,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    device: torch.device,
+) -> list[np.ndarray]:
+    """The raw segment rewards of every chosen and rejected response, as one fp32 array a response.
+
+    pairs: as `prepare_pairs` gives them.
+    """
+    prompts = list(pairs["prompt_ids"]) * len(SIDES)
+    responses = [row for side in SIDES for row in pairs[f"{side}_ids"]]
+    entropies = [row for side in SIDES for row in pairs[f"{side}_entropy"]]
+    mine: dict[int, np.ndarray] = {}
+
+    def read(rows: list[int]) -> torch.Tensor:
+        texts = tokenizer.batch_decode([responses[i] for i in rows], skip_special_tokens=True)
+        own = [prompts[i] for i in rows], [responses[i] for i in rows]
+        record = Responses([[]] * len(rows), texts, *own, [True] * len(rows))
+        batch = record.padded(tokenizer.pad_token_id, device)
+        scores = per_token(source(record, batch), batch.response_mask)
+        segments = scores.segments
+        if segments is None:
+            entropy = pad_rows([entropies[i] for i in rows], 0.0, torch.float32).to(device)
+            segments = segmenter(entropy, batch.response_mask, batch.response_ids)
+        values, counts = read_segments(scores.values, segments, scores.read).values.cpu().numpy(), segments.counts.tolist()
+        mine.update({i: values[slot, : counts[slot]] for slot, i in enumerate(rows)})
+        return batch.response_mask
+
+    map_rows_in_batches(prompts, responses, read, max_tokens, "segment rewards")
+    merged = {row: values for share in distributed.gather_objects(mine) for row, values in share.items()}
+    return [merged[row] for row in range(len(responses))]
+
+
+def score_moments(rewards: list[np.ndarray], agg_func: str, rows: int = 1024) -> tuple[float, float]:
+    """Mean and (biased) standard deviation of the scores of responses, given the segment rewards of each; so many at a time."""
+    parts = [rewards[first : first + rows] for first in range(0, len(rewards), rows)]
+    scores = [aggregate(pad_rows(p, 0.0, torch.float32), torch.tensor([len(r) for r in p]), agg_func) for p in parts]
+    joined = torch.cat(scores).double()
+    return joined.mean().item(), joined.std(correction=0).item()

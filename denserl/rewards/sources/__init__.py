@@ -1,0 +1,1 @@
+"""Sources of rewards: reward models, ensembles and functions, behind one interface."""

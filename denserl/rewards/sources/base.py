@@ -1,0 +1,90 @@
+"""The interface of reward sources, and how their scores are read.
+
+Training, evaluation, best-of-n and the fit use it for reward models, ensembles and Python functions alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from denserl.data.batching import ResponseBatch
+from denserl.data.responses import Responses
+from denserl.rewards.aggregation import aggregate
+from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, Segments, segment_by_entropy, segment_scores, segment_sums
+
+
+class Scores(NamedTuple):
+    """Scores of B responses with T token slots.
+
+    values: (B, T) fp32, a score at each response token, with no meaning off the mask; or (B,), one number a response.
+    segments: the source's own; None where responses are cut by the segmenter.
+    read: how a segment is read: `last`, the score at its end; `sum`, over its tokens.
+    """
+
+    values: Tensor
+    segments: Segments | None = None
+    read: Literal["last", "sum"] = "last"
+
+
+class RewardSource(Protocol):
+    """Scores responses. Example::
+
+    class Shorter:
+        def __call__(self, responses, batch):
+            return Scores(-batch.response_mask.sum(1).float())
+    """
+
+    def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
+        """
+        Args:
+            responses: the record of B responses: messages, texts, token ids, whether each ended.
+            batch: the same token ids as padded tensors on the device, with the response mask (B, T).
+        """
+
+
+class SegmentScores(NamedTuple):
+    """Scores read segment by segment."""
+
+    values: Tensor  # (B, K_max) fp32, 0 past a row's K
+    segments: Segments
+
+
+def per_token(scores: Scores, mask: Tensor) -> Scores:
+    """The scores as (B, T) values; one number a response stands at the end of one segment over all of its tokens."""
+    if scores.values.ndim == 2:
+        return scores
+    whole = segment_by_entropy(torch.zeros_like(mask, dtype=torch.float32), mask, BANDIT_THRESHOLD)
+    return Scores(torch.where(whole.ends, scores.values.float()[:, None], 0.0), whole, "sum")
+
+
+def read_segments(values: Tensor, segments: Segments, read: str = "last") -> SegmentScores:
+    """Scores (B, T) read segment by segment (see `Scores`)."""
+    return SegmentScores(segment_sums(values, segments) if read == "sum" else segment_scores(values, segments), segments)
+
+
+@dataclass(frozen=True)
+class ResponseScorer:
+    """Scores of whole responses by a source at one level: (Responses, ResponseBatch) -> (B,) fp32.
+
+    segmenter: cuts responses where the source has no segments of its own.
+    entropies: batch -> (B, T) nats of the frozen language model; None where nothing is cut by them.
+    agg_func: how segment scores make the score of a response (`aggregate`).
+    """
+
+    source: RewardSource
+    segmenter: Segmenter
+    entropies: Callable[[ResponseBatch], Tensor] | None = None
+    agg_func: str = "avg"
+
+    def __call__(self, responses: Responses, batch: ResponseBatch) -> Tensor:
+        mask = batch.response_mask
+        scores = per_token(self.source(responses, batch), mask)
+        segments = scores.segments
+        if segments is None:
+            entropy = self.entropies(batch) if self.segmenter.reads_entropy else torch.zeros_like(scores.values)
+            ended = torch.tensor(responses.ended, device=mask.device)
+            segments = self.segmenter(entropy, mask, batch.response_ids, ended)
+        return aggregate(read_segments(scores.values, segments, scores.read).values, segments.counts, self.agg_func)

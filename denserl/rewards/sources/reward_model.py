@@ -1,0 +1,146 @@
+"""Reward models as a source of scores: one as it is, or an ensemble, each member standardised before they are combined.
+
+Segments and normalisers come after it, and are the same for one model and for several.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from denserl.data.batching import ResponseBatch, pad_responses
+from denserl.data.responses import Responses
+from denserl.errors import UserError
+from denserl.models.folders import wrong_setting
+from denserl.models.reward_settings import StoredSettings, stored_settings
+from denserl.rewards.aggregation import AGGREGATIONS, SHIFTED_WHOLE
+from denserl.rewards.pair_metrics import response_token_rewards
+from denserl.rewards.sources.base import Scores
+
+ENSEMBLES = ("mean", "min", "mean_std")
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of a reward model's scores of whole responses."""
+
+    mean: float
+    std: float
+
+
+def combine(scores: Tensor, how: str = "mean", weight: float = 1.0) -> Tensor:
+    """The scores of M members, (M, ...), as one, (...) fp32 (Coste et al., arXiv 2310.02743, section 4).
+
+    Args:
+        how: mean; min, the least of the members; mean_std, mean - weight * std over the members (biased), which distrusts
+            what they do not agree on.
+
+    Raises:
+        ValueError: unknown `how`.
+    """
+    if how not in ENSEMBLES:
+        raise ValueError(f"unknown ensemble {how!r}; known: {', '.join(ENSEMBLES)}")
+    scores = scores.float()
+    if how == "min":
+        return scores.amin(0)
+    mean = scores.mean(0)
+    return mean if how == "mean" else mean - weight * scores.std(0, correction=0)
+
+
+class RewardModelSource:
+    """Scores by one or several frozen reward models.
+
+    One model's scores are taken as they are. Those of several are standardised, (score - mean) / std with the moments of the
+    member's scores of whole responses, and combined token by token; since a response's score is the mean of its segments'
+    (or the least, or the last), this puts segments and scores on one scale.
+
+    Args:
+        models: sequence classifiers in evaluation mode that share a tokenizer; may be wrapped (DeepSpeed, also ZeRO-3).
+        moments: of each model; not needed for a single one.
+        how, weight: see `combine`.
+        closing: token ids that the chat template writes after the end of turn, where a response's one score is read at the
+            last of them (`read_at` in models/reward_settings.py); None where scores are read at the response's own tokens.
+        pad_id: needed with `closing`.
+
+    Raises:
+        ValueError: several models without the moments of each.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        moments: Sequence[Moments] | None = None,
+        how: str = "mean",
+        weight: float = 1.0,
+        closing: Sequence[int] | None = None,
+        pad_id: int = 0,
+    ):
+        if len(models) > 1 and len(moments or []) != len(models):
+            raise ValueError(f"{len(models)} models with {len(moments or [])} moments: each member is standardised by its own")
+        self.models, self.moments, self.how, self.weight = list(models), moments, how, weight
+        self.closing, self.pad_id = closing, pad_id
+
+    def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
+        """(B, T) scores; with `closing` one number a response, a cut-off one being read at its last token."""
+        if self.closing is None:
+            return Scores(self._combined(batch))
+        closed = [
+            [*ids, *(self.closing if ended else ())] for ids, ended in zip(responses.response_ids, responses.ended, strict=True)
+        ]
+        batch = pad_responses(responses.prompt_ids, closed, self.pad_id).to(batch.response_mask.device)
+        last = batch.response_mask.sum(1, keepdim=True) - 1
+        return Scores(self._combined(batch).gather(1, last).squeeze(1))
+
+    def _combined(self, batch: ResponseBatch) -> Tensor:
+        scores = [response_token_rewards(model, batch) for model in self.models]
+        if len(scores) == 1:
+            return scores[0]
+        standardised = [(score - mean) / std for score, (mean, std) in zip(scores, self.moments, strict=True)]
+        return combine(torch.stack(standardised), self.how, self.weight)
+
+
+def stored_moments(configs: Sequence, paths: Sequence[str]) -> list[Moments] | None:
+    """The moments that train-rm stored in the configs of several models; None for a single one, which needs none.
+
+    Raises:
+        UserError: a config has none, or a standard deviation that is not above 0; it names the folder.
+    """
+    if len(configs) == 1:
+        return None
+    found = []
+    for config, path in zip(configs, paths, strict=True):
+        stored = stored_settings(config, path)
+        if stored.mean is None or stored.std is None or stored.std <= 0:
+            raise UserError(
+                f"{path}: a member of an ensemble needs a mean and a std > 0; its config has mean {stored.mean}, "
+                f"std {stored.std}",
+                "train it with denserl train-rm, which stores them, or leave it out",
+            )
+        found.append(Moments(stored.mean, stored.std))
+    return found
+
+
+def common_settings(configs: Sequence, paths: Sequence[str]) -> StoredSettings:
+    """The stored settings of a source: a single model's own; of several what they agree on, None where they do not.
+
+    The mean and std of an ensemble are taken to be 0 and 1, which its standardised members have each.
+
+    Raises:
+        UserError: an aggregation that is not known; or one, in several models, that they do not share or that does not carry
+            what standardises a response's score over to its segments.
+    """
+    each = [stored_settings(config, path) for config, path in zip(configs, paths, strict=True)]
+    for stored, path in zip(each, paths, strict=True):
+        if stored.agg_func not in AGGREGATIONS:
+            raise wrong_setting(path, "agg_func", stored.agg_func, f"one of {', '.join(AGGREGATIONS)}")
+    if len(each) == 1:
+        return each[0]
+    found = {stored.agg_func for stored in each}
+    if len(found) > 1 or not found <= {*SHIFTED_WHOLE}:
+        raise UserError(
+            f"{', '.join(paths)}: trained with the aggregation {', '.join(sorted(found))}; the members of an ensemble are "
+            f"standardised token by token, which needs one of {', '.join(SHIFTED_WHOLE)}, the same in all",
+            "give one reward model, or train the members with one such aggregation (denserl train-rm)",
+        )
+    agreed = [values[0] if len(set(values)) == 1 else None for values in zip(*each, strict=True)]
+    return StoredSettings(*agreed)._replace(mean=0.0, std=1.0)

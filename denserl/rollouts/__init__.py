@@ -1,0 +1,1 @@
+"""Samplers: prompts in, responses with end flags out."""

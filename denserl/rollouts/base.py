@@ -1,0 +1,21 @@
+"""The contract of a sampler: prompts in, responses with end flags out. Another engine may take the place of the own decoder.
+
+Log-probabilities of the responses come from the policy's own training forward, so that the first ratio is exactly one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+# A stream names the random numbers of one response: the same stream, the same response, on any rank and in any batch.
+Stream = tuple[int, ...]
+
+
+class Rollouts(NamedTuple):
+    """Prompts and the responses sampled for them, as token ids; a response keeps its end token, and has one if `ended`."""
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    ended: list[bool]
+
+
+Sampler = Callable[[list[list[int]], Sequence[Stream]], Rollouts]

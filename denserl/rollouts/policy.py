@@ -1,0 +1,170 @@
+"""Responses sampled from the policy as it is: by the own decoder, or by transformers' `generate` where it cannot be packed."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from denserl.data.batching import in_batches_of, pad_rows
+from denserl.data.chat import stop_ids
+from denserl.models.decoding import Decoder
+from denserl.models.packing import is_packed
+from denserl.rollouts.base import Rollouts, Stream
+from denserl.rollouts.config import SamplingConfig
+
+# New rows join when this share of the batch is left under way.
+REFILL = 0.75
+
+
+def pick(scores: Tensor, uniforms: Tensor) -> Tensor:
+    """One token a row by inverse transform sampling: the first whose cumulative probability exceeds the row's number.
+
+    Args:
+        scores: (B, V) logits. uniforms: (B,) fp64 in [0, 1).
+    """
+    cumulative = scores.softmax(1).cumsum(1, dtype=torch.float64)
+    number = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[1] - 1).squeeze(1)
+
+
+class InverseCDF(LogitsProcessor):
+    """`pick` for generate, which is left nothing else to choose.
+
+    Args:
+        uniforms: (B, T) in [0, 1), a number for each row and new token.
+        prompt_width: tokens of the padded prompts.
+    """
+
+    def __init__(self, uniforms: Tensor, prompt_width: int):
+        self.uniforms, self.prompt_width = uniforms, prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = pick(scores, self.uniforms[:, input_ids.shape[1] - self.prompt_width])
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class PolicySampler:
+    """Samples responses from the policy as it is.
+
+    Args:
+        model: returns the policy as it is now, an ordinary causal language model in evaluation mode.
+        batch_size: rows under way at a time.
+    """
+
+    model: Callable[[], PreTrainedModel]
+    stop_ids: list[int]
+    pad_id: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 64
+
+    @classmethod
+    def from_config(
+        cls, config: SamplingConfig, model: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+    ) -> "PolicySampler":
+        """A sampler of the policy that `model` returns, which ends responses where its template and settings say."""
+        return cls(
+            model,
+            stop_ids(tokenizer, model().generation_config),
+            tokenizer.pad_token_id,
+            config.max_new_tokens,
+            config.temperature,
+            config.top_p,
+            config.sample_batch_size,
+        )
+
+    def __call__(self, prompts: list[list[int]], streams: Sequence[Stream]) -> Rollouts:
+        if not prompts:
+            return Rollouts([], [], [])
+        model = self.model()
+        sample = self._decode if is_packed(model) else self._generate
+        # Rows of like length are decoded together.
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        rows = [(prompts[row], streams[row]) for row in order]
+        with torch.no_grad():
+            tokens = in_batches_of(min(self.batch_size, len(rows)), lambda size: sample(model, rows, size))
+        stops = torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
+        # Up to the first end token, or everything: what stands after it is not looked at.
+        lengths = torch.where(stops.any(1), stops.long().argmax(1) + 1, tokens.shape[1]).tolist()
+        ended, found, place = stops.any(1).tolist(), tokens.tolist(), np.argsort(order)
+        return Rollouts(prompts, [found[i][: lengths[i]] for i in place], [ended[i] for i in place])
+
+    def _decode(self, model: PreTrainedModel, rows: list[tuple[list[int], Stream]], size: int) -> Tensor:
+        """(rows, max_new_tokens) tokens, `size` rows at a time. A row that has ended leaves, and others take its place."""
+        decoder, uniforms = Decoder(model, self.max_new_tokens), self._uniforms(rows).to(model.device)
+        stop_ids, warpers = torch.tensor(self.stop_ids, device=model.device), LogitsProcessorList(self._warpers())
+        tokens = uniforms.new_full(uniforms.shape, self.pad_id, dtype=torch.long)
+        # Of the rows under way: their numbers, how many tokens they have, and the logits of their next ones.
+        alive = torch.zeros(0, dtype=torch.long, device=model.device)
+        count, logits, waiting = alive, [], list(range(len(rows)))
+        while waiting or len(alive):
+            if waiting and len(alive) <= REFILL * size:
+                new, waiting = waiting[: size - len(alive)], waiting[size - len(alive) :]
+                logits.append(decoder.admit([rows[row][0] for row in new]))
+                alive, count = torch.cat([alive, alive.new_tensor(new)]), torch.cat([count, count.new_zeros(len(new))])
+            token = pick(warpers(None, torch.cat(logits)), uniforms[alive, count])
+            tokens[alive, count] = token
+            count = count + 1
+            going = (~torch.isin(token, stop_ids) & (count < self.max_new_tokens)).nonzero().squeeze(1)
+            if len(going) < len(alive):
+                decoder.keep(going.tolist())
+                alive, count, token = alive[going], count[going], token[going]
+            logits = [decoder.step(token)] if len(alive) else []
+        return tokens
+
+    def _generate(self, model: PreTrainedModel, rows: list[tuple[list[int], Stream]], size: int) -> Tensor:
+        """The same with transformers' `generate`, for models that cannot be packed."""
+        parts = [self._generate_batch(model, rows[first : first + size]) for first in range(0, len(rows), size)]
+        return torch.cat([pad(part, (0, self.max_new_tokens - part.shape[1]), value=self.pad_id) for part in parts])
+
+    def _generate_batch(self, model: PreTrainedModel, rows: list[tuple[list[int], Stream]]) -> Tensor:
+        reversed_ids = pad_rows([prompt[::-1] for prompt, _ in rows], self.pad_id)
+        reversed_mask = pad_rows([[1] * len(prompt) for prompt, _ in rows], 0)
+        choose = InverseCDF(self._uniforms(rows).to(model.device), reversed_ids.shape[1])
+        with _plain_settings(model):
+            output = model.generate(
+                input_ids=reversed_ids.flip(1).to(model.device),
+                attention_mask=reversed_mask.flip(1).to(model.device),
+                # Greedy over what the last processor leaves, which is the token that was drawn.
+                do_sample=False,
+                logits_processor=LogitsProcessorList([*self._warpers(), choose]),
+                max_new_tokens=self.max_new_tokens,
+                eos_token_id=self.stop_ids,
+                pad_token_id=self.pad_id,
+                use_cache=True,
+                synced_gpus=False,
+            )
+        return output[:, reversed_ids.shape[1] :]
+
+    def _uniforms(self, rows: list[tuple[list[int], Stream]]) -> Tensor:
+        return torch.from_numpy(np.stack([np.random.default_rng(stream).random(self.max_new_tokens) for _, stream in rows]))
+
+    def _warpers(self) -> list[LogitsProcessor]:
+        temperature = [TemperatureLogitsWarper(float(self.temperature))] if self.temperature != 1 else []
+        return temperature + ([TopPLogitsWarper(self.top_p)] if self.top_p < 1 else [])
+
+
+@contextlib.contextmanager
+def _plain_settings(model: PreTrainedModel):
+    """The model's own generation settings set aside: a repetition penalty, say, would bend the distribution that is trained."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = kept

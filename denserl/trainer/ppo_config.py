@@ -1,0 +1,97 @@
+"""Options of PPO: the loop, its models, held-out rollouts."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from denserl.config import FIRST, RESUMABLE, Only, RunConfig
+from denserl.data.config import DataConfig, has_splits
+from denserl.ppo_utils.config import DenseRewardConfig, KLConfig, LossConfig
+from denserl.rewards.config import RewardModelConfig
+from denserl.rollouts.config import SamplingConfig
+from denserl.trainer.config import OptimisationConfig
+
+HELD_OUT = Only(
+    "without `eval_prompts`, or with `eval_every` 0",
+    lambda c: c.eval_prompts and c.eval_every,
+)
+
+
+@dataclass(kw_only=True)
+class PPOConfig(
+    RewardModelConfig, DenseRewardConfig, KLConfig, SamplingConfig, LossConfig, OptimisationConfig, DataConfig, RunConfig
+):
+    """PPO against a reward model, several, or a function. --reward_level sets threshold and assignment, that the normaliser."""
+
+    group: ClassVar[str] = "PPO"
+
+    model: Annotated[str, FIRST, RESUMABLE]
+    """Policy to start from, and the reference: the SFT model, folder or hub name."""
+    reward_model: Annotated[list[str] | None, FIRST, RESUMABLE] = None
+    """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
+    reward_function: list[str] | None = None
+    """module:function of (prompts, responses) -> one number each, or a list of (end character, number) each. Beside a reward
+    model, or several: all are added (docs/extending.md)."""
+    reward_weights: Annotated[
+        list[float] | None,
+        Only("with a single source of rewards", lambda c: bool(c.reward_model) + len(c.reward_function or []) > 1),
+    ] = None
+    """Weights of the sources' rewards, the reward model's first, then the functions'; default: 1 each."""
+
+    episodes: Annotated[float, Gt(0), Only("beside `iterations`", lambda c: not c.iterations)] = 1.0
+    """Passes over the prompts."""
+    iterations: Annotated[int | None, FIRST, Ge(1)] = None
+    """Stop after this many rollout batches instead."""
+    rollout_batch_size: Annotated[int, FIRST, Ge(1)] = 1024
+    """Responses sampled per iteration, all ranks together."""
+    train_batch_size: Annotated[int, FIRST, Ge(1)] = 128
+    """Responses per optimiser step, all ranks together."""
+    micro_batch_size: Annotated[int, FIRST, Ge(1), RESUMABLE] = 4
+    """Responses per forward on one rank."""
+    samples_per_prompt: Annotated[int, Ge(1)] = 1
+    """Responses sampled for each prompt."""
+    ppo_epochs: Annotated[int, Ge(1)] = 1
+    """Passes over each rollout batch."""
+    critic_init: Literal["sft", "reward_model"] = "sft"
+    """Backbone of the critic; sft gets a fresh head, reward_model (the first of an ensemble) keeps its own."""
+    freeze_actor_steps: Annotated[int, Ge(0)] = 0
+    """Optimiser steps at the start that train the critic alone."""
+    ptx_data: Annotated[list[str] | None, RESUMABLE] = None
+    """Text or demonstrations for the pretraining loss."""
+    ptx_coef: Annotated[float, Ge(0), Only("without `ptx_data`", lambda c: c.ptx_data)] = 0.05
+    """Weight of the pretraining loss."""
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the policy, saved in ema/; 0 keeps none. The paper's release uses 0.992."""
+    actor_lr: Annotated[float, FIRST, Ge(0)] = 5e-7
+    """Peak learning rate of the policy."""
+    critic_lr: Annotated[float, FIRST, Ge(0)] = 9e-6
+    """Peak learning rate of the critic."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+
+    eval_prompts: Annotated[list[str] | None, RESUMABLE] = None
+    """Held-out prompts to roll out."""
+    eval_split: Annotated[
+        str,
+        RESUMABLE,
+        Only("without a folder or hub dataset of held-out rows", lambda c: has_splits(c.eval_prompts)),
+    ] = "test"
+    """Split of eval_prompts when it is a hub dataset or a folder."""
+    eval_limit: Annotated[int, Ge(1), RESUMABLE, HELD_OUT] = 256
+    """At most this many held-out prompts."""
+    eval_every: Annotated[int, Ge(0), RESUMABLE, Only("without `eval_prompts`", lambda c: c.eval_prompts)] = 5
+    """Iterations between held-out rollouts; 0 none."""
+    true_reward: Annotated[str | None, RESUMABLE, HELD_OUT] = None
+    """module:function of (prompts, responses) -> true rewards of held-out rollouts, where they are known; only reported."""
+    gold_reward_model: Annotated[str | None, RESUMABLE, HELD_OUT] = None
+    """Reward model that only judges held-out rollouts, at the level in its config, by this run's entropies."""
+    save_every: Annotated[int, Ge(0), RESUMABLE] = 5
+    """Iterations between checkpoints; 0 none."""
+    keep_checkpoints: Annotated[int, Ge(1), RESUMABLE] = 2
+    """Checkpoints kept."""
+    samples_logged: Annotated[int, Ge(0), RESUMABLE] = 4
+    """Sample responses written per iteration."""
+
+    def reads_splits(self) -> bool:
+        return has_splits(self.data, self.ptx_data)

@@ -1,0 +1,80 @@
+"""What a PPO run goes over: its length, prompts, text for the pretraining loss."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from denserl import distributed
+from denserl.data.batching import DemonstrationCollator, ResponseBatch
+from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
+from denserl.data.order import prompt_rows
+from denserl.data.prompts import load_prompts, tokenize_prompts
+from denserl.errors import require
+from denserl.trainer.ppo_config import PPOConfig
+
+
+class Schedule(NamedTuple):
+    """How long a run is."""
+
+    iterations: int
+    steps_per_iteration: int  # optimiser steps
+
+    @property
+    def total_steps(self) -> int:
+        return self.iterations * self.steps_per_iteration
+
+
+def check_sizes(config: PPOConfig) -> None:
+    """UserError for batch sizes that do not divide."""
+    world = distributed.world_size()
+    rollout, train = ("rollout_batch_size", config.rollout_batch_size), ("train_batch_size", config.train_batch_size)
+    micro, samples = ("micro_batch_size", config.micro_batch_size), ("samples_per_prompt", config.samples_per_prompt)
+    for (larger, big), (smaller, small), factor in ((rollout, train, 1), (train, micro, world), (rollout, samples, 1)):
+        require(
+            big % (small * factor) == 0,
+            f"`{larger}` {big} is no multiple of `{smaller}` {small}" + (f" x {world} ranks" if factor > 1 else ""),
+            f"use a multiple of {small * factor}",
+        )
+
+
+def make_schedule(config: PPOConfig, prompts: int) -> Schedule:
+    """How long the run is. UserError for too few prompts."""
+    per_iteration = config.rollout_batch_size // config.samples_per_prompt
+    iterations = config.iterations or int(config.episodes * prompts / per_iteration)
+    require(
+        iterations > 0,
+        f"{prompts} prompts x {config.episodes:g} episodes fill no rollout batch of {per_iteration} prompts",
+        "give more prompts, more `episodes`, or a smaller `rollout_batch_size`",
+    )
+    return Schedule(iterations, config.ppo_epochs * config.rollout_batch_size // config.train_batch_size)
+
+
+def load_prompt_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
+    """Tokenised prompts to train on, and held-out ones or None."""
+    limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
+    prompts = tokenize_prompts(load_prompts(**config.source(), seed=config.seed), tokenizer, **limits)
+    if not config.eval_prompts:
+        return prompts, None
+    source: dict[str, Any] = {"split": config.eval_split, "limit": config.eval_limit, "on_bad_row": config.on_bad_row}
+    return prompts, tokenize_prompts(load_prompts(config.eval_prompts, **source), tokenizer, **limits)
+
+
+def load_text_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Tokenised text for the pretraining loss."""
+    rows = load_demonstrations(config.ptx_data, split=config.split, on_bad_row=config.on_bad_row, seed=config.seed)
+    length = config.max_prompt_length + config.max_new_tokens
+    return tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=config.on_bad_row)
+
+
+def text_batches(config: PPOConfig, rows: Dataset, pad_id: int) -> Callable[[int], list[ResponseBatch]]:
+    """Optimiser step -> this rank's micro-batches of an endless stream of text, in an order set by the seed."""
+    collate, size, micro = DemonstrationCollator(pad_id), config.train_batch_size, config.micro_batch_size
+
+    def batches(step: int) -> list[ResponseBatch]:
+        mine = prompt_rows(step * size, size, len(rows), config.seed)[distributed.rank() :: distributed.world_size()]
+        parts = [[rows[i] for i in mine[first : first + micro]] for first in range(0, len(mine), micro)]
+        return [ResponseBatch.of(collate(part)) for part in parts]
+
+    return batches

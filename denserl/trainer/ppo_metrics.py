@@ -1,0 +1,134 @@
+"""What PPO reports of an iteration: means over responses, sample responses with their segments, averages of steps, times."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from denserl import distributed
+from denserl.data.responses import Responses
+from denserl.ppo_utils.dense_reward import DenseRewards, weighted_sum
+from denserl.ppo_utils.experience import Experience, ScoredRollouts
+from denserl.ppo_utils.kl import approx_kl
+from denserl.trainer.ppo_rewards import Rewards
+from denserl.trainer.trackers import Trackers, write_batch
+
+# What held-out responses are worth beside the reward that is trained on, by name: a number each.
+Judged = dict[str, list[float]]
+
+
+def rollout_metrics(scored: ScoredRollouts, rewards: Rewards, judged: Judged, counted: Tensor) -> dict[str, float]:
+    """Means over the counted responses of all ranks (docs/metrics.md). counted: (N,) bool."""
+    mask, sources = scored.mask, scored.sources
+    segments, tokens = sources[0].segments, mask.sum(1)
+    per_response = {
+        "kl": torch.where(mask, approx_kl(scored.logprobs, scored.ref_logprobs), 0.0).sum(1),
+        "reward": weighted_sum([source.score for source in sources], rewards.weights),
+        "normalised_reward": weighted_sum([source.changes.sum(1) for source in sources], rewards.weights),
+        "response_length": tokens.float(),
+        "segments": segments.counts.float(),
+        "segment_length": segments.lengths.sum(1) / segments.counts.clamp(min=1),
+        "entropy": torch.where(mask, scored.entropy, 0.0).sum(1) / tokens.clamp(min=1),
+        "ended": scored.ended.float(),
+    }
+    if len(sources) > 1:
+        for paid, source in zip(rewards.sources, sources, strict=True):
+            per_response |= {f"reward/{paid.name}": source.score, f"segments/{paid.name}": source.segments.counts.float()}
+    per_response |= {key: torch.tensor(values, device=mask.device) for key, values in judged.items()}
+    totals = {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}
+    return distributed.average_over_ranks(totals, counted.sum())
+
+
+class RunLog(NamedTuple):
+    """Where a run writes: metrics, sample responses, and the batches of steps that were skipped."""
+
+    trackers: Trackers
+    tokenizer: PreTrainedTokenizerBase
+    output_dir: Path
+    samples: int  # logged of each iteration
+
+    @property
+    def skipped(self) -> Path:
+        """Folder for the batches of steps that were not applied."""
+        return self.output_dir / "skipped"
+
+    def log_samples(
+        self, name: str, step: int, responses: Responses, scored: ScoredRollouts, rewards: Rewards, judged: Judged
+    ) -> None:
+        """Rank 0's first responses with their segments, and of each its rewards and what it changed in the response's score."""
+        rows = range(min(self.samples, len(responses.texts)))
+        samples = [
+            self._sample(responses, scored, rewards, i) | {key: values[i] for key, values in judged.items()} for i in rows
+        ]
+        self.trackers.log_samples(name, step, samples)
+
+    def write_skipped(self, name: str, responses: Responses, experience: Experience, rows: Sequence[int]) -> None:
+        """This rank's share of a step that was not applied, for study: text, token ids and what the losses are made of."""
+        samples = []
+        for row in rows:
+            prompt, response = responses.prompt_ids[row], responses.response_ids[row]
+            texts = {"prompt": self.tokenizer.decode(prompt), "response": self.tokenizer.decode(response)}
+            ids = {"prompt_ids": prompt, "response_ids": response}
+            values = {name: x[row, : len(response)].tolist() for name, x in experience._asdict().items() if name != "mask"}
+            samples.append({**texts, **ids, **values})
+        write_batch(self.skipped, name, samples)
+
+    def _sample(self, responses: Responses, scored: ScoredRollouts, rewards: Rewards, i: int) -> dict:
+        first, *others = [self._segments(responses.response_ids[i], source, i) for source in scored.sources]
+        more = {paid.name: segments for paid, segments in zip(rewards.sources[1:], others, strict=True)}
+        return {
+            "prompt": self.tokenizer.decode(responses.prompt_ids[i], skip_special_tokens=True),
+            "response": responses.texts[i],
+            "ended": responses.ended[i],
+            "segments": first,
+            **({"segments_of_other_sources": more} if more else {}),
+        }
+
+    def _segments(self, ids: Sequence[int], rewards: DenseRewards, i: int) -> list[dict]:
+        count, cursor, segments = int(rewards.segments.counts[i]), 0, []
+        lengths = rewards.segments.lengths[i, :count].tolist()
+        columns = {"raw": rewards.raw, "normalised": rewards.normalised, "change": rewards.changes}
+        values = zip(*(column[i, :count].tolist() for column in columns.values()), strict=True)
+        for length, numbers in zip(lengths, values, strict=True):
+            text = self.tokenizer.decode(ids[cursor : cursor + length])
+            segments.append({"text": text} | {name: round(value, 4) for name, value in zip(columns, numbers, strict=True)})
+            cursor += length
+        return segments
+
+
+class Averages:
+    """Means of logged tensors; each name over as many values as it was given."""
+
+    def __init__(self):
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def over_ranks(self) -> dict[str, float]:
+        """The means, over all ranks too, in one reduction."""
+        sums = distributed.all_sum(torch.stack(list(self.totals.values()))) / distributed.world_size()
+        return {name: total / self.counts[name] for name, total in zip(self.totals, sums.tolist(), strict=True)}
+
+
+class Clock:
+    """Seconds of the phases of one iteration."""
+
+    def __init__(self):
+        self.last, self.seconds = time.perf_counter(), {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase], self.last = now - self.last, now
+
+    def rates(self, tokens: float) -> dict[str, float]:
+        """Response tokens per second (all ranks) of each phase, and the seconds."""
+        rates = {f"{phase}_tokens_per_second": tokens / seconds for phase, seconds in self.seconds.items()}
+        return rates | {f"{phase}_seconds": seconds for phase, seconds in self.seconds.items()}

@@ -1,0 +1,138 @@
+"""The models of a PPO run: actor and critic as DeepSpeed engines, the others frozen; what writes them at its end."""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from denserl import distributed
+from denserl.data.batching import ResponseBatch
+from denserl.models.adapters import prepare_model
+from denserl.models.loading import disable_dropout, load_policy, load_reward_model, match_embeddings, new_reward_model
+from denserl.models.scoring import token_logprob_entropy
+from denserl.rewards.sources.base import ResponseScorer
+from denserl.rewards.sources.build import Members, source_of
+from denserl.rewards.sources.reading import choose_segmenter
+from denserl.trainer.engine import (
+    deepspeed_config,
+    frozen_engine,
+    train_engine,
+    trained_parameters,
+    update_copy,
+    whole_parameters,
+)
+from denserl.trainer.ppo_config import PPOConfig
+from denserl.trainer.ppo_data import Schedule
+
+log = logging.getLogger(__name__)
+
+
+class PolicyModule(nn.Module):
+    """A language model whose forward gives log-probabilities and entropies of given tokens, so that an engine can wrap it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kw: Any) -> tuple[Tensor, Tensor | None]:
+        return token_logprob_entropy(self.model, *args, **kw)
+
+
+class Models(NamedTuple):
+    """actor and critic: DeepSpeed engines. reference: a frozen PolicyModule."""
+
+    actor: nn.Module
+    critic: nn.Module
+    reference: nn.Module
+    # The policy as it is now, an ordinary model (with its adapters, if any), for sampling and saving.
+    current_policy: Callable[[], PreTrainedModel]
+
+
+def load_models(
+    config: PPOConfig, schedule: Schedule, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str
+) -> Models:
+    """Policy, reference and critic that the config names, loaded and made ready."""
+    policy = load_policy(config.model, dtype, **config.model_source())
+    reference = load_policy(config.model, dtype, **config.model_source())
+    critic = _new_critic(config, dtype)
+    for model in (policy, reference, critic):
+        match_embeddings(model, tokenizer)
+        disable_dropout(model)
+    actor = prepare_model(policy, config, "CAUSAL_LM")
+    if config.gradient_checkpointing:
+        critic.gradient_checkpointing_enable({"use_reentrant": False})
+    trained, frozen = _engine_configs(config, dtype)
+    reference = frozen_engine(PolicyModule(reference), frozen, device)
+    whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor
+    # With adapters, the base model inside already runs them; the wrapper is needed for saving.
+    inside = actor.get_base_model() if config.lora_rank else actor
+    steps = schedule.total_steps
+    actor_steps = max(steps - config.freeze_actor_steps, 1)
+    return Models(
+        actor=train_engine(PolicyModule(inside), trained, config, lr=config.actor_lr, total_steps=actor_steps),
+        critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=steps),
+        reference=reference,
+        current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
+    )
+
+
+def freeze(members: Members | None, config: PPOConfig, device: torch.device, dtype: str) -> list[nn.Module]:
+    """Reward models made ready to be read; none without any."""
+    _, frozen = _engine_configs(config, dtype)
+    for model in members.models if members else []:
+        disable_dropout(model)
+    return [frozen_engine(model, frozen, device) for model in (members.models if members else [])]
+
+
+def gold_scorer(gold: Members, models: Sequence[nn.Module], reference: nn.Module) -> ResponseScorer:
+    """The frozen gold reward model, read as it was trained, by the reference model's entropies."""
+    segmenter = choose_segmenter(gold.each, gold.paths, gold.tokenizer)
+    source = source_of(gold, segmenter, models=models)
+    return ResponseScorer(source, segmenter, functools.partial(_entropies, reference), gold.stored.agg_func)
+
+
+def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenizerBase, average: list[Tensor]) -> None:
+    """Policy and tokenizer in the output folder, critic in critic/, the average in ema/; adapters are kept too, and merged."""
+    folder, policy = Path(config.output_dir), models.current_policy()
+
+    def write(model: PreTrainedModel, target: Path) -> None:
+        if distributed.rank() == 0:
+            if hasattr(model, "merge_and_unload"):
+                model.save_pretrained(str(target / "adapter"))
+                model = deepcopy(model).merge_and_unload()
+            model.save_pretrained(str(target))
+            tokenizer.save_pretrained(str(target))
+
+    write(policy, folder)
+    with whole_parameters(models.critic.module) as critic:
+        write(critic, folder / "critic")
+    if average:
+        # The run is over: its weights, written above, make room for their average.
+        for parameter, mean in zip(trained_parameters(policy), average, strict=True):
+            parameter.data.copy_(mean)
+        write(policy, folder / "ema")
+    distributed.barrier()
+    log.info("policy written to %s", folder)
+
+
+def _engine_configs(config: PPOConfig, dtype: str) -> tuple[dict, dict]:
+    """DeepSpeed's settings of the models that are trained, and of those that are only read."""
+    accumulation = config.train_batch_size // distributed.world_size() // config.micro_batch_size
+    trained = deepspeed_config(config, dtype, config.micro_batch_size, accumulation)
+    return trained, {**trained, "zero_optimization": {"stage": config.zero_stage}}
+
+
+def _entropies(reference: nn.Module, batch: ResponseBatch) -> Tensor:
+    return reference(*batch[:3], response_length=batch.response_mask.shape[1], shared=batch.shared)[1]
+
+
+def _new_critic(config: PPOConfig, dtype: str) -> PreTrainedModel:
+    if config.critic_init == "sft":
+        return new_reward_model(config.model, dtype, config.seed, **config.model_source())
+    return load_reward_model(config.reward_model[0], dtype, **config.model_source())

@@ -1,0 +1,237 @@
+"""What PPO pays: one source of rewards or several, each through its own segments, normaliser and assignment, added up."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerBase
+
+from denserl.data.batching import ResponseBatch
+from denserl.data.responses import Responses
+from denserl.errors import require
+from denserl.models.reward_settings import StoredSettings
+from denserl.ppo_utils.assignment import OF_SCORE, SHARE, canonical_kind
+from denserl.ppo_utils.config import assignment_kind, normalizer_kind
+from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Penalties, weighted_sum
+from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
+from denserl.rewards.aggregation import SHIFTED_WHOLE
+from denserl.rewards.sources.base import RewardSource, Scores, per_token, read_segments
+from denserl.rewards.sources.build import Members, source_of
+from denserl.rewards.sources.function import FunctionSource
+from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, require_stored
+from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, join_segments
+from denserl.trainer.ppo_config import PPOConfig
+
+
+class PaidSource(NamedTuple):
+    """A source of rewards, and how it is paid."""
+
+    name: str
+    source: RewardSource
+    segmenter: Segmenter  # where the source has no segments of its own
+    dense: DenseReward
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """All sources of a run, and the penalties that take their place."""
+
+    sources: Sequence[PaidSource]
+    penalties: Penalties
+
+    def score(self, responses: Responses, batch: ResponseBatch) -> list[Scores]:
+        """What each source says of B responses, as (B, T) values."""
+        return [per_token(paid.source(responses, batch), batch.response_mask) for paid in self.sources]
+
+    def pay(
+        self, scores: Sequence[Scores], entropy: Tensor, response_mask: Tensor, response_ids: Tensor, ended: Tensor
+    ) -> tuple[Tensor, list[DenseRewards]]:
+        """Rewards of tokens (B, T), and what each source alone comes to.
+
+        scores: of each source. entropy: (B, T) nats, of the reference model. ended: (B,) bool.
+        """
+        found = []
+        for paid, of_source in zip(self.sources, scores, strict=True):
+            segments = of_source.segments
+            if segments is None:
+                segments = paid.segmenter(entropy, response_mask, response_ids, ended)
+            found.append(paid.dense(*read_segments(of_source.values, segments, of_source.read), response_mask))
+        tokens = weighted_sum([rewards.tokens for rewards in found], self.weights)
+        return self.penalties(tokens, response_mask, ended), found
+
+    @property
+    def weights(self) -> list[float]:
+        """Of each source."""
+        return [paid.weight for paid in self.sources]
+
+    def settings(self) -> dict[str, object]:
+        """What checkpoints remember of how rewards are made, as it is resolved: the same choice may be a flag or a model's."""
+        return {
+            f"{what} of {paid.name}": value
+            for paid in self.sources
+            for what, value in (
+                ("threshold", paid.segmenter.threshold),
+                ("segmenter", paid.segmenter.name),
+                ("rewards", str(paid.dense)),
+                ("weight", paid.weight),
+            )
+        }
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """What a source says of several batches, under one another. ValueError where it reads some otherwise than others."""
+    ways = {(part.read, part.segments is None) for part in parts}
+    if len(ways) > 1:
+        raise ValueError("a source gave some batches segments and others none, or reads them differently")
+    width = max(part.values.shape[1] for part in parts)
+    values = torch.cat([pad(part.values, (0, width - part.values.shape[1])) for part in parts])
+    own = None if parts[0].segments is None else join_segments([part.segments for part in parts])
+    return Scores(values, own, parts[0].read)
+
+
+def make_rewards(
+    config: PPOConfig,
+    members: Members | None,
+    tokenizer: PreTrainedTokenizerBase,
+    models: Sequence[nn.Module],
+    decode: Callable[[list[int]], str],
+) -> Rewards:
+    """The sources that the config names: reward models as one, then each function.
+
+    members, models: the reward models, as they were loaded and as they are called (engines); None and none without any.
+
+    Raises:
+        UserError: settings do not go together, or a function cannot be had.
+    """
+    weights = config.reward_weights or [1.0] * (bool(members) + len(config.reward_function or []))
+    sources = []
+    if members is not None:
+        cut: dict[str, Any] = {
+            "level": config.reward_level,
+            "threshold": config.entropy_threshold,
+            "segmenter": config.segmenter,
+        }
+        segmenter = choose_segmenter(members.each, members.paths, tokenizer, **cut)
+        ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
+        source = source_of(members, segmenter, **ensemble, models=models)
+        dense = dense_reward_of(config, members, segmenter)
+        sources.append(PaidSource("reward_model", source, segmenter, dense))
+    for name in config.reward_function or []:
+        own = members is None
+        source = FunctionSource.named(name, "reward_function", decode)
+        sources.append(PaidSource(name, source, Segmenter(BANDIT_THRESHOLD), function_reward(config if own else None)))
+    penalties = Penalties(config.penalise_unfinished, config.penalise_longer_than, config.penalty)
+    return Rewards([paid._replace(weight=weight) for paid, weight in zip(sources, weights, strict=True)], penalties)
+
+
+def check_sources(config: PPOConfig) -> None:
+    """UserError unless something gives rewards, each has one weight, and no option is of a source that is not there."""
+    count = bool(config.reward_model) + len(config.reward_function or [])
+    require(count, "nothing gives rewards", "add `reward_model` FOLDER, or `reward_function` module:function")
+    weights = config.reward_weights
+    require(
+        weights is None or len(weights) == count,
+        f"`reward_weights` has {len(weights or [])} weights for {count} sources of rewards",
+        "give one for the reward model (or ensemble), then one for each function",
+    )
+    if config.reward_model:
+        return
+    for name in ("reward_level", "entropy_threshold", "segmenter", "read_at", "model_type", "fit_tag", "params", "length_norm"):
+        value = getattr(config, name)
+        require(not value, f"`{name}` {value} has no effect without `reward_model`", f"leave `{name}` out")
+    require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
+    require(
+        config.normalizer != "location",
+        "`normalizer` location without `reward_model`: its lines are of a reward model's segments",
+        "use scalar, with `reward_mean` and `reward_std`, or none",
+    )
+
+
+def function_reward(config: PPOConfig | None) -> DenseReward:
+    """How a function is paid: each part's number at its end, as it is, unless the config says otherwise."""
+    if config is None:
+        return DenseReward("difference_end", None, "sum")
+    moments = (config.reward_mean, config.reward_std)
+    wanted = config.normalizer == "scalar" or moments != (None, None)
+    require(
+        not wanted or None not in moments,
+        f"`normalizer` scalar of a function with `reward_mean` {moments[0]}, `reward_std` {moments[1]}",
+        "give both `reward_mean` and `reward_std`",
+    )
+    normalizer = ScalarNormalizer(*moments) if wanted and config.normalizer != "none" else None
+    return DenseReward(config.assignment or "difference_end", normalizer, config.agg_func or "sum", config.tau)
+
+
+def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
+    """The way from the reward models' scores to token rewards that the level and the overriding options ask for."""
+    threshold = segmenter.threshold
+    require(
+        not config.length_norm or threshold == 0,
+        f"`length_norm` at threshold {threshold:g}; it is defined for the token level only",
+        "add `reward_level` token, or leave `length_norm` out",
+    )
+    assignment = assignment_kind(segmenter.level, config.assignment)
+    require(
+        not config.length_norm or canonical_kind(assignment) not in (*OF_SCORE, *SHARE),
+        f"`length_norm` with `assignment` {assignment}, which pays the response's score whatever its length",
+        "leave `length_norm` out, or pay as published, `assignment` even `fit_tag` TAG",
+    )
+    agg_func = choose_aggregation(members.stored, members.paths, config.agg_func)
+    normalizer = _normalizer(config, members, segmenter, assignment, agg_func)
+    return DenseReward(assignment, normalizer, agg_func, config.tau, config.length_norm)
+
+
+def _normalizer(
+    config: PPOConfig, members: Members, segmenter: Segmenter, assignment: str, agg_func: str
+) -> LocationNormalizer | ScalarNormalizer | None:
+    kind, names = normalizer_kind(segmenter.level, assignment, config.normalizer), ", ".join(members.paths)
+    # The level is known only now where the reward model says it.
+    for needs, options in (("scalar", ("reward_mean", "reward_std")), ("location", ("fit_tag", "params"))):
+        for name in options:
+            value = getattr(config, name)
+            fix = f"leave `{name}` out, or change what it goes with"
+            require(kind == needs or value is None, f"`{name}` {value} has no effect without `normalizer` {needs}", fix)
+    if kind == "none":
+        return None
+    if kind == "scalar":
+        return _scalar(config, members.stored, names, segmenter, assignment, agg_func)
+    model_type = config.model_type or members.stored.model_type
+    require_stored("model_type", model_type, members.paths)
+    require(
+        config.fit_tag is not None,
+        "the location normaliser needs the dataset tag of its fit",
+        "add `fit_tag` TAG (as given to denserl fit-normalizer --dataset_tag), or `normalizer` none",
+    )
+    method = segmenter.name if segmenter.function else config.segment_method
+    return LocationNormalizer.load(model_type, config.fit_tag, method, agg_func, segmenter.threshold, config.params)
+
+
+def _scalar(
+    config: PPOConfig, stored: StoredSettings, names: str, segmenter: Segmenter, assignment: str, agg_func: str
+) -> ScalarNormalizer:
+    require(
+        agg_func in SHIFTED_WHOLE or assignment in OF_SCORE or segmenter.level == "bandit",
+        f"`assignment` {assignment} with the scalar normaliser: its mean and std are of whole responses' scores, and do "
+        f"not normalise single segments of the aggregation {agg_func}",
+        "use `assignment` difference_end, difference or score_last, or `normalizer` none or location",
+    )
+    given = config.reward_mean is not None and config.reward_std is not None
+    require(
+        given or agg_func == stored.agg_func,
+        f"{names}: the stored mean and std are of scores by the aggregation {stored.agg_func}; rewards are aggregated with "
+        f"{agg_func}",
+        "leave `agg_func` out, or add `reward_mean` and `reward_std`",
+    )
+    mean = config.reward_mean if config.reward_mean is not None else stored.mean
+    std = config.reward_std if config.reward_std is not None else stored.std
+    as_published = "" if segmenter.level == "bandit" else "; or pay as published, `assignment` even `fit_tag` TAG"
+    require(
+        mean is not None and std is not None and std > 0,
+        f"{names}: the scalar normaliser needs a mean and a std > 0; its config has mean {mean}, std {std}",
+        f"add `reward_mean` and `reward_std`, or train it with denserl train-rm, which stores them{as_published}",
+    )
+    return ScalarNormalizer(mean, std)

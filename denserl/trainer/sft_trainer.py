@@ -1,0 +1,79 @@
+"""Supervised fine-tuning: next-token loss on response tokens, or on all tokens of plain text."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from denserl.data.batching import DemonstrationCollator, ResponseBatch
+from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
+from denserl.models.adapters import prepare_model
+from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
+from denserl.models.scoring import token_logprob_entropy
+from denserl.trainer.config import SFTConfig
+from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
+from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
+from denserl.trainer.supervised_trainer import SupervisedTrainer
+
+log = logging.getLogger(__name__)
+
+
+class SFTTrainer(SupervisedTrainer):
+    """Next-token loss on the responses of batches that hold a ResponseBatch, averaged over response tokens."""
+
+    @classmethod
+    def from_config(cls, config: SFTConfig) -> "SFTTrainer":
+        """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together."""
+        if not config.eval_data:
+            config = dataclasses.replace(config, eval_steps=0)
+        device, dtype = start_run(config)
+        check_steps(config)
+        checkpoint = checkpoint_to_resume(config, config.output_dir)
+        tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
+
+        def rows(**source: Any) -> Dataset:
+            loaded = load_demonstrations(**source, seed=config.seed)
+            return tokenize_demonstrations(loaded, tokenizer, max_length=config.max_length, on_bad_row=config.on_bad_row)
+
+        demonstrations, held_out = rows(**config.source()), None
+        if config.eval_data:
+            held_out = rows(sources=config.eval_data, split=config.eval_split, on_bad_row=config.on_bad_row)
+        args = training_arguments(config, device, dtype)
+        settings = run_settings(config, dtype, checkpoint, models=["model"], data=demonstrations)
+        model = load_policy(config.model, dtype, **config.model_source())
+        match_embeddings(model, tokenizer)
+        return cls(
+            model=prepare_model(model, config, "CAUSAL_LM"),
+            args=args,
+            train_dataset=demonstrations,
+            eval_dataset=held_out,
+            data_collator=DemonstrationCollator(tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            eval_tokens=config.micro_batch_size * config.max_length,
+            session=Session(config, settings, checkpoint),
+        )
+
+    def run(self) -> dict[str, float]:
+        """Train, from the start or the checkpoint to go on from, and write the model into the output folder.
+
+        Returns: the evaluation metrics of the model that was written, if there are rows to evaluate it on.
+        """
+        metrics = self.session.run(self)
+        save_trained(self, self.args.output_dir)
+        steps, rows = self.state.global_step, len(self.train_dataset)
+        log.info("%s: trained for %d steps on %d rows", self.args.output_dir, steps, rows)
+        return metrics
+
+    def count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (batch["response_mask"] & batch["counted"][:, None]).sum()
+
+    def sums(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        responses = ResponseBatch.of(batch)
+        width = responses.response_mask.shape[1]
+        logprobs, _ = token_logprob_entropy(model, *responses[:3], width, shared=responses.shared, with_entropy=False)
+        return {"loss": -torch.where(batch["counted"][:, None], logprobs, 0.0).sum()}
+
+    def lengths(self, rows: Dataset) -> list[int]:
+        return [len(ids) for ids in rows["input_ids"]]

@@ -1,0 +1,131 @@
+"""The start of a run: process group, seeds, output folder, the checkpoint to go on from, what checkpoints remember."""
+
+import dataclasses
+import json
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import set_seed
+
+from denserl import distributed
+from denserl.config import Config, RunConfig, resumable_options
+from denserl.data.reference_cache import file_fingerprint, rows_fingerprint
+from denserl.errors import require
+from denserl.files import make_folder
+from denserl.models.loading import local_folder
+from denserl.terminal import quiet_libraries
+from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
+from denserl.trainer.config import OptimisationConfig
+from denserl.trainer.engine import init_distributed, pick_device
+from denserl.trainer.trackers import check_trackers
+
+log = logging.getLogger(__name__)
+
+
+def start_run(config: RunConfig) -> tuple[torch.device, str]:
+    """Process group, seeds, output folder, checks that need no data; returns device and precision, `auto` resolved."""
+    config.check()
+    warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+    warnings.filterwarnings("ignore", message=".*will be removed in v6", category=FutureWarning)
+    quiet_libraries()
+    device = pick_device(config.device)
+    if isinstance(config, OptimisationConfig):
+        check_trackers(config.report_to)
+    dtype = config.dtype if config.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
+    make_folder("output_dir", config.output_dir)
+    init_distributed(device)
+    if distributed.rank() > 0:
+        logging.getLogger().setLevel(logging.ERROR)
+    set_seed(config.seed)
+    return device, dtype
+
+
+def checkpoint_to_resume(config: OptimisationConfig, output_dir: str) -> Path | None:
+    """The newest whole checkpoint of the output folder, when resuming is asked for.
+
+    Raises:
+        UserError: there is none, or there are some and resuming was not asked for.
+    """
+    folder = Path(output_dir) / "checkpoints"
+    if not config.resume:
+        require(
+            not has_checkpoints(folder),
+            f"`output_dir` {output_dir} holds checkpoints of an earlier run",
+            "add `resume` to go on from the newest, or give another `output_dir`",
+        )
+        return None
+    newest = newest_checkpoint(folder)
+    clear_leftovers(folder)
+    if distributed.rank() == 0:
+        # What a kill left of final weights, under the name that safetensors gives a file until it is whole.
+        for left in Path(output_dir).rglob(".tmp??????"):
+            left.unlink()
+    require(newest is not None, f"`resume`: {output_dir} holds no checkpoint", "leave `resume` out to start anew")
+    log.info("going on from %s", newest)
+    return newest
+
+
+def run_settings(
+    config: Config,
+    dtype: str,
+    checkpoint: Path | None,
+    *,
+    models: Sequence[str],
+    others: dict | None = None,
+    **rows: Dataset,
+) -> dict:
+    """What checkpoints remember of a run: options, ranks, precision, fingerprints of weights and of data. Collective.
+
+    Weights and rows are compared by content instead of by path, and the precision as it is resolved.
+
+    Args:
+        checkpoint: the one to resume from, whose settings must agree with these in all but what may change (RESUMABLE).
+        models: names of the options that name a model, or several.
+        others: further settings, name -> value.
+        rows: name -> tokenised data that is trained on.
+
+    Raises:
+        UserError: a setting that must not change has changed.
+    """
+    settings = {**dataclasses.asdict(config), "ranks": distributed.world_size(), "precision": dtype, **(others or {})}
+    # How the command was called this time is no setting of the run.
+    del settings["resume"]
+    contents = None
+    if distributed.rank() == 0:
+        named = {name: settings[name] for name in models if settings[name]}
+        paths = {name: [value] if isinstance(value, str) else value for name, value in named.items()}
+        contents = {
+            f"weights of {name}": " ".join(file_fingerprint(local_folder(path), dtype)[:16] for path in paths[name])
+            for name in paths
+        }
+        contents |= {f"content of {name}": rows_fingerprint(part)[:16] for name, part in rows.items()}
+    # As JSON has it, so that it equals what is read back from a checkpoint.
+    settings = json.loads(json.dumps(settings | distributed.gather_objects(contents)[0]))
+    if checkpoint is not None:
+        saved = as_saved_now(read_state(checkpoint)["settings"])
+        check_settings(saved, settings, resumable_options(type(config)), checkpoint)
+    return settings
+
+
+def as_saved_now(settings: dict) -> dict:
+    """Settings of a checkpoint that version 0.1 wrote, as this version would have written them."""
+    one_source = re.fullmatch(
+        r"DenseReward\(threshold=(?P<threshold>[^,]+), (?P<way>.*), tau=(?P<tau>[^,]+), length_norm=(?P<length_norm>\w+), .*\)",
+        settings.get("rewards", ""),
+    )
+    if not one_source:
+        return settings
+    way = "DenseReward({way}, agg_func={agg_func!r}, tau={tau}, length_norm={length_norm})"
+    source = {
+        "threshold": float(one_source["threshold"]),
+        "segmenter": "peak",
+        "rewards": way.format(**one_source.groupdict(), agg_func=settings["agg_func"]),
+        "weight": 1.0,
+    }
+    source = {f"{what} of reward_model": value for what, value in source.items()}
+    return {name: value for name, value in settings.items() if name != "rewards"} | source

@@ -1,0 +1,121 @@
+"""A supervised training made from its config: arguments of transformers.Trainer, the run to its end, what is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+
+from denserl import distributed
+from denserl.errors import require
+from denserl.models.scoring import stock_model
+from denserl.trainer.checkpoint import read_state
+from denserl.trainer.config import SupervisedConfig
+from denserl.trainer.engine import deepspeed_config, whole_parameters
+from denserl.trainer.run_folder import OutputFolder, run_training
+from denserl.trainer.supervised_trainer import SupervisedTrainer
+from denserl.trainer.trackers import ProgressLine
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a training goes by beside its trainer: its config, what checkpoints remember, and the one it goes on from."""
+
+    config: SupervisedConfig
+    settings: dict
+    checkpoint: Path | None
+
+    def run(self, trainer: SupervisedTrainer) -> dict[str, float]:
+        """Train from the start or from the checkpoint to the end (see `run_training`).
+
+        Returns: the evaluation metrics of the weights that it ends with, computed now if they were not; none without held-out
+            rows.
+        """
+        config = self.config
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(ProgressLine)
+        folder = OutputFolder(Path(config.output_dir), self.settings, config.save_total_limit, config.keep == "best")
+        # Read now: the checkpoint may be dropped on the way.
+        then = self.settings if self.checkpoint is None else read_state(self.checkpoint)["settings"]
+        same_rows = all(then[name] == self.settings[name] for name in ("eval_data", "eval_split"))
+        run_training(trainer, folder, self.checkpoint, config.max_grad_norm, config.max_skipped_steps)
+        kept = folder.best(trainer.state) if folder.keep_best else folder.checkpoint(trainer.state.global_step)
+        for row in trainer.state.log_history[::-1]:
+            if same_rows and "eval_loss" in row and folder.checkpoint(row["step"]) == kept:
+                return row
+        return trainer.evaluate() if trainer.eval_dataset is not None else {}
+
+
+def training_arguments(config: SupervisedConfig, device: torch.device, dtype: str) -> TrainingArguments:
+    """The config (see `check_steps`) as transformers.TrainingArguments, DeepSpeed included."""
+    accumulation = config.batch_size // (config.micro_batch_size * distributed.world_size())
+    evaluates, saves = config.eval_steps > 0, config.save_steps > 0
+    engine = deepspeed_config(config, dtype, config.micro_batch_size, accumulation)
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
+        warmup_steps=config.warmup_ratio,
+        adam_beta1=config.adam_betas[0],
+        adam_beta2=config.adam_betas[1],
+        weight_decay=config.weight_decay,
+        max_grad_norm=engine["gradient_clipping"],
+        optim="adamw_torch_fused",
+        bf16=dtype == "bf16",
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if saves else "no",
+        save_steps=config.save_steps or 1,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.eval_steps or None,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        deepspeed=engine,
+    )
+
+
+def check_steps(config: SupervisedConfig) -> None:
+    """UserError for batch sizes that do not divide, or for keeping the best with checkpoints that are not evaluated."""
+    world = distributed.world_size()
+    per_forward = config.micro_batch_size * world
+    require(
+        config.batch_size % per_forward == 0,
+        f"`batch_size` {config.batch_size} is no multiple of `micro_batch_size` {config.micro_batch_size} x {world} ranks",
+        f"use a multiple of {per_forward}",
+    )
+    require(
+        config.keep == "last" or (config.save_steps and config.eval_steps and not config.save_steps % config.eval_steps),
+        f"`keep` best with `save_steps` {config.save_steps}, `eval_steps` {config.eval_steps}",
+        "let `save_steps` be a multiple of `eval_steps`, both above 0",
+    )
+
+
+def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
+    """Write the trained model and tokenizer; adapters are merged, and kept in `adapter/` with what `denserl merge` needs."""
+    if trainer.args.should_save:
+        trainer.processing_class.save_pretrained(output_dir)
+    if not hasattr(trainer.model, "merge_and_unload"):
+        trainer.save_model(output_dir)
+    else:
+        stock = stock_model(trainer.model)
+        if hasattr(stock, "score") and hasattr(stock, "lm_head"):
+            # It served an objective; where embeddings have grown, it would be saved with the adapters.
+            del stock.lm_head
+        with whole_parameters(trainer.model):
+            if trainer.args.should_save:
+                adapter = Path(output_dir) / "adapter"
+                trainer.model.save_pretrained(str(adapter))
+                trainer.processing_class.save_pretrained(str(adapter))
+                stock.config.save_pretrained(str(adapter))
+                trainer.model.merge_and_unload().save_pretrained(output_dir)
+    # A launcher ends all ranks when one fails: none may leave before everything is written.
+    distributed.barrier()

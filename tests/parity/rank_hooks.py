@@ -1,0 +1,143 @@
+"""What is called in the processes of ranks before a command, to bend it or to look into it; and work that needs no command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import tiny_models
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainingArguments
+
+from denserl import distributed
+from denserl.data.batching import DemonstrationCollator
+from denserl.segmentation import Segmenter
+from denserl.trainer.reward_trainer import RewardTrainer
+from denserl.trainer.sft_trainer import SFTTrainer
+
+
+def each(*changes: Callable[[], None]) -> None:
+    """Make several changes."""
+    for change in changes:
+        change()
+
+
+def gather_every_parameter() -> None:
+    """Let ZeRO-3 part with all parameters; by itself it keeps those of up to 100 000 numbers whole, all of a tiny model."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    DeepSpeedZeroConfig.model_fields["param_persistence_threshold"].default = 0
+    DeepSpeedZeroConfig.model_rebuild(force=True)
+
+
+def small_chunks() -> None:
+    """Logits of few positions at a time, so that ranks have different numbers of chunks."""
+    from denserl.models import logprob
+
+    logprob.LOGITS_PER_CHUNK = 320 * 3
+
+
+def uneven_responses() -> None:
+    """Responses of even numbers never end, those of odd numbers end at once: two ranks have all of one kind."""
+    from denserl.rollouts.policy import PolicySampler
+
+    sample = PolicySampler._decode
+
+    def decode(self, model, rows, size) -> Tensor:
+        tokens, odd = sample(self, model, rows, size), torch.tensor([stream[-1] % 2 == 1 for _, stream in rows])
+        tokens[torch.isin(tokens, torch.tensor(self.stop_ids))] = self.pad_id + 5
+        tokens[odd, 0] = self.stop_ids[0]
+        return tokens
+
+    PolicySampler._decode = decode
+
+
+def count_gathers(notes: Path) -> None:
+    """Note for each rollout: the longest response, parameters of the policy, weights gathered, and in how many copies."""
+    from denserl.rollouts.policy import PolicySampler
+    from denserl.trainer import ppo_models
+
+    gathers, copies = Counted(torch.distributed.all_gather_into_tensor), Counted(ppo_models.update_copy)
+    torch.distributed.all_gather_into_tensor, ppo_models.update_copy = gathers, copies
+    sample = PolicySampler.__call__
+
+    def noted(self, prompts, streams):
+        before = gathers.calls, copies.calls
+        rollouts = sample(self, prompts, streams)
+        note = {
+            "tokens": max(map(len, rollouts.responses)),
+            "gathers": gathers.calls - before[0],
+            "copies": copies.calls - before[1],
+        }
+        with open(notes.with_suffix(f".{distributed.rank()}"), "a") as file:
+            file.write(json.dumps(note) + "\n")
+        return rollouts
+
+    PolicySampler.__call__ = noted
+
+
+def keep_outputs(path: Path) -> None:
+    """Keep what each model says of a few rows right before it is written."""
+    from denserl.trainer import ppo_trainer, reward_trainer, sft_trainer
+
+    save_models, save_trained = ppo_trainer.save_models, sft_trainer.save_trained
+
+    def keep(**models) -> None:
+        found = {name: outputs(model) for name, model in models.items()}
+        if distributed.rank() == 0:
+            torch.save(found, path)
+
+    def of_trainer(trainer, output_dir: str) -> None:
+        keep(model=trainer.model)
+        save_trained(trainer, output_dir)
+
+    def of_ppo(config, models, *args) -> None:
+        keep(model=models.current_policy(), critic=models.critic.module)
+        save_models(config, models, *args)
+
+    ppo_trainer.save_models, sft_trainer.save_trained, reward_trainer.save_trained = of_ppo, of_trainer, of_trainer
+
+
+def outputs(model: torch.nn.Module) -> Tensor:
+    """The stock outputs for a few rows of unequal lengths: a classifier's score of each row, a language model's logits."""
+    ids, mask = tiny_models.padded(tiny_models.random_rows([9, 3, 14, 6], seed=8, vocabulary=300))
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return (logits if logits.ndim == 2 else logits[mask.bool()]).float()
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Callable):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **kw):
+        self.calls += 1
+        return self.function(*args, **kw)
+
+
+def evaluations(counts: list[int], folder: Path) -> list[dict[str, float]]:
+    """What both trainers report of so many rows, before any training."""
+    settings = {"use_cpu": True, "report_to": [], "remove_unused_columns": False, "output_dir": str(folder)}
+    shared = {"args": TrainingArguments(**settings), "eval_tokens": 40}
+    pairs = RewardTrainer(model=tiny_models.classifier("llama"), segmenter=Segmenter(1.0), pad_id=0, **shared)
+    text = SFTTrainer(model=tiny_models.language_model("llama"), data_collator=DemonstrationCollator(0), **shared)
+    return [trainer.evaluate(rows(count)) for count in counts for trainer, rows in ((pairs, some_pairs), (text, some_text))]
+
+
+def some_pairs(count: int) -> Dataset:
+    """Tokenised pairs of unequal lengths, with entropies on both sides of a threshold of 1."""
+    columns = {"prompt_ids": lengths(count, 5), "chosen_ids": lengths(count, 7), "rejected_ids": lengths(count, 3)}
+    entropy = {f"{side}_entropy": [[id % 3 for id in row] for row in columns[f"{side}_ids"]] for side in ("chosen", "rejected")}
+    return Dataset.from_dict({**columns, **entropy, "margin": [0.0] * count})
+
+
+def some_text(count: int) -> Dataset:
+    """Tokenised text of unequal lengths."""
+    return Dataset.from_dict({"input_ids": lengths(count, 7), "loss_start": [i % 2 for i in range(count)]})
+
+
+def lengths(count: int, step: int) -> list[list[int]]:
+    return tiny_models.random_rows([2 + step * i % 11 for i in range(count)], seed=step)

@@ -1,0 +1,187 @@
+"""Sampling: where responses end, padding, and the distribution that is sampled from."""
+
+import math
+
+import pytest
+import tiny_models
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from denserl.models.loading import load_policy
+from denserl.rollouts.base import Rollouts
+from denserl.rollouts.policy import InverseCDF, PolicySampler
+
+PAD = 0
+PROMPTS = tiny_models.random_rows([3, 7, 1, 5, 4], seed=4, vocabulary=300)
+STOPS = [2, 9]
+
+
+class Scripted:
+    """A model that answers with given tokens, padded after the end token as `generate` does; notes what it was asked."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokens: list[list[int]]):
+        self.tokens, self.asked, self.generation_config = iter(tokens), [], None
+        self.config = LlamaConfig()
+
+    def generate(self, input_ids, attention_mask, **kw):
+        self.asked.append((input_ids, attention_mask, kw))
+        answers = [next(self.tokens) for _ in input_ids]
+        return torch.cat([input_ids, torch.tensor(answers)], 1)
+
+
+def sampler(model, stop_ids=STOPS, **kw):
+    """Prompts -> Rollouts, prompt i with stream (0, i)."""
+    sample = PolicySampler(lambda: model, stop_ids, PAD, **{"max_new_tokens": 4, **kw})
+    return lambda prompts: sample(prompts, [(0, i) for i in range(len(prompts))])
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=1, max_size=6), st.integers(1, 4))
+def test_a_response_goes_up_to_its_first_end_token(answers, batch_size):
+    prompts = [[5, i] for i in range(len(answers))]
+    responses, ended = [], []
+    for answer in answers:
+        response = []
+        for token in answer:
+            response.append(token)
+            if token in STOPS:
+                break
+        responses.append(response)
+        ended.append(response[-1] in STOPS)
+    assert sampler(Scripted(answers), batch_size=batch_size)(prompts) == Rollouts(prompts, responses, ended)
+
+
+def test_no_prompts_give_no_responses():
+    assert sampler(Scripted([]))([]) == Rollouts([], [], [])
+
+
+def test_a_response_cut_off_keeps_its_own_last_token():
+    assert sampler(Scripted([[5, 6, 7, 8]]))([[3]]) == Rollouts([[3]], [[5, 6, 7, 8]], [False])
+
+
+def test_every_end_token_stops_and_is_kept():
+    found = sampler(Scripted([[5, 9, PAD, PAD], [2, PAD, PAD, PAD], [5, 6, 7, 2]]))([[3], [3], [3]])
+    assert found.responses == [[5, 9], [2], [5, 6, 7, 2]] and found.ended == [True, True, True]
+
+
+def test_a_pad_token_that_was_sampled_is_no_end():
+    assert sampler(Scripted([[5, PAD, 6, 7]]))([[3]]).responses == [[5, PAD, 6, 7]]
+
+
+def test_prompts_are_padded_on_the_left_in_batches():
+    model = Scripted([[2, 0, 0, 0]] * 3)
+    sampler(model, batch_size=2)([[3, 4, 5], [6], [7]])
+    (ids, mask, kw), (last_ids, _, _) = model.asked
+    assert ids.tolist() == [[3, 4, 5], [PAD, PAD, 6]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert last_ids.tolist() == [[7]]
+    assert kw["eos_token_id"] == STOPS and kw["max_new_tokens"] == 4
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return load_policy(str(tiny_models.save_language_model(tmp_path_factory.mktemp("policy"))), "fp32").eval()
+
+
+def greedy(model, prompt: list[int], stops: list[int], longest: int) -> list[int]:
+    """The most probable token again and again, each time on the whole unpadded row."""
+    row = list(prompt)
+    while len(row) < len(prompt) + longest and (len(row) == len(prompt) or row[-1] not in stops):
+        with torch.no_grad():
+            row.append(model(torch.tensor([row])).logits[0, -1].argmax().item())
+    return row[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_padding_does_not_change_what_is_most_probable(policy, batch_size):
+    longest = 9
+    free = [greedy(policy, prompt, [], longest) for prompt in PROMPTS]
+    # End tokens that do come: the fourth of one response, the first of another.
+    stops = [free[0][3], free[1][0]]
+    found = sampler(policy, stops, max_new_tokens=longest, top_p=1e-6, batch_size=batch_size)(PROMPTS)
+    assert found.responses == [greedy(policy, prompt, stops, longest) for prompt in PROMPTS]
+    assert found.ended == [response[-1] in stops for response in found.responses]
+    assert found.ended[:2] == [True, True]
+
+
+def test_settings_of_the_model_do_not_bend_the_distribution(tmp_path):
+    """A generation config may ship a repetition penalty (Qwen does); log-probabilities know nothing of one."""
+    model = load_policy(str(tiny_models.save_language_model(tmp_path)), "fp32").eval()
+    expected = [greedy(model, prompt, [], 9) for prompt in PROMPTS]
+    model.generation_config.repetition_penalty = 3.0
+    model.generation_config.min_new_tokens = 5
+    model.generation_config.no_repeat_ngram_size = 1
+    assert sampler(model, [model.config.vocab_size - 1], max_new_tokens=9, top_p=1e-6)(PROMPTS).responses == expected
+    # The model that is saved keeps its own settings.
+    assert model.generation_config.repetition_penalty == 3.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_samples_come_from_the_whole_tempered_distribution(policy, temperature):
+    prompt, count = PROMPTS[1], 4000
+    with torch.no_grad():
+        logprobs = torch.log_softmax(policy(torch.tensor([prompt])).logits[0, -1].double() / temperature, -1)
+    found = sampler(policy, max_new_tokens=1, temperature=temperature, batch_size=1000)([prompt] * count)
+    tokens = torch.tensor(found.responses).squeeze(1)
+    probabilities = logprobs.exp()
+    mean, square = (probabilities * logprobs).sum(), (probabilities * logprobs**2).sum()
+    error = ((square - mean**2) / count).sqrt()
+    assert abs(logprobs[tokens].mean() - mean) < 4 * error
+    # The default of `generate`, the 50 most probable alone, would miss the rest.
+    rest = 1 - probabilities.topk(50).values.sum()
+    outside = ~torch.isin(tokens, probabilities.topk(50).indices)
+    assert rest > 0.2 and abs(outside.double().mean() - rest) < 4 * (rest * (1 - rest) / count).sqrt()
+
+
+def test_a_response_depends_on_its_stream_alone(policy):
+    sample = PolicySampler(lambda: policy, STOPS, PAD, max_new_tokens=9)
+    streams = [(7, 0, i) for i in range(len(PROMPTS))]
+    together = sample(PROMPTS, streams)
+    torch.manual_seed(3)
+    for order in ([4, 2, 0, 1, 3], [3], [1, 0]):
+        some = sample([PROMPTS[i] for i in order], [streams[i] for i in order])
+        assert some.responses == [together.responses[i] for i in order]
+    assert sample(PROMPTS, [(8, 0, i) for i in range(len(PROMPTS))]).responses != together.responses
+    assert len({tuple(response) for response in sample(PROMPTS[:1] * 5, streams).responses}) > 1
+
+
+@given(st.integers(0, 2**32), st.integers(2, 12))
+def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number(seed, vocabulary):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(3, vocabulary, generator=generator)
+    scores[:, 1] = -torch.inf  # as nucleus sampling leaves a token out
+    numbers = torch.rand(3, 2, generator=generator, dtype=torch.float64)
+    numbers[0, 1] = 0.0
+    picked = InverseCDF(numbers, 5)(torch.zeros(3, 6), scores)
+    for row in range(3):
+        weights = [math.exp(x) for x in scores[row].tolist()]
+        goal, total, token = numbers[row, 1].item() * sum(weights), 0.0, -1
+        while token < 0 or total <= goal:
+            token += 1
+            total += weights[token]
+        assert (picked[row] > -torch.inf).nonzero().flatten().tolist() == [token] and weights[token] > 0
+
+
+class Small:
+    """A model whose memory holds few rows at a time, and which is not packed."""
+
+    def __init__(self, model, most: int):
+        self.model, self.most, self.device = model, most, model.device
+        self.config, self.generation_config, self.sizes = LlamaConfig(), model.generation_config, []
+
+    def generate(self, input_ids, **kw):
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return self.model.generate(input_ids=input_ids, **kw)
+
+
+def test_without_packing_and_short_of_memory_responses_are_the_same(policy, caplog):
+    expected, small = sampler(policy, max_new_tokens=6)(PROMPTS), Small(policy, 2)
+    assert sampler(small, max_new_tokens=6)(PROMPTS) == expected
+    assert small.sizes == [5, 2, 2, 1]
+    assert "out of memory with 5 rows at once; repeated with 2" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        sampler(Small(policy, 0))(PROMPTS)

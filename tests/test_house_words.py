@@ -1,0 +1,113 @@
+"""The words of the house: messages of the library name options of Python, and sources are those that a reader has."""
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from denserl.cli.main import COMMANDS
+from denserl.config import options_of
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "denserl").rglob("*.py"))
+LIBRARY = [path for path in MODULES if "cli" not in path.relative_to(ROOT / "denserl").parts]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+FLAG = re.compile(r"(?<![\w-])--[a-z]")
+# A flag is in its place in a line that a user is to type.
+COMMAND = re.compile(r"\b(?:denserl|torchrun|pip|deepspeed|python|hf) ")
+# Words in backticks that are no options: an attribute of objectives.
+NO_OPTIONS = {"reads"}
+
+on_library = pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "denserl")))
+
+
+def literals(tree: ast.AST) -> Iterator[str]:
+    """String literals but docstrings; of an f-string its fixed parts, with {} where values go."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield from (text for part in node.values if not isinstance(part, ast.Constant) for text in literals(part))
+        else:
+            yield from literals(node)
+
+
+def misplaced_flags(text: str) -> list[str]:
+    """The text from each flag on that belongs to no command in its clause."""
+    clauses = re.split(r"; |\. |\n", text)
+    return [
+        clause[found.start() :]
+        for clause in clauses
+        for found in FLAG.finditer(clause)
+        if not COMMAND.search(clause[: found.start()])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "misplaced"),
+    [
+        ("`lr` is 0; add `resume`", 0),
+        ("a -- b --- c, well--known", 0),
+        ("denserl merge --model BASE --adapter X", 0),
+        ("give another port, e.g. torchrun --master_port 29501", 0),
+        ("--lr is 0", 1),
+        ("run denserl plan; then give --lr", 1),
+        ("add (--pairs), or --limit", 2),
+    ],
+)
+def test_flags_are_told_from_commands(text, misplaced):
+    assert len(misplaced_flags(text)) == misplaced
+
+
+def test_literals_are_found_whole():
+    source = '"""Doc --x."""\nsay("a " f"b {name:>{width}} --c", {"k": "d"})\ndef f():\n    "--doc"\n    return "e"'
+    assert [text for text in literals(ast.parse(source)) if text != "{}" and text] == ["a b {} --c", ">{}", "k", "d", "e"]
+
+
+@on_library
+def test_messages_of_the_library_name_options_without_dashes(path):
+    """The command line turns `lr` into --lr (denserl.cli.options.with_flags)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [found for text in literals(tree) for found in misplaced_flags(text)] == []
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """The names of all commands' options."""
+    modules = [importlib.import_module(f"denserl.cli.{name.replace('-', '_')}") for name in COMMANDS]
+    return {option.name for module in modules for option in options_of(module.Options)}
+
+
+@on_library
+def test_words_in_backticks_in_messages_are_options(path, options):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    raised = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("UserError", "require", "NormalizerNotFound")
+    ]
+    named = {word for call in raised for text in literals(call) for word in re.findall(r"`(\w+)`", text)}
+    assert named - options <= NO_OPTIONS
+
+
+@pytest.mark.parametrize("path", [*MODULES, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_sources_are_those_that_a_reader_has(path):
+    """Papers and pages of docs/, not the notes that the code was written from."""
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"\(specs?[ ,]|\bspec (?:dense-rlhf|grm|evaluation|section)", text, re.IGNORECASE) == []
+
+
+def test_the_code_that_the_page_of_formulas_names_is_there():
+    """The third column of its table."""
+    rows = re.findall(r"^\|(.*)\|$", (ROOT / "docs/numerics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = [name for row in rows[2:] for name in re.findall(r"`([\w.]+)`", row.split(" | ")[2])]
+    assert len(named) >= len(rows) - 2
+    for name in named:
+        module, _, found = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), found), name
