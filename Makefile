@@ -14,8 +14,8 @@ test: lint
 	$(BIN)/python -m pytest -q -n logical --dist loadfile tests
 
 lint: .venv/installed
-	$(BIN)/ruff check denserl tests benchmarks
-	$(BIN)/ruff format --check denserl tests benchmarks
+	$(BIN)/ruff check denserl tests benchmarks examples
+	$(BIN)/ruff format --check denserl tests benchmarks examples
 	$(BIN)/mypy --no-error-summary
 
 # The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.

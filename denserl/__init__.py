@@ -17,9 +17,9 @@ _MOVED = {
     "rewards.rm_trainer": "denserl.trainer.reward_trainer",
     "rewards.scoring": "denserl.rewards.pair_metrics",
     "rewards.fit": "denserl.rewards.normalizer_fit",
-    "rewards.ensemble": "denserl.rewards.sources",
+    "rewards.ensemble": "denserl.rewards.sources.base and denserl.rewards.sources.reward_model",
     "trainer.supervised_run": "denserl.trainer.run_folder",
-    "trainer.rollout": "denserl.rollouts",
+    "trainer.rollout": "denserl.rollouts.base and denserl.rollouts.policy",
     "models.memory": "denserl.memory.formulas",
     "models.dry_run": "denserl.memory.meta_pass",
     "data.rows": "denserl.data.schemas",
@@ -34,6 +34,12 @@ _MOVED = {
     "evaluation.rmb": "denserl.evaluation.suites.rmb",
     "cli.common": "denserl.cli.options and denserl.cli.launch",
     "cli.recipes": "denserl.cli.paper_scripts",
+    "cli.effects": "denserl.config",
+    "cli.training": "denserl.trainer.start and denserl.trainer.supervised",
+    "cli.reward_models": "denserl.rewards.config and denserl.rewards.sources.build",
+    "cli.stages": "denserl.cli.pipeline",
+    "cli.shortages": "denserl.cli.resource_errors",
+    "cli.phases": "denserl.memory.phases",
 }
 
 

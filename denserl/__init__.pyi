@@ -15,6 +15,7 @@ from .ppo_utils.advantages import gae as gae
 from .ppo_utils.advantages import whiten as whiten
 from .ppo_utils.assignment import assign_rewards as assign_rewards
 from .ppo_utils.assignment import score_changes as score_changes
+from .ppo_utils.dense_reward import DenseReward as DenseReward
 from .ppo_utils.kl import approx_kl as approx_kl
 from .ppo_utils.losses import policy_loss as policy_loss
 from .ppo_utils.losses import value_loss as value_loss
@@ -39,6 +40,7 @@ from .segmentation import segment_by_entropy as segment_by_entropy
 from .segmentation import segment_scores as segment_scores
 from .trainer.config import SFTConfig as SFTConfig
 from .trainer.ppo_config import PPOConfig as PPOConfig
+from .trainer.ppo_rewards import PaidSource as PaidSource
 from .trainer.ppo_trainer import PPOTrainer as PPOTrainer
 from .trainer.reward_config import RewardConfig as RewardConfig
 from .trainer.reward_trainer import RewardTrainer as RewardTrainer

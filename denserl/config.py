@@ -10,7 +10,9 @@ In messages a name in backticks, as in `lr`, is an option; the command line show
 """
 
 import dataclasses
+import functools
 import math
+import os
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types
 from annotated_types import Ge, Gt, Interval, Le
+from pydantic import TypeAdapter, ValidationError
 
 from denserl.errors import UserError
 
@@ -54,9 +57,7 @@ class Config:
 
     def __post_init__(self):
         for option in options_of(type(self)):
-            value = getattr(self, option.name)
-            if is_list(option.type) and not isinstance(value, (list, tuple, type(None))):
-                setattr(self, option.name, [str(value)])
+            setattr(self, option.name, _as_typed(option, getattr(self, option.name)))
 
     def check(self) -> None:
         """UserError for a value that is not among the choices or out of bounds, and for an option that would be ignored."""
@@ -121,6 +122,28 @@ def bounds_in_words(marks: tuple) -> str:
     """`at least 0 and below 1`, of the bounds among an option's marks; empty where there are none."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in _limits(marks))
+
+
+def _as_typed(option: Option, value: Any) -> Any:
+    """The value as the option's type has it: paths as text, one text as a list. UserError for one of another type."""
+    if is_list(option.type) and not isinstance(value, (list, tuple, type(None))):
+        value = [value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, (list, tuple)):
+        value = type(value)(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)
+    if any(_choices(option.type)):
+        return value  # which choices there are is said by `check`
+    try:
+        return _adapter(option.type).validate_python(value)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(f"`{option.name}` is {value!r}: {wrong['msg']}", f"correct `{option.name}`") from error
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
 
 
 def _check_value(option: Option, value: Any) -> None:

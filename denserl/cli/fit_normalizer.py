@@ -4,7 +4,7 @@ import datetime
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -35,6 +35,8 @@ class Options(RewardModelConfig, ReadConfig, ScoredPairsConfig, DataConfig, RunC
     """Name of the model family in param.json; default: the one in the reward model's config."""
     sft_model: str | None = None
     """Model whose entropies cut the responses; default: the one in the reward model's config."""
+    segment_method: Literal["peak"] = "peak"
+    """How responses are cut."""
     agg_func: Aggregation | None = None
     """How segment scores make the score of a response, a key of param.json; default: the one in the reward model's config."""
     params: Annotated[str | None, FIRST] = None
@@ -64,7 +66,7 @@ def run(options: Options) -> dict[str, Any]:
         model.to(device)
     tokenizer = members.tokenizer
     segmenter, model_type, sft_model, agg_func = _read_as(options, members)
-    source = source_of(members, segmenter, how=options.ensemble, weight=options.ensemble_weight)
+    source = source_of(members, segmenter, how=options.ensemble, weight=options.ensemble_weight, read_at=options.read_at)
     pairs = load_preferences(**options.source(), seed=options.seed)
     if options.pairs < len(pairs):
         pairs = pairs.shuffle(seed=options.seed).select(range(options.pairs))

@@ -3,7 +3,6 @@
 Row shapes are in schemas.py, reading and blending in readers.py, the chat template in chat.py.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from denserl.data.chat import encode_pair
 from denserl.data.published import check_pairs
 from denserl.data.readers import build_dataset, load_rows, map_rows
-from denserl.data.schemas import RATING_KEYS, BadRow, as_preference
+from denserl.data.schemas import RATING_KEYS, BadRow, as_labels, as_preference
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,14 +35,20 @@ def load_preferences(
     seed: int = 0,
     every: int = 1,
     rating_keys: Sequence[tuple[str, str]] = RATING_KEYS,
+    labels: Sequence[str] = (),
 ) -> datasets.Dataset:
-    """Pairs: columns prompt (messages), chosen, rejected (text), margin (rating difference, 0 without), place.
+    """Pairs: columns prompt (messages), chosen, rejected (text), margin (rating difference, 0 without), labels, place.
+
+    labels: keys of numbers that the rows hold beside the pair; a row without them is bad.
 
     Sources are blended as in `readers.blend`, `every` as in `readers.load_rows`. UserError on bad rows, unless `on_bad_row`
     is "skip", and for a published set (published.py) of another size than it should have.
     """
-    convert = functools.partial(as_preference, rating_keys=rating_keys)
-    features = {"prompt": MESSAGES, "chosen": TEXT, "rejected": TEXT, "margin": MARGIN}
+    features = {"prompt": MESSAGES, "chosen": TEXT, "rejected": TEXT, "margin": MARGIN, **dict.fromkeys(labels, MARGIN)}
+
+    def convert(row: Any) -> dict:
+        return as_preference(row, rating_keys) | as_labels(row, labels)
+
     order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
     return load_rows(sources, convert, features, on_bad_row=on_bad_row, check_size=check_pairs, **order)
 
@@ -56,7 +61,7 @@ def tokenize_preferences(
     max_prompt_length: int,
     on_bad_row: str = "stop",
 ) -> datasets.Dataset:
-    """Pairs as ids: prompt_ids, chosen_ids, rejected_ids (end of turn included) and margin, cut as in chat.truncate_pair.
+    """Pairs as ids: prompt_ids, chosen_ids, rejected_ids (end of turn included), margin, labels, cut as in chat.truncate_pair.
 
     Bad rows: the template refuses the messages, or truncation leaves no content or no difference. UserError when
     `max_prompt_length` leaves a response no room for content.
@@ -72,9 +77,12 @@ def tokenize_preferences(
         prompt, (chosen, rejected) = encode_pair(tokenizer, row["prompt"], pair, max_length, max_prompt_length)
         if chosen == rejected:
             raise BadRow("chosen and rejected have the same tokens, at least after truncation")
-        yield {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "margin": row["margin"]}
+        own = {name: row[name] for name in labels}
+        yield {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, **own}
 
-    features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "margin": MARGIN})
+    # Beside the margin, numbers that objectives ask for.
+    labels = [name for name in dataset.column_names if dataset.features[name] == MARGIN]
+    features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(labels, MARGIN)})
     return map_rows(dataset, encode, features, on_bad_row)
 
 

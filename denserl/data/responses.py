@@ -32,6 +32,12 @@ class Responses(NamedTuple):
         return pad_responses(self.prompt_ids, self.response_ids, pad_id).to(device)
 
 
+def of_ids(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], ended: Sequence[bool]) -> Responses:
+    """The record for a source that reads token ids alone, as reward models do: without messages, and without texts."""
+    count = len(response_ids)
+    return Responses([[]] * count, [""] * count, prompt_ids, response_ids, ended)
+
+
 class Encoded(NamedTuple):
     """One response as token ids."""
 

@@ -48,6 +48,11 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
     return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row, rating_keys)}
 
 
+def as_labels(row: Any, names: Sequence[str]) -> dict[str, float]:
+    """The numbers that a row holds under the names. BadRow where one is missing or no number."""
+    return {name: _rating(row.get(name), name) for name in names}
+
+
 def as_prompt(row: Any) -> dict:
     """{prompt} of a row that has `prompt`, `conversations`, `instruction` or `messages`, or is a preference row."""
     if _given(row, "conv_A"):

@@ -7,12 +7,12 @@ from annotated_types import Ge, Gt, Interval
 
 from denserl.config import FIRST
 from denserl.data.config import DataConfig
-from denserl.rewards.config import RewardModelConfig, ScoringConfig
+from denserl.rewards.config import ReadConfig, RewardModelConfig, ScoringConfig
 from denserl.rollouts.config import SamplingConfig
 
 
 @dataclass(kw_only=True)
-class BestOfNConfig(SamplingConfig, RewardModelConfig, ScoringConfig, DataConfig):
+class BestOfNConfig(SamplingConfig, RewardModelConfig, ReadConfig, ScoringConfig, DataConfig):
     """Sample responses to prompts, choose the best of n by a proxy reward, and see what they are worth, for every n at once."""
 
     group: ClassVar[str] = "sampling"

@@ -17,7 +17,11 @@ from denserl.evaluation.config import BestOfNConfig
 from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
 from denserl.evaluation.scorers import RewardScorer
 from denserl.files import make_folder
+from denserl.models.folders import read_settings
 from denserl.models.loading import load_policy, load_tokenizer, local_folder, match_embeddings
+from denserl.models.reward_settings import settings_in
+from denserl.rewards.config import ReadConfig
+from denserl.rewards.sources.reading import check_trusted
 from denserl.rollouts.policy import PolicySampler
 
 log = logging.getLogger(__name__)
@@ -27,10 +31,13 @@ BATCHES_AT_ONCE = 4
 
 
 def check_models(config: BestOfNConfig) -> None:
-    """UserError for a reward model that is not there, so that this is known before the sampling and not after it."""
+    """UserError for a reward model that is not there, or names code that the user has not, before the sampling."""
     require(config.reward_model, "`reward_model` names no model", "give one folder or hub name, or several")
-    for path in [*config.reward_model, *([config.gold_reward_model] if config.gold_reward_model else [])]:
-        local_folder(path)
+    golds = [config.gold_reward_model] if config.gold_reward_model else []
+    for path in [*config.reward_model, *golds]:
+        settings = settings_in(read_settings(local_folder(path) / "config.json"), path)
+        if path in golds or config.segmenter is None:
+            check_trusted([settings], [path], [config.segmenter])
 
 
 def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sample]:
@@ -96,9 +103,19 @@ def as_responses(samples: list[Sample]) -> Responses:
     return Responses(*zip(*((s.prompt, s.response, s.prompt_ids, s.response_ids, s.ended) for s in samples), strict=True))
 
 
-def scores_of(models: list[str], config: BestOfNConfig, device: torch.device, dtype: str, samples: list[Sample]) -> np.ndarray:
-    """(n,) scores by reward models, which are let go of afterwards. UserError for what their chat template refuses."""
-    scorer = RewardScorer.from_config(models, config, device, dtype)
+def scores_of(
+    models: list[str],
+    config: BestOfNConfig,
+    device: torch.device,
+    dtype: str,
+    samples: list[Sample],
+    read: ReadConfig | None = None,
+) -> np.ndarray:
+    """(n,) scores by reward models, which are let go of afterwards. UserError for what their chat template refuses.
+
+    read: how they are read, where another way is asked for than the one that is stored with them.
+    """
+    scorer = RewardScorer.from_config(models, config, device, dtype, read=read, trusted=[config.segmenter])
     try:
         return scorer.of_responses(as_responses(samples), policy_tokenizer(config))
     except BadRow as error:

@@ -17,7 +17,7 @@ from denserl import distributed
 from denserl.config import ModelSourceConfig
 from denserl.data.batching import map_rows_in_batches
 from denserl.data.chat import encode_prompt
-from denserl.data.responses import Encoded, Messages, Responses, encode, fit_length
+from denserl.data.responses import Encoded, Messages, Responses, encode, fit_length, of_ids
 from denserl.errors import UserError, require
 from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
 from denserl.models.scoring import response_entropies
@@ -83,6 +83,7 @@ class RewardScorer:
             tokens per batch.
         sft_model: whose entropies cut the responses; default: what the models' configs say.
         read: what is to be read otherwise than the models' configs say.
+        trusted: names of segmenters that may run because a model names them.
         source: how models are loaded.
 
     Raises:
@@ -101,6 +102,7 @@ class RewardScorer:
         score_tokens: int = 16384,
         sft_model: str | None = None,
         read: ReadConfig | None = None,
+        trusted: Sequence[str | None] = (),
         source: ModelSourceConfig | None = None,
     ):
         require(
@@ -114,7 +116,7 @@ class RewardScorer:
         self.paths, self.tokenizer, self._read = members.paths, members.tokenizer, read
         for model in members.models:
             model.to(device)
-        cut: dict[str, Any] = {"threshold": read.entropy_threshold, "segmenter": read.segmenter}
+        cut: dict[str, Any] = {"threshold": read.entropy_threshold, "segmenter": read.segmenter, "trusted": trusted}
         self.segmenter = choose_segmenter(members.each, members.paths, self.tokenizer, **cut)
         self.sft_model = _sft_model(sft_model, members.stored.sft_model, self.segmenter.level, self.paths)
         sft = [self._entropy_model(self.sft_model, dtype, source)] if self.sft_model is not None else []
@@ -175,11 +177,13 @@ class RewardScorer:
         # Equal answers are scored once: in two batches their scores could differ by rounding, and would not tie.
         first: dict[tuple, int] = {}
         place = [first.setdefault((tuple(row.prompt_ids), tuple(row.response_ids), row.ended), len(first)) for row in encoded]
-        prompts, responses, ended = zip(*first, strict=True)
-        texts = [""] * len(first)  # a reward model reads ids alone
-        records = Responses([[]] * len(first), texts, prompts, responses, ended)
+        records = of_ids(*zip(*first, strict=True))
         mine = map_rows_in_batches(
-            prompts, responses, lambda rows: self._of_rows(records.rows(rows)), self.score_tokens, "scores"
+            records.prompt_ids,
+            records.response_ids,
+            lambda rows: self._of_rows(records.rows(rows)),
+            self.score_tokens,
+            "scores",
         )
         found = {row: float(values[0]) for row, values in mine.items()}
         merged = {row: score for share in distributed.gather_objects(found) for row, score in share.items()}

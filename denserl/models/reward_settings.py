@@ -3,6 +3,7 @@
 train-rm writes it into config.json; training, evaluation, best-of-n and the fit read it here.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,8 @@ from denserl.models.folders import wrong_setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+log = logging.getLogger(__name__)
 
 READ_AT = ("end_of_turn", "last_token")
 KEY = "segment_reward"
@@ -37,7 +40,11 @@ def store_settings(config: "PreTrainedConfig", **settings: Any) -> None:
 
 def stored_settings(config: "PreTrainedConfig", path: str) -> StoredSettings:
     """The settings in the config of the reward model at `path`. UserError for one of another type than it should be."""
-    values = config.to_dict()
+    return settings_in(config.to_dict(), path)
+
+
+def settings_in(values: dict[str, Any], path: str) -> StoredSettings:
+    """`stored_settings` of what a config.json holds."""
     nested = values.get(KEY) or {}
     if not isinstance(nested, dict):
         raise wrong_setting(path, KEY, nested, "an object")
@@ -49,6 +56,8 @@ def stored_settings(config: "PreTrainedConfig", path: str) -> StoredSettings:
         value = values.get(name)
         if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
             raise wrong_setting(path, name, value, "a finite number")
+    if (values.get("entropy_threshold") or 0) < 0:
+        raise wrong_setting(path, "entropy_threshold", values["entropy_threshold"], "a number of nats >= 0")
     if values.get("read_at") not in (*READ_AT, None):
         raise wrong_setting(path, "read_at", values["read_at"], f"one of {', '.join(READ_AT)}")
     return StoredSettings(*map(values.get, StoredSettings._fields))
@@ -64,9 +73,12 @@ def read_place(each: Sequence[StoredSettings], paths: Sequence[str], given: str 
     Raises:
         UserError: the models are read at different places.
     """
-    if given is not None:
-        return given
     found = [s.read_at or ("last_token" if s.entropy_threshold is None else "end_of_turn") for s in each]
+    if given is not None:
+        for path, place in zip(paths, found, strict=True):
+            if place != given:
+                log.warning("%s: to be read at %s by its config; read at %s", path, place, given)
+        return given
     if len(set(found)) > 1:
         shown = ", ".join(f"{path}: {place}" for path, place in zip(paths, found, strict=True))
         raise UserError(f"the reward models are read at different places ({shown})", "choose one with `read_at`")

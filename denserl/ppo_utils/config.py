@@ -62,6 +62,8 @@ class DenseRewardConfig(ReadConfig):
     stored with the reward model; one without any, or a function, gives what it gives: a number a response is bandit."""
     entropy_threshold: Annotated[float | None, FIRST, Ge(0), RESUMABLE] = None
     """Entropy (nats) above which a token opens a segment; default: that of the level, or stored with the reward model."""
+    segment_method: Literal["peak"] = "peak"
+    """How responses are cut."""
     agg_func: Annotated[Aggregation | None, RESUMABLE] = None
     """How segment rewards make the score of a response; default: as is stored with the reward model."""
     assignment: Assignment | None = None
@@ -139,6 +141,6 @@ class LossConfig(Config):
     policy_clip: Annotated[float, Gt(0)] = 0.2
     """Clip range of the ratio."""
     value_clip: Annotated[float | None, Gt(0)] = None
-    """Clip range of values; default 0.25, bandit 0.2."""
+    """Clip range of values; default 0.25, of a bandit reward model 0.2."""
     average: Literal["sequence", "token_mean"] = "sequence"
     """Average losses over each response then over responses, or over all tokens."""

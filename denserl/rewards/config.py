@@ -48,10 +48,9 @@ class ReadConfig(Config):
 
     entropy_threshold: Annotated[float | None, FIRST, Ge(0)] = None
     """Entropy (nats) above which a token opens a new segment; default: the one that is stored with the reward model."""
-    segment_method: Literal["peak"] = "peak"
-    """How responses are cut."""
     segmenter: str | None = None
-    """module:function of (tokens, entropies) -> numbers of the tokens that open a segment, in place of entropy peaks."""
+    """module:function of (tokens, entropies) -> numbers of the tokens that open a segment, in place of entropy peaks; peak:
+    those, for a reward model that was trained with a function."""
     read_at: ReadAt | None = None
     """Where the one score of a response is read: at its end-of-turn token, as denserl trains, or at the last token that the
     chat template writes, as stock classifiers are. Default: as is stored with the reward model, else last_token."""

@@ -13,7 +13,7 @@ from denserl.data.batching import map_rows_in_batches, pad_rows
 from denserl.data.config import ScoredPairsConfig
 from denserl.data.preferences import tokenize_preferences
 from denserl.data.reference_cache import SIDES, add_entropies, file_fingerprint
-from denserl.data.responses import Responses
+from denserl.data.responses import of_ids
 from denserl.files import make_folder
 from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.scoring import response_logprobs_entropies
@@ -73,9 +73,9 @@ def segment_rewards(
     mine: dict[int, np.ndarray] = {}
 
     def read(rows: list[int]) -> torch.Tensor:
-        texts = tokenizer.batch_decode([responses[i] for i in rows], skip_special_tokens=True)
-        own = [prompts[i] for i in rows], [responses[i] for i in rows]
-        record = Responses([[]] * len(rows), texts, *own, [True] * len(rows))
+        # Tokenised pairs hold no messages any more.
+        record = of_ids([prompts[i] for i in rows], [responses[i] for i in rows], [True] * len(rows))
+        record = record._replace(texts=tokenizer.batch_decode(record.response_ids, skip_special_tokens=True))
         batch = record.padded(tokenizer.pad_token_id, device)
         scores = per_token(source(record, batch), batch.response_mask)
         segments = scores.segments

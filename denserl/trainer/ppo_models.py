@@ -90,9 +90,14 @@ def freeze(members: Members | None, config: PPOConfig, device: torch.device, dty
     return [frozen_engine(model, frozen, device) for model in (members.models if members else [])]
 
 
-def gold_scorer(gold: Members, models: Sequence[nn.Module], reference: nn.Module) -> ResponseScorer:
-    """The frozen gold reward model, read as it was trained, by the reference model's entropies."""
-    segmenter = choose_segmenter(gold.each, gold.paths, gold.tokenizer)
+def gold_scorer(
+    gold: Members, models: Sequence[nn.Module], reference: nn.Module, trusted: Sequence[str | None] = ()
+) -> ResponseScorer:
+    """The frozen gold reward model, read as it was trained, by the reference model's entropies.
+
+    trusted: see `choose_segmenter`.
+    """
+    segmenter = choose_segmenter(gold.each, gold.paths, gold.tokenizer, trusted=trusted)
     source = source_of(gold, segmenter, models=models)
     return ResponseScorer(source, segmenter, functools.partial(_entropies, reference), gold.stored.agg_func)
 

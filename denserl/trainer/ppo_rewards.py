@@ -13,6 +13,7 @@ from denserl.data.batching import ResponseBatch
 from denserl.data.responses import Responses
 from denserl.errors import require
 from denserl.models.reward_settings import StoredSettings
+from denserl.plugins import load_named
 from denserl.ppo_utils.assignment import OF_SCORE, SHARE, canonical_kind
 from denserl.ppo_utils.config import assignment_kind, normalizer_kind
 from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Penalties, weighted_sum
@@ -99,8 +100,9 @@ def make_rewards(
     tokenizer: PreTrainedTokenizerBase,
     models: Sequence[nn.Module],
     decode: Callable[[list[int]], str],
+    others: Sequence[PaidSource] = (),
 ) -> Rewards:
-    """The sources that the config names: reward models as one, then each function.
+    """The sources that the config names: reward models as one, then each function; and others, with weights of their own.
 
     members, models: the reward models, as they were loaded and as they are called (engines); None and none without any.
 
@@ -125,13 +127,20 @@ def make_rewards(
         source = FunctionSource.named(name, "reward_function", decode)
         sources.append(PaidSource(name, source, Segmenter(BANDIT_THRESHOLD), function_reward(config if own else None)))
     penalties = Penalties(config.penalise_unfinished, config.penalise_longer_than, config.penalty)
-    return Rewards([paid._replace(weight=weight) for paid, weight in zip(sources, weights, strict=True)], penalties)
+    weighed = [paid._replace(weight=weight) for paid, weight in zip(sources, weights, strict=True)]
+    return Rewards([*weighed, *others], penalties)
 
 
-def check_sources(config: PPOConfig) -> None:
+def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     """UserError unless something gives rewards, each has one weight, and no option is of a source that is not there."""
-    count = bool(config.reward_model) + len(config.reward_function or [])
-    require(count, "nothing gives rewards", "add `reward_model` FOLDER, or `reward_function` module:function")
+    functions = config.reward_function or []
+    for name in functions:
+        load_named(name, "reward_function")  # a wrong name is known before models are loaded
+    names = [*(["reward_model"] if config.reward_model else []), *functions, *(paid.name for paid in others)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(twice is None, f"{twice} is given twice as a source of rewards", "give it once, with the sum of the weights")
+    count = bool(config.reward_model) + len(functions)
+    require(names, "nothing gives rewards", "add `reward_model` FOLDER, or `reward_function` module:function")
     weights = config.reward_weights
     require(
         weights is None or len(weights) == count,
@@ -142,7 +151,7 @@ def check_sources(config: PPOConfig) -> None:
         return
     for name in ("reward_level", "entropy_threshold", "segmenter", "read_at", "model_type", "fit_tag", "params", "length_norm"):
         value = getattr(config, name)
-        require(not value, f"`{name}` {value} has no effect without `reward_model`", f"leave `{name}` out")
+        require(value in (None, False), f"`{name}` {value} has no effect without `reward_model`", f"leave `{name}` out")
     require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
     require(
         config.normalizer != "location",

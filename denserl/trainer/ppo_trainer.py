@@ -4,7 +4,7 @@ What it is made of (models, sources of rewards, metrics) is in the files ppo_*.p
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import Schedule, check_sizes, load_prompt_rows, load_text_rows, make_schedule, text_batches
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
 from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models, save_models
-from denserl.trainer.ppo_rewards import Rewards, check_sources, join_scores, make_rewards
+from denserl.trainer.ppo_rewards import PaidSource, Rewards, check_sources, join_scores, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
 from denserl.trainer.stopping import StopRequest
 from denserl.trainer.trackers import Trackers, not_finite
@@ -95,14 +95,23 @@ class PPOTrainer:
         self._train_mode(False)
 
     @classmethod
-    def from_config(cls, config: PPOConfig) -> "PPOTrainer":
-        """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together."""
+    def from_config(
+        cls,
+        config: PPOConfig,
+        sources: Sequence[PaidSource] = (),
+        sampler: Callable[..., Sampler] = PolicySampler.from_config,
+    ) -> "PPOTrainer":
+        """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together.
+
+        sources: of rewards, beside those that the config names. sampler: (config, function that returns the policy as it is
+            now, tokenizer) -> Sampler.
+        """
         require(
             config.lora_dropout == 0,
             f"`lora_dropout` {config.lora_dropout:g}: old and new log-probabilities must be of the same policy",
             "leave `lora_dropout` at 0 in PPO",
         )
-        check_sources(config)
+        check_sources(config, sources)
         device, dtype = start_run(config)
         check_sizes(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
@@ -114,7 +123,7 @@ class PPOTrainer:
         true_reward = FunctionSource.named(config.true_reward, "true_reward", decode) if config.true_reward else None
         members = load_members(config.reward_model, dtype, config, tokenizer) if config.reward_model else None
         gold = load_members([config.gold_reward_model], dtype, config, tokenizer) if config.gold_reward_model else None
-        rewards = make_rewards(config, members, tokenizer, freeze(members, config, device, dtype), decode)
+        rewards = make_rewards(config, members, tokenizer, freeze(members, config, device, dtype), decode, sources)
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
@@ -128,7 +137,7 @@ class PPOTrainer:
             schedule,
             models,
             rewards,
-            PolicySampler.from_config(config, models.current_policy, tokenizer),
+            sampler(config, models.current_policy, tokenizer),
             RunLog(trackers, tokenizer, folder, config.samples_logged),
             tokenizer=tokenizer,
             prompts=prompts,
@@ -136,7 +145,7 @@ class PPOTrainer:
             device=device,
             ptx_batches=text_batches(config, text["ptx"], tokenizer.pad_token_id) if text else None,
             true_reward=true_reward,
-            gold=gold_scorer(gold, freeze(gold, config, device, dtype), models.reference) if gold else None,
+            gold=gold and gold_scorer(gold, freeze(gold, config, device, dtype), models.reference, [config.segmenter]),
             settings=settings,
         )
         if checkpoint is not None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl.data.batching import ResponseBatch, pad_responses, pad_rows, response_slots
 from denserl.data.preferences import flip_labels, load_preferences
 from denserl.data.reference_cache import SIDES
-from denserl.errors import require
+from denserl.errors import UserError, require
 from denserl.models.adapters import prepare_model
 from denserl.models.heads import Head
 from denserl.models.loading import attach_lm_head, freeze_trunk, load_tokenizer, match_embeddings, new_reward_model
@@ -29,6 +29,7 @@ from denserl.rewards.objectives import (
     Objective,
     PositiveRegularizer,
     TextRegularizer,
+    all_labels,
     all_reads,
     named_objective,
     total_losses,
@@ -105,21 +106,27 @@ class RewardTrainer(SupervisedTrainer):
         collator = GroupCollator(pad_id, candidates, labels, with_reference="ref_logps" in self.reads)
         super().__init__(data_collator=collator, **kw)
         self.segmenter, self.agg_func, self.objectives = segmenter, agg_func, objectives
-        self.candidates, self.label_names_read = candidates, labels
+        self.candidates, self.labels_read = candidates, labels
+        # The names of the objectives' metrics, which every batch must have: they are added up in one reduction.
+        self.objective_metrics: tuple[str, ...] = ()
 
     @classmethod
-    def from_config(cls, config: RewardConfig) -> "RewardTrainer":
-        """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together."""
+    def from_config(cls, config: RewardConfig, objectives: Sequence[Objective] = ()) -> "RewardTrainer":
+        """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together.
+
+        objectives: more of them, beside those that the config names.
+        """
         device, dtype = start_run(config)
         check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer)
-        objectives = make_objectives(config)
-        pairs, held_out = pairs_of(config, tokenizer, device, dtype)
+        objectives = [*make_objectives(config), *objectives]
+        labels = all_labels(objectives)
+        pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
         args = training_arguments(config, device, dtype)
         # What the reference model says follows from weights and ids.
-        ids = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name == "margin"])
+        ids = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in labels])
         settings = run_settings(config, dtype, checkpoint, models=["model"], data=ids)
         model = make_model(config, tokenizer, dtype, segmenter, objectives)
         return cls(
@@ -131,6 +138,7 @@ class RewardTrainer(SupervisedTrainer):
             segmenter=segmenter,
             agg_func=config.agg_func,
             objectives=objectives,
+            labels=labels,
             eval_tokens=config.score_tokens,
             pad_id=tokenizer.pad_token_id,
             session=Session(config, settings, checkpoint),
@@ -160,6 +168,11 @@ class RewardTrainer(SupervisedTrainer):
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         groups = self.groups(model, batch)
         losses, found = total_losses(self.objectives, groups)
+        self.objective_metrics = self.objective_metrics or tuple(found)
+        if tuple(found) != self.objective_metrics:
+            before, now = ", ".join(self.objective_metrics), ", ".join(found)
+            changed = f"the objectives returned the metrics {now} of a batch, and {before} of the one before"
+            raise UserError(changed, "let each return the same ones of every batch", one_rank=True)
         counted = groups.counted.double()
         return {
             "loss": torch.where(groups.counted, losses, 0.0).sum(),
@@ -203,7 +216,7 @@ class RewardTrainer(SupervisedTrainer):
         return Groups(
             by_group(scores),
             counted=batch["counted"],
-            labels={name: batch[name] for name in self.label_names_read},
+            labels={name: batch[name] for name in self.labels_read},
             lengths=by_group(mask.sum(1)),
             token_scores=token_scores,
             segments=segments,
@@ -256,14 +269,15 @@ def make_model(
 
 
 def pairs_of(
-    config: RewardConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str
+    config: RewardConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str, labels: Sequence[str]
 ) -> tuple[Dataset, Dataset]:
-    """Training and evaluation pairs, tokenised, with what the reference model says of them."""
+    """Training and evaluation pairs, tokenised, with their labels and what the reference model says of them."""
+    own: dict[str, Any] = {"labels": [name for name in labels if name != "margin"]}
     if config.eval_data:
-        train = load_preferences(**config.source(), seed=config.seed)
-        held_out = load_preferences(config.eval_data, split=config.eval_split, on_bad_row=config.on_bad_row)
+        train = load_preferences(**config.source(), seed=config.seed, **own)
+        held_out = load_preferences(config.eval_data, split=config.eval_split, on_bad_row=config.on_bad_row, **own)
     else:
-        parts = load_preferences(**config.source(), seed=config.seed)
+        parts = load_preferences(**config.source(), seed=config.seed, **own)
         size = min(config.eval_size, len(parts) // 10)
         require(size > 0, f"{len(parts)} pairs are too few to split some off for evaluation", "give `eval_data`")
         parts = parts.train_test_split(test_size=size, seed=config.seed)

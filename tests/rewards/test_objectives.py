@@ -30,6 +30,8 @@ from denserl.rewards.objectives import (
     total_losses,
     wins,
 )
+from denserl.rewards.objectives.base import GROUP_METRICS
+from denserl.rewards.pair_metrics import group_metrics, group_sums
 from denserl.segmentation import segment_by_entropy
 
 CHOSEN, REJECTED, MARGIN = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0]), torch.tensor([0.5, 1.0])
@@ -329,6 +331,25 @@ class Centre(Objective):
         return losses, {"centre_loss": losses}
 
 
+class Fourth(Centre):
+    """The same under another name."""
+
+    def __call__(self, groups):
+        losses, _ = super().__call__(groups)
+        return losses, {"fourth_loss": losses}
+
+
+class Taken(Objective):
+    """One with a metric of a given name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, groups):
+        losses = groups.scores.sum(1)
+        return losses, {self.name: losses}
+
+
 class Plain(Objective):
     """One without options."""
 
@@ -338,10 +359,43 @@ class Plain(Objective):
 
 def test_the_sum_is_weighted_and_metrics_stand_side_by_side():
     scores = torch.tensor([[1.0, -2.0, 3.0], [0.0, 4.0, 2.0]])
-    losses, metrics = total_losses([Centre(0.5), Plain(), Centre(0.1, 4)], groups_of(*scores.T))
+    losses, metrics = total_losses([Centre(0.5), Plain(), Fourth(0.1, 4)], groups_of(*scores.T))
     squares, fourths = [14 / 3, 20 / 3], [98 / 3, 272 / 3]
     assert losses.tolist() == pytest.approx([0.5 * squares[g] + (2, 6)[g] + 0.1 * fourths[g] for g in range(2)])
-    assert metrics["centre_loss"].tolist() == pytest.approx(fourths)
+    assert metrics["centre_loss"].tolist() == pytest.approx(squares)
+    assert metrics["fourth_loss"].tolist() == pytest.approx(fourths)
+
+
+@pytest.mark.parametrize("objectives", [[Centre(), Centre(0.5)], [Taken("loss")], [Taken("accuracy")], [Taken("score_mean")]])
+def test_a_metric_under_a_name_that_is_taken_is_refused(objectives):
+    with pytest.raises(UserError, match="returned the metric .*, a name that is taken") as error:
+        total_losses(objectives, groups_of(CHOSEN, REJECTED))
+    assert error.value.one_rank
+
+
+def test_the_names_that_are_taken_are_those_that_pairs_and_other_groups_have():
+    for many in (1, 2):
+        scores, counted = torch.zeros(2, many), torch.ones(2, dtype=torch.bool)
+        segments = groups_of(*scores.T).segments
+        sums = group_sums(scores, segments, torch.ones(2, many), counted)
+        assert {*group_metrics({name: value.item() for name, value in sums.items()})} <= {*GROUP_METRICS}
+
+
+class Raises(Objective):
+    def __call__(self, groups):
+        raise KeyError("river")
+
+
+class SaysNothing(Objective):
+    def __call__(self, groups):
+        return None
+
+
+@pytest.mark.parametrize("objective", [Raises(), SaysNothing()])
+def test_an_objective_that_raises_is_named(objective):
+    with pytest.raises(UserError, match=f"^the objective {type(objective).__name__} raised ") as error:
+        total_losses([objective], groups_of(CHOSEN, REJECTED))
+    assert error.value.one_rank and error.value.__cause__ is not None
 
 
 class Wrong(Objective):

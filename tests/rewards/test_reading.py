@@ -68,7 +68,6 @@ def test_a_users_way_of_cutting_gets_the_texts_of_single_tokens():
         # A level is the stored threshold where that is of this level, and else the level's own.
         ([1.5], {"level": "segment"}, 1.5),
         ([1.5, 1.5], {"level": "segment"}, 1.5),
-        ([1.5, 2.5], {"level": "segment"}, 1.75),
         ([1.5], {"level": "token"}, 0.0),
         ([1.5], {"level": "bandit"}, 1000.0),
         ([None], {"level": "segment"}, 1.75),
@@ -88,6 +87,8 @@ def test_models_that_are_cut_differently_are_named():
     with pytest.raises(UserError, match="different entropy thresholds .a: 1.5, b: 1000.0.") as error:
         choose_segmenter([trained(1.5), trained(None)], ["a", "b"], TOKENIZER)
     assert "`entropy_threshold`" in error.value.fix
+    with pytest.raises(UserError, match="different entropy thresholds .a: 1.5, b: 2.5."):
+        choose_segmenter([trained(1.5), trained(2.5)], ["a", "b"], TOKENIZER, level="segment")
     with pytest.raises(UserError, match="different segmenters .a: my:cut, b: peak.") as error:
         choose_segmenter([trained(1.5, "my:cut"), trained(1.5)], ["a", "b"], TOKENIZER)
     assert "`segmenter`" in error.value.fix
@@ -113,7 +114,7 @@ def test_code_that_a_model_names_is_not_run_unasked():
     stored = [trained(1.5, f"{HERE}every_other")]
     with pytest.raises(UserError, match="^a: trained with the segmenter .*every_other, which is code") as error:
         choose_segmenter(stored, ["a"], TOKENIZER)
-    assert error.value.fix == f"add `segmenter` {HERE}every_other if you trust it"
+    assert error.value.fix == f"add `segmenter` {HERE}every_other if you trust it, or `segmenter` peak to cut at entropy peaks"
     assert choose_segmenter(stored, ["a"], TOKENIZER, segmenter=f"{HERE}every_other").function is every_other
     # Where nothing is cut there is nothing to run.
     assert choose_segmenter(stored, ["a"], TOKENIZER, level="bandit") == Segmenter(1000.0)
@@ -221,3 +222,27 @@ def test_what_is_said_of_a_scorer_says_where_it_was_told_to_read(sft, tmp_path):
     folder = save_reward_model(tmp_path / "rm", sft, 1)
     assert "read_at" not in RewardScorer([folder]).describe() and "segmenter" not in RewardScorer([folder]).describe()
     assert RewardScorer([folder], read=ReadConfig(read_at="end_of_turn")).describe()["read_at"] == "end_of_turn"
+
+
+def test_peaks_may_be_chosen_for_a_model_of_another_segmenter(caplog):
+    stored = trained(1.5, "my:cut")
+    assert choose_segmenter([stored], ["a"], TOKENIZER, segmenter="peak") == Segmenter(1.5)
+    assert "a: trained with segmenter my:cut; read with peak" in caplog.text
+
+
+def test_a_trusted_name_is_enough_where_a_model_names_it():
+    own = f"{HERE}every_other"
+    assert choose_segmenter([trained(1.5, own)], ["a"], TOKENIZER, trusted=[own]).function is every_other
+    with pytest.raises(UserError, match="a: trained with the segmenter .*every_other, which is code"):
+        choose_segmenter([trained(1.5, own)], ["a"], TOKENIZER, trusted=["my:cut", None])
+
+
+def test_what_contradicts_itself_or_cuts_nothing_is_refused():
+    with pytest.raises(UserError, match="`reward_level` bandit with `entropy_threshold` 1.5"):
+        choose_segmenter([trained(1.5)], ["a"], TOKENIZER, level="bandit", threshold=1.5)
+    for choose in (
+        lambda: new_segmenter("bandit", None, f"{HERE}every_other", TOKENIZER),
+        lambda: choose_segmenter([trained(1000.0)], ["a"], TOKENIZER, segmenter=f"{HERE}every_other"),
+    ):
+        with pytest.raises(UserError, match="`segmenter` .*every_other has no effect at the bandit level"):
+            choose()

@@ -10,9 +10,12 @@ import tiny_models
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from denserl.cli import evaluate, train_ppo, train_rm
+import denserl
+from denserl.cli import bon, evaluate, train_ppo, train_rm
+from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer
+from denserl.rewards.objectives import Objective
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.trackers import read_metrics
 
@@ -216,3 +219,94 @@ def test_level_and_threshold_are_those_of_the_reward_model_unless_asked_for(trai
     with caplog.at_level(logging.WARNING):
         ppo("other", reward_model=folder, reward_level="token", entropy_threshold=None)
     assert "bandit: trained at entropy threshold 1000; read at 0" in caplog.text
+
+
+class Labelled(Objective):
+    """Scores of the chosen near a number of the row."""
+
+    labels = ("quality",)
+
+    def __call__(self, groups):
+        losses = (groups.scores[:, 0] - groups.labels["quality"]).square()
+        return losses, {"quality_loss": losses, "quality": groups.labels["quality"]}
+
+
+class Changing(Objective):
+    """A metric of some batches alone."""
+
+    def __call__(self, groups):
+        losses = groups.scores.sum(1)
+        return losses, {"own": losses} if losses.requires_grad else {}
+
+
+def test_an_objective_reads_numbers_of_the_rows_under_names_of_its_own(train, tmp_path):
+    rows = [row | {"quality": float(number)} for number, row in enumerate(tiny_models.boat_pairs(8))]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rated = {"data": tmp_path / "rated.jsonl", "eval_data": tmp_path / "rated.jsonl"}
+    _, metrics = train(objective="test_extensions:Labelled", **rated)
+    assert metrics["eval_quality"] == pytest.approx(3.5) and metrics["eval_quality_loss"] > 0
+    with pytest.raises(UserError, match="the rating 'quality' is not a number"):
+        train("without", objective="test_extensions:Labelled")
+
+
+def test_an_objective_whose_metrics_change_is_refused(train):
+    with pytest.raises(UserError, match="returned the metrics .* of a batch, and bt_loss, own of the one before"):
+        train(objective="test_extensions:Changing")
+
+
+def test_sources_and_samplers_made_in_python(world, tmp_path):
+    """A source that pays a response's length in tokens, and a sampler that always answers the same."""
+    options = parse(train_ppo.Options, "train-ppo", world.argv(tmp_path / "own", reward_model=None, entropy_threshold=None))
+    asked = []
+
+    def length(responses, batch):
+        asked.append(len(responses.texts))
+        return denserl.Scores(batch.response_mask.sum(1).float())
+
+    def answers(config, current_policy, tokenizer):
+        ids = tokenizer("The river.", add_special_tokens=False).input_ids
+        return lambda prompts, streams: denserl.Rollouts(prompts, [ids] * len(prompts), [False] * len(prompts))
+
+    dense = denserl.DenseReward("difference_end", None, "sum")
+    own = denserl.PaidSource("length", length, denserl.Segmenter(1000.0), dense)
+    denserl.PPOTrainer.from_config(options, sources=[own], sampler=answers).run()
+    (row,) = read_metrics(tmp_path / "own/metrics.jsonl")
+    assert row["reward"] == row["response_length"] > 1 and sum(asked) == 8
+
+
+def test_a_gold_model_and_best_of_n_read_a_segmenter_that_is_named(train, ppo, world, tmp_path):
+    name = f"{SEGMENTER}:sentences"
+    folder, _ = train(segmenter=name)
+    gold = {"eval_prompts": world.prompts, "gold_reward_model": folder}
+    with pytest.raises(UserError, match="rm: trained with the segmenter"):
+        ppo(**gold)
+    output = ppo("named", **gold, segmenter=name)
+    assert "eval_gold_reward" in read_metrics(output / "metrics.jsonl")[0]
+    settings = {"model": world.sft, "data": world.prompts, "samples": 2, "max_new_tokens": 4, "reward_model": folder}
+    argv = tiny_models.as_argv({**settings, "true_reward": "tiny_models:letters", "output_dir": tmp_path / "bon"})
+    with pytest.raises(UserError, match="rm: trained with the segmenter"):
+        tiny_models.run_command(bon, "bon", argv)
+    assert not (tmp_path / "bon/samples.jsonl").exists()
+    assert tiny_models.run_command(bon, "bon", [*argv, "--segmenter", name])["samples"] == 2
+
+
+def test_a_source_that_is_given_twice_is_refused(world, tmp_path):
+    argv = world.argv(tmp_path / "twice", reward_model=None, entropy_threshold=None)
+    with pytest.raises(UserError, match="tiny_models:letters is given twice"):
+        tiny_models.run_command(train_ppo, "train-ppo", [*argv, "--reward_function", *["tiny_models:letters"] * 2])
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"id": 2, "topic": "x", "question": "Why?", "false": ["No"]}, "'true' is missing"),
+        ({"id": 2, "topic": "x", "question": "Why?", "true": ["a"], "false": []}, "no worse answer that is a text"),
+        ({"id": 2, "topic": "x", "question": "Why?", "true": [1], "false": ["b"]}, "no better answer that is a text"),
+        ({"id": 2, "topic": "x", "question": "Why?", "true": "abc", "false": ["b"]}, "'true' is a str, expected list"),
+    ],
+)
+def test_a_row_that_a_suite_of_ones_own_makes_nothing_of_is_a_bad_row(row, reason, tmp_path):
+    (tmp_path / "facts.jsonl").write_text(json.dumps(row) + "\n")
+    argv = [f"{SUITE}:facts", str(tmp_path / "facts.jsonl"), "--scorer", "length", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=f"facts.jsonl:1: .*{reason}"):
+        tiny_models.run_command(evaluate, "evaluate", argv)

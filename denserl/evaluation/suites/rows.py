@@ -83,14 +83,24 @@ def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Item], bad_rows
         try:
             if not isinstance(row, dict):
                 raise BadRow("the row is not an object")
-            item = convert(row, part)
+            item = _checked(convert(row, part))
         except BadRow as error:
             bad_rows.add(place, str(error))
         except LeftOut as reason:
             left_out[str(reason)] += 1
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # of a suite of the user's own
+            bad_rows.add(place, f"the suite makes no item of it: {type(error).__name__}: {error}")
         else:
             # Names come from the data, and go to files and terminals.
             yield item._replace(place=place, id=item.id or place, subset=visible(item.subset, kept=""))
+
+
+def _checked(item: Item) -> Item:
+    """The item. BadRow unless it has a better and a worse answer, each a text."""
+    for side, answers in (("better", item.better), ("worse", item.worse)):
+        if not answers or not all(isinstance(answer.text, str) for answer in answers):
+            raise BadRow(f"its item has no {side} answer that is a text")
+    return item
 
 
 def field(row: dict, key: str, kind: type = str):

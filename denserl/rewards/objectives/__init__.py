@@ -1,6 +1,6 @@
 """Training objectives of reward models, and their losses as pure functions."""
 
-from denserl.rewards.objectives.base import READS, Groups, Objective, all_reads, named_objective, total_losses
+from denserl.rewards.objectives.base import READS, Groups, Objective, all_labels, all_reads, named_objective, total_losses
 from denserl.rewards.objectives.bradley_terry import BradleyTerry, PositiveRegularizer
 from denserl.rewards.objectives.grm import REGULARIZERS, TextRegularizer, grm_regularizer, grm_terms
 from denserl.rewards.objectives.losses import bradley_terry, pair_losses, positive_regularization, wins
@@ -13,6 +13,7 @@ __all__ = [
     "Objective",
     "PositiveRegularizer",
     "TextRegularizer",
+    "all_labels",
     "all_reads",
     "bradley_terry",
     "grm_regularizer",

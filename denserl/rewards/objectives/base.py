@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from denserl.config import check_values
+from denserl.data.batching import is_out_of_memory
 from denserl.errors import UserError
 from denserl.plugins import load_named
 from denserl.segmentation import Segments
@@ -28,6 +29,22 @@ READS = (
 )
 
 
+# Names of the metrics that the trainer itself logs of groups (rewards/pair_metrics.py).
+GROUP_METRICS = (
+    "accuracy",
+    "chosen_reward",
+    "rejected_reward",
+    "reward_difference",
+    "segments_per_response",
+    "segment_length",
+    "response_length",
+    "length_accuracy",
+    "length_correlation",
+    "score_mean",
+    "score_std",
+)
+
+
 class Groups(NamedTuple):
     """A batch of G groups of M candidate responses, one prompt a group; a field is None where no objective reads it.
 
@@ -37,7 +54,7 @@ class Groups(NamedTuple):
 
     scores: Tensor  # (G, M) fp32, of whole responses
     counted: Tensor  # (G,) bool: the groups that are added up
-    labels: Mapping[str, Tensor]  # each (G,): margin (rating difference of a pair), or whatever the rows hold
+    labels: Mapping[str, Tensor]  # each (G, ...): margin (G,), the rating difference of a pair, and what objectives ask for
     lengths: Tensor  # (G, M) response tokens
     token_scores: Tensor  # (M G, T) fp32; no meaning off the segments
     segments: Segments  # of the same M G responses
@@ -65,6 +82,7 @@ class Objective(ABC):
 
     weight: float = 1.0  # of its losses in the sum of all objectives
     reads: ClassVar[tuple[str, ...]] = ()  # what it needs beside scores, of READS
+    labels: ClassVar[tuple[str, ...]] = ()  # columns of numbers of the rows that it needs beside `margin`
 
     @abstractmethod
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,22 +93,36 @@ def total_losses(objectives: Sequence[Objective], groups: Groups) -> tuple[Tenso
     """The weighted sum of the objectives' losses, (G,), and the metrics of them all.
 
     Raises:
-        UserError: an objective returns losses or metrics of another shape; it names the objective.
+        UserError: an objective raises, returns losses or metrics of another shape, or a metric under a name that is taken; it
+            names the objective.
     """
     total = torch.zeros((), device=groups.scores.device)
     metrics: dict[str, Tensor] = {}
     for objective in objectives:
-        losses, found = objective(groups)
+        name_of = f"the objective {type(objective).__name__}"
+        try:
+            losses, found = objective(groups)
+        except Exception as error:  # a user's objective may raise anything
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"{name_of} raised {type(error).__name__}: {error}", "mend it", one_rank=True) from error
+        if taken := sorted(found.keys() & {*metrics, "loss", *GROUP_METRICS}):
+            raise UserError(f"{name_of} returned the metric {taken[0]}, a name that is taken", "give it another name", True)
         for name, values in {"losses": losses, **found}.items():
             if not isinstance(values, Tensor) or values.shape != groups.counted.shape:
                 shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise UserError(
-                    f"the objective {type(objective).__name__} returned {name} of the shape {shape} for "
-                    f"{len(groups.counted)} groups",
+                    f"{name_of} returned {name} of the shape {shape} for {len(groups.counted)} groups",
                     "let it return one value for each group",
+                    one_rank=True,
                 )
         total, metrics = total + objective.weight * losses, metrics | found
     return total, metrics
+
+
+def all_labels(objectives: Sequence[Objective]) -> tuple[str, ...]:
+    """The labels that the objectives need together, `margin` among them."""
+    return tuple(dict.fromkeys(["margin", *(name for objective in objectives for name in objective.labels)]))
 
 
 def all_reads(objectives: Sequence[Objective]) -> set[str]:

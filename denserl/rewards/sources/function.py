@@ -1,5 +1,7 @@
 """A Python function as a source of rewards: one number a response, or numbers for parts of its text."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ from denserl.data.responses import Responses
 from denserl.errors import UserError
 from denserl.plugins import load_named
 from denserl.rewards.sources.base import Scores
-from denserl.segmentation import Segments
+from denserl.segmentation import Segments, segments_from_starts
 
 SHOWN = 80  # characters of a response that a message quotes
 
@@ -50,24 +52,22 @@ class FunctionSource:
             return Scores(torch.tensor(found, device=device))
         width = batch.response_mask.shape[1]
         values, ids = torch.zeros(len(found), width), torch.full((len(found), width), -1)
-        counts = []
         for row, parts in enumerate(found):
             if isinstance(parts, float):
                 # All tokens, the end of turn too, as where every response has a number.
                 length = len(responses.response_ids[row])
                 ids[row, :length], values[row, length - 1] = 0, parts
-                counts.append(min(length, 1))
                 continue
             first, number = 0, 0
-            for end, value in parts:
-                last = max(1, self._tokens_up_to(row, end, responses))
+            for last, (_, value) in zip(self._tokens_up_to(row, [end for end, _ in parts], responses), parts, strict=True):
                 # A part that ends within the token that closed the part before adds its number there.
                 number += last > first
                 ids[row, first:last] = number - 1
                 values[row, last - 1] += value
                 first = last
-            counts.append(number)
-        return Scores(values.to(device), _segments(ids.to(device), torch.tensor(counts, device=device)), "sum")
+        previous = torch.nn.functional.pad(ids[:, :-1], (1, 0), value=-1)
+        segments = segments_from_starts((ids >= 0) & (ids != previous), ids >= 0)
+        return Scores(values.to(device), Segments(*(part.to(device) for part in segments)), "sum")
 
     def values(self, responses: Responses) -> list[float | list[tuple[int, float]]]:
         """What the function returns for each response, checked."""
@@ -77,7 +77,9 @@ class FunctionSource:
         except Exception as error:  # a user's function may raise anything
             raise self._failed(prompts, texts, error) from error
         if len(found) != len(texts):
-            raise self._error(f"returned {len(found)} values for {len(texts)} responses", "let it return one for each response")
+            without = f"; {_quoted(texts[len(found)])} has none" if len(found) < len(texts) else ""
+            found_count = f"returned {len(found)} values for {len(texts)} responses{without}"
+            raise self._error(found_count, "let it return one for each response")
         return [self._checked(value, text) for value, text in zip(found, texts, strict=True)]
 
     def totals(self, responses: Responses) -> list[float]:
@@ -115,27 +117,31 @@ class FunctionSource:
         # Other ranks' responses may have got theirs.
         return UserError(f"`{self.option}` {self.name} {found}", fix, one_rank=True)
 
-    def _tokens_up_to(self, row: int, end: int, responses: Responses) -> int:
-        """How many tokens it takes until the first `end` characters of a response are whole, found by halving."""
-        ids, text = responses.response_ids[row], responses.texts[row][:end]
-        low, high = 0, len(ids)
+    def _tokens_up_to(self, row: int, ends: Sequence[int], responses: Responses) -> list[int]:
+        """How many tokens, at least one, it takes until the first `end` characters of a response are whole, for each end."""
+        ids, text = list(responses.response_ids[row]), responses.texts[row]
+        pieces = [self.decode([i]) for i in ids]
+        if "".join(pieces) == text:
+            lengths = list(itertools.accumulate(map(len, pieces)))
+            return [bisect.bisect_left(lengths, end) + 1 for end in ends]
+        # Tokens that are parts of characters, or are written otherwise beside others: prefixes are decoded as wholes.
+        found, low = [], 1
+        for end in ends:
+            low = self._first_whole(ids, text[:end], low)
+            found.append(low)
+        return found
+
+    def _first_whole(self, ids: list[int], beginning: str, low: int) -> int:
+        """The least number of tokens, from `low` on, whose text begins so, found by halving."""
+        high = len(ids)
         while low < high:
             middle = (low + high) // 2
             # A character of several tokens is another one until its last.
-            if self.decode(list(ids[:middle]))[:end] == text:
+            if self.decode(ids[:middle])[: len(beginning)] == beginning:
                 high = middle
             else:
                 low = middle + 1
         return low
-
-
-def _segments(ids: torch.Tensor, counts: torch.Tensor) -> Segments:
-    """Segments from their numbers (B, T), contiguous from t = 0, and how many each row has."""
-    following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1)
-    ends = (ids >= 0) & (following != ids)
-    most = max(counts.tolist(), default=0)
-    lengths = torch.nn.functional.one_hot(ids + 1, most + 1).sum(1)[:, 1:]
-    return Segments(ids, ends, lengths, counts)
 
 
 def _is_list(value: object) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PEAK = "peak"  # the segmenter that cuts at entropy peaks
+
 
 def new_segmenter(
     level: str, threshold: float | None, segmenter: str | None, tokenizer: "PreTrainedTokenizerBase"
@@ -31,40 +33,52 @@ def choose_segmenter(
     level: str | None = None,
     threshold: float | None = None,
     segmenter: str | None = None,
+    trusted: Sequence[str | None] = (),
 ) -> Segmenter:
     """The segmenter stored with the reward models of one source, unless options ask for another, which is logged.
 
     A model whose config names no threshold, a classifier from elsewhere, gives one score a response: the bandit level.
 
     Args:
-        level, threshold, segmenter: what is asked for; a level is the stored threshold where it is of that level.
+        level, threshold, segmenter: what is asked for; a level is the stored threshold where it is of that level. The
+            segmenter `peak` cuts at entropy peaks, whatever is stored.
+        trusted: names of segmenters that may run because a model names them.
 
     Raises:
-        UserError: the models are of different thresholds or segmenters and none is asked for; or a stored segmenter, which is
-            code, is not asked for by name.
+        UserError: the models are of different thresholds or segmenters and none is asked for; what is asked for contradicts
+            itself; or a stored segmenter, which is code, is not asked for by name.
     """
-    if threshold is None and level is None:
+    require(
+        level is None or threshold is None or level_of(threshold) == level,
+        f"`reward_level` {level} with `entropy_threshold` {threshold:g}" if threshold is not None else "",
+        "give one of the two",
+    )
+    if threshold is None:
         thresholds = [BANDIT_THRESHOLD if s.entropy_threshold is None else s.entropy_threshold for s in each]
-        threshold = _agreed("entropy_threshold", "entropy thresholds", thresholds, paths)
-    elif threshold is None:
-        stored = {
-            s.entropy_threshold for s in each if s.entropy_threshold is not None and level_of(s.entropy_threshold) == level
-        }
-        threshold = stored.pop() if len(stored) == 1 else LEVELS[level]
+        stored = [found for found in thresholds if level in (None, level_of(found))]
+        own = [path for path, found in zip(paths, thresholds, strict=True) if level in (None, level_of(found))]
+        threshold = _agreed("entropy_threshold", "entropy thresholds", stored, own) if stored else LEVELS[level]
     if segmenter is None and threshold < BANDIT_THRESHOLD:
-        own = _agreed("segmenter", "segmenters", [s.segmenter for s in each], paths)
-        if own is not None:
-            raise UserError(
-                f"{', '.join(paths)}: trained with the segmenter {own}, which is code and is not run because a model names it",
-                f"add `segmenter` {own} if you trust it",
-            )
+        segmenter = _agreed("segmenter", "segmenters", [s.segmenter for s in each], paths)
+        check_trusted(each, paths, trusted)
     chosen = _segmenter(threshold, segmenter, tokenizer)
-    for stored, path in zip(each, paths, strict=True):
-        if stored.entropy_threshold not in (None, chosen.threshold):
-            log.warning("%s: trained at entropy threshold %g; read at %g", path, stored.entropy_threshold, chosen.threshold)
-        if stored.entropy_threshold is not None and chosen.reads_entropy and stored.segmenter != segmenter:
-            log.warning("%s: trained with segmenter %s; read with %s", path, stored.segmenter or "peak", chosen.name)
+    for settings, path in zip(each, paths, strict=True):
+        if settings.entropy_threshold not in (None, chosen.threshold):
+            log.warning("%s: trained at entropy threshold %g; read at %g", path, settings.entropy_threshold, chosen.threshold)
+        if settings.entropy_threshold is not None and chosen.reads_entropy and (settings.segmenter or PEAK) != chosen.name:
+            log.warning("%s: trained with segmenter %s; read with %s", path, settings.segmenter or PEAK, chosen.name)
     return chosen
+
+
+def check_trusted(each: Sequence[StoredSettings], paths: Sequence[str], trusted: Sequence[str | None]) -> None:
+    """UserError where a model names a segmenter, which is code, that the user has not named."""
+    for settings, path in zip(each, paths, strict=True):
+        own = settings.segmenter
+        require(
+            own is None or own in trusted,
+            f"{path}: trained with the segmenter {own}, which is code and is not run because a model names it",
+            f"add `segmenter` {own} if you trust it, or `segmenter` {PEAK} to cut at entropy peaks",
+        )
 
 
 def choose_aggregation(stored: StoredSettings, paths: Sequence[str], given: str | None) -> str:
@@ -91,8 +105,13 @@ def after_the_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def _segmenter(threshold: float, name: str | None, tokenizer: "PreTrainedTokenizerBase") -> Segmenter:
-    if name is None:
+    if name in (None, PEAK):
         return Segmenter(threshold)
+    require(
+        threshold < BANDIT_THRESHOLD,
+        f"`segmenter` {name} has no effect at the bandit level, which cuts nothing",
+        "leave `segmenter` out, or choose another level",
+    )
     return Segmenter(threshold, name, load_named(name, "segmenter"), _token_texts(tokenizer))
 
 
