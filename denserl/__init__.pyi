@@ -39,6 +39,8 @@ from .segmentation import Segments as Segments
 from .segmentation import segment_by_entropy as segment_by_entropy
 from .segmentation import segment_scores as segment_scores
 from .trainer.config import SFTConfig as SFTConfig
+from .trainer.fit import fit_normalizer as fit_normalizer
+from .trainer.fit_config import FitConfig as FitConfig
 from .trainer.ppo_config import PPOConfig as PPOConfig
 from .trainer.ppo_rewards import PaidSource as PaidSource
 from .trainer.ppo_trainer import PPOTrainer as PPOTrainer

@@ -6,7 +6,7 @@ What it is made of (models, sources of rewards, metrics) is in the files ppo_*.p
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -18,7 +18,7 @@ from denserl import distributed
 from denserl.data.batching import ResponseBatch, in_halves, pad_rows, response_slots
 from denserl.data.order import prompt_rows, step_table
 from denserl.data.responses import Responses
-from denserl.errors import Stopped, require
+from denserl.errors import Stopped
 from denserl.models.loading import gathered, load_tokenizer
 from denserl.models.scoring import token_rewards
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
@@ -106,11 +106,6 @@ class PPOTrainer:
         sources: of rewards, beside those that the config names. sampler: (config, function that returns the policy as it is
             now, tokenizer) -> Sampler.
         """
-        require(
-            config.lora_dropout == 0,
-            f"`lora_dropout` {config.lora_dropout:g}: old and new log-probabilities must be of the same policy",
-            "leave `lora_dropout` at 0 in PPO",
-        )
         check_sources(config, sources)
         device, dtype = start_run(config)
         check_sizes(config)
@@ -127,8 +122,8 @@ class PPOTrainer:
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
-        names = ["model", "reward_model"]
-        settings = run_settings(config, dtype, checkpoint, models=names, others=rewards.settings(), prompts=prompts, **text)
+        remembered: dict[str, Any] = {"models": ["model", "reward_model"], "others": rewards.settings(), "prompts": prompts}
+        settings = run_settings(config, dtype, checkpoint, **remembered, **text)
         models = load_models(config, schedule, tokenizer, device, dtype)
         folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
         trackers = Trackers(folder, config.report_to, dataclasses.asdict(config), sizes)

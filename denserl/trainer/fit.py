@@ -1,0 +1,93 @@
+"""The fit of the location-aware normaliser from its config: pairs scored, grouped by place, two lines, stored.
+
+How the lines are fitted is in denserl/rewards/normalizer_fit.py.
+"""
+
+import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from denserl import distributed
+from denserl.data.preferences import load_preferences
+from denserl.errors import require
+from denserl.ppo_utils.normalizer import PACKAGED_PARAMS, check_writable, store_fit
+from denserl.rewards import normalizer_fit
+from denserl.rewards.pairs import prepare_pairs, score_moments, segment_rewards
+from denserl.rewards.sources.build import Members, load_members, source_of
+from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, require_stored
+from denserl.segmentation import Segmenter
+from denserl.trainer.fit_config import FitConfig
+from denserl.trainer.start import start_run
+
+
+class Fit(NamedTuple):
+    """What was fitted, and where it is kept."""
+
+    path: Path
+    keys: tuple[str, str, str, str, float]  # in the file: model type, dataset tag, segment method, aggregation, threshold
+    groups: normalizer_fit.Groups
+    mean: normalizer_fit.Line
+    std: normalizer_fit.Line
+    record: dict[str, Any]  # how it came about
+
+
+def fit_normalizer(config: FitConfig) -> Fit:
+    """Score the pairs, fit both lines and store them. UserError for what cannot be had, or does not go together."""
+    path = Path(config.params) if config.params else PACKAGED_PARAMS
+    check_writable(path)
+    device, dtype = start_run(config)
+    members = load_members(config.reward_model, dtype, config)
+    for model in members.models:
+        model.to(device)
+    segmenter, model_type, sft_model, agg_func = _read_as(config, members)
+    source = source_of(members, segmenter, how=config.ensemble, weight=config.ensemble_weight, read_at=config.read_at)
+    pairs = load_preferences(**config.source(), seed=config.seed)
+    if config.pairs < len(pairs):
+        pairs = pairs.shuffle(seed=config.seed).select(range(config.pairs))
+    pairs = prepare_pairs(pairs, config, config, sft_model, members.tokenizer, device, dtype, config.on_bad_row)
+    rewards = segment_rewards(source, pairs, segmenter, members.tokenizer, config.score_tokens, device)
+    score_mean, score_std = score_moments(rewards, agg_func)
+    groups = normalizer_fit.group_by_place(rewards, config.smallest_group)
+    mean, std = normalizer_fit.fit_lines(groups)
+    record = {
+        "constants": [mean.slope, std.slope, mean.intercept, std.intercept],
+        "r2_mean": mean.r2,
+        "r2_std": std.r2,
+        "score_mean": score_mean,
+        "score_std": score_std,
+        "pairs": len(pairs),
+        "segments": int(sum(map(len, rewards))),
+        "groups": len(groups.place),
+        **_source(config),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    method = segmenter.name if segmenter.function else config.segment_method
+    keys = (model_type, config.dataset_tag, method, agg_func, segmenter.threshold)
+    if distributed.rank() == 0:
+        store_fit(path, keys, record["constants"], record)
+    return Fit(path, keys, groups, mean, std, record)
+
+
+def _source(config: FitConfig) -> dict[str, Any]:
+    """What was fitted, for the record."""
+    if len(config.reward_model) == 1:
+        return {"reward_model": config.reward_model[0]}
+    weight = {"ensemble_weight": config.ensemble_weight} if config.ensemble == "mean_std" else {}
+    return {"reward_model": config.reward_model, "ensemble": config.ensemble, **weight}
+
+
+def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str, str]:
+    """Segmenter, model type, SFT model and aggregation: what is stored with the reward models, unless options say otherwise."""
+    stored, paths = members.stored, members.paths
+    model_type, sft_model = config.model_type or stored.model_type, config.sft_model or stored.sft_model
+    threshold = stored.entropy_threshold if config.entropy_threshold is None else config.entropy_threshold
+    for name, value in (("model_type", model_type), ("sft_model", sft_model), ("entropy_threshold", threshold)):
+        require_stored(name, value, paths)
+    cut: dict[str, Any] = {"threshold": config.entropy_threshold, "segmenter": config.segmenter}
+    segmenter = choose_segmenter(members.each, paths, members.tokenizer, **cut)
+    require(
+        segmenter.reads_entropy,
+        f"{', '.join(paths)} gives one reward per response (threshold {threshold:g}); there is no place to normalise by",
+        "use it as it is: the bandit level's mean and std are in the reward model's config",
+    )
+    return segmenter, model_type, sft_model, choose_aggregation(stored, paths, config.agg_func)
