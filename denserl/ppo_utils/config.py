@@ -57,10 +57,10 @@ class DenseRewardConfig(ReadConfig):
 
     group: ClassVar[str] = "reward"
 
-    reward_level: Annotated[Level | None, FIRST, RESUMABLE] = None
+    reward_level: Annotated[Level | None, RESUMABLE] = None
     """segment: threshold 1.75 or the reward model's own; token: 0; bandit: 1000, paid mean_last. Default: the level that is
     stored with the reward model; one without any, or a function, gives what it gives: a number a response is bandit."""
-    entropy_threshold: Annotated[float | None, FIRST, Ge(0), RESUMABLE] = None
+    entropy_threshold: Annotated[float | None, Ge(0), RESUMABLE] = None
     """Entropy (nats) above which a token opens a segment; default: that of the level, or stored with the reward model."""
     segment_method: Literal["peak"] = "peak"
     """How responses are cut."""

@@ -45,7 +45,7 @@ class PPOConfig(
     """Stop after this many rollout batches instead."""
     rollout_batch_size: Annotated[int, FIRST, Ge(1)] = 1024
     """Responses sampled per iteration, all ranks together."""
-    train_batch_size: Annotated[int, FIRST, Ge(1)] = 128
+    train_batch_size: Annotated[int, Ge(1)] = 128
     """Responses per optimiser step, all ranks together."""
     micro_batch_size: Annotated[int, FIRST, Ge(1), RESUMABLE] = 4
     """Responses per forward on one rank."""
