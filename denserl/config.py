@@ -20,7 +20,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types
 from annotated_types import Ge, Gt, Interval, Le
-from pydantic import TypeAdapter, ValidationError
 
 from denserl.errors import UserError
 
@@ -134,6 +133,9 @@ def _as_typed(option: Option, value: Any) -> Any:
         value = type(value)(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)
     if any(_choices(option.type)):
         return value  # which choices there are is said by `check`
+    # Here, since --help needs none of it.
+    from pydantic import ValidationError
+
     try:
         return _adapter(option.type).validate_python(value)
     except ValidationError as error:
@@ -142,7 +144,9 @@ def _as_typed(option: Option, value: Any) -> Any:
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter:
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 
