@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Interval
 
 from denserl.config import FIRST, RESUMABLE, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
+from denserl.errors import require
 from denserl.ppo_utils.config import DenseRewardConfig, KLConfig, LossConfig
 from denserl.rewards.config import RewardModelConfig
 from denserl.rollouts.config import SamplingConfig
@@ -95,3 +96,11 @@ class PPOConfig(
 
     def reads_splits(self) -> bool:
         return has_splits(self.data, self.ptx_data)
+
+    def check(self) -> None:
+        super().check()
+        require(
+            self.lora_dropout == 0,
+            f"`lora_dropout` {self.lora_dropout:g}: old and new log-probabilities must be of the same policy",
+            "leave `lora_dropout` at 0 in PPO",
+        )

@@ -27,12 +27,7 @@ class Schedule(NamedTuple):
 
 
 def check_sizes(config: PPOConfig) -> None:
-    """UserError for batch sizes that do not divide, or for dropout in adapters."""
-    require(
-        config.lora_dropout == 0,
-        f"`lora_dropout` {config.lora_dropout:g}: old and new log-probabilities must be of the same policy",
-        "leave `lora_dropout` at 0 in PPO",
-    )
+    """UserError for batch sizes that do not divide."""
     world = distributed.world_size()
     rollout, train = ("rollout_batch_size", config.rollout_batch_size), ("train_batch_size", config.train_batch_size)
     micro, samples = ("micro_batch_size", config.micro_batch_size), ("samples_per_prompt", config.samples_per_prompt)
