@@ -1,5 +1,6 @@
 """Options of rewards: where they come from, how responses are cut, and what reward models are trained for."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -12,7 +13,7 @@ ReadAt = Literal["end_of_turn", "last_token"]
 
 
 @dataclass(kw_only=True)
-class EnsembleConfig(Config):
+class EnsembleConfig(Config, ABC):
     """How several reward models are one."""
 
     group: ClassVar[str] = "reward"
@@ -24,9 +25,9 @@ class EnsembleConfig(Config):
     ensemble_weight: Annotated[float, Ge(0), Only("without `ensemble` mean_std", lambda c: c.ensemble == "mean_std")] = 1.0
     """Weight of the members' std in mean_std."""
 
+    @abstractmethod
     def members(self) -> list[str]:
         """The reward models."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)

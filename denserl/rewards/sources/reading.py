@@ -48,11 +48,8 @@ def choose_segmenter(
         UserError: the models are of different thresholds or segmenters and none is asked for; what is asked for contradicts
             itself; or a stored segmenter, which is code, is not asked for by name.
     """
-    require(
-        level is None or threshold is None or level_of(threshold) == level,
-        f"`reward_level` {level} with `entropy_threshold` {threshold:g}" if threshold is not None else "",
-        "give one of the two",
-    )
+    if level is not None and threshold is not None and level_of(threshold) != level:
+        raise UserError(f"`reward_level` {level} with `entropy_threshold` {threshold:g}", "give one of the two")
     if threshold is None:
         thresholds = [BANDIT_THRESHOLD if s.entropy_threshold is None else s.entropy_threshold for s in each]
         stored = [found for found in thresholds if level in (None, level_of(found))]
@@ -122,8 +119,6 @@ def _token_texts(tokenizer: "PreTrainedTokenizerBase") -> Callable[[list[int]], 
 def _agreed(option: str, words: str, values: list, paths: Sequence[str]):
     """The value that all models share. UserError where they differ."""
     if len(set(values)) > 1:
-        found = ", ".join(
-            f"{path}: {value if value is not None else 'peak'}" for path, value in zip(paths, values, strict=True)
-        )
+        found = ", ".join(f"{path}: {PEAK if value is None else value}" for path, value in zip(paths, values, strict=True))
         raise UserError(f"the reward models have different {words} ({found})", f"choose one with `{option}`")
     return values[0]
