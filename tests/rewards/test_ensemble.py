@@ -91,26 +91,26 @@ def test_several_need_the_moments_of_each(members):
             RewardModelSource(members, moments)
 
 
-def config(mean=None, std=None, **stored):
-    return LlamaConfig(mean=mean, std=std, segment_reward=stored)
+def settings(mean=None, std=None, **stored):
+    return stored_settings(LlamaConfig(mean=mean, std=std, segment_reward=stored), "rm")
 
 
 def test_moments_are_those_that_training_stored():
-    assert stored_moments([config(0.5, 2.0), config(-1, 3)], ["a", "b"]) == [(0.5, 2.0), (-1, 3)]
-    assert stored_moments([config()], ["a"]) is None
+    assert stored_moments([settings(0.5, 2.0), settings(-1, 3)], ["a", "b"]) == [(0.5, 2.0), (-1, 3)]
+    assert stored_moments([settings()], ["a"]) is None
 
 
-@pytest.mark.parametrize("wrong", [config(), config(1.0), config(1.0, 0.0)])
+@pytest.mark.parametrize("wrong", [settings(), settings(1.0), settings(1.0, 0.0)])
 def test_a_member_without_moments_is_named(wrong):
     with pytest.raises(UserError, match="^runs/b: a member of an ensemble needs a mean and a std > 0") as error:
-        stored_moments([config(0.5, 2.0), wrong], ["runs/a", "runs/b"])
+        stored_moments([settings(0.5, 2.0), wrong], ["runs/a", "runs/b"])
     assert "denserl train-rm" in error.value.fix
 
 
 def test_settings_of_an_ensemble_are_those_that_all_members_have():
-    one = config(0.5, 2.0, sft_model="sft", model_type="tiny", entropy_threshold=1.5)
-    other = config(0.1, 1.0, sft_model="sft", model_type="large", entropy_threshold=1.5)
-    assert common_settings([one], ["a"]) == stored_settings(one, "a")
+    one = settings(0.5, 2.0, sft_model="sft", model_type="tiny", entropy_threshold=1.5)
+    other = settings(0.1, 1.0, sft_model="sft", model_type="large", entropy_threshold=1.5)
+    assert common_settings([one], ["a"]) == one
     found = common_settings([one, other], ["a", "b"])
     assert (found.sft_model, found.model_type, found.entropy_threshold) == ("sft", None, 1.5)
     assert (found.mean, found.std) == (0.0, 1.0)
@@ -118,12 +118,12 @@ def test_settings_of_an_ensemble_are_those_that_all_members_have():
 
 
 def test_members_of_an_ensemble_are_aggregated_alike_and_by_what_standardising_passes_through():
-    mean, least, total = config(), config(agg_func="min"), config(agg_func="sum")
-    assert common_settings([mean, config(agg_func="avg")], ["a", "b"]).agg_func == "avg"
+    mean, least, total = settings(), settings(agg_func="min"), settings(agg_func="sum")
+    assert common_settings([mean, settings(agg_func="avg")], ["a", "b"]).agg_func == "avg"
     assert common_settings([least, least], ["a", "b"]).agg_func == "min"
     assert common_settings([total], ["a"]).agg_func == "sum"
     for members, found in (([mean, least], "avg, min"), ([total, total], "sum")):
         with pytest.raises(UserError, match=f"^a, b: trained with the aggregation {found}; .* needs one of avg, min, last"):
             common_settings(members, ["a", "b"])
     with pytest.raises(UserError, match="^b/config.json has 'median' for agg_func; expected one of avg, sum"):
-        common_settings([mean, config(agg_func="median")], ["a", "b"])
+        common_settings([mean, settings(agg_func="median")], ["a", "b"])

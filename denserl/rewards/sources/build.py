@@ -38,9 +38,8 @@ def load_members(
     models = [load_reward_model(path, dtype, **config.model_source()) for path in paths]
     for model in models:
         match_embeddings(model, tokenizer)
-    configs = [model.config for model in models]
-    each = [stored_settings(config, path) for config, path in zip(configs, paths, strict=True)]
-    return Members(list(paths), models, tokenizer, each, common_settings(configs, paths))
+    each = [stored_settings(model.config, path) for model, path in zip(models, paths, strict=True)]
+    return Members(list(paths), models, tokenizer, each, common_settings(each, paths))
 
 
 def source_of(
@@ -64,7 +63,7 @@ def source_of(
     closing = None
     if not segmenter.reads_entropy and read_place(members.each, members.paths, read_at) == "last_token":
         closing = after_the_turn(members.tokenizer) or None
-    moments = stored_moments([model.config for model in members.models], members.paths)
+    moments = stored_moments(members.each, members.paths)
     return RewardModelSource(
         models or members.models, moments, how, weight, closing=closing, pad_id=members.tokenizer.pad_token_id
     )

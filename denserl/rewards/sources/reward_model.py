@@ -13,7 +13,7 @@ from denserl.data.batching import ResponseBatch, pad_responses
 from denserl.data.responses import Responses
 from denserl.errors import UserError
 from denserl.models.folders import wrong_setting
-from denserl.models.reward_settings import StoredSettings, stored_settings
+from denserl.models.reward_settings import StoredSettings
 from denserl.rewards.aggregation import AGGREGATIONS, SHIFTED_WHOLE
 from denserl.rewards.pair_metrics import response_token_rewards
 from denserl.rewards.sources.base import Scores
@@ -99,17 +99,16 @@ class RewardModelSource:
         return combine(torch.stack(standardised), self.how, self.weight)
 
 
-def stored_moments(configs: Sequence, paths: Sequence[str]) -> list[Moments] | None:
-    """The moments that train-rm stored in the configs of several models; None for a single one, which needs none.
+def stored_moments(each: Sequence[StoredSettings], paths: Sequence[str]) -> list[Moments] | None:
+    """The moments that train-rm stored with several models; None for a single one, which needs none.
 
     Raises:
         UserError: a config has none, or a standard deviation that is not above 0; it names the folder.
     """
-    if len(configs) == 1:
+    if len(each) == 1:
         return None
     found = []
-    for config, path in zip(configs, paths, strict=True):
-        stored = stored_settings(config, path)
+    for stored, path in zip(each, paths, strict=True):
         if stored.mean is None or stored.std is None or stored.std <= 0:
             raise UserError(
                 f"{path}: a member of an ensemble needs a mean and a std > 0; its config has mean {stored.mean}, "
@@ -120,7 +119,7 @@ def stored_moments(configs: Sequence, paths: Sequence[str]) -> list[Moments] | N
     return found
 
 
-def common_settings(configs: Sequence, paths: Sequence[str]) -> StoredSettings:
+def common_settings(each: Sequence[StoredSettings], paths: Sequence[str]) -> StoredSettings:
     """The stored settings of a source: a single model's own; of several what they agree on, None where they do not.
 
     The mean and std of an ensemble are taken to be 0 and 1, which its standardised members have each.
@@ -129,7 +128,6 @@ def common_settings(configs: Sequence, paths: Sequence[str]) -> StoredSettings:
         UserError: an aggregation that is not known; or one, in several models, that they do not share or that does not carry
             what standardises a response's score over to its segments.
     """
-    each = [stored_settings(config, path) for config, path in zip(configs, paths, strict=True)]
     for stored, path in zip(each, paths, strict=True):
         if stored.agg_func not in AGGREGATIONS:
             raise wrong_setting(path, "agg_func", stored.agg_func, f"one of {', '.join(AGGREGATIONS)}")
