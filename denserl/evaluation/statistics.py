@@ -2,7 +2,8 @@
 
 import numpy as np
 
-LEVEL = 0.95
+from denserl.rewards.pair_metrics import LEVEL
+
 CONFIDENCE_BINS = 10
 GAP_BINS = 5
 

@@ -1,5 +1,7 @@
 """Scores of response tokens, and the metrics of scored groups of responses. Shared by training, evaluation and the fit."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,10 @@ from denserl.data.batching import ResponseBatch, response_slots
 from denserl.models.scoring import token_rewards
 from denserl.rewards.objectives.losses import wins
 from denserl.segmentation import Segments
+
+LEVEL = 0.95  # of intervals
+FEW_PAIRS = 100  # of which an accuracy is known to about a tenth at best
+HUGE_SCORE = 1e4  # usual ones are units, at most hundreds
 
 
 def response_token_rewards(reward_model: nn.Module, batch: ResponseBatch) -> Tensor:
@@ -107,3 +113,26 @@ def pair_metrics(sums: dict[str, float]) -> dict[str, float]:
         "score_mean": mean,
         "score_std": variance**0.5,
     }
+
+
+def wilson(right: float, count: int, level: float = LEVEL) -> list[float]:
+    """Wilson's interval, [low, high], of a share seen on `count` independent pairs, of which `right` (rounded) are right."""
+    from scipy.stats import binomtest
+
+    return [float(bound) for bound in binomtest(round(right), count).proportion_ci(level, method="wilson")]
+
+
+def remarks(accuracy: float, count: int, largest: float = 0.0, interval: Sequence[float] | None = None) -> list[str]:
+    """What a reader of an accuracy has to know, a line each: that pairs are few, that scores have exploded; often nothing.
+
+    Args:
+        accuracy: on `count` pairs, or prompts with all their pairs. interval: its bounds; default Wilson's.
+        largest: magnitude of the largest score, or of a usual one.
+    """
+    found = []
+    if count < FEW_PAIRS:
+        low, high = interval or wilson(accuracy * count, count)
+        found.append(f"accuracy {accuracy:.3f} is of {count} pairs only: {LEVEL:.0%} interval [{low:.3f}, {high:.3f}]")
+    if largest >= HUGE_SCORE:
+        found.append(f"scores reach {largest:.1e} in magnitude: such a model has diverged in training, or is no reward model")
+    return found

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.rewards.pair_metrics import group_metrics, group_sums, pair_metrics, pair_sums
+from denserl.rewards.pair_metrics import group_metrics, group_sums, pair_metrics, pair_sums, remarks, wilson
 from denserl.segmentation import segment_by_entropy
 
 PAIR = st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(1, 5), st.integers(1, 5))
@@ -137,3 +137,26 @@ def test_sums_of_groups_carry_no_gradient():
     segments = segment_by_entropy(torch.zeros(6, 1), torch.ones(6, 1), 1.0)
     sums = group_sums(scores, segments, torch.ones(2, 3), torch.tensor([True, True]))
     assert not any(value.requires_grad for value in sums.values())
+
+
+@pytest.mark.parametrize("right, count", [(0, 1), (0, 8), (8, 8), (3, 8), (2, 2), (55, 100), (100, 100)])
+def test_wilsons_interval_is_the_closed_form(right, count):
+    """The shares p for which |right / count - p| is 1.96 sqrt(p (1 - p) / count): the roots of a quadratic."""
+    z2 = 1.959963984540054**2
+    roots = np.roots([1 + z2 / count, -(2 * right + z2) / count, (right / count) ** 2])
+    assert wilson(right, count) == pytest.approx(sorted(roots.real), abs=1e-9)
+
+
+def test_wilsons_interval_at_the_ends():
+    """All of 8: n / (n + z^2) to 1, about .68; none: its mirror image."""
+    assert wilson(8, 8) == pytest.approx([8 / (8 + 1.959963984540054**2), 1.0], abs=1e-12)
+    assert wilson(0, 8) == pytest.approx([0.0, 1 - 8 / (8 + 1.959963984540054**2)], abs=1e-12)
+
+
+def test_few_pairs_and_exploded_scores_are_remarked_on():
+    # 2 of 2: 2 / (2 + 3.8415) = 0.342.
+    assert remarks(1.0, 2, 3.0) == ["accuracy 1.000 is of 2 pairs only: 95% interval [0.342, 1.000]"]
+    assert remarks(0.7, 10, interval=[0.4, 0.9]) == ["accuracy 0.700 is of 10 pairs only: 95% interval [0.400, 0.900]"]
+    (line,) = remarks(1.0, 1000, 2.5e6)
+    assert line.startswith("scores reach 2.5e+06 in magnitude")
+    assert remarks(0.6, 100, 900.0) == [] and len(remarks(1.0, 2, 1e6)) == 2
