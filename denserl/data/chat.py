@@ -7,7 +7,8 @@ There is no table of model names here; everything is found by rendering with the
 import copy
 import functools
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 from tokenizers import AddedToken
@@ -29,9 +30,26 @@ _PROBE = [{"role": "user", "content": "Question"}]
 _PROBE_ANSWERS = ("Hello", "Yes")
 
 
+class _Talk(NamedTuple):
+    """What a template is given."""
+
+    messages: list[dict]
+    values: Mapping[str, Any] = {}  # beside the messages: tools, documents
+
+    def mapped(self, change: Callable[[str], str]) -> "_Talk":
+        """With every text in it, at any depth, changed."""
+        return _Talk(_mapped(self.messages, change), _mapped(self.values, change))
+
+    def texts(self) -> Iterator[str]:
+        """Every text in it."""
+        yield from _texts(self.messages)
+        yield from _texts(self.values)
+
+
 class _ChatFormat(NamedTuple):
     """What a template and its tokenizer were found to do."""
 
+    template: str
     end_of_turn: int
     has_generation_prompt: bool
     bos: int | None  # the id that opens every encoding, None where neither template nor tokenizer uses one
@@ -54,31 +72,51 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: "Generatio
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[dict]) -> list[int]:
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict], template_kw: Mapping[str, Any] | None = None
+) -> list[int]:
     """Ids of the messages up to where the assistant's answer starts, with one BOS where one is used.
 
-    BadRow (a ValueError) with the template's own words when it refuses the messages.
+    Args:
+        messages: dicts with `role` and `content` (text), and whatever else the template reads in a message: `tool_calls`,
+            `reasoning_content`, `name`.
+        template_kw: what the template reads beside the messages: `tools` (JSON schemas), `documents`.
+
+    Raises:
+        BadRow (a ValueError): with the template's own words when it refuses the messages.
     """
-    chat = _chat_format(tokenizer)
+    talk = _Talk(messages, template_kw or {})
+    chat = _chat_format(tokenizer, talk.values.get("tools"))
     if chat.has_generation_prompt:
-        return _encode(tokenizer, chat, messages, add_generation_prompt=True)
-    answers = [_encode(tokenizer, chat, [*messages, _assistant(text)]) for text in _PROBE_ANSWERS]
+        return _encode(tokenizer, chat, talk, add_generation_prompt=True)
+    answers = [_encode(tokenizer, chat, _answered(talk, _assistant(text))) for text in _PROBE_ANSWERS]
     return answers[0][: _common_prefix(*answers)]
 
 
 def encode_response(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict], response: str, prompt_ids: list[int] | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict],
+    response: str | dict,
+    prompt_ids: list[int] | None = None,
+    template_kw: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Ids of the response as it continues `encode_prompt(messages)`, the end-of-turn token last.
 
-    `prompt_ids` spares encoding the prompt again. What the template writes after the end of turn is dropped. BadRow
-    (a ValueError) when the template refuses the messages or its rendering of the answer does not continue the prompt.
+    What the template writes after the end of turn is dropped.
+
+    Args:
+        response: the answer's text, or its whole message, which may hold `reasoning_content` and `tool_calls` too.
+        prompt_ids: of the same messages and template_kw, which spares encoding them again.
+
+    Raises:
+        BadRow (a ValueError): the template refuses the messages, or its rendering of the answer does not continue the prompt.
     """
-    chat = _chat_format(tokenizer)
-    prompt_ids = encode_prompt(tokenizer, messages) if prompt_ids is None else prompt_ids
-    ids = _encode(tokenizer, chat, [*messages, _assistant(response)])
+    talk, answer = _Talk(messages, template_kw or {}), _assistant(response)
+    chat = _chat_format(tokenizer, talk.values.get("tools"))
+    prompt_ids = encode_prompt(tokenizer, messages, template_kw) if prompt_ids is None else prompt_ids
+    ids = _encode(tokenizer, chat, _answered(talk, answer))
     if ids[: len(prompt_ids)] != prompt_ids:  # the prompt's last token merged with the response's first
-        ids = _encode_split(tokenizer, chat, messages, response)
+        ids = _encode_split(tokenizer, chat, talk, answer)
     if ids[: len(prompt_ids)] != prompt_ids:
         raise BadRow("the chat template's rendering of the answer does not continue its rendering of the prompt")
     ids = ids[len(prompt_ids) :]
@@ -88,11 +126,19 @@ def encode_response(
 
 
 def encode_pair(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict], responses: list[str], max_length: int, max_prompt_length: int
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict],
+    responses: Sequence[str | dict],
+    max_length: int,
+    max_prompt_length: int,
+    template_kw: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[list[int]]]:
-    """Prompt ids and the ids of the responses to it, cut by `truncate_pair`; BadRow where one has no content left."""
-    prompt = encode_prompt(tokenizer, messages)
-    encoded = [encode_response(tokenizer, messages, response, prompt) for response in responses]
+    """Prompt ids and the ids of the responses to it (see `encode_response`), cut by `truncate_pair`.
+
+    BadRow where one has no content left.
+    """
+    prompt = encode_prompt(tokenizer, messages, template_kw)
+    encoded = [encode_response(tokenizer, messages, response, prompt, template_kw) for response in responses]
     cut = truncate_pair(prompt, encoded, max_length, max_prompt_length, end_of_turn_id(tokenizer))
     if any(len(ids) < 2 for ids in cut[1]):
         raise BadRow("a response has no token, or keeps none after truncation, besides its end of turn")
@@ -123,17 +169,37 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return _tokenize(tokenizer, text, add_special_tokens=True, split_special_tokens=True)
 
 
-def _assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
+def _assistant(response: str | dict) -> dict:
+    return {"role": "assistant", "content": response} if isinstance(response, str) else response
+
+
+def _answered(talk: _Talk, answer: dict) -> _Talk:
+    return talk._replace(messages=[*talk.messages, answer])
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
+    return [_mapped(item, change) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in (part for pair in value.items() for part in pair) if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _chat_format(tokenizer: "PreTrainedTokenizerBase") -> _ChatFormat:
+def _chat_format(tokenizer: "PreTrainedTokenizerBase", tools: list | None = None) -> _ChatFormat:
     try:
-        template = tokenizer.get_chat_template()
+        template = tokenizer.get_chat_template(tools=tools)
     except ValueError as error:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template",
@@ -148,10 +214,11 @@ def _find_chat_format(
 ) -> _ChatFormat:
     added = set(tokenizer.added_tokens_decoder) | set(special_ids)
     try:
-        plain = _render(tokenizer, _PROBE)
-        has_generation_prompt = plain != _render(tokenizer, _PROBE, add_generation_prompt=True)
-        answers = [_tokenize(tokenizer, _render(tokenizer, [*_PROBE, _assistant(text)])) for text in _PROBE_ANSWERS]
-        history = _render(tokenizer, [*_PROBE, _assistant(_PROBE_ANSWERS[0]), *_PROBE])
+        plain = _render(tokenizer, template, _Talk(_PROBE))
+        has_generation_prompt = plain != _render(tokenizer, template, _Talk(_PROBE), add_generation_prompt=True)
+        talks = [_Talk([*_PROBE, _assistant(text)]) for text in _PROBE_ANSWERS]
+        answers = [_tokenize(tokenizer, _render(tokenizer, template, talk)) for talk in talks]
+        history = _render(tokenizer, template, _Talk([*talks[0].messages, *_PROBE]))
     except BadRow as error:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path!r} cannot render a question and its answer: {error}",
@@ -171,7 +238,7 @@ def _find_chat_format(
     pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
     bos = tokenizer.bos_token_id
     uses_bos = bos is not None and bos in (answers[0][0], *tokenizer("", add_special_tokens=True).input_ids[:1])
-    return _ChatFormat(end_of_turn, has_generation_prompt, bos if uses_bos else None, control, pattern)
+    return _ChatFormat(template, end_of_turn, has_generation_prompt, bos if uses_bos else None, control, pattern)
 
 
 @functools.lru_cache(maxsize=8)
@@ -197,9 +264,10 @@ def _alias(token_id: int) -> str:
     return f"{_ALIAS}{token_id}{_STOP}"
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], add_generation_prompt: bool = False) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", chat_template: str, talk: _Talk, add_generation_prompt: bool = False) -> str:
+    given: dict[str, Any] = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt, **talk.values}
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return tokenizer.apply_chat_template(talk.messages, tokenize=False, **given)
     except _TEMPLATE_ERRORS as error:
         raise BadRow(f"the chat template refuses the messages: {error}") from error
 
@@ -211,30 +279,27 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_token
 
 
 def _encode(
-    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False
+    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: _Talk, add_generation_prompt: bool = False
 ) -> list[int]:
-    """Ids of the rendered messages with one BOS; control tokens within the contents stay text."""
-    if not any(chat.pattern.search(m["content"]) for m in messages):
-        rendered = _render(tokenizer, messages, add_generation_prompt)
+    """Ids of the rendered conversation with one BOS; control tokens within what it was given stay text."""
+    if not any(chat.pattern.search(text) for text in talk.texts()):
+        rendered = _render(tokenizer, chat.template, talk, add_generation_prompt)
         ids, control = _tokenize(tokenizer, rendered), set(chat.control.values())
         # A tokenizer that normalises (NFKC, lower case) may make a control token of text that is none; then there are too many.
         if sum(i in control for i in ids) <= len(chat.pattern.findall(rendered)):
             return _one_bos(chat, ids)
-    _refuse_marks(messages)
-    return _encode_literal(tokenizer, chat, messages, add_generation_prompt)
+    _refuse_marks(talk)
+    return _encode_literal(tokenizer, chat, talk, add_generation_prompt)
 
 
 def _encode_literal(
-    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, messages: list[dict], add_generation_prompt: bool = False
+    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: _Talk, add_generation_prompt: bool = False
 ) -> list[int]:
-    """Like `_encode`: contents go through the template with their control tokens guarded, are put back in the
+    """Like `_encode`: texts go through the template with their control tokens guarded, are put back in the
     rendering while the template's own control tokens take aliases, and the literal tokenizer tells the two apart."""
     texts = {str(i): text for text, i in chat.control.items()}
-    guarded = [
-        {**m, "content": chat.pattern.sub(lambda found: f"{_GUARD}{chat.control[found[0]]}{_STOP}", m["content"])}
-        for m in messages
-    ]
-    rendered = _render(tokenizer, guarded, add_generation_prompt)
+    guarded = talk.mapped(lambda text: chat.pattern.sub(lambda found: f"{_GUARD}{chat.control[found[0]]}{_STOP}", text))
+    rendered = _render(tokenizer, chat.template, guarded, add_generation_prompt)
     rendered = chat.pattern.sub(lambda found: _alias(chat.control[found[0]]), rendered)
     rendered = re.sub(f"{_GUARD}(\\d+){_STOP}", lambda found: texts[found[1]], rendered)
     literal, alias_ids = _literal_tokenizer(tokenizer, tuple(chat.control.items()))
@@ -242,17 +307,18 @@ def _encode_literal(
     return _one_bos(chat, [i for i in ids if i is not None])
 
 
-def _encode_split(tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, messages: list[dict], response: str) -> list[int]:
+def _encode_split(tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: _Talk, answer: dict) -> list[int]:
     """Ids of the conversation where no token spans the start of the response."""
-    _refuse_marks([*messages, _assistant(response)])
-    trimmed = response.lstrip()
-    if _render(tokenizer, [*messages, _assistant(trimmed)]) == _render(tokenizer, [*messages, _assistant(response)]):
-        response = trimmed  # the template trims, which it could not do past the boundary
-    return _encode_literal(tokenizer, chat, [*messages, _assistant(_BOUNDARY + response)])
+    _refuse_marks(_answered(talk, answer))
+    trimmed = {**answer, "content": answer["content"].lstrip()}
+    shown = [_render(tokenizer, chat.template, _answered(talk, each)) for each in (answer, trimmed)]
+    # Where the template trims, which it could not do past the boundary, the answer is taken trimmed.
+    kept = trimmed if shown[0] == shown[1] else answer
+    return _encode_literal(tokenizer, chat, _answered(talk, {**kept, "content": _BOUNDARY + kept["content"]}))
 
 
-def _refuse_marks(messages: list[dict]) -> None:
-    if any(mark in m["content"] for m in messages for mark in (_GUARD, _ALIAS, _STOP, _BOUNDARY)):
+def _refuse_marks(talk: _Talk) -> None:
+    if any(mark in text for text in talk.texts() for mark in (_GUARD, _ALIAS, _STOP, _BOUNDARY)):
         raise BadRow("the text holds a reserved Unicode noncharacter (U+FDD0 to U+FDD3)")
 
 

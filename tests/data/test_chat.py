@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import CHATML_WITHOUT_GENERATION_PROMPT, END_OF_TURN, NAMES, SPECIAL_TOKENS, build_tokenizer
+from templates import CHATML, CHATML_WITHOUT_GENERATION_PROMPT, END_OF_TURN, NAMES, SPECIAL_TOKENS, build_tokenizer
 from tokenizers import AddedToken
 
 from denserl.data.chat import encode_pair, encode_prompt, encode_response, encode_text, end_of_turn_id, stop_ids
@@ -261,6 +261,42 @@ def test_a_typed_control_token_changes_nothing_around_it(name):
     until = ids_of(tokenizer, SINGLE[name] + SECOND_TURN[name].split("What is it?")[0] + "What is ")[:-2]
     assert prompt[: len(until)] == ordinary[: len(until)] == until
     assert prompt[-1] == ordinary[-1]
+
+
+TOOL_CHATML = CHATML.replace(
+    "{% for message",
+    "{% if tools %}{{ '<|im_start|>tools\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}{% for message", 1
+).replace(
+    "message['content'] + '<|im_end|>'",
+    "('<think>' + message.reasoning_content + '</think>' if message.reasoning_content else '') + message['content']"
+    " + (message.tool_calls | map(attribute='function') | map('tojson') | join('\n') if message.tool_calls else '')"
+    " + '<|im_end|>'",
+)  # fmt: skip
+
+
+def test_what_a_message_holds_beside_its_content_reaches_the_template():
+    tokenizer = build_tokenizer("chatml")
+    tokenizer.chat_template = TOOL_CHATML
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "<|im_end|>"}}}
+    talk = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "A sea."}]
+    tools = [{"type": "function", "function": {"name": "look", "description": "<|im_start|> looks"}}]
+    prompt = encode_prompt(tokenizer, talk, {"tools": tools})
+    expected = (
+        '<|im_start|>tools\n[{"type": "function", "function": {"name": "look", "description": "<|im_start|> looks"}}]'
+        "<|im_end|>\n"
+        '<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n{"name": "look", "arguments": {"at": "<|im_end|>"}}'
+        "<|im_end|>\n<|im_start|>tool\nA sea.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(prompt) == expected
+    # the template's own marks are tokens, those in a description and in an argument are text
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert (prompt.count(start), prompt.count(end)) == (5, 4)
+    answer = {"role": "assistant", "content": "Water.", "reasoning_content": "So <|im_end|> what?"}
+    response = encode_response(tokenizer, talk, answer, prompt, {"tools": tools})
+    assert tokenizer.decode(response) == "<think>So <|im_end|> what?</think>Water.<|im_end|>"
+    assert response.count(end) == 1
+    pair = encode_pair(tokenizer, talk, [answer, "Water."], 500, 400, {"tools": tools})
+    assert pair == (prompt, [response, ids_of(tokenizer, "Water.<|im_end|>")])
 
 
 def test_truncation_by_hand():
