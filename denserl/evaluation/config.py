@@ -23,6 +23,8 @@ class BestOfNConfig(SamplingConfig, RewardModelConfig, ReadConfig, ScoringConfig
     """Reward model that says what responses are worth: folder or hub name, of any tokenizer."""
     true_reward: Annotated[str | None, FIRST] = None
     """module:function of (prompts, responses) -> rewards that say it instead."""
+    sft_model: str | None = None
+    """Model whose entropies cut the responses for `reward_model`; default: the one in its config."""
     samples: Annotated[int, FIRST, Ge(1)] = 16
     """Responses to each prompt; n goes up to this."""
     samples_file: str | None = None

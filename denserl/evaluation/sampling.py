@@ -110,12 +110,14 @@ def scores_of(
     dtype: str,
     samples: list[Sample],
     read: ReadConfig | None = None,
+    sft_model: str | None = None,
 ) -> np.ndarray:
     """(n,) scores by reward models, which are let go of afterwards. UserError for what their chat template refuses.
 
-    read: how they are read, where another way is asked for than the one that is stored with them.
+    read, sft_model: how they are read, and by whose entropies, where it is not as is stored with them.
     """
-    scorer = RewardScorer.from_config(models, config, device, dtype, read=read, trusted=[config.segmenter])
+    own = {"read": read, "sft_model": sft_model, "trusted": [config.segmenter]}
+    scorer = RewardScorer.from_config(models, config, device, dtype, **own)
     try:
         return scorer.of_responses(as_responses(samples), policy_tokenizer(config))
     except BadRow as error:

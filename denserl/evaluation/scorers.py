@@ -23,8 +23,8 @@ from denserl.models.loading import check_same_tokenizer, load_policy, load_token
 from denserl.models.scoring import response_entropies
 from denserl.rewards.config import ReadConfig, ScoringConfig
 from denserl.rewards.sources.base import ResponseScorer
-from denserl.rewards.sources.build import load_members, source_of
-from denserl.rewards.sources.reading import choose_segmenter
+from denserl.rewards.sources.build import Members, load_members, source_of
+from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class RewardScorer:
             model.to(device)
         cut: dict[str, Any] = {"threshold": read.entropy_threshold, "segmenter": read.segmenter, "trusted": trusted}
         self.segmenter = choose_segmenter(members.each, members.paths, self.tokenizer, **cut)
-        self.sft_model = _sft_model(sft_model, members.stored.sft_model, self.segmenter.level, self.paths)
+        self.sft_model = _sft_model(members, sft_model, self.segmenter.level)
         sft = [self._entropy_model(self.sft_model, dtype, source)] if self.sft_model is not None else []
         entropies = functools.partial(response_entropies, sft[0]) if sft else None
         self.max_length = _within_positions(max_length, [model.config for model in (*members.models, *sft)])
@@ -236,14 +236,11 @@ def _within_positions(max_length: int, configs: list) -> int:
     return most
 
 
-def _sft_model(given: str | None, stored: str | None, level: str, models: Sequence[str]) -> str | None:
+def _sft_model(members: Members, given: str | None, level: str) -> str | None:
     """The model whose entropies cut the responses; None at the bandit level, which cuts nothing."""
     if level == "bandit":
         if given is not None:
             found = f"`sft_model` {given} has no effect at the bandit level: nothing is cut"
             raise UserError(found, "leave `sft_model` out, or give an `entropy_threshold`")
         return None
-    if given is None and stored is None:
-        found = f"{', '.join(models)}: the configs do not say, or do not agree on, the sft_model whose entropies cut responses"
-        raise UserError(found, "add `sft_model`")
-    return given or stored
+    return choose_sft_model(members.each, members.paths, members.stored.sft_model, given)

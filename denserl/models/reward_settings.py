@@ -5,7 +5,9 @@ train-rm writes it into config.json; training, evaluation, best-of-n and the fit
 
 import logging
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denserl.errors import UserError
@@ -23,7 +25,8 @@ KEY = "segment_reward"
 class StoredSettings(NamedTuple):
     """What a reward model's config says; None where it says nothing, but for agg_func: avg, the published way."""
 
-    sft_model: str | None
+    sft_model: str | None  # where it is now, if it is a folder that is found; else as is stored
+    sft_fingerprint: str | None  # precision:hash of its files, as they were when it cut the responses
     model_type: str | None
     entropy_threshold: float | None
     segmenter: str | None  # module:function of a user's own; None: entropy peaks
@@ -38,6 +41,18 @@ def store_settings(config: "PreTrainedConfig", **settings: Any) -> None:
     setattr(config, KEY, {**(config.to_dict().get(KEY) or {}), **settings})
 
 
+def sft_settings(sft_model: str, fingerprint: str, output_dir: str) -> dict[str, str]:
+    """What is stored of the SFT model of the reward model that is saved in `output_dir`.
+
+    A folder by its absolute path, and by the way to it from `output_dir`, which holds where both are moved together; a hub
+    name as it is. fingerprint: precision:hash of its files.
+    """
+    if not Path(sft_model).is_dir():
+        return {"sft_model": sft_model, "sft_fingerprint": fingerprint}
+    whole = os.path.abspath(sft_model)
+    return {"sft_model": whole, "sft_from_here": os.path.relpath(whole, output_dir), "sft_fingerprint": fingerprint}
+
+
 def stored_settings(config: "PreTrainedConfig", path: str) -> StoredSettings:
     """The settings in the config of the reward model at `path`. UserError for one of another type than it should be."""
     return settings_in(config.to_dict(), path)
@@ -49,7 +64,7 @@ def settings_in(values: dict[str, Any], path: str) -> StoredSettings:
     if not isinstance(nested, dict):
         raise wrong_setting(path, KEY, nested, "an object")
     values = {"agg_func": "avg", **nested, "mean": values.get("mean"), "std": values.get("std")}
-    for name in ("sft_model", "model_type", "agg_func", "segmenter", "read_at"):
+    for name in ("sft_model", "sft_from_here", "sft_fingerprint", "model_type", "agg_func", "segmenter", "read_at"):
         if not isinstance(values.get(name), (str, type(None))):
             raise wrong_setting(path, name, values[name], "a text")
     for name in ("entropy_threshold", "mean", "std"):
@@ -60,6 +75,7 @@ def settings_in(values: dict[str, Any], path: str) -> StoredSettings:
         raise wrong_setting(path, "entropy_threshold", values["entropy_threshold"], "a number of nats >= 0")
     if values.get("read_at") not in (*READ_AT, None):
         raise wrong_setting(path, "read_at", values["read_at"], f"one of {', '.join(READ_AT)}")
+    values["sft_model"] = _present_place(values.get("sft_model"), values.get("sft_from_here"), path)
     return StoredSettings(*map(values.get, StoredSettings._fields))
 
 
@@ -83,3 +99,12 @@ def read_place(each: Sequence[StoredSettings], paths: Sequence[str], given: str 
         shown = ", ".join(f"{path}: {place}" for path, place in zip(paths, found, strict=True))
         raise UserError(f"the reward models are read at different places ({shown})", "choose one with `read_at`")
     return found[0]
+
+
+def _present_place(sft_model: str | None, from_here: str | None, path: str) -> str | None:
+    """The stored path of the SFT model if it is there, else the way to it from the reward model's folder if that is there."""
+    if sft_model is None or (os.path.isabs(sft_model) and Path(sft_model).is_dir()):
+        return sft_model
+    # A relative path that an earlier version stored is of some working folder, or written by hand, of the model's own.
+    near = os.path.normpath(Path(path) / (from_here or sft_model))
+    return near if Path(near).is_dir() else sft_model

@@ -14,7 +14,7 @@ from denserl.ppo_utils.normalizer import PACKAGED_PARAMS, check_writable, store_
 from denserl.rewards import normalizer_fit
 from denserl.rewards.pairs import prepare_pairs, score_moments, segment_rewards
 from denserl.rewards.sources.build import Members, load_members, source_of
-from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, require_stored
+from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, choose_sft_model, require_stored
 from denserl.segmentation import Segmenter
 from denserl.trainer.fit_config import FitConfig
 from denserl.trainer.start import start_run
@@ -79,9 +79,9 @@ def _source(config: FitConfig) -> dict[str, Any]:
 def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str, str]:
     """Segmenter, model type, SFT model and aggregation: what is stored with the reward models, unless options say otherwise."""
     stored, paths = members.stored, members.paths
-    model_type, sft_model = config.model_type or stored.model_type, config.sft_model or stored.sft_model
+    model_type = config.model_type or stored.model_type
     threshold = stored.entropy_threshold if config.entropy_threshold is None else config.entropy_threshold
-    for name, value in (("model_type", model_type), ("sft_model", sft_model), ("entropy_threshold", threshold)):
+    for name, value in (("model_type", model_type), ("entropy_threshold", threshold)):
         require_stored(name, value, paths)
     cut: dict[str, Any] = {"threshold": config.entropy_threshold, "segmenter": config.segmenter}
     segmenter = choose_segmenter(members.each, paths, members.tokenizer, **cut)
@@ -90,4 +90,5 @@ def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str, 
         f"{', '.join(paths)} gives one reward per response (threshold {threshold:g}); there is no place to normalise by",
         "use it as it is: the bandit level's mean and std are in the reward model's config",
     )
+    sft_model = choose_sft_model(members.each, paths, stored.sft_model, config.sft_model)
     return segmenter, model_type, sft_model, choose_aggregation(stored, paths, config.agg_func)

@@ -19,7 +19,7 @@ from denserl.errors import UserError, require
 from denserl.models.adapters import prepare_model
 from denserl.models.heads import Head
 from denserl.models.loading import attach_lm_head, freeze_trunk, load_tokenizer, match_embeddings, new_reward_model
-from denserl.models.reward_settings import store_settings
+from denserl.models.reward_settings import sft_settings, store_settings
 from denserl.models.scoring import read_rewards
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.config import ObjectiveConfig
@@ -36,7 +36,7 @@ from denserl.rewards.objectives import (
 )
 from denserl.rewards.pair_metrics import group_metrics, group_sums
 from denserl.rewards.pairs import prepare_pairs
-from denserl.rewards.sources.reading import new_segmenter
+from denserl.rewards.sources.reading import new_segmenter, sft_fingerprint
 from denserl.segmentation import Segmenter, segment_scores
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
@@ -257,7 +257,7 @@ def make_model(
     own = {"segmenter": segmenter.name} if segmenter.function else {}
     store_settings(
         model.config,
-        sft_model=config.model,
+        **sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir),
         model_type=config.model_type,
         segment_method=config.segment_method,
         entropy_threshold=segmenter.threshold,

@@ -313,8 +313,8 @@ MODELS = [
     reward_model(
         "an SFT model that is gone",
         config(segment_reward={"sft_model": "/gone/sft", "model_type": "tiny", "entropy_threshold": 1.75}),
-        "no model folder '/gone/sft'",
-        A_FOLDER,
+        "/config.json names /gone/sft as the SFT model whose entropies cut responses (sft_model): there is no model folder",
+        "give it with --sft_model, or correct it there",
         command=FIT,
     ),
     reward_model(

@@ -1,6 +1,7 @@
 """How a reward model is read: as is stored with it, unless another way is asked for; and code that is not run unasked."""
 
 import logging
+import shutil
 
 import pytest
 import tiny_models
@@ -19,8 +20,10 @@ from denserl.rewards.sources.reading import (
     after_the_turn,
     choose_aggregation,
     choose_segmenter,
+    choose_sft_model,
     new_segmenter,
     require_stored,
+    sft_fingerprint,
 )
 from denserl.segmentation import Segmenter
 
@@ -246,3 +249,32 @@ def test_what_contradicts_itself_or_cuts_nothing_is_refused():
     ):
         with pytest.raises(UserError, match="`segmenter` .*every_other has no effect at the bandit level"):
             choose()
+
+
+def test_the_sft_model_is_the_one_it_was_trained_with(sft, tmp_path, caplog):
+    other = str(tiny_models.save_language_model(tmp_path / "other", seed=5))
+    stored = NOTHING._replace(sft_model=sft, sft_fingerprint=sft_fingerprint(sft, "bf16"))
+    assert choose_sft_model([stored], ["rm"], sft, None) == choose_sft_model([stored], ["rm"], sft, sft) == sft
+    assert not caplog.messages
+    replaced = stored._replace(sft_model=other)
+    with pytest.raises(UserError, match=f"^rm/config.json names {other} .*sft_model.*with other weights") as error:
+        choose_sft_model([replaced], ["rm"], other, None)
+    assert "give it with `sft_model`" in error.value.fix
+    # Another one may be asked for, by name.
+    assert choose_sft_model([stored], ["rm"], sft, other) == other
+    assert caplog.messages == [f"rm: trained with an SFT model of other weights than {other}"]
+    assert choose_sft_model([NOTHING], ["rm"], None, other) == other
+
+
+def test_an_sft_model_that_is_not_found_is_named_with_its_key_and_file(tmp_path):
+    for gone in (str(tmp_path / "gone/sft"), "runs/of/another/folder"):
+        with pytest.raises(UserError, match=f"^rm/config.json names {gone} .*sft_model.*no model folder") as error:
+            choose_sft_model([NOTHING._replace(sft_model=gone)], ["rm"], gone, None)
+        assert "`sft_model`" in error.value.fix
+
+
+def test_a_folder_that_happens_to_be_in_the_working_folder_is_remarked_on(sft, tmp_path, monkeypatch, caplog):
+    shutil.copytree(sft, tmp_path / "sft")
+    monkeypatch.chdir(tmp_path)
+    assert choose_sft_model([NOTHING._replace(sft_model="sft")], ["rm"], "sft", None) == "sft"
+    assert "found in the working folder; whether it is the same model is not known" in caplog.text

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from denserl.cli import train_rm
 from denserl.data.preferences import load_preferences, tokenize_preferences
+from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import UserError
+from denserl.evaluation.scorers import RewardScorer
 from denserl.models.heads import Head
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
 from denserl.rewards.objectives import BradleyTerry, PositiveRegularizer, TextRegularizer
@@ -326,11 +330,32 @@ def test_pairs_are_learned_and_the_stock_class_reads_the_saved_model_to_the_bit(
     assert metrics["eval_score_std"] == pytest.approx(scores.std(correction=0).item(), rel=1e-4)
 
 
+def test_a_model_trained_by_relative_paths_is_read_from_any_folder(files, train, tmp_path, monkeypatch):
+    shutil.copytree(files / "sft", tmp_path / "runs/sft")
+    monkeypatch.chdir(tmp_path)
+    train("runs/rm", model="runs/sft", output_dir="runs/rm")
+    prompts, responses = [[{"role": "user", "content": "Why?"}]], ["The boat is red."]
+    expected = RewardScorer(["runs/rm"])(prompts, responses)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    # A model of the same name that happens to be here is another one.
+    tiny_models.save_language_model(tmp_path / "elsewhere/runs/sft", seed=9)
+    assert RewardScorer([str(tmp_path / "runs/rm")])(prompts, responses) == pytest.approx(expected)
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    assert RewardScorer(["../moved/rm"])(prompts, responses) == pytest.approx(expected)
+    tiny_models.save_language_model(tmp_path / "moved/sft", seed=9)
+    with pytest.raises(UserError, match="moved/rm/config.json names .*moved/sft .*with other weights"):
+        RewardScorer([str(tmp_path / "moved/rm")])
+
+
 def test_the_saved_config_says_how_scores_are_read(files, train):
     output, metrics = train()
     config, tokenizer = json.loads((output / "config.json").read_text()), AutoTokenizer.from_pretrained(output)
+    digest = config["segment_reward"].pop("sft_fingerprint")
+    assert digest == f"fp32:{file_fingerprint(files / 'sft', 'fp32')[:32]}"
     assert config["segment_reward"] == {
         "sft_model": str(files / "sft"),
+        "sft_from_here": os.path.relpath(files / "sft", output),
         "model_type": "tiny",
         "segment_method": "peak",
         "entropy_threshold": 5.3,

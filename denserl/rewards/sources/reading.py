@@ -1,11 +1,14 @@
 """How a reward model is read: by the settings stored with it, unless options say otherwise, which is logged."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from denserl.data.chat import end_of_turn_id
+from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import UserError, require
+from denserl.models.loading import local_folder
 from denserl.models.reward_settings import StoredSettings
 from denserl.plugins import load_named
 from denserl.segmentation import BANDIT_THRESHOLD, LEVELS, Segmenter, level_of
@@ -84,6 +87,48 @@ def choose_aggregation(stored: StoredSettings, paths: Sequence[str], given: str 
         names = ", ".join(paths)
         log.warning("%s: trained with aggregation %s; rewards are aggregated with %s", names, stored.agg_func, given)
     return given or stored.agg_func
+
+
+def sft_fingerprint(sft_model: str, dtype: str) -> str:
+    """precision:hash of the SFT model's files, which is stored with the reward models whose responses it cuts."""
+    return f"{dtype}:{file_fingerprint(local_folder(sft_model), dtype)[:32]}"
+
+
+def choose_sft_model(each: Sequence[StoredSettings], paths: Sequence[str], stored: str | None, given: str | None) -> str:
+    """The SFT model that the reward models were trained with, unless an option asks for another, which is logged.
+
+    stored: what the models agree on.
+
+    Raises:
+        UserError: neither the models nor an option say it; the stored one is not there, or has other weights.
+    """
+    if given is None:
+        require_stored("sft_model", stored, paths)
+    for settings, path in zip(each, paths, strict=True):
+        if given is None:
+            _check_sft_model(settings, path)
+        elif settings.sft_fingerprint and not _is_sft_model(given, settings.sft_fingerprint):
+            log.warning("%s: trained with an SFT model of other weights than %s", path, given)
+    return given or stored
+
+
+def _check_sft_model(settings: StoredSettings, path: str) -> None:
+    """UserError unless the SFT model that a reward model names is there, and where a fingerprint is known, the very same."""
+    named, known = settings.sft_model, settings.sft_fingerprint
+    found = f"{path}/config.json names {named} as the SFT model whose entropies cut responses (sft_model)"
+    fix = "give it with `sft_model`, or correct it there"
+    try:
+        local_folder(named)
+    except UserError as error:
+        raise UserError(f"{found}: {error.found}", fix) from error
+    if known is None and os.path.exists(named) and not os.path.isabs(named):
+        log.warning("%s, which is found in the working folder; whether it is the same model is not known", found)
+    elif known is not None and not _is_sft_model(named, known):
+        raise UserError(f"{found}; it is there, with other weights than those of the training", fix)
+
+
+def _is_sft_model(path: str, fingerprint: str) -> bool:
+    return sft_fingerprint(path, fingerprint.partition(":")[0]) == fingerprint
 
 
 def require_stored(option: str, value: object, paths: Sequence[str]) -> None:
