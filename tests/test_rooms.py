@@ -19,6 +19,7 @@ ROOMS = [
     "files",
     "distributed",
     "plugins",
+    "streams",
     "config",
     "segmentation",
     "data",

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from denserl import distributed
+from denserl.streams import Purpose, stream
 
 
 class StepSampler:
@@ -31,7 +31,7 @@ class StepSampler:
         return self.steps * self.step_rows // distributed.world_size() // self.micro_rows
 
     def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch())).tolist()
+        order = shuffled(self.rows, stream(self.seed, Purpose.ROWS, self.epoch()))
         for first in range(0, self.rows, self.step_rows):
             step = order[first : first + self.step_rows]
             filled = [(step[i % len(step)], i < len(step)) for i in range(self.step_rows)]
@@ -39,24 +39,28 @@ class StepSampler:
             yield from (mine[start : start + self.micro_rows] for start in range(0, len(mine), self.micro_rows))
 
 
-def prompt_rows(first: int, count: int, total: int, seed: int) -> list[int]:
-    """Rows first .. first + count of the endless stream that passes over `total` prompts in a new order each time.
+def shuffled(rows: int, numbers: np.random.SeedSequence) -> list[int]:
+    """0 .. rows - 1 in an order that the stream of random numbers says."""
+    return np.random.default_rng(numbers).permutation(rows).tolist()
 
-    The stream is a function of the seed alone, so that a resumed run needs only its place.
+
+def endless_rows(first: int, count: int, total: int, seed: int, purpose: Purpose) -> list[int]:
+    """Rows first .. first + count of the endless pass over `total` rows, in a new order each time.
+
+    It is a function of the seed alone, so that a resumed run needs only its place.
     """
     rows: list[int] = []
     while len(rows) < count:
         episode, offset = divmod(first + len(rows), total)
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed + episode))
-        rows += order[offset : offset + count - len(rows)].tolist()
+        rows += shuffled(total, stream(seed, purpose, episode))[offset : offset + count - len(rows)]
     return rows
 
 
-def step_table(rows: int, per_step: int, stream: tuple[int, ...]) -> np.ndarray:
+def step_table(rows: int, per_step: int, numbers: np.random.SeedSequence) -> np.ndarray:
     """Which of `rows` responses each optimiser step takes: (rows / per_step, per_step), every row once, in random order.
 
     Column c holds rows c, c + per_step, ... in an order of its own, so that a rank that holds some columns holds them in
     every step: steps are made of the same rows whatever the number of ranks, and no row changes its rank.
     """
     blocks = np.tile(np.arange(rows // per_step)[:, None], (1, per_step))
-    return np.random.default_rng(stream).permuted(blocks, axis=0) * per_step + np.arange(per_step)
+    return np.random.default_rng(numbers).permuted(blocks, axis=0) * per_step + np.arange(per_step)

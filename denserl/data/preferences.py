@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 
 from denserl.data.chat import encode_pair
+from denserl.data.order import shuffled
 from denserl.data.published import check_pairs
 from denserl.data.readers import build_dataset, load_rows, map_rows
 from denserl.data.schemas import RATING_KEYS, BadRow, as_labels, as_preference
 from denserl.errors import UserError
+from denserl.streams import Purpose, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +94,8 @@ def flip_labels(dataset: datasets.Dataset, share: float, seed: int) -> datasets.
     other's of the same name (`chosen_ids`, `rejected_ids`). The margin stays, as that of a rater who has mixed them up would:
     with another sign it would tell the learner which labels are wrong.
     """
-    turned = set(np.random.default_rng(seed).permutation(len(dataset))[: round(share * len(dataset))].tolist())
+    order = shuffled(len(dataset), stream(seed, Purpose.FLIPPED_LABELS))
+    turned = set(order[: round(share * len(dataset))])
     names = {name: name.partition("_") for name in dataset.column_names}
     other = {name: f"{OTHER_SIDE[side]}_{rest}" for name, (side, _, rest) in names.items() if side in OTHER_SIDE}
 

@@ -25,6 +25,7 @@ from denserl.data.hub import HUB_NAME, go_offline_if_unreachable
 from denserl.data.published import hub_source
 from denserl.data.schemas import BadRow, LeftOut
 from denserl.errors import UserError
+from denserl.streams import Purpose, stream
 from denserl.terminal import visible
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def blend(parts: list, weights: list[float] | None, limit: int | None, seed: int
     total = math.floor(total + 1e-6) if limit is None else min(limit, math.floor(total + 1e-6))
     bounds = np.rint(np.concatenate([[0.0], np.cumsum(shares)]) * total).astype(int)
     counts = np.minimum(np.diff(bounds), sizes)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(stream(seed, Purpose.BLENDING))
     drawn = [part.select(rng.permutation(len(part))[:count]) for part, count in zip(parts, counts)]
     merged = datasets.concatenate_datasets(drawn)
     return merged.select(rng.permutation(len(merged)))

@@ -16,6 +16,7 @@ from denserl import distributed
 from denserl.errors import Stopped, UserError
 from denserl.files import write_flushed
 from denserl.rollouts.base import Sampler
+from denserl.streams import Purpose, stream
 from denserl.trainer.checkpoint import check_settings
 from denserl.trainer.stopping import StopRequest
 
@@ -143,7 +144,7 @@ def draw_samples(
             part = missing[first : first + size]
             mine = part[distributed.rank() :: distributed.world_size()]
             rows = prompts[[row for row, _ in mine]]
-            rollouts = sampler(rows["prompt_ids"], [(seed, *key) for key in mine])
+            rollouts = sampler(rows["prompt_ids"], [stream(seed, Purpose.BEST_OF_N, *key) for key in mine])
             found = [
                 Sample(*key, prompt, decode(ids), ended, prompt_ids, ids)
                 for key, prompt, prompt_ids, ids, ended in zip(mine, rows["prompt"], *rollouts, strict=True)

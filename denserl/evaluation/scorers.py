@@ -25,6 +25,7 @@ from denserl.rewards.config import ReadConfig, ScoringConfig
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, load_members, source_of
 from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model
+from denserl.streams import Purpose, stream
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def length_scores(prompts: Sequence[Messages], responses: Sequence[str]) -> np.n
 
 def random_scores(seed: int) -> Function:
     """Scores drawn evenly from [0, 1), the same for the same seed and number of responses."""
-    return lambda prompts, responses: np.random.default_rng(seed).random(len(responses))
+    return lambda prompts, responses: np.random.default_rng(stream(seed, Purpose.RANDOM_SCORES)).random(len(responses))
 
 
 class BaselineScorer:

@@ -6,8 +6,10 @@ Log-probabilities of the responses come from the policy's own training forward, 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# A stream names the random numbers of one response: the same stream, the same response, on any rank and in any batch.
-Stream = tuple[int, ...]
+import numpy as np
+
+# Of the random numbers of one response (`default_rng(stream)`): the same stream, the same response, on any rank, in any batch.
+Stream = np.random.SeedSequence
 
 
 class Rollouts(NamedTuple):

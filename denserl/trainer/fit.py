@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from denserl import distributed
+from denserl.data.order import shuffled
 from denserl.data.preferences import load_preferences
 from denserl.errors import require
 from denserl.ppo_utils.normalizer import PACKAGED_PARAMS, check_writable, store_fit
@@ -16,6 +17,7 @@ from denserl.rewards.pairs import prepare_pairs, score_moments, segment_rewards
 from denserl.rewards.sources.build import Members, load_members, source_of
 from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, choose_sft_model, require_stored
 from denserl.segmentation import Segmenter
+from denserl.streams import Purpose, stream
 from denserl.trainer.fit_config import FitConfig
 from denserl.trainer.start import start_run
 
@@ -43,7 +45,7 @@ def fit_normalizer(config: FitConfig) -> Fit:
     source = source_of(members, segmenter, how=config.ensemble, weight=config.ensemble_weight, read_at=config.read_at)
     pairs = load_preferences(**config.source(), seed=config.seed)
     if config.pairs < len(pairs):
-        pairs = pairs.shuffle(seed=config.seed).select(range(config.pairs))
+        pairs = pairs.select(shuffled(len(pairs), stream(config.seed, Purpose.FITTED_PAIRS))[: config.pairs])
     pairs = prepare_pairs(pairs, config, config, sft_model, members.tokenizer, device, dtype, config.on_bad_row)
     rewards = segment_rewards(source, pairs, segmenter, members.tokenizer, config.score_tokens, device)
     score_mean, score_std = score_moments(rewards, agg_func)

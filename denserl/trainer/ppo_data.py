@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
-from denserl.data.order import prompt_rows
+from denserl.data.order import endless_rows
 from denserl.data.prompts import load_prompts, tokenize_prompts
 from denserl.errors import require
+from denserl.streams import Purpose
 from denserl.trainer.ppo_config import PPOConfig
 
 
@@ -73,7 +74,8 @@ def text_batches(config: PPOConfig, rows: Dataset, pad_id: int) -> Callable[[int
     collate, size, micro = DemonstrationCollator(pad_id), config.train_batch_size, config.micro_batch_size
 
     def batches(step: int) -> list[ResponseBatch]:
-        mine = prompt_rows(step * size, size, len(rows), config.seed)[distributed.rank() :: distributed.world_size()]
+        step_rows = endless_rows(step * size, size, len(rows), config.seed, Purpose.PRETRAINING_TEXT)
+        mine = step_rows[distributed.rank() :: distributed.world_size()]
         parts = [[rows[i] for i in mine[first : first + micro]] for first in range(0, len(mine), micro)]
         return [ResponseBatch.of(collate(part)) for part in parts]
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, in_halves, pad_rows, response_slots
-from denserl.data.order import prompt_rows, step_table
+from denserl.data.order import endless_rows, step_table
 from denserl.data.responses import Responses
 from denserl.errors import Stopped
 from denserl.models.loading import gathered, load_tokenizer
@@ -27,8 +27,9 @@ from denserl.ppo_utils.losses import average_count, masked_average, policy_loss,
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import load_members
 from denserl.rewards.sources.function import FunctionSource
-from denserl.rollouts.base import Sampler
+from denserl.rollouts.base import Sampler, Stream
 from denserl.rollouts.policy import PolicySampler
+from denserl.streams import Purpose, stream
 from denserl.trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.ppo_config import PPOConfig
@@ -42,8 +43,6 @@ from denserl.trainer.trackers import Trackers, not_finite
 
 Result = TypeVar("Result")
 
-# The first number after the seed in the name of a stream of random numbers: what the stream is for.
-SAMPLING, EVALUATION, STEPS = range(3)
 VALUE_CLIP = {"bandit": 0.2}  # the published ones
 DEFAULT_VALUE_CLIP = 0.25
 
@@ -207,8 +206,8 @@ class PPOTrainer:
         self.log.log_samples("samples", self.iteration, responses, scored, self.rewards, {})
         return metrics
 
-    def sample(self, prompts: Dataset | dict, streams: list[tuple[int, ...]]) -> Responses:
-        """One response to each prompt. prompts: columns `prompt` and `prompt_ids`. streams: name their random numbers."""
+    def sample(self, prompts: Dataset | dict, streams: list[Stream]) -> Responses:
+        """One response to each prompt. prompts: columns `prompt` and `prompt_ids`. streams: of their random numbers."""
         rollouts = self.sampler(prompts["prompt_ids"], streams)
         texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
         return Responses(prompts["prompt"], texts, *rollouts)
@@ -234,8 +233,8 @@ class PPOTrainer:
         log, skipped = Averages(), 0
         self._train_mode(True)
         for epoch in range(config.ppo_epochs):
-            stream = (config.seed, STEPS, self.iteration, epoch)
-            table = step_table(config.rollout_batch_size, config.train_batch_size, stream)
+            numbers = stream(config.seed, Purpose.STEPS, self.iteration, epoch)
+            table = step_table(config.rollout_batch_size, config.train_batch_size, numbers)
             for rows in (table[:, rank::world] // world).tolist():
                 self._optimiser_step(responses, experience, rows, log)
                 if self._step_applied():
@@ -258,7 +257,8 @@ class PPOTrainer:
         # Every rank takes equally many, so that collective forwards stay in step; what wraps around is not counted.
         mine = [rank + world * i for i in range(-(-count // world))]
         rows = self.eval_prompts[[row % count for row in mine]]
-        responses = self.sample(rows, [(self.config.seed, EVALUATION, self.iteration, row) for row in mine])
+        seed, place = self.config.seed, self.iteration
+        responses = self.sample(rows, [stream(seed, Purpose.EVALUATION, place, row) for row in mine])
         scored, _ = self.score(responses)
         judged = self.judge(responses)
         counted = torch.tensor([row < count for row in mine], device=self.device)
@@ -379,14 +379,14 @@ class PPOTrainer:
         values = token_rewards(self.models.critic, batch.input_ids, batch.attention_mask, batch.shared)
         return response_slots(values, batch.response_start - 1, width)
 
-    def _next_prompts(self) -> tuple[dict, list[tuple[int, ...]]]:
+    def _next_prompts(self) -> tuple[dict, list[Stream]]:
         """This rank's prompts of the iteration, one for each response, and the streams to sample the responses with."""
         config = self.config
         count = config.rollout_batch_size // config.samples_per_prompt
-        rows = prompt_rows(self.iteration * count, count, len(self.prompts), config.seed)
+        rows = endless_rows(self.iteration * count, count, len(self.prompts), config.seed, Purpose.PROMPTS)
         mine = range(distributed.rank(), config.rollout_batch_size, distributed.world_size())
         prompts = self.prompts[[rows[number // config.samples_per_prompt] for number in mine]]
-        return prompts, [(config.seed, SAMPLING, self.iteration, number) for number in mine]
+        return prompts, [stream(config.seed, Purpose.SAMPLING, self.iteration, number) for number in mine]
 
     def _batch(self, responses: Responses) -> ResponseBatch:
         return responses.padded(self.tokenizer.pad_token_id, self.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.data.batching import ResponseBatch, pad_responses, pad_rows, response_slots
+from denserl.data.order import shuffled
 from denserl.data.preferences import flip_labels, load_preferences
 from denserl.data.reference_cache import SIDES
 from denserl.errors import UserError, require
@@ -38,6 +39,7 @@ from denserl.rewards.pair_metrics import group_metrics, group_sums
 from denserl.rewards.pairs import prepare_pairs
 from denserl.rewards.sources.reading import new_segmenter, sft_fingerprint
 from denserl.segmentation import Segmenter, segment_scores
+from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
@@ -280,8 +282,8 @@ def pairs_of(
         parts = load_preferences(**config.source(), seed=config.seed, **own)
         size = min(config.eval_size, len(parts) // 10)
         require(size > 0, f"{len(parts)} pairs are too few to split some off for evaluation", "give `eval_data`")
-        parts = parts.train_test_split(test_size=size, seed=config.seed)
-        train, held_out = parts["train"], parts["test"]
+        order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
+        held_out, train = parts.select(order[:size]), parts.select(order[size:])
     _check_ratings(config, train["margin"])
     train, held_out = (
         prepare_pairs(part, config, config, config.model, tokenizer, device, dtype, config.on_bad_row)

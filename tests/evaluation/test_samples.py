@@ -12,6 +12,7 @@ from datasets import Dataset
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
 from denserl.rollouts.base import Rollouts
+from denserl.streams import Purpose, stream
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
 SETTINGS = {"seed": 7, "temperature": 0.5}
@@ -36,7 +37,7 @@ def test_samples_are_a_function_of_seed_prompt_and_number(tmp_path):
     found = draw(tmp_path / "s.jsonl")
     assert sorted(found) == [(row, number) for row in range(3) for number in range(2)]
     for (row, number), sample in found.items():
-        drawn = int(np.random.default_rng((7, row, number)).integers(10**6))
+        drawn = int(np.random.default_rng(stream(7, Purpose.BEST_OF_N, row, number)).integers(10**6))
         assert sample == Sample(row, number, PROMPTS[row], f"<{drawn}>", drawn % 2 == 0, [row + 1], [drawn])
     assert draw(tmp_path / "other.jsonl", at_once=100) == found
     lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
@@ -56,7 +57,7 @@ def test_what_is_there_is_not_sampled_again(tmp_path):
         return sampler(prompts, streams)
 
     assert draw(path, sampler=counting) == whole
-    assert asked == [(7, 1, 1), (7, 2, 0), (7, 2, 1)]
+    assert [numbers.spawn_key[-2:] for numbers in asked] == [(1, 1), (2, 0), (2, 1)]
     assert draw(path, sampler=None) == whole
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     # More samples of each prompt are added to those there are.

@@ -45,7 +45,7 @@ def uneven_responses() -> None:
     sample = PolicySampler._decode
 
     def decode(self, model, rows, size) -> Tensor:
-        tokens, odd = sample(self, model, rows, size), torch.tensor([stream[-1] % 2 == 1 for _, stream in rows])
+        tokens, odd = sample(self, model, rows, size), torch.tensor([stream.spawn_key[-1] % 2 == 1 for _, stream in rows])
         tokens[torch.isin(tokens, torch.tensor(self.stop_ids))] = self.pad_id + 5
         tokens[odd, 0] = self.stop_ids[0]
         return tokens

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 from denserl.models.loading import load_policy
 from denserl.rollouts.base import Rollouts
 from denserl.rollouts.policy import InverseCDF, PolicySampler
+from denserl.streams import Purpose, stream
 
 PAD = 0
 PROMPTS = tiny_models.random_rows([3, 7, 1, 5, 4], seed=4, vocabulary=300)
@@ -34,9 +35,9 @@ class Scripted:
 
 
 def sampler(model, stop_ids=STOPS, **kw):
-    """Prompts -> Rollouts, prompt i with stream (0, i)."""
+    """Prompts -> Rollouts, prompt i with the stream of place i."""
     sample = PolicySampler(lambda: model, stop_ids, PAD, **{"max_new_tokens": 4, **kw})
-    return lambda prompts: sample(prompts, [(0, i) for i in range(len(prompts))])
+    return lambda prompts: sample(prompts, [stream(0, Purpose.SAMPLING, i) for i in range(len(prompts))])
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=1, max_size=6), st.integers(1, 4))
@@ -137,7 +138,7 @@ def test_samples_come_from_the_whole_tempered_distribution(policy, temperature):
 
 def test_a_response_depends_on_its_stream_alone(policy):
     sample = PolicySampler(lambda: policy, STOPS, PAD, max_new_tokens=9)
-    streams = [(7, 0, i) for i in range(len(PROMPTS))]
+    streams = [stream(7, Purpose.SAMPLING, 0, i) for i in range(len(PROMPTS))]
     together = sample(PROMPTS, streams)
     torch.manual_seed(3)
     for order in ([4, 2, 0, 1, 3], [3], [1, 0]):
