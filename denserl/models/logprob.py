@@ -20,6 +20,8 @@ WEIGHTS_PER_BLOCK = 2**22
 DEVICE_FACTOR = 16
 # Of a chunk of positions: few calls of the head, which ZeRO-3 gathers for each.
 LOGITS_PER_CHUNK = 2**24
+# Nats below the largest logit at which exp is 0 in fp32.
+WEIGHTLESS = -200.0
 
 
 def chunked_logprob_entropy(
@@ -31,6 +33,8 @@ def chunked_logprob_entropy(
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each token under softmax(logits / temperature), and entropy (nats) of softmax(logits).
+
+    A logit may be -inf, as of tokens that a model rules out: it has no probability, and no part in entropy and gradient.
 
     A bare linear head is read a block of the vocabulary at a time, all positions together, so that its gradient is written
     once and in place. Any other (adapters, hooks, weights that ZeRO-3 gathers) is called, a chunk of positions at a time.
@@ -91,14 +95,21 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _lse_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logsumexp of each row, and the entropy of its softmax."""
-    top = logits.amax(-1, keepdim=True)
-    below = logits - top
+    """Logsumexp of each row, and the entropy of its softmax; -inf and 0 of a row without any logit above -inf."""
+    top = _finite(logits.amax(-1, keepdim=True))
+    # So far below, the weight is 0; with -inf in its place, 0 x -inf would be no number.
+    below = (logits - top).clamp_(min=WEIGHTLESS)
     weights = below.exp()
     total = weights.sum(-1)
     log = total.log()
     # Of the differences, not of the logits: those may be large beside the entropy, and so would be their rounding.
-    return top.squeeze(-1) + log, log - weights.mul_(below).sum(-1) / total
+    entropy = log - weights.mul_(below).sum(-1) / total
+    return top.squeeze(-1) + log, torch.where(total > 0, entropy, 0.0)
+
+
+def _finite(values: Tensor) -> Tensor:
+    """-inf as the least number, from which -inf can be subtracted."""
+    return values.clamp(min=torch.finfo(values.dtype).min)
 
 
 class _BlockwiseLogprob(torch.autograd.Function):
@@ -125,7 +136,7 @@ class _BlockwiseLogprob(torch.autograd.Function):
                 before, (block_lse, block_entropy) = lse, _lse_and_entropy(logits)
                 lse = torch.logaddexp(before, block_lse)
                 # Shares of the probability. The entropy is that of the choice between the two, and then within the chosen one.
-                shares = torch.stack([before - lse, block_lse - lse]).exp()
+                shares = (torch.stack([before, block_lse]) - _finite(lse)).exp()
                 entropy = (shares * torch.stack([entropy, block_entropy]) + torch.special.entr(shares)).sum(0)
             if not with_entropy or temperature != 1.0:
                 scaled_lse = torch.logaddexp(scaled_lse, _scaled(logits, temperature).logsumexp(1))

@@ -109,6 +109,41 @@ def test_one_of_the_two_is_frozen(parts, kind, frozen):
             torch.testing.assert_close(own.grad.double(), expected.grad, **CLOSE)
 
 
+@pytest.mark.parametrize("kind", ["biased", "hooked"])
+@pytest.mark.parametrize("ruled_out", [slice(0, 60), slice(40, VOCABULARY), slice(1, VOCABULARY - 1)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_tokens_that_are_ruled_out_have_no_part_in_entropy_and_gradient(parts, kind, ruled_out, temperature):
+    """Against a loop over the tokens that are left, whose logits alone a smaller head gives."""
+    head, (hidden, _) = make_head("biased"), make_inputs()
+    if kind == "hooked":
+        head.register_forward_hook(lambda module, args, output: None)
+    with torch.no_grad():
+        head.bias[ruled_out] = -torch.inf
+    left = [token for token in range(VOCABULARY) if token not in range(*ruled_out.indices(VOCABULARY))]
+    tokens = torch.tensor(left).repeat(POSITIONS)[:POSITIONS]
+    few, wide = nn.Linear(WIDTH, len(left)).double(), hidden.double().requires_grad_()
+    with torch.no_grad():
+        few.weight.copy_(head.weight[left])
+        few.bias.copy_(head.bias[left])
+    hidden.requires_grad_()
+    got, entropy = chunked_logprob_entropy(hidden, tokens, head, ADJUSTMENTS["none"], temperature, True)
+    want = []
+    for row, token in enumerate(tokens.tolist()):
+        logits = few(wide[row])
+        probabilities = [(logit - logits.logsumexp(0)).exp() for logit in logits]
+        expected = -sum(p * p.log() for p in probabilities).item()
+        torch.testing.assert_close(entropy[row].item(), expected, **CLOSE)
+        scaled = logits / temperature
+        want.append(scaled[left.index(token)] - scaled.logsumexp(0))
+    torch.testing.assert_close(got.double(), torch.stack(want), **CLOSE)
+    got.sum().backward()
+    torch.stack(want).sum().backward()
+    torch.testing.assert_close(hidden.grad.double(), wide.grad, **CLOSE)
+    for own, expected in zip(head.parameters(), few.parameters(), strict=True):
+        torch.testing.assert_close(own.grad[left].double(), expected.grad, **CLOSE)
+        assert not own.grad[ruled_out].any()
+
+
 def test_a_weight_that_is_the_embedding_too_gets_both_gradients():
     head, (_, tokens) = make_head("bare"), make_inputs()
     whole = copy.deepcopy(head).double()
