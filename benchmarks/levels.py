@@ -128,25 +128,21 @@ class World:
                 eval_data=self.data / "preferences_test.jsonl",
                 output_dir=target,
                 agg_func=agg_func,
-                model_type="tiny",
             )
         return target
 
     def fit(self, level: str, agg_func: str = "avg") -> dict:
         """The flags that name a reward model's location lines."""
         model, target = self.reward_model(level, agg_func), self.folder / f"fit-{level}-{agg_func}"
-        params = {"params": self.folder / "param.json"}
         if not (target / "normalizer.png").exists():
             stage(
                 "fit-normalizer",
                 **TINY["fit"],
                 **self._pairs(),
-                **params,
                 reward_model=model,
-                dataset_tag="world",
                 output_dir=target,
             )
-        return {"fit_tag": "world", **params}
+        return {"fit": model / "fits.json"}
 
     def ppo(self, name: str, arm: Arm, coefficient: float, iterations: int) -> list[dict]:
         """The held-out evaluations of a run, with the share of repeated sentences in each."""

@@ -196,7 +196,7 @@ class World(Pairs):
         make_language_model(folder, seed)
         rated = folder / "pairs.jsonl"
         rated.write_text("".join(json.dumps(row) + "\n" for row in rated_pairs(world / "preferences_train.jsonl", seed)))
-        settings = {**tiny["rm"], "reward_level": "bandit", "limit": PAIRS, "model_type": "tiny"}
+        settings = {**tiny["rm"], "reward_level": "bandit", "limit": PAIRS}
         super().__init__(folder, folder / "sft", rated, world / "preferences_test.jsonl", seed, settings)
         self.world, self.tiny = world, tiny
 
@@ -227,14 +227,14 @@ class World(Pairs):
 
     def ppo(self, level: str) -> dict[str, list[float]]:
         """KL, proxy and true reward of held-out rollouts during PPO against a reward model of noisy labels."""
-        target, params = self.folder / f"ppo-{level}", self.folder / "param.json"
+        target = self.folder / f"ppo-{level}"
         at_level = {"reward_level": level, "entropy_threshold": THRESHOLDS[level]}
         if not (target / "model.safetensors").exists():
             proxy, fitted = self.reward_model(f"Bradley-Terry {level}", **at_level), {}
             if level != "bandit":
-                fit = {"reward_model": proxy, "data": self.train, "dataset_tag": "study", "params": params}
+                fit = {"reward_model": proxy, "data": self.train}
                 stage("fit-normalizer", **self.tiny["fit"], **fit, cache_dir=self.folder / "cache", output_dir=target / "fit")
-                fitted = {"assignment": "even", "fit_tag": "study", "params": params}
+                fitted = {"assignment": "even"}
             stage(
                 "train-ppo",
                 **{**self.tiny["ppo"], **at_level, **PPO, **fitted},
@@ -274,7 +274,6 @@ class RealPairs(Pairs):
 
     SETTINGS = {
         "reward_level": "bandit",
-        "model_type": "real",
         "epochs": 1,
         "batch_size": 32,
         "micro_batch_size": 8,

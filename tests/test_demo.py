@@ -51,9 +51,9 @@ def test_levels_differ_in_their_segments_alone(finished):
 
 def test_the_normaliser_was_stored_for_the_way_that_uses_it(finished):
     folder, _ = finished
-    stored = json.loads((folder / "param.json").read_text())["tiny"]["world"]["peak"]["avg"]
-    assert {float(key) for key in stored} == {1.5}
-    assert all(len(constants) == 4 for constants in stored.values())
+    stored = json.loads((folder / "rm-segment/fits.json").read_text())
+    assert set(stored) == {"peak/avg/1.5"} and len(stored["peak/avg/1.5"]["constants"]) == 4
+    assert stored["peak/avg/1.5"]["max_length"] == 256  # the reward model's
 
 
 def test_the_report_is_one_file_that_names_every_level(finished):

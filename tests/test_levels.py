@@ -64,7 +64,7 @@ def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
     assert len(ppo) == 2 * (10 + 5 + 5 * 3 + 6 + 9)
     assert {o.true_reward.split(":")[1] for o in ppo} == {"true_reward", "true_reward_sum", "true_reward_asked"}
     # Location lines go with what pays single segments, and with nothing else.
-    assert all((o.fit_tag is not None) == (o.assignment in ("even", "even_mean")) for o in ppo)
+    assert all((o.fit is not None) == (o.assignment in ("even", "even_mean")) for o in ppo)
     sums = [o for command, o in parsed if command == "train-rm" and o.agg_func == "sum"]
     assert len(sums) == 2 and all(o.reward_level == "segment" for o in sums)
     assert {o.iterations for o in ppo} == {40, 120} and {o.lam for o in ppo} == {0.8, 0.9, 0.95, 1.0}

@@ -84,28 +84,17 @@ def _way(name: str, folder: Path, world: dict, options: Options) -> dict:
             model=sft,
             eval_data=data / "preferences_test.jsonl",
             output_dir=reward_model,
-            model_type="tiny",
         )
-    normalizer, fitted = normalizer_kind(level, assignment, None), {}
+    normalizer = normalizer_kind(level, assignment, None)
     if normalizer == "location":
-        params = folder / "param.json"
-        stage(
-            "fit-normalizer",
-            **tiny["fit"],
-            **preferences,
-            reward_model=reward_model,
-            dataset_tag="world",
-            params=params,
-            output_dir=folder / f"fit-{level}",
-        )
-        fitted = {"fit_tag": "world", "params": params}
+        fit = folder / f"fit-{level}"
+        stage("fit-normalizer", **tiny["fit"], **preferences, reward_model=reward_model, output_dir=fit)
     ppo = folder / f"ppo-{name}"
     stage(
         "train-ppo",
         **tiny["ppo"],
         **at_level,
         assignment=assignment,
-        **fitted,
         model=sft,
         reward_model=reward_model,
         data=data / "prompts_train.jsonl",

@@ -13,18 +13,20 @@ def run(options: Options) -> dict[str, Any]:
     """Returns the record of the fit."""
     from denserl import distributed
     from denserl.evaluation.plots import plot_normalizer
+    from denserl.ppo_utils.fits import fits_beside
     from denserl.trainer.fit import fit_normalizer
 
-    path, keys, groups, mean, std, record = fit_normalizer(options)
+    path, key, groups, mean, std, record = fit_normalizer(options)
     if distributed.rank() == 0:
         plot_normalizer(groups, mean, std, Path(options.output_dir) / "normalizer.png")
-        shown = "/".join(map(str, keys))
         constants = [round(c, 4) for c in record["constants"]]
-        say(f"{path}: {shown}\n  [w_mu, w_sigma, b_mu, b_sigma] = {json.dumps(constants)}")
+        say(f"{path}: {key}\n  [w_mu, w_sigma, b_mu, b_sigma] = {json.dumps(constants)}")
         fitted_on = f"{record['segments']} segments at {record['groups']} places"
         say(f"  R^2 of the mean {mean.r2:.3f}, of the std {std.r2:.3f}; {fitted_on}")
         moments = f"--reward_mean {record['score_mean']:.4f} --reward_std {record['score_std']:.4f}"
         say(f"  scores of responses, for train-ppo: {moments}")
+        named = "" if path == fits_beside(options.reward_model) else f" --fit {path}"
+        say(f"  next: denserl train-ppo --reward_model {' '.join(options.reward_model)} --assignment even{named}")
     distributed.barrier()
     return record
 

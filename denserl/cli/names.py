@@ -72,7 +72,14 @@ OTHER_NAMES = {
     "resume_from_checkpoint": ("resume",),
     "load_checkpoint": ("resume",),
     "center_rewards_coefficient": ("centring",),
+    # Of the version before.
+    "params": ("fit",),
+    "fit_tag": ("fit",),
+    "dataset_tag": ("fit",),
+    "segment_method": ("segmenter",),
 }
+# Options of the version before in whose place there is nothing.
+NO_LONGER = {"model_type": "the fit of a reward model is found beside it"}
 
 
 def check_names(options_class: type[Config], listing: str, argv: list[str]) -> None:
@@ -90,6 +97,8 @@ def check_name(options_class: type[Config], listing: str, name: str, place: str 
         return
     near = [other for other in OTHER_NAMES.get(name, ()) if other in known] or difflib.get_close_matches(name, known, n=1)
     shown = f"{place}: there is no option {name}" if place else f"there is no option --{name}"
+    if name in NO_LONGER:
+        raise UserError(f"{shown} any more; {NO_LONGER[name]}", f"leave {name if place else f'--{name}'} out")
     flag = near and (near[0] if place else f"--{near[0]}")
     raise UserError(
         shown + (f"; did you mean {flag}?" if near else ""),

@@ -27,11 +27,12 @@ class StoredSettings(NamedTuple):
 
     sft_model: str | None  # where it is now, if it is a folder that is found; else as is stored
     sft_fingerprint: str | None  # precision:hash of its files, as they were when it cut the responses
-    model_type: str | None
     entropy_threshold: float | None
     segmenter: str | None  # module:function of a user's own; None: entropy peaks
     agg_func: str | None
     read_at: str | None
+    max_length: int | None  # of the sequences that it was trained on, in tokens
+    max_prompt_length: int | None
     mean: float | None  # of the scores of whole responses
     std: float | None
 
@@ -64,13 +65,16 @@ def settings_in(values: dict[str, Any], path: str) -> StoredSettings:
     if not isinstance(nested, dict):
         raise wrong_setting(path, KEY, nested, "an object")
     values = {"agg_func": "avg", **nested, "mean": values.get("mean"), "std": values.get("std")}
-    for name in ("sft_model", "sft_from_here", "sft_fingerprint", "model_type", "agg_func", "segmenter", "read_at"):
+    for name in ("sft_model", "sft_from_here", "sft_fingerprint", "agg_func", "segmenter", "read_at"):
         if not isinstance(values.get(name), (str, type(None))):
             raise wrong_setting(path, name, values[name], "a text")
     for name in ("entropy_threshold", "mean", "std"):
         value = values.get(name)
         if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
             raise wrong_setting(path, name, value, "a finite number")
+    for name in ("max_length", "max_prompt_length"):
+        if not (values.get(name) is None or (type(values[name]) is int and values[name] > 0)):
+            raise wrong_setting(path, name, values[name], "a number of tokens")
     if (values.get("entropy_threshold") or 0) < 0:
         raise wrong_setting(path, "entropy_threshold", values["entropy_threshold"], "a number of nats >= 0")
     if values.get("read_at") not in (*READ_AT, None):

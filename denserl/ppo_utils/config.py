@@ -62,8 +62,6 @@ class DenseRewardConfig(ReadConfig):
     stored with the reward model; one without any, or a function, gives what it gives: a number a response is bandit."""
     entropy_threshold: Annotated[float | None, Ge(0), RESUMABLE] = None
     """Entropy (nats) above which a token opens a segment; default: that of the level, or stored with the reward model."""
-    segment_method: Literal["peak"] = "peak"
-    """How responses are cut."""
     agg_func: Annotated[Aggregation | None, RESUMABLE] = None
     """How segment rewards make the score of a response; default: as is stored with the reward model."""
     assignment: Assignment | None = None
@@ -71,14 +69,11 @@ class DenseRewardConfig(ReadConfig):
     even: its whole reward, as published; even_mean: that / number of segments; repeat, end: on each token, on the last.
     score_last: the response's score, at its last token; mean_last, logsumexp_last: as published. Default: the level's own."""
     normalizer: Normalizer | None = None
-    """scalar: mean and std of responses' scores. location: lines in a segment's place, from param.json. none: as they are.
+    """scalar: mean and std of responses' scores. location: lines in a segment's place, from a fit. none: as they are.
     Default: location for even, even_mean, repeat and end below the bandit level, scalar for all others."""
-    model_type: str | None = None
-    """Model family in param.json; default: the one in the reward model's config, on which those of an ensemble must agree."""
-    fit_tag: Annotated[str | None, Only("without `normalizer` location", _normalizes_by("location"))] = None
-    """Dataset tag of the fit in param.json; needed by the location normaliser."""
-    params: Annotated[str | None, RESUMABLE, Only("without `normalizer` location", _normalizes_by("location"))] = None
-    """The param.json to read; default: the one in the package."""
+    fit: Annotated[str | None, RESUMABLE, Only("without `normalizer` location", _normalizes_by("location"))] = None
+    """Fit for the location normaliser: a file by fit-normalizer, or a published one, e.g. phi3-instruct/preference700k_60000.
+    Default: the one beside the reward model (fits.json in its folder)."""
     reward_mean: Annotated[float | None, Only("without `normalizer` scalar", _normalizes_by("scalar"))] = None
     """Mean for the scalar normaliser; default: the reward model's config; of an ensemble, whose members are standardised, 0."""
     reward_std: Annotated[float | None, Gt(0), Only("without `normalizer` scalar", _normalizes_by("scalar"))] = None

@@ -1,12 +1,11 @@
-"""Reward normalisers: two straight lines in ln(place), or one mean and one standard deviation; and the file of fits.
+"""Reward normalisers: two straight lines in ln(place), or one mean and one standard deviation; and the published constants.
 
-How the lines are fitted is in denserl/rewards/normalizer_fit.py.
+How the lines are fitted is in denserl/rewards/normalizer_fit.py, where fits of one's own are kept in fits.py.
 """
 
+import functools
 import json
 import math
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ class LocationNormalizer:
         threshold: float,
         path: str | Path | None = None,
     ) -> "LocationNormalizer":
-        """The fit stored in param.json (the package's, or `path`) under these five keys; thresholds compare as numbers.
+        """The fit stored in a param.json (the package's, or `path`) under these five keys; thresholds compare as numbers.
 
         Raises:
             NormalizerNotFound (a KeyError): no such entry; says what exists and the command that fits one.
@@ -61,10 +60,9 @@ class LocationNormalizer:
         if keys not in entries:
             raise NormalizerNotFound(
                 f"{path} has no normaliser for {_show(keys)}; it has: {'; '.join(map(_show, entries)) or 'none'}",
-                f"denserl fit-normalizer --reward_model RM_FOLDER --data PAIRS --model_type {model_type} "
-                f"--dataset_tag {dataset_tag} --params {path}, or another `fit_tag`",
+                "fit one of your own: denserl fit-normalizer --reward_model RM_FOLDER --data PAIRS",
             )
-        return cls(*_checked(entries[keys], f"{path}: {_show(keys)}"))
+        return cls(*checked_constants(entries[keys], f"{path}: {_show(keys)}"))
 
     def mean_std(self, log_place: Tensor) -> tuple[Tensor, Tensor]:
         """Mean(p) and the floored Std(p) at places in (0, 1], both shaped like `log_place`, their logarithms."""
@@ -114,7 +112,7 @@ def read_params(path: Path) -> dict:
     if not path.is_file():
         folder = "; there is a folder of that name" if path.exists() else ""
         raise UserError(
-            f"the normaliser file {path} does not exist{folder}", "give another `params`, or run denserl fit-normalizer"
+            f"the normaliser file {path} does not exist{folder}", "give another file, or run denserl fit-normalizer"
         )
     params = _read_json(path)
     try:
@@ -124,63 +122,10 @@ def read_params(path: Path) -> dict:
     return params
 
 
-def check_writable(path: Path) -> None:
-    """UserError unless a fit can be stored in the file, so that this is known before the fit and not after it."""
-    fix = "give another file with `params`"
-    if path.exists():
-        read_params(path)
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise UserError(f"cannot write {path}: {above} is a file; expected a folder", fix)
-    if not os.access(above, os.W_OK):
-        raise UserError(f"cannot write {path}: {above} is not writable", fix)
-
-
-def store_fit(path: Path, keys: tuple[str, str, str, str, float], constants: list[float], record: dict) -> None:
-    """Write one fit into a param.json, and how it came about into `<name>.fits.json` beside it; both are replaced whole.
-
-    Args:
-        keys: model_type, dataset tag, segment method, agg func, threshold; an entry under an equal threshold is replaced.
-        constants: [w_mu, w_sigma, b_mu, b_sigma].
-        record: R^2, counts, date and the like.
-
-    Raises:
-        UserError: the file is there but malformed, or cannot be written.
-    """
-    params = read_params(path) if path.exists() else {}
-    *names, threshold = keys
-    level = params
-    for name in names:
-        level = level.setdefault(name, {})
-    for same in [key for key in level if float(key) == threshold]:
-        del level[same]
-    level[_number(threshold)] = [round(c, 6) for c in constants]
-    sidecar = path.with_suffix(".fits.json")
-    records = _read_records(sidecar) if sidecar.exists() else {}
-    records[_show(keys)] = record
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(sidecar, records)
-        _replace(path, params)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}", "give another file with `params`") from error
-
-
-def _replace(path: Path, content: dict) -> None:
-    """Write beside the file, then rename over it, so that a reader never sees half of it."""
-    text = json.dumps(content, indent=2)
-    # Lists of numbers stay on one line, as a person would write the table. No string of JSON holds a line break.
-    text = re.sub(r"\[\n\s+([^\[\]]+?)\n\s*\]", lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _read_records(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})", "delete it; it only records how past fits came about") from error
+@functools.cache
+def published_names() -> tuple[str, ...]:
+    """The names of the fits in the package, MODEL_TYPE/DATASET_TAG."""
+    return tuple(dict.fromkeys("/".join(keys[:2]) for keys in _flatten(read_params(PACKAGED_PARAMS))))
 
 
 def _read_json(path: Path) -> dict:
@@ -194,7 +139,7 @@ def _not_a_normalizer_file(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} is no normaliser file ({error}); expected model_type -> dataset tag -> method -> agg -> threshold -> "
         "[w_mu, w_sigma, b_mu, b_sigma]",
-        "restore the file, or start a new one with denserl fit-normalizer --params NEW_FILE",
+        "restore the file, or fit one of your own with denserl fit-normalizer",
     )
 
 
@@ -209,7 +154,8 @@ def _flatten(params: dict) -> dict[tuple, list]:
     }
 
 
-def _checked(constants: Any, where: str) -> list[float]:
+def checked_constants(constants: Any, where: str) -> list[float]:
+    """[w_mu, w_sigma, b_mu, b_sigma] as read from a file. UserError unless they are four finite numbers with b_sigma > 0."""
     numbers = isinstance(constants, list) and len(constants) == 4 and all(type(c) in (int, float) for c in constants)
     if not numbers or not all(map(math.isfinite, constants)) or constants[3] <= 0:
         raise UserError(
@@ -220,9 +166,9 @@ def _checked(constants: Any, where: str) -> list[float]:
 
 
 def _show(keys: tuple) -> str:
-    return "/".join([*keys[:4], _number(keys[4])])
+    return "/".join([*keys[:4], as_number(keys[4])])
 
 
-def _number(threshold: float) -> str:
+def as_number(threshold: float) -> str:
     """All digits of a threshold, so that it is found again."""
     return repr(float(threshold)).removesuffix(".0")

@@ -134,11 +134,7 @@ class LevelConfig(Config):
     """Sets the entropy threshold: segment 1.75, token 0, bandit 1000."""
     entropy_threshold: Annotated[float | None, FIRST, Ge(0)] = None
     """Entropy (nats) above which a token opens a new segment; overrides the level's own."""
-    segment_method: Literal["peak"] = "peak"
-    """How responses are cut."""
     segmenter: str | None = None
     """module:function of (tokens, entropies) -> numbers of the tokens that open a segment, in place of entropy peaks."""
     agg_func: Aggregation = "avg"
     """How segment scores make the score of a response."""
-    model_type: str | None = None
-    """Name under which normalisers are kept for this family."""

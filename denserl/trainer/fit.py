@@ -4,14 +4,16 @@ How the lines are fitted is in denserl/rewards/normalizer_fit.py.
 """
 
 import datetime
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from denserl import distributed
+from denserl.data.config import ScoredPairsConfig
 from denserl.data.order import shuffled
 from denserl.data.preferences import load_preferences
 from denserl.errors import require
-from denserl.ppo_utils.normalizer import PACKAGED_PARAMS, check_writable, store_fit
+from denserl.ppo_utils.fits import FITS, check_writable, fit_key, fits_beside, store_fit, worse_than_constants
 from denserl.rewards import normalizer_fit
 from denserl.rewards.pairs import prepare_pairs, score_moments, segment_rewards
 from denserl.rewards.sources.build import Members, load_members, source_of
@@ -21,12 +23,17 @@ from denserl.streams import Purpose, stream
 from denserl.trainer.fit_config import FitConfig
 from denserl.trainer.start import start_run
 
+log = logging.getLogger(__name__)
+
+# Where neither an option nor the reward model says them: those of train-rm.
+LENGTHS = {"max_length": ScoredPairsConfig.max_length, "max_prompt_length": ScoredPairsConfig.max_prompt_length}
+
 
 class Fit(NamedTuple):
     """What was fitted, and where it is kept."""
 
     path: Path
-    keys: tuple[str, str, str, str, float]  # in the file: model type, dataset tag, segment method, aggregation, threshold
+    key: str  # in the file: how rewards are cut and aggregated
     groups: normalizer_fit.Groups
     mean: normalizer_fit.Line
     std: normalizer_fit.Line
@@ -35,24 +42,26 @@ class Fit(NamedTuple):
 
 def fit_normalizer(config: FitConfig) -> Fit:
     """Score the pairs, fit both lines and store them. UserError for what cannot be had, or does not go together."""
-    path = Path(config.params) if config.params else PACKAGED_PARAMS
+    path = Path(config.fit) if config.fit else fits_beside(config.reward_model) or Path(config.output_dir) / FITS
     check_writable(path)
     device, dtype = start_run(config)
     members = load_members(config.reward_model, dtype, config)
     for model in members.models:
         model.to(device)
-    segmenter, model_type, sft_model, agg_func = _read_as(config, members)
+    segmenter, sft_model, agg_func = _read_as(config, members)
+    lengths = _lengths(config, members)
     source = source_of(members, segmenter, how=config.ensemble, weight=config.ensemble_weight, read_at=config.read_at)
     pairs = load_preferences(**config.source(), seed=config.seed)
     if config.pairs < len(pairs):
         pairs = pairs.select(shuffled(len(pairs), stream(config.seed, Purpose.FITTED_PAIRS))[: config.pairs])
-    pairs = prepare_pairs(pairs, config, config, sft_model, members.tokenizer, device, dtype, config.on_bad_row)
+    as_trained = ScoredPairsConfig(score_tokens=config.score_tokens, cache_dir=config.cache_dir, **lengths)
+    pairs = prepare_pairs(pairs, as_trained, config, sft_model, members.tokenizer, device, dtype, config.on_bad_row)
     rewards = segment_rewards(source, pairs, segmenter, members.tokenizer, config.score_tokens, device)
     score_mean, score_std = score_moments(rewards, agg_func)
     groups = normalizer_fit.group_by_place(rewards, config.smallest_group)
     mean, std = normalizer_fit.fit_lines(groups)
     record = {
-        "constants": [mean.slope, std.slope, mean.intercept, std.intercept],
+        "constants": [round(constant, 6) for constant in (mean.slope, std.slope, mean.intercept, std.intercept)],
         "r2_mean": mean.r2,
         "r2_std": std.r2,
         "score_mean": score_mean,
@@ -60,14 +69,17 @@ def fit_normalizer(config: FitConfig) -> Fit:
         "pairs": len(pairs),
         "segments": int(sum(map(len, rewards))),
         "groups": len(groups.place),
+        **lengths,
+        "data": config.data,
         **_source(config),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    method = segmenter.name if segmenter.function else config.segment_method
-    keys = (model_type, config.dataset_tag, method, agg_func, segmenter.threshold)
+    key = fit_key(segmenter.name, agg_func, segmenter.threshold)
     if distributed.rank() == 0:
-        store_fit(path, keys, record["constants"], record)
-    return Fit(path, keys, groups, mean, std, record)
+        store_fit(path, key, record)
+    if poor := worse_than_constants(record):
+        log.warning("%s, %s: %s", path, key, poor)
+    return Fit(path, key, groups, mean, std, record)
 
 
 def _source(config: FitConfig) -> dict[str, Any]:
@@ -78,13 +90,22 @@ def _source(config: FitConfig) -> dict[str, Any]:
     return {"reward_model": config.reward_model, "ensemble": config.ensemble, **weight}
 
 
-def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str, str]:
-    """Segmenter, model type, SFT model and aggregation: what is stored with the reward models, unless options say otherwise."""
+def _lengths(config: FitConfig, members: Members) -> dict[str, int]:
+    """Longest sequence and prompt, in tokens: as the reward models were trained, unless options say otherwise (logged)."""
+    found = {}
+    for name, usual in LENGTHS.items():
+        given, stored = getattr(config, name), getattr(members.stored, name)
+        found[name] = given or stored or usual
+        if stored and found[name] != stored:
+            log.warning("%s: trained with %s %d; fitted at %d", ", ".join(members.paths), name, stored, found[name])
+    return found
+
+
+def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str]:
+    """Segmenter, SFT model and aggregation: what is stored with the reward models, unless options say otherwise."""
     stored, paths = members.stored, members.paths
-    model_type = config.model_type or stored.model_type
     threshold = stored.entropy_threshold if config.entropy_threshold is None else config.entropy_threshold
-    for name, value in (("model_type", model_type), ("entropy_threshold", threshold)):
-        require_stored(name, value, paths)
+    require_stored("entropy_threshold", threshold, paths)
     cut: dict[str, Any] = {"threshold": config.entropy_threshold, "segmenter": config.segmenter}
     segmenter = choose_segmenter(members.each, paths, members.tokenizer, **cut)
     require(
@@ -93,4 +114,4 @@ def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str, 
         "use it as it is: the bandit level's mean and std are in the reward model's config",
     )
     sft_model = choose_sft_model(members.each, paths, stored.sft_model, config.sft_model)
-    return segmenter, model_type, sft_model, choose_aggregation(stored, paths, config.agg_func)
+    return segmenter, sft_model, choose_aggregation(stored, paths, config.agg_func)

@@ -17,12 +17,13 @@ from denserl.plugins import load_named
 from denserl.ppo_utils.assignment import OF_SCORE, SHARE, canonical_kind
 from denserl.ppo_utils.config import assignment_kind, normalizer_kind
 from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Penalties, weighted_sum
+from denserl.ppo_utils.fits import choose_fit
 from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
 from denserl.rewards.aggregation import SHIFTED_WHOLE
 from denserl.rewards.sources.base import RewardSource, Scores, per_token, read_segments
 from denserl.rewards.sources.build import Members, source_of
 from denserl.rewards.sources.function import FunctionSource
-from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, require_stored
+from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter
 from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, join_segments
 from denserl.trainer.ppo_config import PPOConfig
 
@@ -149,7 +150,7 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     )
     if config.reward_model:
         return
-    for name in ("reward_level", "entropy_threshold", "segmenter", "read_at", "model_type", "fit_tag", "params", "length_norm"):
+    for name in ("reward_level", "entropy_threshold", "segmenter", "read_at", "fit", "length_norm"):
         value = getattr(config, name)
         require(value in (None, False), f"`{name}` {value} has no effect without `reward_model`", f"leave `{name}` out")
     require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
@@ -187,7 +188,7 @@ def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -
     require(
         not config.length_norm or canonical_kind(assignment) not in (*OF_SCORE, *SHARE),
         f"`length_norm` with `assignment` {assignment}, which pays the response's score whatever its length",
-        "leave `length_norm` out, or pay as published, `assignment` even `fit_tag` TAG",
+        "leave `length_norm` out, or pay as published, `assignment` even",
     )
     agg_func = choose_aggregation(members.stored, members.paths, config.agg_func)
     normalizer = _normalizer(config, members, segmenter, assignment, agg_func)
@@ -199,7 +200,7 @@ def _normalizer(
 ) -> LocationNormalizer | ScalarNormalizer | None:
     kind, names = normalizer_kind(segmenter.level, assignment, config.normalizer), ", ".join(members.paths)
     # The level is known only now where the reward model says it.
-    for needs, options in (("scalar", ("reward_mean", "reward_std")), ("location", ("fit_tag", "params"))):
+    for needs, options in (("scalar", ("reward_mean", "reward_std")), ("location", ("fit",))):
         for name in options:
             value = getattr(config, name)
             fix = f"leave `{name}` out, or change what it goes with"
@@ -208,15 +209,7 @@ def _normalizer(
         return None
     if kind == "scalar":
         return _scalar(config, members.stored, names, segmenter, assignment, agg_func)
-    model_type = config.model_type or members.stored.model_type
-    require_stored("model_type", model_type, members.paths)
-    require(
-        config.fit_tag is not None,
-        "the location normaliser needs the dataset tag of its fit",
-        "add `fit_tag` TAG (as given to denserl fit-normalizer --dataset_tag), or `normalizer` none",
-    )
-    method = segmenter.name if segmenter.function else config.segment_method
-    return LocationNormalizer.load(model_type, config.fit_tag, method, agg_func, segmenter.threshold, config.params)
+    return choose_fit(config.fit, members.paths, segmenter.name, agg_func, segmenter.threshold)
 
 
 def _scalar(
@@ -237,7 +230,7 @@ def _scalar(
     )
     mean = config.reward_mean if config.reward_mean is not None else stored.mean
     std = config.reward_std if config.reward_std is not None else stored.std
-    as_published = "" if segmenter.level == "bandit" else "; or pay as published, `assignment` even `fit_tag` TAG"
+    as_published = "" if segmenter.level == "bandit" else "; or pay as published, `assignment` even"
     require(
         mean is not None and std is not None and std > 0,
         f"{names}: the scalar normaliser needs a mean and a std > 0; its config has mean {mean}, std {std}",

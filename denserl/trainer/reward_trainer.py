@@ -260,12 +260,12 @@ def make_model(
     store_settings(
         model.config,
         **sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir),
-        model_type=config.model_type,
-        segment_method=config.segment_method,
         entropy_threshold=segmenter.threshold,
         **own,
         agg_func=config.agg_func,
         read_at="end_of_turn",
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
     )
     return model
 

@@ -26,6 +26,9 @@ from denserl.trainer.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 
+# Options that are there no more; what they set is among the settings of the rewards.
+OF_THE_VERSION_BEFORE = {"model_type", "fit_tag", "params", "segment_method"}
+
 
 def start_run(config: RunConfig) -> tuple[torch.device, str]:
     """Process group, seeds, output folder, checks that need no data; returns device and precision, `auto` resolved."""
@@ -114,6 +117,7 @@ def run_settings(
 
 def as_saved_now(settings: dict) -> dict:
     """Settings of a checkpoint that version 0.1 wrote, as this version would have written them."""
+    settings = {name: value for name, value in settings.items() if name not in OF_THE_VERSION_BEFORE}
     one_source = re.fullmatch(
         r"DenseReward\(threshold=(?P<threshold>[^,]+), (?P<way>.*), tau=(?P<tau>[^,]+), length_norm=(?P<length_norm>\w+), .*\)",
         settings.get("rewards", ""),

@@ -21,14 +21,14 @@ denserl train-sft --model "$out/base" --data "${text[@]}" "${pairs[@]}" --output
     --epochs 1 --batch_size 16 --micro_batch_size 16 --lr 4e-3 --max_length 512 "${small[@]}"
 rm=(--model "$out/sft" --cache_dir "$out/cache" --epochs 1 --batch_size 32 --micro_batch_size 8 --lr 2e-4 --eval_steps 0)
 denserl train-rm "${rm[@]}" --data "${pairs[@]}" --eval_data "${held_out[@]}" --output_dir "$out/rm" \
-    --reward_level segment --entropy_threshold 6.6 --model_type real "${lengths[@]}" "${small[@]}"
+    --reward_level segment --entropy_threshold 6.6 "${lengths[@]}" "${small[@]}"
 denserl train-rm "${rm[@]}" --data "${pairs[@]}" --eval_data "${held_out[@]}" --output_dir "$out/rm-bandit" \
     --reward_level bandit "${lengths[@]}" "${small[@]}"
 # What judges in the end has seen other pairs as well, and starts from another head.
 denserl train-rm "${rm[@]}" --data "${pairs[@]}" "${held_out[@]}" --output_dir "$out/gold" \
     --reward_level bandit --seed 1 "${lengths[@]}" "${small[@]}"
-denserl fit-normalizer --reward_model "$out/rm" --data "${pairs[@]}" --on_bad_row skip --dataset_tag real \
-    --params "$out/param.json" --output_dir "$out/fit" --cache_dir "$out/cache" "${lengths[@]}"
+denserl fit-normalizer --reward_model "$out/rm" --data "${pairs[@]}" --on_bad_row skip \
+    --output_dir "$out/fit" --cache_dir "$out/cache"
 
 # One reward at the end by a model of whole responses; by the segment model; what each segment changes; as published.
 ppo=(--model "$out/sft" --gold_reward_model "$out/gold" --data "$data/ultrafeedback-1k/train.jsonl" --on_bad_row skip)
@@ -42,5 +42,5 @@ denserl train-ppo "${ppo[@]}" "${held_out_prompts[@]}" "${sizes[@]}" "${rates[@]
 denserl train-ppo "${ppo[@]}" "${held_out_prompts[@]}" "${sizes[@]}" "${rates[@]}" \
     --reward_model "$out/rm" --entropy_threshold 6.6 --output_dir "$out/ppo"
 denserl train-ppo "${ppo[@]}" "${held_out_prompts[@]}" "${sizes[@]}" "${rates[@]}" \
-    --reward_model "$out/rm" --entropy_threshold 6.6 --assignment even --fit_tag real --params "$out/param.json" \
+    --reward_model "$out/rm" --entropy_threshold 6.6 --assignment even \
     --output_dir "$out/ppo-published"

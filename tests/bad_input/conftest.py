@@ -29,7 +29,7 @@ class World(NamedTuple):
         """The flags of a run of the command in which nothing is wrong."""
         sft, rm, pairs, prompts = (self.good / name for name in ("sft", "rm", "pairs.jsonl", "prompts.jsonl"))
         sizes = {"batch_size": 2, "micro_batch_size": 2, "max_length": 64, "save_steps": 0, "device": "cpu"}
-        fitted = {"params": self.good / "param.json", "fit_tag": "tag", "model_type": "tiny"}
+        fitted = {"fit": self.good / "fits.json"}
         ppo = {"rollout_batch_size": 4, "train_batch_size": 4, "micro_batch_size": 4, "max_new_tokens": 8, "iterations": 1}
         lengths = {"max_prompt_length": 32, "cache_dir": self.own / "cache"}
         own = {
@@ -41,8 +41,7 @@ class World(NamedTuple):
             "fit-normalizer": {
                 "reward_model": rm,
                 "data": pairs,
-                "dataset_tag": "tag",
-                "params": self.own / "fits.json",
+                "fit": self.own / "fits.json",
                 "max_length": 64,
                 **lengths,
             },
@@ -79,12 +78,12 @@ def good(tmp_path_factory) -> Path:
     tokenizer = load_tokenizer(str(sft))
     model = new_reward_model(str(sft), "fp32")
     # As train-rm leaves it, but for the mean and std of its scores.
-    model.config.segment_reward = {"sft_model": str(sft), "model_type": "tiny", "entropy_threshold": 1.75}
+    model.config.segment_reward = {"sft_model": str(sft), "entropy_threshold": 1.75}
     model.save_pretrained(root / "rm")
     tokenizer.save_pretrained(root / "rm")
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     (root / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in PAIRS))
-    (root / "param.json").write_text(json.dumps({"tiny": {"tag": {"peak": {"avg": {"1.75": [0.3, -0.1, 0.2, 1.5]}}}}}))
+    (root / "fits.json").write_text(json.dumps({"peak/avg/1.75": {"constants": [0.3, -0.1, 0.2, 1.5]}}))
     return root
 
 

@@ -104,14 +104,14 @@ def weights(change: Callable[[dict], object]) -> Callable[[Path], object]:
     return apply
 
 
-def params(content: object) -> Callable:
-    """A param.json of this content."""
-    return file("param.json", content if isinstance(content, str) else json.dumps(content))
+def fits(content: object) -> Callable:
+    """A fits.json of this content."""
+    return file("fits.json", content if isinstance(content, str) else json.dumps(content))
 
 
 def entry(constants: object) -> Callable:
-    """A param.json with this under the key that the good run looks up."""
-    return params({"tiny": {"tag": {"peak": {"avg": {"1.75": constants}}}}})
+    """A fits.json with this under the key that the good run looks up."""
+    return fits({"peak/avg/1.75": {"constants": constants}})
 
 
 class Trap:

@@ -19,25 +19,28 @@ SCRIPTS = Path(__file__).parents[2] / "examples" / "scripts"
 COMMANDS = {"train-rm": train_rm, "fit-normalizer": fit_normalizer, "train-ppo": train_ppo}
 
 # Published hyper-parameters: spec dense-rlhf, sections 3, 4 and 6; bandit means: section 4; names of models: section 7.
-RM = """--data hendrydong/preference_700K --on_bad_row skip --output_dir runs/exp --epochs 1 --segment_method peak
-    --agg_func avg
+RM = """--data hendrydong/preference_700K --on_bad_row skip --output_dir runs/exp --epochs 1 --agg_func avg
     --lr 1e-6 --adam_betas 0.9 0.95 --weight_decay 0 --min_lr_ratio 0.1 --warmup_ratio 0.03 --batch_size 128
     --max_length 2048 --max_prompt_length 1728 --dtype bf16 --zero_stage 3 --max_grad_norm 1.0 --gradient_checkpointing
     --save_steps 256 --eval_steps 512"""
-FIT = """--data hendrydong/preference_700K --on_bad_row skip --dataset_tag preference700k_60000 --pairs 60000 --seed 42
-    --segment_method peak --agg_func avg --max_length 2048 --max_prompt_length 1728 --dtype bf16"""
+FIT = """--data hendrydong/preference_700K --on_bad_row skip --pairs 60000 --seed 42
+    --agg_func avg --max_length 2048 --max_prompt_length 1728 --dtype bf16"""
 PPO = """--data argilla/ultrafeedback-binarized-preferences-cleaned --on_bad_row skip --output_dir runs/exp
-    --segment_method peak
     --agg_func avg --actor_lr 5e-7 --critic_lr 9e-6 --adam_betas 0.9 0.95 --weight_decay 0 --min_lr_ratio 0.1
     --warmup_ratio 0.03 --rollout_batch_size 1024 --train_batch_size 128 --max_grad_norm 1.0 --zero_stage 2
     --max_prompt_length 1024 --max_new_tokens 1024 --temperature 1 --top_p 1 --gamma 1 --lam 0.95 --policy_clip 0.2
     --kl_coefficient 0.01 --reward_clip 10 --dtype bf16 --gradient_checkpointing --offload_optimizer --save_every 5"""
-DENSE = "--assignment segment_normalization --normalizer location --fit_tag preference700k_60000 --value_clip 0.25"
+DENSE = "--assignment segment_normalization --normalizer location --value_clip 0.25"
 BANDIT = "--reward_level bandit --read_at end_of_turn --assignment segment_last_avg --normalizer scalar --value_clip 0.2"
 TYPE = {
-    "phi3": "--model_type phi3-instruct --model microsoft/Phi-3-mini-4k-instruct",
-    "llama3": "--model_type rlhflow_llama_3_sft_8b_v2 --model RLHFlow/LLaMA3-SFT-v2",
-    "llama31": "--model_type meta_llama_3_1_instruct_8b --model meta-llama/Llama-3.1-8B-Instruct",
+    "phi3": "--model microsoft/Phi-3-mini-4k-instruct",
+    "llama3": "--model RLHFlow/LLaMA3-SFT-v2",
+    "llama31": "--model meta-llama/Llama-3.1-8B-Instruct",
+}
+FITS = {
+    "phi3": "--fit phi3-instruct/preference700k_60000",
+    "llama3": "--fit rlhflow_llama_3_sft_8b_v2/preference700k_60000",
+    "llama31": "--fit meta_llama_3_1_instruct_8b/preference700k_60000",
 }
 PPO_SIZES = {
     "phi3": "--micro_batch_size 4 --sample_batch_size 16 --episodes 2",
@@ -63,34 +66,34 @@ PUBLISHED = [
     (
         "fit-normalizer",
         "yyqoni/Phi-3-mini-4k-instruct-segment-rm-700k peak 1.75 avg",
-        f"""--reward_model yyqoni/Phi-3-mini-4k-instruct-segment-rm-700k --model_type phi3-instruct {FIT}
+        f"""--reward_model yyqoni/Phi-3-mini-4k-instruct-segment-rm-700k {FIT}
         --sft_model microsoft/Phi-3-mini-4k-instruct --entropy_threshold 1.75
         --output_dir runs/fit/Phi-3-mini-4k-instruct-segment-rm-700k-1.75""",
     ),
     (
         "fit-normalizer",
         "yyqoni/rlhflow-llama-3-sft-8b-v2-token-rm-700k peak 0 avg",
-        f"""--reward_model yyqoni/rlhflow-llama-3-sft-8b-v2-token-rm-700k --model_type rlhflow_llama_3_sft_8b_v2 {FIT}
+        f"""--reward_model yyqoni/rlhflow-llama-3-sft-8b-v2-token-rm-700k {FIT}
         --sft_model RLHFlow/LLaMA3-SFT-v2 --entropy_threshold 0
         --output_dir runs/fit/rlhflow-llama-3-sft-8b-v2-token-rm-700k-0""",
     ),
     (
         "fit-normalizer",
         "yyqoni/meta-llama-3.1-instruct-8b-segment-rm-700k peak 2 avg",
-        f"""--reward_model yyqoni/meta-llama-3.1-instruct-8b-segment-rm-700k --model_type meta_llama_3_1_instruct_8b {FIT}
+        f"""--reward_model yyqoni/meta-llama-3.1-instruct-8b-segment-rm-700k {FIT}
         --sft_model meta-llama/Llama-3.1-8B-Instruct --entropy_threshold 2
         --output_dir runs/fit/meta-llama-3.1-instruct-8b-segment-rm-700k-2""",
     ),
     (
         "train-ppo",
         "exp phi3-instruct Ultrafeedback 2 peak 1.75 avg segment_normalization 0.25 preference700k_60000",
-        f"""{TYPE["phi3"]} {PPO} {PPO_SIZES["phi3"]} {DENSE} --reward_level segment --entropy_threshold 1.75
+        f"""{TYPE["phi3"]} {PPO} {PPO_SIZES["phi3"]} {DENSE} {FITS["phi3"]} --reward_level segment --entropy_threshold 1.75
         --reward_model yyqoni/Phi-3-mini-4k-instruct-segment-rm-700k""",
     ),
     (
         "train-ppo",
         "exp phi3-instruct Ultrafeedback 2 peak 0 avg segment_normalization 0.25 preference700k_60000",
-        f"""{TYPE["phi3"]} {PPO} {PPO_SIZES["phi3"]} {DENSE} --reward_level token
+        f"""{TYPE["phi3"]} {PPO} {PPO_SIZES["phi3"]} {DENSE} {FITS["phi3"]} --reward_level token
         --reward_model yyqoni/Phi-3-mini-4k-instruct-token-rm-700k""",
     ),
     (
@@ -102,13 +105,13 @@ PUBLISHED = [
     (
         "train-ppo",
         "exp rlhflow_llama_3_sft_8b_v2 Ultrafeedback 1 peak 2 avg segment_normalization 0.25 preference700k_60000",
-        f"""{TYPE["llama3"]} {PPO} {PPO_SIZES["llama3"]} {DENSE} --reward_level segment --entropy_threshold 2
+        f"""{TYPE["llama3"]} {PPO} {PPO_SIZES["llama3"]} {DENSE} {FITS["llama3"]} --reward_level segment --entropy_threshold 2
         --reward_model yyqoni/rlhflow-llama-3-sft-8b-v2-segment-rm-700k""",
     ),
     (
         "train-ppo",
         "exp rlhflow_llama_3_sft_8b_v2 Ultrafeedback 1 peak 0 avg segment_normalization 0.25 preference700k_60000",
-        f"""{TYPE["llama3"]} {PPO} {PPO_SIZES["llama3"]} {DENSE} --reward_level token
+        f"""{TYPE["llama3"]} {PPO} {PPO_SIZES["llama3"]} {DENSE} {FITS["llama3"]} --reward_level token
         --reward_model yyqoni/rlhflow-llama-3-sft-8b-v2-token-rm-700k""",
     ),
     (
@@ -120,13 +123,14 @@ PUBLISHED = [
     (
         "train-ppo",
         "exp meta_llama_3_1_instruct_8b Ultrafeedback 1 peak 2 avg segment_normalization 0.25 preference700k_60000",
-        f"""{TYPE["llama31"]} {PPO} {PPO_SIZES["llama31"]} {DENSE} --reward_level segment --entropy_threshold 2
+        f"""{TYPE["llama31"]} {PPO} {PPO_SIZES["llama31"]} {DENSE} {FITS["llama31"]} --reward_level segment
+        --entropy_threshold 2
         --reward_model yyqoni/meta-llama-3.1-instruct-8b-segment-rm-700k""",
     ),
     (
         "train-ppo",
         "exp meta_llama_3_1_instruct_8b Ultrafeedback 1 peak 0 avg segment_normalization 0.25 preference700k_60000",
-        f"""{TYPE["llama31"]} {PPO} {PPO_SIZES["llama31"]} {DENSE} --reward_level token
+        f"""{TYPE["llama31"]} {PPO} {PPO_SIZES["llama31"]} {DENSE} {FITS["llama31"]} --reward_level token
         --reward_model yyqoni/meta-llama-3-1-instruct-8b-token-rm-700k""",
     ),
     (
@@ -136,8 +140,8 @@ PUBLISHED = [
         --reward_model yyqoni/meta-llama-3-1-instruct-8b-bandit-rm-700k""",
     ),
 ]
-TINY_PPO = """--model runs/tiny-sft --model_type tiny --data runs/world/prompts_train.jsonl
-    --eval_prompts runs/world/prompts_heldout.jsonl --output_dir runs/exp --episodes 1 --segment_method peak --agg_func avg
+TINY_PPO = """--model runs/tiny-sft --data runs/world/prompts_train.jsonl
+    --eval_prompts runs/world/prompts_heldout.jsonl --output_dir runs/exp --episodes 1 --agg_func avg
     --rollout_batch_size 64 --train_batch_size 32 --micro_batch_size 32 --ppo_epochs 2 --max_prompt_length 128
     --max_new_tokens 40 --kl_coefficient 0.2 --actor_lr 3e-4 --critic_lr 2e-3 --device cpu --zero_stage 0 --eval_every 5
     --save_every 0 --samples_logged 8 --true_reward denserl.world.language:true_reward"""
@@ -145,27 +149,27 @@ TINY = [
     (
         "train-rm",
         "exp tiny world 2 peak 1 avg",
-        """--model runs/tiny-sft --model_type tiny --data runs/world/preferences_train.jsonl --output_dir runs/exp --epochs 2
-        --eval_data runs/world/preferences_val.jsonl --reward_level segment --entropy_threshold 1 --segment_method peak
+        """--model runs/tiny-sft --data runs/world/preferences_train.jsonl --output_dir runs/exp --epochs 2
+        --eval_data runs/world/preferences_val.jsonl --reward_level segment --entropy_threshold 1 
         --agg_func avg --batch_size 16 --micro_batch_size 16 --lr 2e-3 --warmup_ratio 0.05 --max_length 256
         --max_prompt_length 128 --logging_steps 25 --device cpu --save_steps 0 --eval_steps 0""",
     ),
     (
         "fit-normalizer",
         "runs/tiny-token-rm/ peak 0 avg",
-        """--reward_model runs/tiny-token-rm --model_type tiny --sft_model runs/tiny-sft --params runs/tiny-param.json
-        --data runs/world/preferences_train.jsonl --dataset_tag world --pairs 12000 --max_length 256 --entropy_threshold 0
-        --max_prompt_length 128 --segment_method peak --agg_func avg --device cpu --output_dir runs/fit/tiny-token-rm-0""",
+        """--reward_model runs/tiny-token-rm --sft_model runs/tiny-sft
+        --data runs/world/preferences_train.jsonl --pairs 12000 --max_length 256 --entropy_threshold 0
+        --max_prompt_length 128 --agg_func avg --device cpu --output_dir runs/fit/tiny-token-rm-0""",
     ),
     (
         "train-ppo",
-        "exp tiny world 1 peak 1 avg segment_normalization 0.25 world",
+        "exp tiny world 1 peak 1 avg segment_normalization 0.25 own",
         f"""{TINY_PPO} --reward_model runs/tiny-segment-rm --reward_level segment --entropy_threshold 1 --normalizer location
-        --fit_tag world --params runs/tiny-param.json --assignment segment_normalization --value_clip 0.25""",
+        --assignment segment_normalization --value_clip 0.25""",
     ),
     (
         "train-ppo",
-        "exp tiny world 1 peak 1000 avg segment_last_avg 0.2 world",
+        "exp tiny world 1 peak 1000 avg segment_last_avg 0.2 own",
         f"{TINY_PPO} --reward_model runs/tiny-bandit-rm {BANDIT}",
     ),
 ]
@@ -260,7 +264,7 @@ def test_words_in_the_name_become_flags_and_one_note(exp, C, flags):
     lines, _ = paper_scripts.plan("train-ppo", plain, check_files=False)
     same = options("train-ppo", [word for line in lines for word in line][3:])
     if "none" in flags:  # what only another normaliser would use is left out
-        same.fit_tag = same.params = same.reward_mean = same.reward_std = None
+        same.fit = same.reward_mean = same.reward_std = None
     assert found == same
     assert len(notes) == 1 and flags in notes[0] and exp in notes[0]
 
@@ -325,18 +329,21 @@ def test_the_tables_bandit_models_are_read_at_the_end_of_turn(C, kind, further, 
 
 def test_constants_are_not_for_another_normaliser():
     found, _, _ = dry("train-ppo", ppo_args() + " --normalizer none")
-    assert (found.normalizer, found.fit_tag, found.params) == ("none", None, None)
+    assert (found.normalizer, found.fit) == ("none", None)
 
 
-def test_local_reward_model_is_fitted_under_its_own_name(tmp_path, monkeypatch):
+def test_a_local_reward_model_is_fitted_as_the_model_type_of_its_sft_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"segment_reward": {"model_type": "phi3-instruct"}}))
+    (folder / "config.json").write_text(json.dumps({"segment_reward": {"sft_model": "microsoft/Phi-3-mini-4k-instruct"}}))
     found, _, notes = dry("fit-normalizer", "runs/mine peak 2 avg")
-    expected = f"--reward_model runs/mine {FIT} --dataset_tag mine --entropy_threshold 2 --output_dir runs/fit/mine-2"
+    expected = f"--reward_model runs/mine {FIT} --entropy_threshold 2 --output_dir runs/fit/mine-2"
     assert found == options("fit-normalizer", shlex.split(expected))
-    assert notes == ["FIT_TAG of this fit for train_ppo_segment.sh: mine"]
+    assert notes == []
+    (folder / "config.json").write_text(json.dumps({"segment_reward": {"sft_model": str(tmp_path / "runs/tiny-sft")}}))
+    found, _, _ = dry("fit-normalizer", "runs/mine peak 2 avg")
+    assert found.data == ["runs/world/preferences_train.jsonl"] and found.pairs == 12000
 
 
 @pytest.mark.parametrize(
@@ -345,9 +352,9 @@ def test_local_reward_model_is_fitted_under_its_own_name(tmp_path, monkeypatch):
         None,
         "no json",
         "{}",
-        '{"segment_reward": {"model_type": "other"}}',
+        '{"segment_reward": {"sft_model": "other"}}',
         '{"segment_reward": 3}',
-        '{"segment_reward": {"model_type": []}}',
+        '{"segment_reward": {"sft_model": []}}',
     ],
 )
 def test_reward_model_of_no_known_type(config, tmp_path):
@@ -384,6 +391,7 @@ def test_reward_model_of_no_known_type(config, tmp_path):
         ("train-rm", "world tiny world 1 peak 1 avg", "write into runs/world, which holds its --data", "another EXP"),
         ("fit-normalizer", "nobody/rm peak 1.75 avg", "RM_PATH nobody/rm is neither .*yyqoni/Phi-3", "train_seg_rm.sh"),
         ("fit-normalizer", "runs/tiny-bandit-rm peak 1000 avg", "no line to fit", "without a fit"),
+        ("train-ppo", ppo_args().replace("preference700k_60000", "mine"), "FIT_TAG is 'mine'.*own, preference700k", "use own"),
         ("train-ppo", ppo_args(kind="even"), "REWARD_TYPE is 'even'.*segment_last_logsumexp", "use segment_normalization"),
         ("train-ppo", ppo_args().replace("0.25", "-0.25"), "VALUE_CLIP is '-0.25'", "e.g."),
         ("train-ppo", ppo_args().replace(" 2 ", " two "), "EPISODES is 'two'", "e.g."),
@@ -411,13 +419,12 @@ def test_missing_level_and_missing_key_of_an_entry(tmp_path, monkeypatch):
 
 def test_missing_local_inputs_name_the_command_that_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ppo = "exp tiny world 1 peak 0 avg segment_normalization 0.25 world".split()
+    ppo = "exp tiny world 1 peak 0 avg segment_normalization 0.25 own".split()
     for made, maker in [
         ("runs/tiny-sft", "denserl train-sft --model runs/world/base"),
         ("runs/tiny-token-rm", "train_seg_rm.sh tiny-token-rm tiny world 1 peak 0 avg"),
         ("runs/world/prompts_train.jsonl", "denserl make-world --output_dir runs/world"),
         ("runs/world/prompts_heldout.jsonl", "denserl make-world --output_dir runs/world"),
-        ("runs/tiny-param.json", "run_fit_function.sh runs/tiny-token-rm peak 0 avg"),
     ]:
         with pytest.raises(UserError, match=f"{made} does not exist") as error:
             paper_scripts.plan("train-ppo", ppo)
@@ -429,14 +436,14 @@ def test_missing_local_inputs_name_the_command_that_makes_them(tmp_path, monkeyp
 
 def test_commands_that_make_local_inputs_parse():
     for made, command in paper_scripts.read_table()["made_by"].items():
-        program, name, *argv = shlex.split(command.format(rm="runs/tiny-segment-rm", C="1"))
+        program, name, *argv = shlex.split(command)
         if program == "denserl":
             found = parse(importlib.import_module(f"denserl.cli.{name.replace('-', '_')}").Options, name, argv)
         else:
             assert program == "bash" and (SCRIPTS / Path(name).name).is_file()
             recipe = next(key for key, value in paper_scripts.RECIPES.items() if value.script == Path(name).name)
             found, _, _ = dry(recipe, shlex.join(argv))
-        assert made in (found.output_dir, getattr(found, "params", None))
+        assert made == found.output_dir
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -29,7 +29,6 @@ PPO = {
 # Logged every 3 steps and saved every 2, so that a log spans a checkpoint; 3 epochs of 5 steps.
 RM = {
     "entropy_threshold": 5.3,
-    "model_type": "tiny",
     "batch_size": 4,
     "micro_batch_size": 2,
     "epochs": 3,

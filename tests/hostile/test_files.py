@@ -8,7 +8,8 @@ import pytest
 from hostile import TEXTS, acting
 
 from denserl.evaluation.plots import plot_normalizer
-from denserl.ppo_utils.normalizer import LocationNormalizer, read_params, store_fit
+from denserl.ppo_utils.fits import choose_fit, fit_key, store_fit
+from denserl.ppo_utils.normalizer import LocationNormalizer
 from denserl.rewards.normalizer_fit import fit_lines, group_by_place
 from denserl.trainer.trackers import SAMPLE_FILES, Trackers, read_metrics, write_batch
 
@@ -56,17 +57,15 @@ def test_metrics_of_hostile_names_are_one_line(outside):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_fit_under_a_hostile_name_is_found_again_and_names_no_file(outside, text):
-    """Model type and dataset tag are keys in param.json, never parts of a path."""
+def test_a_fit_by_a_hostile_segmenter_is_found_again_and_names_no_file(outside, text):
+    """How responses are cut is a key in fits.json, never a part of a path."""
     text = text.encode(errors="replace").decode()  # a command line and a config hold no half surrogate pair
-    path = outside / "fits" / "param.json"
+    path = outside / "fits" / "fits.json"
     for constants in (CONSTANTS, CONSTANTS[::-1]):
-        store_fit(path, (text, text, "peak", "avg", 1.5), constants, {"reward_model": text})
-    assert read_params(path) == {text: {text: {"peak": {"avg": {"1.5": CONSTANTS[::-1]}}}}}
-    loaded = LocationNormalizer.load(text, text, "peak", "avg", 1.5, path)
-    assert isinstance(loaded, LocationNormalizer)
-    assert json.loads((outside / "fits/param.fits.json").read_text())[f"{text}/{text}/peak/avg/1.5"] == {"reward_model": text}
-    assert everything_in(outside) == {"fits/param.json", "fits/param.fits.json"}
+        store_fit(path, fit_key(text, "avg", 1.5), {"constants": constants, "reward_model": text})
+    assert json.loads(path.read_text()) == {f"{text}/avg/1.5": {"constants": CONSTANTS[::-1], "reward_model": text}}
+    assert choose_fit(str(path), [text], text, "avg", 1.5) == LocationNormalizer(*CONSTANTS[::-1])
+    assert everything_in(outside) == {"fits/fits.json"}
 
 
 def test_the_plot_of_a_fit_has_one_name(outside):

@@ -49,11 +49,11 @@ def test_models_that_are_read_at_different_places_are_named(each):
 def test_what_is_stored_is_read_back_beside_the_head(tmp_path):
     config = LlamaConfig(mean=0.5, std=2.0)
     store_head(config, Head("mlp", 2, 8, 0.0))
-    store_settings(config, sft_model="sft", model_type="tiny", entropy_threshold=1.5, agg_func="min")
+    store_settings(config, sft_model="sft", max_length=64, entropy_threshold=1.5, agg_func="min")
     store_settings(config, segmenter="my:cut", read_at="end_of_turn")
     config.save_pretrained(tmp_path)
     config = LlamaConfig.from_pretrained(tmp_path)
-    expected = StoredSettings("sft", None, "tiny", 1.5, "my:cut", "min", "end_of_turn", 0.5, 2.0)
+    expected = StoredSettings("sft", None, 1.5, "my:cut", "min", "end_of_turn", 64, None, 0.5, 2.0)
     assert stored_settings(config, "rm") == expected and stored_head(config, "rm") == Head("mlp", 2, 8, 0.0)
     assert stored_settings(LlamaConfig(), "rm") == NOTHING._replace(agg_func="avg")
 
@@ -68,6 +68,8 @@ def test_what_is_stored_is_read_back_beside_the_head(tmp_path):
         ({"segment_reward": {"sft_model": "x", "sft_from_here": 3}}, "3 for sft_from_here; expected a text"),
         ({"segment_reward": {"entropy_threshold": "1"}}, "'1' for entropy_threshold; expected a finite number"),
         ({"segment_reward": {"entropy_threshold": True}}, "True for entropy_threshold"),
+        ({"segment_reward": {"max_length": 0}}, "0 for max_length; expected a number of tokens"),
+        ({"segment_reward": {"max_prompt_length": 2.5}}, "2.5 for max_prompt_length"),
         ({"mean": float("nan")}, "nan for mean; expected a finite number"),
     ],
 )

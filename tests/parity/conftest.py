@@ -62,7 +62,6 @@ SUPERVISED = {
 }
 RM = {
     "entropy_threshold": 5.3,
-    "model_type": "tiny",
     "max_prompt_length": 48,
     "score_tokens": 200,
     "use_margin": True,

@@ -19,7 +19,7 @@ def fits(world, trainings) -> Training:
     """The fit of a normaliser to the pairs that the reward model is trained on, an odd number."""
     argv = trainings["rm"].arguments(world.root)
     data = argv[argv.index("--data") + 1]
-    options = {"reward_model": world.reward_model, "data": data, "dataset_tag": "odd", **LENGTHS}
+    options = {"reward_model": world.reward_model, "data": data, **LENGTHS}
     return Training("fit_normalizer", lambda output, **more: as_argv({**options, "output_dir": output, **more}), {})
 
 
@@ -33,8 +33,8 @@ def test_a_fit_on_two_ranks_is_that_of_one(fits, tmp_path):
     found = {}
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
-        run(fits, folder, ranks, params=tmp_path / f"{ranks}.json", cache_dir=tmp_path / f"cache-{ranks}")
-        (record,) = json.loads((tmp_path / f"{ranks}.fits.json").read_text()).values()
+        run(fits, folder, ranks, fit=tmp_path / f"{ranks}.json", cache_dir=tmp_path / f"cache-{ranks}")
+        (record,) = json.loads((tmp_path / f"{ranks}.json").read_text()).values()
         found[ranks] = record, entropies(tmp_path / f"cache-{ranks}")
     (one, stored), (two, stored_by_two) = found[1], found[2]
     assert (two["pairs"], two["segments"], two["groups"]) == (one["pairs"], one["segments"], one["groups"])

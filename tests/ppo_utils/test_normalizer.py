@@ -16,7 +16,6 @@ from denserl.ppo_utils.normalizer import (
     ScalarNormalizer,
     log_places,
     read_params,
-    store_fit,
 )
 
 TAG = "preference700k_60000"
@@ -164,7 +163,7 @@ def test_a_missing_fit_says_what_exists_and_how_to_fit(key):
     for model_type, _ in PUBLISHED:
         assert model_type in message
     assert TAG in message and "1.75" in message
-    assert f"denserl fit-normalizer --reward_model RM_FOLDER --data PAIRS --model_type {key[0]}" in message
+    assert "denserl fit-normalizer --reward_model RM_FOLDER --data PAIRS" in message
     assert "\n" in message, "the message is shown as it is, not quoted as a KeyError quotes its key"
 
 
@@ -230,10 +229,3 @@ def test_an_empty_file_has_none(tmp_path):
     path.write_text("{}")
     with pytest.raises(NormalizerNotFound, match="it has: none"):
         LocationNormalizer.load("m", "t", "peak", "avg", 1, path)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.75, 8.504941, 1 / 3, 1000.0])
-def test_a_fit_is_found_again_at_any_threshold(threshold, tmp_path):
-    path = tmp_path / "param.json"
-    store_fit(path, ("m", "t", "peak", "avg", threshold), [0.1, 0.2, 0.3, 0.4], {})
-    assert LocationNormalizer.load("m", "t", "peak", "avg", threshold, path) == LocationNormalizer(0.1, 0.2, 0.3, 0.4)

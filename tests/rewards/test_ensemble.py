@@ -108,11 +108,11 @@ def test_a_member_without_moments_is_named(wrong):
 
 
 def test_settings_of_an_ensemble_are_those_that_all_members_have():
-    one = settings(0.5, 2.0, sft_model="sft", model_type="tiny", entropy_threshold=1.5)
-    other = settings(0.1, 1.0, sft_model="sft", model_type="large", entropy_threshold=1.5)
+    one = settings(0.5, 2.0, max_length=64, sft_model="sft", entropy_threshold=1.5)
+    other = settings(0.1, 1.0, max_length=96, sft_model="sft", entropy_threshold=1.5)
     assert common_settings([one], ["a"]) == one
     found = common_settings([one, other], ["a", "b"])
-    assert (found.sft_model, found.model_type, found.entropy_threshold) == ("sft", None, 1.5)
+    assert (found.sft_model, found.max_length, found.entropy_threshold) == ("sft", None, 1.5)
     assert (found.mean, found.std) == (0.0, 1.0)
     assert isinstance(found, StoredSettings)
 

@@ -1,8 +1,6 @@
-"""Huber lines against exact lines, least squares and another optimiser; grouping by a loop; constants recovered and stored."""
+"""Huber lines against exact lines, least squares and another optimiser; grouping by a loop; constants recovered."""
 
-import json
 import math
-import os
 import re
 from collections import defaultdict
 
@@ -13,10 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from denserl.errors import UserError
-from denserl.ppo_utils.normalizer import LocationNormalizer, store_fit
 from denserl.rewards.normalizer_fit import Groups, fit_lines, group_by_place, huber_line
 
-KEYS = ("tiny", "tag", "peak", "avg", 1.75)
 CONSTANTS = [0.9, 0.4, 1.25, 3.5]
 
 
@@ -139,54 +135,3 @@ def test_too_few_places_say_what_to_do(rewards):
 def test_a_group_of_one_has_no_spread():
     with pytest.raises(ValueError, match="at least 2"):
         group_by_place([np.arange(4.0)], smallest=1)
-
-
-def test_a_stored_fit_is_read_back_in_the_right_order(tmp_path):
-    path = tmp_path / "new" / "param.json"
-    store_fit(path, KEYS, CONSTANTS, {"r2_mean": 0.99, "pairs": 5})
-    assert json.loads(path.read_text()) == {"tiny": {"tag": {"peak": {"avg": {"1.75": CONSTANTS}}}}}
-    assert json.loads((tmp_path / "new" / "param.fits.json").read_text()) == {
-        "tiny/tag/peak/avg/1.75": {"r2_mean": 0.99, "pairs": 5}
-    }
-    assert LocationNormalizer.load(*KEYS, path=path) == LocationNormalizer(w_mu=0.9, w_sigma=0.4, b_mu=1.25, b_sigma=3.5)
-    assert sorted(file.name for file in path.parent.iterdir()) == ["param.fits.json", "param.json"]
-
-
-@pytest.mark.parametrize("spelling", ["2", "2.0", "2.00"])
-def test_an_entry_under_an_equal_threshold_is_replaced_and_others_stay(tmp_path, spelling):
-    path = tmp_path / "param.json"
-    others = {"tiny": {"tag": {"peak": {"avg": {spelling: [1, 1, 1, 1], "0": [2, 2, 2, 2]}}}}, "x": {"y": {}}}
-    path.write_text(json.dumps(others))
-    store_fit(path, (*KEYS[:4], 2.0), CONSTANTS, {})
-    stored = json.loads(path.read_text())
-    assert stored == {"tiny": {"tag": {"peak": {"avg": {"0": [2, 2, 2, 2], "2": CONSTANTS}}}}, "x": {"y": {}}}
-
-
-def test_the_record_of_other_fits_stays(tmp_path):
-    path = tmp_path / "param.json"
-    for threshold in (0.0, 2.0, 2.0):
-        store_fit(path, (*KEYS[:4], threshold), CONSTANTS, {"at": threshold})
-    records = json.loads((tmp_path / "param.fits.json").read_text())
-    assert records == {"tiny/tag/peak/avg/0": {"at": 0.0}, "tiny/tag/peak/avg/2": {"at": 2.0}}
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "param.json"
-    store_fit(path, KEYS, CONSTANTS, {})
-    before = path.read_text()
-
-    def fail(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="No space left"):
-        store_fit(path, KEYS, [1.0, 1.0, 1.0, 1.0], {})
-    assert path.read_text() == before
-
-
-def test_a_malformed_file_is_not_written_over(tmp_path):
-    path = tmp_path / "param.json"
-    path.write_text('{"tiny": [1, 2]}')
-    with pytest.raises(UserError, match="no normaliser file"):
-        store_fit(path, KEYS, CONSTANTS, {})
-    assert path.read_text() == '{"tiny": [1, 2]}'

@@ -132,10 +132,10 @@ def test_the_aggregation_is_the_stored_one_unless_another_is_asked_for(caplog):
 
 
 def test_what_no_config_says_must_be_given():
-    require_stored("model_type", "tiny", ["a"])
-    with pytest.raises(UserError, match="^a: its config does not say the model type") as error:
-        require_stored("model_type", None, ["a"])
-    assert error.value.fix == "add `model_type`"
+    require_stored("sft_model", "tiny", ["a"])
+    with pytest.raises(UserError, match="^a: its config does not say the sft model") as error:
+        require_stored("sft_model", None, ["a"])
+    assert error.value.fix == "add `sft_model`"
     with pytest.raises(UserError, match="^a, b: their configs do not say, or do not agree on, the sft model"):
         require_stored("sft_model", None, ["a", "b"])
 
@@ -158,12 +158,12 @@ def sft(tmp_path_factory):
 
 
 def test_members_share_a_tokenizer_and_say_what_is_stored_with_each(sft, tmp_path):
-    first = save_reward_model(tmp_path / "a", sft, 1, entropy_threshold=1.5, sft_model=sft, model_type="x", moments=(0.5, 2.0))
-    second = save_reward_model(tmp_path / "b", sft, 2, entropy_threshold=1.5, sft_model=sft, model_type="y", moments=(1.0, 3.0))
+    first = save_reward_model(tmp_path / "a", sft, 1, entropy_threshold=1.5, sft_model=sft, max_length=64, moments=(0.5, 2.0))
+    second = save_reward_model(tmp_path / "b", sft, 2, entropy_threshold=1.5, sft_model=sft, max_length=96, moments=(1.0, 3.0))
     members = load_members([first, second], "fp32", ModelSourceConfig())
     assert members.paths == [first, second] and not any(model.training for model in members.models)
-    assert [stored.model_type for stored in members.each] == ["x", "y"]
-    assert (members.stored.model_type, members.stored.sft_model, members.stored.std) == (None, sft, 1.0)
+    assert [stored.max_length for stored in members.each] == [64, 96]
+    assert (members.stored.max_length, members.stored.sft_model, members.stored.std) == (None, sft, 1.0)
     source = source_of(members, Segmenter(1.5), how="mean_std", weight=0.5)
     assert source.moments == [(0.5, 2.0), (1.0, 3.0)] and (source.how, source.weight) == ("mean_std", 0.5)
     assert source.models == members.models and source.closing is None

@@ -26,7 +26,7 @@ class World(NamedTuple):
     sft: Path
     reward_model: Path
     prompts: Path
-    params: Path
+    fits: Path
     text: Path
     threshold: float = THRESHOLD
     lines: tuple = tuple(LINES)
@@ -55,7 +55,7 @@ class World(NamedTuple):
         }
         settings |= options
         kind = normalizer_kind(*(settings.get(name) for name in ("reward_level", "assignment", "normalizer")))
-        fit = {"params": self.params, "fit_tag": "tag"} if kind == "location" else {}
+        fit = {"fit": self.fits} if kind == "location" else {}
         return tiny_models.as_argv(fit | settings)
 
 
@@ -69,16 +69,15 @@ def world(tmp_path_factory) -> World:
     match_embeddings(model, tokenizer)
     with torch.no_grad():
         model.score.weight.mul_(20)
-    model.config.segment_reward = {"sft_model": str(sft), "model_type": "tiny", "entropy_threshold": THRESHOLD}
+    model.config.segment_reward = {"sft_model": str(sft), "entropy_threshold": THRESHOLD}
     model.config.mean, model.config.std = MEAN, STD
     model.save_pretrained(root / "rm")
     tokenizer.save_pretrained(root / "rm")
-    prompts, params, text = root / "prompts.jsonl", root / "param.json", root / "text.jsonl"
+    prompts, fits, text = root / "prompts.jsonl", root / "fits.json", root / "text.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     text.write_text(json.dumps({"text": TEXT}) + "\n")
-    fits = {f"{threshold:g}": LINES for threshold in (0.0, THRESHOLD)}
-    params.write_text(json.dumps({"tiny": {"tag": {"peak": {"avg": fits}}}}))
-    return World(root, sft, root / "rm", prompts, params, text)
+    fits.write_text(json.dumps({f"peak/avg/{threshold:g}": {"constants": LINES} for threshold in (0.0, THRESHOLD)}))
+    return World(root, sft, root / "rm", prompts, fits, text)
 
 
 @pytest.fixture(autouse=True)

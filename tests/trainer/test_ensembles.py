@@ -37,7 +37,7 @@ def member(
     with torch.no_grad():
         model.score.weight.add_(torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(seed)))
     model.config.mean, model.config.std = mean, std
-    model.config.segment_reward = {"model_type": "tiny", "entropy_threshold": threshold, "agg_func": agg_func}
+    model.config.segment_reward = {"entropy_threshold": threshold, "agg_func": agg_func}
     model.save_pretrained(folder)
     load_tokenizer(str(world.sft)).save_pretrained(folder)
     return folder
@@ -178,7 +178,7 @@ def test_a_normaliser_is_fitted_to_the_ensemble(world, members, tmp_path, monkey
     monkeypatch.setattr(
         normalizer_fit, "group_by_place", lambda rewards, smallest: seen.extend(rewards) or group(rewards, smallest)
     )
-    settings = {"data": tmp_path / "pairs.jsonl", "dataset_tag": "t", "params": tmp_path / "param.json", "sft_model": world.sft}
+    settings = {"data": tmp_path / "pairs.jsonl", "sft_model": world.sft}
     settings |= {
         "output_dir": tmp_path / "fit",
         "cache_dir": tmp_path / "cache",
@@ -187,6 +187,8 @@ def test_a_normaliser_is_fitted_to_the_ensemble(world, members, tmp_path, monkey
     }
     argv = [*tiny_models.as_argv(settings), "--reward_model", *map(str, members)]
     record = tiny_models.run_command(fit_normalizer, "fit-normalizer", argv)
+    (stored,) = json.loads((tmp_path / "fit/fits.json").read_text()).values()
+    assert stored == record
     assert (record["reward_model"], record["ensemble"], record["ensemble_weight"]) == ([*map(str, members)], "mean_std", 0.5)
     tokenizer, by_hand, expected = load_tokenizer(str(world.sft)), ByHand(world.sft, members, 5.3), []
     for side in ("chosen", "rejected"):
@@ -227,13 +229,11 @@ def test_a_member_without_moments_and_one_of_another_tokenizer_are_named(world, 
             run(**options, **LEVELS["bandit"], eval_prompts=world.prompts)
 
 
-def test_members_of_several_model_types_have_no_common_fit(world, run, members, tmp_path):
-    other = Path(shutil.copytree(members[1], tmp_path / "other"))
-    config = json.loads((other / "config.json").read_text())
-    config["segment_reward"]["model_type"] = "large"
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="their configs do not say, or do not agree on, the model type"):
-        run([members[0], other], assignment="even")
+def test_an_ensemble_has_no_folder_of_its_own_and_names_its_fit(world, run, members):
+    with pytest.raises(UserError, match="needs a fit, and only a single model's folder has one beside it") as error:
+        run(members, assignment="even", fit=None)
+    assert "--fit FILE" in error.value.fix and "phi3-instruct/preference700k_60000" in error.value.fix
+    run(members, assignment="even", fit=world.fits)
 
 
 def test_the_critic_starts_from_the_first_member(world, run, members):

@@ -51,7 +51,6 @@ def train(world, tmp_path):
             "output_dir": tmp_path / name,
             "cache_dir": tmp_path / "cache",
             "entropy_threshold": 5.3,
-            "model_type": "tiny",
             "batch_size": 8,
             "lr": 1e-3,
             "save_steps": 0,

@@ -127,7 +127,7 @@ def test_a_wrong_flag_ends_with_2_and_a_suggestion():
     assert "--reward_model" in stderr and "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("flag", ["model", "reward_model", "data", "params", "eval_prompts", "config"])
+@pytest.mark.parametrize("flag", ["model", "reward_model", "data", "fit", "eval_prompts", "config"])
 def test_a_missing_file_ends_with_2_and_its_name(flag, world, tmp_path, capsys):
     missing = str(tmp_path / "no-such-thing")
     with pytest.raises(SystemExit) as stop:

@@ -329,6 +329,7 @@ def test_what_a_checkpoint_remembers_of_rewards(ppo, options, threshold, assignm
     assert {name: settings[name] for name in source} == source
     rest = "tau=1.0, length_norm=False, penalise_unfinished=False, penalise_longer_than=None, penalty=0.05)"
     old = {"rewards": f"DenseReward(threshold={threshold}, {way}, {rest}", "agg_func": "avg", "seed": 42}
+    old |= {"model_type": "tiny", "fit_tag": "tag", "params": "param.json", "segment_method": "peak"}
     assert as_saved_now(old) == source | {"agg_func": "avg", "seed": 42}
     assert as_saved_now(settings) == settings
 
@@ -336,17 +337,17 @@ def test_what_a_checkpoint_remembers_of_rewards(ppo, options, threshold, assignm
 def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
     options = FULL | {"eval_every": None, "assignment": "even"}
     ppo(**options, ptx_data=world.text)
-    for name, path in (("text.jsonl", world.text), ("param.json", world.params)):
+    for name, path in (("text.jsonl", world.text), ("fits.json", world.fits)):
         shutil.copy(path, tmp_path / name)
-    ppo(resume=True, **options, ptx_data=tmp_path / "text.jsonl", params=tmp_path / "param.json")
+    ppo(resume=True, **options, ptx_data=tmp_path / "text.jsonl", fit=tmp_path / "fits.json")
     (tmp_path / "text.jsonl").write_text(world.text.read_text().replace("kettle", "bridge"))
     with pytest.raises(UserError, match=r"\(content of ptx: \w+, now \w+\)"):
         ppo(resume=True, **options, ptx_data=tmp_path / "text.jsonl")
     with pytest.raises(UserError, match=r"\(content of ptx: \w+, now None\)"):
         ppo(resume=True, **options)
-    (tmp_path / "param.json").write_text(world.params.read_text().replace("0.3", "0.4"))
+    (tmp_path / "fits.json").write_text(world.fits.read_text().replace("0.3", "0.4"))
     with pytest.raises(UserError, match=r"\(rewards of reward_model: .* now .*\)"):
-        ppo(resume=True, **options, ptx_data=world.text, params=tmp_path / "param.json")
+        ppo(resume=True, **options, ptx_data=world.text, fit=tmp_path / "fits.json")
 
 
 def segment_counts(model, rollouts: Rollouts, threshold: float) -> list[int]:
@@ -680,11 +681,11 @@ MISTAKES = [
     ({"micro_batch_size": 3}, "--train_batch_size 8 is no multiple of --micro_batch_size 3", "use a multiple of 3"),
     ({"resume": True}, "holds no checkpoint", "leave --resume out"),
     (
-        {"assignment": "even", "fit_tag": "other"},
-        "has no normaliser for tiny/other/peak/avg/5.3; it has: tiny/tag/peak/avg",
+        {"assignment": "even", "entropy_threshold": 5.2},
+        "fits.json has no fit for peak/avg/5.2; it has: peak/avg/0, peak/avg/5.3",
         "denserl fit-normalizer",
     ),
-    ({"assignment": "even", "fit_tag": None}, "needs the dataset tag", "--fit_tag"),
+    ({"assignment": "even", "fit": None}, "the location normaliser needs a fit, and", "denserl fit-normalizer --reward_model"),
     ({"length_norm": True}, "token level only", "--reward_level token"),
     (LEVELS["token"] | {"length_norm": True}, "--length_norm with --assignment difference_end", "--assignment even"),
     ({"agg_func": "sum"}, "the stored mean and std are of scores by the aggregation avg", "--reward_mean"),

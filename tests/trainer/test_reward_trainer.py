@@ -244,7 +244,6 @@ def train(files, tmp_path):
             "output_dir": tmp_path / name,
             "cache_dir": files / "cache",
             "entropy_threshold": 5.3,
-            "model_type": "tiny",
             "batch_size": 8,
             "micro_batch_size": 4,
             "lr": 1e-3,
@@ -356,11 +355,11 @@ def test_the_saved_config_says_how_scores_are_read(files, train):
     assert config["segment_reward"] == {
         "sft_model": str(files / "sft"),
         "sft_from_here": os.path.relpath(files / "sft", output),
-        "model_type": "tiny",
-        "segment_method": "peak",
         "entropy_threshold": 5.3,
         "agg_func": "avg",
         "read_at": "end_of_turn",
+        "max_length": 64,
+        "max_prompt_length": 48,
     }
     assert (config["mean"], config["std"]) == (metrics["eval_score_mean"], metrics["eval_score_std"])
     assert config["pad_token_id"] == tokenizer.pad_token_id != tokenizer.eos_token_id

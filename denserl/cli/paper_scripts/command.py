@@ -8,7 +8,7 @@ from denserl.cli.options import as_flags, expand_config
 from denserl.cli.paper_scripts.arguments import one_of, reward_level, translate_words
 from denserl.cli.paper_scripts.flags import Call, Flags
 from denserl.cli.paper_scripts.recipes import RECIPES
-from denserl.cli.paper_scripts.table import makers, read_table
+from denserl.cli.paper_scripts.table import read_table
 from denserl.errors import require
 
 
@@ -37,11 +37,11 @@ def plan(name: str, argv: list[str], check_files: bool = True) -> tuple[list[lis
     table = read_table()
     flags = recipe.flags(Call(given, table, overridden, words))
     flags = {flag: value for flag, value in flags.items() if value is not None and flag not in overridden}
-    read = {flag: Path(value) for flag, value in flags.items() if isinstance(value, str) and flag not in recipe.writes}
+    read = {flag: Path(value) for flag, value in flags.items() if isinstance(value, str) and flag != "output_dir"}
     if "output_dir" in flags:
         _check_output(Path(str(flags["output_dir"])), read)
     if check_files:
-        _check_inputs(read, makers(table, str(flags.get("reward_model", "RM_PATH")), given["C"]))
+        _check_inputs(read, {Path(made): command for made, command in table["made_by"].items()})
     launcher = ["torchrun", "--standalone", "--nproc_per_node", gpus] if gpus else ["python"]
     own = [as_flags(flag, value) for flag, value in flags.items()]
     return [[*launcher, "-m", recipe.module], *own, *further], _notes(given, words, flags)
@@ -52,8 +52,6 @@ def _notes(given: dict[str, str], words: Flags, flags: Flags) -> list[str]:
     if words:
         shown = shlex.join(part for flag, value in words.items() for part in as_flags(flag, value))
         notes.append(f"words in the name {given['EXP']} are translated to {shown}")
-    if "dataset_tag" in flags:
-        notes.append(f"FIT_TAG of this fit for train_ppo_segment.sh: {flags['dataset_tag']}")
     return notes
 
 

@@ -19,6 +19,8 @@ REWARD_TYPES = (
     "segment_last_logsumexp",
 )
 
+OWN = "own"  # the FIT_TAG of a reward model's own fit
+
 
 class Call(NamedTuple):
     """What a recipe makes its flags from."""
@@ -36,7 +38,6 @@ def rm_flags(call: Call) -> Flags:
         "model": entry["sft_model"],
         **data_flags(call.table, given["DATASET"], "rm"),
         "output_dir": output_dir(given["EXP"]),
-        "model_type": given["MODEL_TYPE"],
         "epochs": positive("EPOCHS", given),
         **_cut(given),
         **entry["rm"],
@@ -44,7 +45,7 @@ def rm_flags(call: Call) -> Flags:
 
 
 def fit_flags(call: Call) -> Flags:
-    """The flags of fit-normalizer. A reward model of the table is fitted under the table's tag, another under its own name."""
+    """The flags of fit-normalizer."""
     given, reward_model = call.given, call.given["RM_PATH"].rstrip("/")
     require(
         reward_level(given["C"]) != "bandit",
@@ -53,15 +54,11 @@ def fit_flags(call: Call) -> Flags:
     )
     owner = owner_of(call.table, reward_model)
     entry = entry_of(call.table, owner or stored_type(call.table, reward_model))
-    known = {"model_type": owner, "sft_model": entry["sft_model"]} if owner else {}
     return {
         "reward_model": reward_model,
         **data_flags(call.table, entry["data"], "fit"),
         "output_dir": f"runs/fit/{Path(reward_model).name}-{given['C']}",
-        **known,
-        "dataset_tag": entry["normalizer"]["fit_tag"] if owner else Path(reward_model).name,
-        "params": entry["normalizer"]["params"],
-        "segment_method": given["SEGMENT_METHOD"],
+        "sft_model": entry["sft_model"] if owner else None,
         "entropy_threshold": given["C"],
         "agg_func": given["AGG_FUNC"],
         **entry["fit"],
@@ -83,7 +80,7 @@ def ppo_flags(call: Call) -> Flags:
     normalizer = None if "normalizer" in call.overridden else call.words.get("normalizer", NORMALIZERS[kind])
     constants: Flags = {}
     if normalizer == "location":
-        constants = entry["normalizer"] | {"fit_tag": given["FIT_TAG"]}
+        constants = {"fit": _fit(given)}
     elif normalizer == "scalar" and level == "bandit" and not own_model:
         # They belong to the table's bandit model; any other reward model brings its mean and std in its config.
         constants = entry["bandit"] or {}
@@ -97,7 +94,6 @@ def ppo_flags(call: Call) -> Flags:
         "episodes": None if "iterations" in call.overridden else positive("EPISODES", given),
         **_cut(given),
         "read_at": read_at,
-        "model_type": given["MODEL_TYPE"],
         "assignment": kind,
         "normalizer": normalizer,
         **constants,
@@ -107,11 +103,20 @@ def ppo_flags(call: Call) -> Flags:
     }
 
 
+def _fit(given: dict[str, str]) -> str | None:
+    """The published fit that FIT_TAG names, or None for the one beside the reward model."""
+    # Here, for it loads torch, which the scripts' help does without.
+    from denserl.ppo_utils.normalizer import published_names
+
+    published = [name.split("/") for name in published_names()]
+    one_of("FIT_TAG", given["FIT_TAG"], [OWN, *(tag for model_type, tag in published if model_type == given["MODEL_TYPE"])])
+    return None if given["FIT_TAG"] == OWN else f"{given['MODEL_TYPE']}/{given['FIT_TAG']}"
+
+
 def _cut(given: dict[str, str]) -> Flags:
     level = reward_level(given["C"])
     return {
         "reward_level": level,
-        "segment_method": given["SEGMENT_METHOD"],
         "entropy_threshold": given["C"] if level == "segment" else None,
         "agg_func": given["AGG_FUNC"],
     }

@@ -14,7 +14,6 @@ class Recipe(NamedTuple):
     arguments: tuple[str, ...]
     example: str
     flags: Callable[[Call], Flags]
-    writes: tuple[str, ...] = ("output_dir",)  # the other flags that name files are read
 
 
 RECIPES = {
@@ -31,7 +30,6 @@ RECIPES = {
         ("RM_PATH", "SEGMENT_METHOD", "C", "AGG_FUNC"),
         "yyqoni/Phi-3-mini-4k-instruct-segment-rm-700k peak 1.75 avg --gpus 8",
         fit_flags,
-        writes=("output_dir", "params"),
     ),
     "train-ppo": Recipe(
         "train_ppo_segment.sh",

@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from denserl.cli.paper_scripts.command import plan
-from denserl.cli.paper_scripts.flags import REWARD_TYPES
+from denserl.cli.paper_scripts.flags import OWN, REWARD_TYPES
 from denserl.cli.paper_scripts.recipes import RECIPES, Recipe
 from denserl.cli.paper_scripts.table import read_table
 from denserl.errors import UserError
@@ -49,6 +49,11 @@ def usage(name: str, recipe: Recipe) -> str:
         "  C               entropy threshold: 0 token level, 1000 bandit, between them segments\n"
         "  AGG_FUNC        avg\n"
         + (f"  REWARD_TYPE     {', '.join(REWARD_TYPES)}\n" if "REWARD_TYPE" in recipe.arguments else "")
+        + (
+            f"  FIT_TAG         a published fit of MODEL_TYPE, or {OWN}: that of the reward model\n"
+            if "FIT_TAG" in recipe.arguments
+            else ""
+        )
         + "  --gpus N        run on N GPUs of this host, through torchrun\n"
         f"  FLAGS           any of `denserl {name} --help`; they replace the recipe's own\n"
         "  DRY_RUN=1 in the environment only prints the command."

@@ -8,7 +8,7 @@ import yaml
 from denserl.errors import UserError, require
 
 TABLE = Path(__file__).parents[1] / "model_types.yaml"
-ENTRY_KEYS = ("sft_model", "reward_models", "bandit", "normalizer", "data", "rm", "fit", "ppo")
+ENTRY_KEYS = ("sft_model", "reward_models", "bandit", "data", "rm", "fit", "ppo")
 
 
 def read_table() -> dict:
@@ -44,7 +44,7 @@ def owner_of(table: dict, reward_model: str) -> str | None:
 
 
 def stored_type(table: dict, reward_model: str) -> str:
-    """The model type that train-rm wrote into the config of a local reward model. UserError where it names none."""
+    """The model type whose SFT model a local reward model was trained from, by its config. UserError where there is none."""
     types, config = table["model_types"], Path(reward_model) / "config.json"
     known = [name for entry in types.values() for name in entry["reward_models"].values()]
     require(
@@ -53,17 +53,13 @@ def stored_type(table: dict, reward_model: str) -> str:
         "train one with train_seg_rm.sh, or call denserl fit-normalizer with the flags of your model",
     )
     try:
-        model_type = json.loads(config.read_text(encoding="utf-8"))["segment_reward"]["model_type"]
+        sft_model = str(json.loads(config.read_text(encoding="utf-8"))["segment_reward"]["sft_model"])
     except (ValueError, KeyError, TypeError):
-        model_type = None
-    if not isinstance(model_type, str) or model_type not in types:
-        raise UserError(
-            f"{config} names the model type {model_type!r}; the table has {', '.join(types)}",
-            f"add an entry to {TABLE}, or call denserl fit-normalizer with the flags of your model",
-        )
-    return model_type
-
-
-def makers(table: dict, reward_model: str, threshold: str) -> dict[Path, str]:
-    """Local files and folders of the table, and the command that makes each, for a reward model and a threshold C."""
-    return {Path(made): command.format(rm=reward_model, C=threshold) for made, command in table["made_by"].items()}
+        sft_model = ""
+    found = [name for name, entry in types.items() if Path(entry["sft_model"]).absolute() == Path(sft_model).absolute()]
+    require(
+        found,
+        f"{config} names the SFT model {sft_model!r}, which is of no model type of the table: {', '.join(types)}",
+        f"add an entry to {TABLE}, or call denserl fit-normalizer with the flags of your model",
+    )
+    return found[0]
