@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     FLIPPED_LABELS = 9
     FITTED_PAIRS = 10
     RANDOM_SCORES = 11
+    BOOTSTRAP = 12
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:

@@ -61,7 +61,7 @@ class Options(ReadConfig, ScoringConfig):
     paper_compat: Annotated[bool, Only("but on mtbench", lambda c: c.suite == "mtbench")] = False
     """MT-Bench as in GRM's evaluation: a tie is a vote for the second model, and both turns are always judged."""
     bootstrap: Annotated[int, Ge(1)] = 1000
-    """Times that items are drawn anew for the 95 % intervals."""
+    """Times that questions are drawn anew, with all their items, for the 95 % intervals."""
 
     def members(self) -> list[str]:
         return self.scorer

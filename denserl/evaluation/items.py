@@ -3,6 +3,7 @@
 How rows become items is in denserl/evaluation/suites/.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -27,6 +28,7 @@ class Item(NamedTuple):
     better: list[Answer]
     worse: list[Answer]
     place: str = ""  # where it was read
+    question: str = ""  # name of what is asked, which other items may ask as well; none: the prompt
 
 
 class Judged(NamedTuple):
@@ -47,6 +49,11 @@ class Scorer(Protocol):
     def text(self, prompt: list[dict], response: str) -> str: ...
 
     def describe(self) -> dict: ...
+
+
+def question_of(item: Item) -> str:
+    """What items that are no independent evidence have in common: the question's name, or else the prompt."""
+    return item.question or json.dumps(item.better[0].prompt, sort_keys=True, default=str)
 
 
 Credit = Callable[[Judged], float]

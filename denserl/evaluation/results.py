@@ -3,71 +3,135 @@
 import csv
 import importlib.metadata
 import json
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from denserl.evaluation.items import Judged, Scorer, is_tie, pairs_of, with_scores
-from denserl.evaluation.statistics import bootstrap_means, calibration, interval, length_bias
+from denserl.evaluation.items import Judged, Scorer, is_tie, pairs_of, question_of, with_scores
+from denserl.evaluation.statistics import (
+    bootstrap_means,
+    bootstrap_parts,
+    calibration,
+    interval,
+    length_bias,
+    share_interval,
+)
 from denserl.evaluation.suites.registry import Suite
 from denserl.evaluation.suites.rewardbench import write_outputs
 from denserl.files import write_flushed
+from denserl.streams import Purpose, stream
 
+LISTED = 24  # subsets at the terminal; results.csv has all
 _LIBRARIES = ("denserl", "torch", "transformers", "datasets")
 Numbers = dict[str, list[int]]  # name of a subset or a group -> the numbers of its items
 
 
-def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int) -> dict:
-    """All numbers of a suite, its headline first; intervals are 95 % percentile bootstrap intervals.
+class Scored(NamedTuple):
+    """The n judged items, and of each what its scores and what the lengths of its answers in characters earn, (n,) each."""
 
-    Those of the headline and of the macro accuracy draw items anew within each subset, the others within all that they are of.
+    judged: Sequence[Judged]
+    by_length: Sequence[Judged]  # with lengths for scores
+    credits: np.ndarray
+    length_credits: np.ndarray
+    questions: np.ndarray  # number of the question that is asked
+
+    def rows(self, numbers: Sequence[int]) -> "Scored":
+        """Some of them."""
+        judged, by_length = ([column[i] for i in numbers] for column in (self.judged, self.by_length))
+        credits, by_lengths, questions = (
+            column[list(numbers)] for column in (self.credits, self.length_credits, self.questions)
+        )
+        return Scored(judged, by_length, credits, by_lengths, questions)
+
+
+def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int) -> dict:
+    """All numbers of a suite, its headline first; intervals are 95 % percentile bootstrap intervals (docs/evaluation.md).
+
+    Questions are drawn anew, each with all its items: for the headline and the macro accuracy within each subset, for the
+    others among all that they are of. Each number draws from the same seed, so that equal items have equal intervals, and a
+    subset or group that is also a number of the headline has its interval.
     """
-    rng = np.random.default_rng(seed)
-    by_length = _by_length(judged)
-    credits, of_length = (np.array([suite.credit(entry) for entry in each]) for each in (judged, by_length))
-    parts, groups = _grouped(judged, lambda subset: (subset,)), _grouped(judged, suite.groups)
-    means = {name: bootstrap_means(credits[numbers], resamples, rng) for name, numbers in parts.items()}
-    subsets = {name: _tally(judged, credits, of_length, numbers, means[name]) for name, numbers in parts.items()}
-    draws = dict(means)
-    for name, special in _special(suite, parts):
-        rows, lengths = ([each[i] for i in parts[name]] for each in (judged, by_length))
-        draws[name] = special.draw(rows, resamples, rng)
-        score, length_score = special.score(rows), special.score(lengths)
-        subsets[name] |= {"score": score, "score_interval": interval(draws[name]), "length_score": length_score}
-    counts = {name: part["n"] for name, part in subsets.items()}
-    headline, baseline = (
-        suite.headline({name: part.get(f"{of}score", part[f"{of}accuracy"]) for name, part in subsets.items()}, counts)
-        for of in ("", "length_")
+    items, parts, groups = _scored(suite, judged), _grouped(judged, lambda subset: (subset,)), _grouped(judged, suite.groups)
+    whole = _tally(items, resamples, seed)
+    pooled, subsets = (
+        {name: _tally(items.rows(numbers), resamples, seed) for name, numbers in each.items()} for each in (groups, parts)
     )
-    drawn = suite.headline(draws, counts)
-    whole = _tally(judged, credits, of_length, range(len(judged)), bootstrap_means(credits, resamples, rng))
+    draws, macro_interval = _draws(suite, items, parts, subsets, resamples, seed)
+    counts, questions = ({name: part[key] for name, part in subsets.items()} for key in ("n", "questions"))
+    scores, baselines = (
+        {name: part.get(f"{of}score", part[f"{of}accuracy"]) for name, part in subsets.items()} for of in ("", "length_")
+    )
+    headline = suite.headline(scores, counts)
+
+    def of_headline(name: str) -> Callable[[Mapping], Any]:
+        return lambda scores: suite.headline(scores, counts)[name]
+
+    known = [name for name, value in headline.items() if value is not None]
+    intervals = {name: _interval_of(of_headline(name), scores, draws, questions) for name in known}
+    for name, part in (*pooled.items(), *subsets.items()):
+        if name in intervals:
+            part["score_interval" if "score" in part else "interval"] = intervals[name]
     return {
         **headline,
         "accuracy": whole["accuracy"],
-        "macro_accuracy": float(np.mean([part["accuracy"] for part in subsets.values()])),
-        "n": whole["n"],
-        "ties": whole["ties"],
-        "intervals": {
-            **{name: interval(drawn[name]) for name, value in headline.items() if value is not None},
-            "accuracy": whole["interval"],
-            "macro_accuracy": interval(np.asarray(sum(means.values())) / len(means)),
-        },
+        "macro_accuracy": _mean({name: part["accuracy"] for name, part in subsets.items()}),
+        **{name: whole[name] for name in ("n", "questions", "ties")},
+        "intervals": {**intervals, "accuracy": whole["interval"], "macro_accuracy": macro_interval},
         **{name: whole[name] for name in ("pairs", "mean_margin", "calibration", "length_bias")},
-        "length_baseline": {**baseline, "accuracy": whole["length_accuracy"]},
-        "groups": {
-            name: _tally(judged, credits, of_length, numbers, bootstrap_means(credits[numbers], resamples, rng))
-            for name, numbers in groups.items()
+        "length_baseline": {
+            **suite.headline(baselines, counts),
+            "accuracy": whole["length_accuracy"],
+            "macro_accuracy": _mean({name: part["length_accuracy"] for name, part in subsets.items()}),
         },
+        "groups": pooled,
         "subsets": subsets,
     }
 
 
-def _by_length(judged: Sequence[Judged]) -> list[Judged]:
-    """The items with the lengths of their answers, in characters, for scores."""
-    lengths = [len(answer.text) for item, *_ in judged for answer in (*item.better, *item.worse)]
-    return with_scores([item for item, *_ in judged], np.array(lengths, dtype=np.float64))
+def _scored(suite: Suite, judged: Sequence[Judged]) -> Scored:
+    items = [entry.item for entry in judged]
+    lengths = [len(answer.text) for item in items for answer in (*item.better, *item.worse)]
+    by_length = with_scores(items, np.array(lengths, dtype=np.float64))
+    credits, of_length = (np.array([suite.credit(entry) for entry in each]) for each in (judged, by_length))
+    return Scored(judged, by_length, credits, of_length, _numbered(map(question_of, items)))
+
+
+def _draws(
+    suite: Suite, items: Scored, parts: Numbers, subsets: dict, resamples: int, seed: int
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Scores of each subset on questions drawn anew, (resamples,) each, and the interval of the subsets' mean accuracy.
+
+    Subsets that are scored by a rule of their own get their `score` here.
+    """
+    rng = _rng(seed)
+    part = np.empty(len(items.judged), dtype=int)
+    for number, rows in enumerate(parts.values()):
+        part[rows] = number
+    draws = dict(zip(parts, bootstrap_parts(items.credits, items.questions, part, resamples, rng).T, strict=True))
+    accuracies, questions = ({name: part[key] for name, part in subsets.items()} for key in ("accuracy", "questions"))
+    macro_interval = _interval_of(_mean, accuracies, draws, questions)
+    for name, special in suite.special.items():
+        if name in parts:
+            rows = items.rows(parts[name])
+            draws[name] = special.draw(rows.judged, resamples, rng)
+            score, length_score = special.score(rows.judged), special.score(rows.by_length)
+            subsets[name] |= {"score": score, "score_interval": interval(draws[name]), "length_score": length_score}
+    return draws, macro_interval
+
+
+def _interval_of(number: Callable[[Mapping], Any], scores: Mapping, draws: Mapping, questions: Mapping) -> list[float]:
+    """The interval of a number that is made of the scores of subsets.
+
+    With weights w on subsets of n questions each, it is worth 1 / sum of w^2 / n questions.
+    """
+    value = number(scores)
+    weights = {name: number({**scores, name: score + 1}) - value for name, score in scores.items()}
+    variance = sum(weight**2 / questions[name] for name, weight in weights.items())
+    return share_interval(value, number(draws), 1 / variance if variance else 1)
 
 
 def write(folder: Path, model: str, suite: Suite, judged: Sequence[Judged], scorer: Scorer, summary: dict) -> None:
@@ -92,17 +156,24 @@ def versions() -> dict[str, str]:
 
 
 def format_summary(summary: dict) -> str:
-    """The headline and the scores of all groups and subsets, in aligned columns."""
-    rows = [[name, f"{value:.4f}", "", _span(summary["intervals"][name])] for name, value in _headline(summary).items()]
-    for kind in ("groups", "subsets"):
-        rows += [
-            [f"  {name}", f"{score:.4f}", f"n {part['n']}", _span(bounds)]
-            for name, part in summary[kind].items()
-            for score, bounds in [_score_of(part)]
-        ]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in rows]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    """The headline with what length alone would get, calibration, groups, and the subsets if they are few, in columns."""
+    by_length, above = summary["length_baseline"], _headline(summary)
+    sizes = {name: part["n"] for name, part in (*summary["subsets"].items(), *summary["groups"].items())}
+    rows = [(name, value, sizes.get(name), summary["intervals"][name], by_length.get(name)) for name, value in above.items()]
+    count = len(summary["subsets"])
+    for kind in ("groups", "subsets") if 1 < count <= LISTED else ("groups",):
+        for name, part in summary[kind].items():
+            if name not in above:
+                score, bounds = _score_of(part)
+                rows.append((f"  {name}", score, part["n"], bounds, part.get("length_score", part["length_accuracy"])))
+    cells = [
+        (name, f"{value:.4f}", f"n {n}" if n else "", _span(bounds), f"length {length:.4f}" if length is not None else "")
+        for name, value, n, bounds, length in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    lines.insert(len(above), f"calibration error (ECE) {summary['calibration']['ece']:.4f}")
+    return "\n".join(lines + [f"  {count} subsets: in results.csv"] * (count > LISTED))
 
 
 def _headline(summary: dict) -> dict[str, float]:
@@ -119,30 +190,46 @@ def _span(bounds: Sequence[float]) -> str:
     return f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
 
 
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(stream(seed, Purpose.BOOTSTRAP))
+
+
+def _mean(scores: Mapping) -> Any:
+    return sum(scores.values()) / len(scores)
+
+
+def _numbered(names: Iterable[str]) -> np.ndarray:
+    """Numbers from 0 on in the place of names."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names])
+
+
 def _grouped(judged: Sequence[Judged], names: Callable[[str], Iterable[str]]) -> Numbers:
     found = defaultdict(list)
     for number, entry in enumerate(judged):
         for name in names(entry.item.subset):
             found[name].append(number)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda entry: _natural(entry[0])))
 
 
-def _special(suite: Suite, parts: Numbers) -> list:
-    return [(name, special) for name, special in suite.special.items() if name in parts]
+def _natural(name: str) -> list:
+    """For sorting: S2 before S10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _tally(
-    judged: Sequence[Judged], credits: np.ndarray, of_length: np.ndarray, numbers: Sequence[int], draws: np.ndarray
-) -> dict:
-    """The statistics of the items of those numbers. credits, of_length: what scores and lengths earn, of all items."""
-    entries, rows = [judged[i] for i in numbers], list(numbers)
+def _tally(items: Scored, resamples: int, seed: int) -> dict:
+    """The statistics of items: their mean credit with its interval, and those of pairs."""
+    accuracy, questions = float(items.credits.mean()), len(set(items.questions.tolist()))
+    numbers = np.unique(items.questions, return_inverse=True)[1]
+    draws = bootstrap_means(items.credits, numbers, resamples, _rng(seed))
     return {
-        "n": len(entries),
-        "ties": sum(map(is_tie, entries)),
-        "accuracy": float(credits[rows].mean()),
-        "interval": interval(draws),
-        "length_accuracy": float(of_length[rows].mean()),
-        **_pair_statistics(entries),
+        "n": len(items.judged),
+        "questions": questions,
+        "ties": sum(map(is_tie, items.judged)),
+        "accuracy": accuracy,
+        "interval": share_interval(accuracy, draws, questions),
+        "length_accuracy": float(items.length_credits.mean()),
+        **_pair_statistics(items.judged),
     }
 
 
@@ -163,13 +250,13 @@ def _pair_statistics(judged: Sequence[Judged]) -> dict:
 def _write_table(path: Path, summary: dict) -> None:
     by_length, rows = summary["length_baseline"], []
     for name, value in _headline(summary).items():
-        rows.append(("headline", name, "", "", value, *summary["intervals"][name], by_length.get(name, "")))
+        rows.append(("headline", name, "", "", value, *summary["intervals"][name], by_length.get(name, ""), ""))
     for kind in ("groups", "subsets"):
         for name, part in summary[kind].items():
             score, bounds = _score_of(part)
             length = part.get("length_score", part["length_accuracy"])
-            rows.append((kind[:-1], name, part["n"], part["ties"], score, *bounds, length))
+            rows.append((kind[:-1], name, part["n"], part["ties"], score, *bounds, length, part["questions"]))
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["kind", "name", "n", "ties", "score", "low", "high", "length"])
+        table.writerow(["kind", "name", "n", "ties", "score", "low", "high", "length", "questions"])
         table.writerows(rows)

@@ -1,25 +1,58 @@
 """Statistics of scored pairs: bootstrap intervals, calibration and length bias. Pure functions of arrays."""
 
+from collections import defaultdict
+
 import numpy as np
 
-from denserl.rewards.pair_metrics import LEVEL
+from denserl.rewards.pair_metrics import LEVEL, wilson
 
 CONFIDENCE_BINS = 10
 GAP_BINS = 5
+SAME = 1e-12  # differences below are of rounding
 
 
-def bootstrap_means(credits: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of `credits`, (n,), drawn anew with replacement: (resamples,).
+def bootstrap_means(credits: np.ndarray, questions: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of `credits` on questions drawn anew with replacement, each with all its items: (resamples,).
 
-    Credits take few values, so that how often each is drawn, a multinomial number, says all.
+    Args: see `bootstrap_parts`.
     """
-    values, counts = np.unique(credits, return_counts=True)
-    return rng.multinomial(len(credits), counts / len(credits), size=resamples) @ values / len(credits)
+    return bootstrap_parts(credits, questions, np.zeros(len(credits), dtype=int), resamples, rng)[:, 0]
+
+
+def bootstrap_parts(
+    credits: np.ndarray, questions: np.ndarray, parts: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Means of `credits` in each of several parts, on questions drawn anew, each with all its items: (resamples, parts).
+
+    A question is drawn among those that have items in the same parts: parts that share questions vary together, and none is
+    ever empty. A mean is the sum of the credits drawn over the number of items drawn.
+
+    Args:
+        credits: (n,). questions, parts: (n,) numbers from 0 on, none left out, of the question and part of each item.
+    """
+    cells, cell = np.unique(np.stack([questions, parts]), axis=1, return_inverse=True)
+    sums, sizes = np.bincount(cell.ravel(), credits), np.bincount(cell.ravel())
+    strata = defaultdict(list)
+    for here in np.split(np.arange(len(sums)), np.flatnonzero(np.diff(cells[0])) + 1):
+        strata[tuple(cells[1, here])].append(np.concatenate([sums[here], sizes[here]]))
+    total = np.zeros((2, resamples, parts.max() + 1))
+    for inside, rows in strata.items():
+        # How often each kind of question is drawn, a multinomial number, says all.
+        kinds, counts = np.unique(rows, axis=0, return_counts=True)
+        drawn = rng.multinomial(len(rows), counts / len(rows), size=resamples) @ kinds
+        total[:, :, list(inside)] += drawn.reshape(resamples, 2, len(inside)).transpose(1, 0, 2)
+    return total[0] / total[1]
 
 
 def interval(draws: np.ndarray, level: float = LEVEL) -> list[float]:
     """The percentile interval of bootstrap draws, [low, high]."""
     return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def share_interval(value: float, draws: np.ndarray, questions: float) -> list[float]:
+    """The interval of a share of items: of its bootstrap draws, or where all are the same, Wilson's of so many questions."""
+    low, high = interval(draws)
+    return wilson(value, questions) if high - low < SAME and 0 <= value <= 1 else [low, high]
 
 
 def calibration(chosen: np.ndarray, rejected: np.ndarray, bins: int = CONFIDENCE_BINS) -> dict:

@@ -1,6 +1,7 @@
 """Scores of response tokens, and the metrics of scored groups of responses. Shared by training, evaluation and the fit."""
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +116,14 @@ def pair_metrics(sums: dict[str, float]) -> dict[str, float]:
     }
 
 
-def wilson(right: float, count: int, level: float = LEVEL) -> list[float]:
-    """Wilson's interval, [low, high], of a share seen on `count` independent pairs, of which `right` (rounded) are right."""
-    from scipy.stats import binomtest
+def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
+    """Wilson's interval, [low, high], of a share of `count` independent pairs.
 
-    return [float(bound) for bound in binomtest(round(right), count).proportion_ci(level, method="wilson")]
+    The p for which |share - p| <= z sqrt(p (1 - p) / count), where z is the normal quantile of `level`.
+    """
+    square = NormalDist().inv_cdf((1 + level) / 2) ** 2 / count
+    middle, half = share + square / 2, (square * (share * (1 - share) + square / 4)) ** 0.5
+    return [max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))]
 
 
 def remarks(accuracy: float, count: int, largest: float = 0.0, interval: Sequence[float] | None = None) -> list[str]:
@@ -131,7 +135,7 @@ def remarks(accuracy: float, count: int, largest: float = 0.0, interval: Sequenc
     """
     found = []
     if count < FEW_PAIRS:
-        low, high = interval or wilson(accuracy * count, count)
+        low, high = interval or wilson(accuracy, count)
         found.append(f"accuracy {accuracy:.3f} is of {count} pairs only: {LEVEL:.0%} interval [{low:.3f}, {high:.3f}]")
     if largest >= HUGE_SCORE:
         found.append(f"scores reach {largest:.1e} in magnitude: such a model has diverged in training, or is no reward model")

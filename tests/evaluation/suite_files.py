@@ -43,7 +43,7 @@ def rewardbench(folder: Path) -> Path:
     texts = [("aaaa", "a"), ("a", "aa"), ("aa", "aa"), ("aaa", "a"), ("a", "aaa")]
     models = {"chosen_model": "m", "rejected_model": "n"}
     rows = [
-        {"prompt": PROMPT, "chosen": chosen, "rejected": rejected, "subset": name, "id": number, **models}
+        {"prompt": f"{PROMPT} {number}", "chosen": chosen, "rejected": rejected, "subset": name, "id": number, **models}
         for number, (name, (chosen, rejected)) in enumerate(zip(names, texts))
     ]
     write_parquet(folder / "data/raw-00000-of-00001.parquet", [{**row, "subset": "junk"} for row in rows])

@@ -58,7 +58,9 @@ def test_rewardbench_reads_its_split_and_weighs_its_sections(tmp_path):
     assert found["overall"] == pytest.approx(1.5 / 4) and found["accuracy"] == pytest.approx(2 / 5) and found["ties"] == 1
     assert found["complete"] is False and found["partial"]["hep-go"] == [2, 164] and found["partial"]["hep-js"] == [0, 164]
     # Both rows of one subset, with credits 1 and 0, are all that can vary.
-    assert found["intervals"]["Reasoning"] == [0, 1] and found["intervals"]["Chat"] == [1, 1]
+    assert found["intervals"]["Reasoning"] == [0, 1]
+    # Of a single row nothing can vary: Wilson's interval of 1 of 1, 1 / (1 + 1.96^2) to 1.
+    assert found["intervals"]["Chat"] == pytest.approx([1 / (1 + 1.959963984540054**2), 1])
     assert found["intervals"]["overall"] == pytest.approx([1 / 4, 2 / 4])
 
 
@@ -292,12 +294,13 @@ def test_every_file_is_written_and_agrees_with_the_summary(tmp_path):
     write(tmp_path / "out", "length", suite, judged, BaselineScorer("length", 0), found)
     assert json.loads((tmp_path / "out/results.json").read_text()) == json.loads(json.dumps(found))
     table = (tmp_path / "out/results.csv").read_text().splitlines()
-    assert table[0] == "kind,name,n,ties,score,low,high,length"
+    assert table[0] == "kind,name,n,ties,score,low,high,length,questions"
     # By the scores of a subset, where it has its own: scores are lengths here, so that both columns agree.
     ties = next(line for line in table if line.startswith("subset,Ties,")).split(",")
     assert float(ties[4]) == float(ties[7]) == pytest.approx(0.5299491511, abs=1e-9)
-    shown = next(line for line in format_summary(found).splitlines() if line.startswith("  Ties"))
-    assert shown.split()[1] == "0.5299"
+    # Once, with its size: the subsets are the headline.
+    (shown,) = [line for line in format_summary(found).splitlines() if "Ties" in line]
+    assert shown.split()[:4] == ["Ties", "0.5299", "n", "6"] and shown.split()[-2:] == ["length", "0.5299"]
     assert re.match(rf"headline,overall,,,{found['overall']}", next(line for line in table if ",overall," in line))
     assert (tmp_path / "out/reliability.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "out/eval-set/length.json").read_text())["Ties"] == found["Ties"]

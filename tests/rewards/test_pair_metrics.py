@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from denserl.rewards.pair_metrics import group_metrics, group_sums, pair_metrics, pair_sums, remarks, wilson
 from denserl.segmentation import segment_by_entropy
@@ -139,18 +140,21 @@ def test_sums_of_groups_carry_no_gradient():
     assert not any(value.requires_grad for value in sums.values())
 
 
-@pytest.mark.parametrize("right, count", [(0, 1), (0, 8), (8, 8), (3, 8), (2, 2), (55, 100), (100, 100)])
-def test_wilsons_interval_is_the_closed_form(right, count):
+@pytest.mark.parametrize("right, count", [(0, 1), (0, 8), (8, 8), (3, 8), (2, 2), (55, 100), (100, 100), (0.5, 1), (2.5, 7)])
+def test_wilsons_interval_is_the_closed_form_and_scipys(right, count):
     """The shares p for which |right / count - p| is 1.96 sqrt(p (1 - p) / count): the roots of a quadratic."""
     z2 = 1.959963984540054**2
     roots = np.roots([1 + z2 / count, -(2 * right + z2) / count, (right / count) ** 2])
-    assert wilson(right, count) == pytest.approx(sorted(roots.real), abs=1e-9)
+    assert wilson(right / count, count) == pytest.approx(sorted(roots.real), abs=1e-9)
+    if isinstance(right, int):
+        stock = binomtest(right, count).proportion_ci(0.9, method="wilson")
+        assert wilson(right / count, count, 0.9) == pytest.approx([stock.low, stock.high], abs=1e-12)
 
 
 def test_wilsons_interval_at_the_ends():
     """All of 8: n / (n + z^2) to 1, about .68; none: its mirror image."""
-    assert wilson(8, 8) == pytest.approx([8 / (8 + 1.959963984540054**2), 1.0], abs=1e-12)
-    assert wilson(0, 8) == pytest.approx([0.0, 1 - 8 / (8 + 1.959963984540054**2)], abs=1e-12)
+    assert wilson(1.0, 8) == pytest.approx([8 / (8 + 1.959963984540054**2), 1.0], abs=1e-12)
+    assert wilson(0.0, 8) == pytest.approx([0.0, 1 - 8 / (8 + 1.959963984540054**2)], abs=1e-12)
 
 
 def test_few_pairs_and_exploded_scores_are_remarked_on():

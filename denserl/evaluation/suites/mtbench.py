@@ -2,7 +2,7 @@
 
 from denserl.data.schemas import BadRow, LeftOut
 from denserl.evaluation.items import Item
-from denserl.evaluation.suites.rows import field, last_answer, messages
+from denserl.evaluation.suites.rows import field, identity, last_answer, messages
 
 SPLITS = ("human", "gpt4_pair")
 ROWS = 3355 + 2400
@@ -39,4 +39,5 @@ def _vote(row: dict, turn: int, sides: tuple[str, str], length: int | None) -> I
         answers.append(last_answer(conversation[:length], f"conversation_{side}"))
     judge = "gpt4" if "gpt" in str(row.get("judge")).lower() else "human"
     name = f"{row.get('question_id', '')}/{row.get('model_a', '')}/{row.get('model_b', '')}/{row.get('judge', '')}/turn {turn}"
-    return Item(name, f"{judge}/turn {turn}", answers[:1], answers[1:])
+    # The answers of the first turn are part of the second's prompts, which differ from model to model.
+    return Item(name, f"{judge}/turn {turn}", answers[:1], answers[1:], question=identity(row, "question_id"))

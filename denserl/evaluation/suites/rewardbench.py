@@ -141,7 +141,7 @@ def item_2(row: dict, part: str) -> Item:
     name = identity(row)
     if subset == TIES and name.partition(":")[0] not in ("ref", "tied"):
         raise BadRow(f"the 'id' of a row of Ties is {name!r}; expected ref:N or tied:N")
-    return Item(name, subset, better, worse)
+    return Item(name, subset, better, worse, question=f"{TIES} {name.partition(':')[2]}" if subset == TIES else "")
 
 
 def write_outputs(
