@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import datasets
@@ -17,6 +18,11 @@ log = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SECONDS = 5
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text that is no file or folder names something on the hub, rather than a path in a folder that is there."""
+    return bool(HUB_NAME.fullmatch(text)) and not ("/" in text and Path(text).parent.is_dir())
 
 
 @functools.cache

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from denserl.data.bad_rows import BadRows, finish
-from denserl.data.hub import HUB_NAME, go_offline_if_unreachable
+from denserl.data.hub import go_offline_if_unreachable, is_hub_name
 from denserl.data.published import hub_source
 from denserl.data.schemas import BadRow, LeftOut
 from denserl.errors import UserError
@@ -68,7 +68,7 @@ def read_rows(source: str, split: str, bad_rows: BadRows | None = None) -> Itera
 def is_hub_source(source: str) -> bool:
     """Whether the words name a data set on the hub, as NAME or NAME:CONFIG."""
     name, _, config = source.partition(":")
-    is_name = HUB_NAME.fullmatch(name) and not source.lower().endswith(DATA_SUFFIXES)
+    is_name = is_hub_name(name) and not source.lower().endswith(DATA_SUFFIXES)
     return bool(is_name and ("/" in name or ":" not in source) and re.fullmatch(r"[\w.-]*", config))
 
 

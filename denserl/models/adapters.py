@@ -1,7 +1,10 @@
 """Gradient checkpointing and LoRA adapters for a model that is to be trained."""
 
+import re
+
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from denserl.errors import UserError
 from denserl.models.config import AdapterConfig
@@ -23,6 +26,7 @@ def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str):
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("`lora_rank` needs the package peft, which is not installed", "pip install 'denserl[lora]'") from error
+    check_targets(model, config.lora_targets, task)
     lora = LoraConfig(
         task_type=task,
         r=config.lora_rank,
@@ -32,10 +36,24 @@ def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str):
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
         exclude_modules=OTHER_THAN_TRUNK if task == "SEQ_CLS" else None,
     )
-    try:
-        # Adapters have the model's precision: DeepSpeed needs one for all parameters.
-        return get_peft_model(model, lora, autocast_adapter_dtype=False)
-    except ValueError as error:
-        modules = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-        found = f"`lora_targets` {config.lora_targets}: {error}; the model's linear layers are {', '.join(sorted(modules))}"
-        raise UserError(found, "name some of them, or leave `lora_targets` out for all") from error
+    # Adapters have the model's precision: DeepSpeed needs one for all parameters.
+    return get_peft_model(model, lora, autocast_adapter_dtype=False)
+
+
+def check_targets(model: PreTrainedModel, targets: list[str] | None, task: str) -> None:
+    """UserError unless each target is the end of the name of layers that take adapters; peft ignores one among others."""
+    names = adaptable(model, task)
+    for target in targets or ():
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            known = sorted({name.split(".")[-1] for name in names})
+            raise UserError(
+                f"`lora_targets` {target}: the model has no such layer that takes adapters; it has {', '.join(known)}",
+                "name some of them, or leave `lora_targets` out for all linear ones",
+            )
+
+
+def adaptable(model: PreTrainedModel, task: str) -> list[str]:
+    """The names of the layers that adapters can be put on; of a classifier those of the trunk."""
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    found = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return [name for name in found if task != "SEQ_CLS" or not re.fullmatch(OTHER_THAN_TRUNK, name)]

@@ -4,13 +4,14 @@ Loading, and the checks of weights, are in loading.py.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from denserl.data.hub import HUB_NAME, go_offline_if_unreachable
+from denserl.data.hub import HUB_NAME, go_offline_if_unreachable, is_hub_name
 from denserl.errors import UserError
 
 # Settings files that are checked where they exist; the first is required.
@@ -43,11 +44,13 @@ def check_source(path: str, files: tuple[str, ...]) -> None:
                 read_settings(folder / name)
     elif path and folder.exists():
         raise UserError(f"{path} is a file; expected a model folder or a hub name", "give the folder that holds config.json")
-    elif HUB_NAME.fullmatch(path):
+    elif is_hub_name(path):
         go_offline_if_unreachable()
     else:
+        in_the_way = f"; {folder.parent} is a folder here, so that it is no hub name" if HUB_NAME.fullmatch(path) else ""
         raise UserError(
-            f"there is no model folder {path!r}; expected one, or a hub name (user/model)", "give the path of a model folder"
+            f"there is no model folder {path!r}; expected one, or a hub name (user/model){in_the_way}",
+            "give the path of a model folder",
         )
 
 
@@ -64,6 +67,9 @@ def not_loaded(path: str, is_tokenizer: bool, error: Exception) -> UserError:
         fix = "read that code; if you trust it, add `trust_remote_code`"
     elif "scaled_dot_product_attention" in str(error):
         fix = "add `attention` eager"
+    elif family := re.search(r"\.(\w+)Config'> for this kind of AutoModel: AutoModelForSequenceClassification", said):
+        found = f"{path}: transformers has no sequence classifier of its family, {family[1]}, and a reward model is one"
+        fix = "start from a model of a family that has one, such as Llama, Qwen2, Mistral, Gemma or Phi-3"
     elif isinstance(error, ImportError):
         fix = "install what is missing, e.g. pip install 'denserl[flash]' for `attention` flash_attention_2"
     elif isinstance(error, SafetensorError) and folder.is_dir():

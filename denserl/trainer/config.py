@@ -19,7 +19,7 @@ class TrackingConfig(Config):
     resume: bool = False
     """Go on from the newest checkpoint of the output folder."""
     report_to: Annotated[list[str], RESUMABLE] = field(default_factory=list)
-    """Trackers beside metrics.jsonl, e.g. tensorboard wandb."""
+    """Trackers beside metrics.jsonl, e.g. tensorboard wandb; all: every one that is installed; none: none, the default."""
     max_skipped_steps: Annotated[int, Ge(1), RESUMABLE] = 5
     """Stop after so many updates in a row that were not finite; each is skipped, and its batch written to skipped/."""
 

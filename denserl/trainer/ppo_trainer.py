@@ -39,7 +39,7 @@ from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models,
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, check_sources, join_scores, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
 from denserl.trainer.stopping import StopRequest
-from denserl.trainer.trackers import Trackers, not_finite
+from denserl.trainer.trackers import Trackers, chosen_trackers, not_finite
 
 Result = TypeVar("Result")
 
@@ -125,7 +125,7 @@ class PPOTrainer:
         settings = run_settings(config, dtype, checkpoint, **remembered, **text)
         models = load_models(config, schedule, tokenizer, device, dtype)
         folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
-        trackers = Trackers(folder, config.report_to, dataclasses.asdict(config), sizes)
+        trackers = Trackers(folder, chosen_trackers(config.report_to), dataclasses.asdict(config), sizes)
         trainer = cls(
             config,
             schedule,

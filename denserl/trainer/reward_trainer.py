@@ -19,7 +19,14 @@ from denserl.data.reference_cache import SIDES
 from denserl.errors import UserError, require
 from denserl.models.adapters import prepare_model
 from denserl.models.heads import Head
-from denserl.models.loading import attach_lm_head, freeze_trunk, load_tokenizer, match_embeddings, new_reward_model
+from denserl.models.loading import (
+    attach_lm_head,
+    empty_reward_model,
+    freeze_trunk,
+    load_tokenizer,
+    match_embeddings,
+    new_reward_model,
+)
 from denserl.models.reward_settings import sft_settings, store_settings
 from denserl.models.scoring import read_rewards
 from denserl.rewards.aggregation import aggregate
@@ -125,6 +132,8 @@ class RewardTrainer(SupervisedTrainer):
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer)
         objectives = [*make_objectives(config), *objectives]
         labels = all_labels(objectives)
+        # Whether there is one of this family is known before hours of entropies.
+        empty_reward_model(config.model, dtype, **config.model_source())
         pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
         args = training_arguments(config, device, dtype)
         # What the reference model says follows from weights and ids.

@@ -22,7 +22,7 @@ from denserl.terminal import quiet_libraries
 from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
 from denserl.trainer.config import OptimisationConfig
 from denserl.trainer.engine import init_distributed, pick_device
-from denserl.trainer.trackers import check_trackers
+from denserl.trainer.trackers import chosen_trackers
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def start_run(config: RunConfig) -> tuple[torch.device, str]:
     quiet_libraries()
     device = pick_device(config.device)
     if isinstance(config, OptimisationConfig):
-        check_trackers(config.report_to)
+        chosen_trackers(config.report_to)
     dtype = config.dtype if config.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
     make_folder("output_dir", config.output_dir)
     init_distributed(device)

@@ -14,7 +14,7 @@ from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.engine import deepspeed_config, whole_parameters
 from denserl.trainer.run_folder import OutputFolder, run_training
 from denserl.trainer.supervised_trainer import SupervisedTrainer
-from denserl.trainer.trackers import ProgressLine
+from denserl.trainer.trackers import ProgressLine, chosen_trackers
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def training_arguments(config: SupervisedConfig, device: torch.device, dtype: st
         save_steps=config.save_steps or 1,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.eval_steps or None,
-        report_to=config.report_to,
+        report_to=chosen_trackers(config.report_to),
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         deepspeed=engine,

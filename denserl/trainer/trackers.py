@@ -11,7 +11,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from denserl import distributed
-from denserl.errors import UserError
+from denserl.errors import UserError, require
 
 log = logging.getLogger(__name__)
 
@@ -155,17 +155,28 @@ class MetricsFileCallback(TrainerCallback):
             self.file.write(state.global_step, {key: float(value) for key, value in logs.items()})
 
 
-def check_trackers(names: list[str]) -> None:
-    """UserError for a tracker that is not installed or not known."""
-    from accelerate.tracking import get_available_trackers
+def chosen_trackers(names: list[str]) -> list[str]:
+    """The trackers that are named; as in transformers, `none` stands for none, and `all` for those that are installed.
 
-    available = {str(tracker) for tracker in get_available_trackers()}
+    Raises:
+        UserError: a tracker is not known or not installed, or one of the two words stands beside others.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = sorted(str(tracker) for tracker in get_available_trackers())
+    words = {"none": [], "all": installed}
+    if len(names) == 1 and names[0] in words:
+        return words[names[0]]
     for name in names:
-        if name not in available:
-            raise UserError(
-                f"`report_to` {name}: not installed or not known; installed here: {', '.join(sorted(available)) or 'none'}",
-                f"pip install {name}",
-            )
+        require(name not in words, f"`report_to` has {name} beside others", f"give {name} alone, or leave it out")
+        known = ", ".join([*LOGGER_TYPE_TO_CLASS, *words])
+        require(name in LOGGER_TYPE_TO_CLASS, f"`report_to` {name} is not known; known are {known}", "choose among them")
+        require(
+            name in installed,
+            f"`report_to` {name} is not installed; installed here: {', '.join(installed) or 'none'}",
+            f"install its package: pip install {name.replace('_', '-')}",
+        )
+    return names
 
 
 def _tracker(name: str, output_dir: Path, options: dict):

@@ -7,6 +7,9 @@ import pytest
 from huggingface_hub import constants
 
 from denserl.data import hub
+from denserl.data.readers import read_rows
+from denserl.errors import UserError
+from denserl.models.folders import check_source
 
 
 @pytest.fixture
@@ -68,6 +71,34 @@ def test_behind_a_proxy_the_libraries_find_out(monkeypatch):
     assert hub._answers("https://nowhere.invalid")
 
 
-@pytest.mark.parametrize("name, is_one", [("gpt2", True), ("user/a-b_c.1", True), ("a/b/c", False), ("/a", False), ("", False)])
-def test_names_on_the_hub(name, is_one):
-    assert bool(hub.HUB_NAME.fullmatch(name)) is is_one
+@pytest.mark.parametrize(
+    "name, is_one",
+    [
+        ("gpt2", True),
+        ("user/a-b_c.1", True),
+        ("a/b/c", False),
+        ("/a", False),
+        ("./a", False),
+        ("../a", False),
+        ("~/a", False),
+        ("", False),
+        # In a folder that is there, a path that was mistyped.
+        ("runs/stf", False),
+    ],
+)
+def test_names_on_the_hub(name, is_one, tmp_path, monkeypatch):
+    (tmp_path / "runs/sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.is_hub_name(name) is is_one
+
+
+def test_a_mistyped_path_is_refused_without_asking_the_hub(answers, tmp_path, monkeypatch):
+    (tmp_path / "runs/sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked = answers(True)
+    for path in ("runs/stf", "./stf", "runs/sft/1", str(tmp_path / "stf")):
+        with pytest.raises(UserError, match="there is no model folder"):
+            check_source(path, ("config.json",))
+        with pytest.raises(UserError, match="there is no file or folder"):
+            next(read_rows(path, "train"))
+    assert not asked

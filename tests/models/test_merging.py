@@ -77,12 +77,15 @@ def test_a_reward_model_is_merged_as_the_run_merged_it(base, tmp_path, head, dty
     assert tokenizer.get_vocab() == load_tokenizer(str(base)).get_vocab()
 
 
-def test_heads_get_no_adapters_even_if_they_are_named(base):
+def test_heads_get_no_adapters_and_are_refused_by_name(base):
     model = new_reward_model(str(base), "fp32", head=MLP)
     attach_lm_head(model, str(base), "fp32")
-    options = AdapterConfig(lora_rank=2, lora_targets=["q_proj", "lm_head", "1"])  # score.1 is the MLP's first layer
-    adapted = [name for name, _ in prepare_model(model, options, "SEQ_CLS").named_parameters() if "lora_" in name]
-    assert adapted and all("q_proj" in name for name in adapted)
+    for head in ("lm_head", "1"):  # score.1 is the MLP's first layer
+        with pytest.raises(UserError, match=f"`lora_targets` {head}: the model has no such layer that takes adapters"):
+            prepare_model(model, AdapterConfig(lora_rank=2, lora_targets=["q_proj", head]), "SEQ_CLS")
+    model = prepare_model(model, AdapterConfig(lora_rank=2), "SEQ_CLS")
+    adapted = [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert adapted and not any("lm_head" in name or "score" in name for name in adapted)
 
 
 def test_a_policy_is_merged_as_the_run_merged_it(base, tmp_path):

@@ -4,10 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from accelerate import tracking
 
 from denserl import distributed
 from denserl.errors import UserError
-from denserl.trainer.trackers import MetricsFileCallback, StepFile, Trackers, check_trackers, read_metrics, write_batch
+from denserl.trainer.trackers import MetricsFileCallback, StepFile, Trackers, chosen_trackers, read_metrics, write_batch
 
 
 def test_one_line_a_step(tmp_path):
@@ -96,10 +97,26 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_tracker_is_an_error_with_a_fix():
-    with pytest.raises(UserError, match="no-such-tracker: not installed or not known") as error:
-        check_trackers(["no-such-tracker"])
-    assert error.value.fix == "pip install no-such-tracker"
+def test_trackers_are_named_as_in_transformers(monkeypatch):
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["wandb", "tensorboard"])
+    assert chosen_trackers([]) == chosen_trackers(["none"]) == []
+    assert chosen_trackers(["all"]) == ["tensorboard", "wandb"]
+    assert chosen_trackers(["wandb"]) == ["wandb"]
+
+
+@pytest.mark.parametrize(
+    "names, found, fix",
+    [
+        (["no-such-tracker"], "no-such-tracker is not known; known are .*tensorboard, wandb,.* none, all", "choose among"),
+        (["tensorboard", "comet_ml"], "comet_ml is not installed; installed here: tensorboard", "pip install comet-ml"),
+        (["none", "tensorboard"], "has none beside others", "give none alone"),
+    ],
+)
+def test_an_unknown_tracker_is_an_error_with_a_fix(names, found, fix, monkeypatch):
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(UserError, match=found) as error:
+        chosen_trackers(names)
+    assert fix in error.value.fix
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
