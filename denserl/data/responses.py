@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict]
+ALMOST_GONE = 16  # tokens of a shortened prompt: hardly more than what opens the answer's turn
 
 
 class Responses(NamedTuple):
@@ -44,6 +45,19 @@ class Encoded(NamedTuple):
     prompt_ids: list[int]
     response_ids: list[int]
     ended: bool = True
+    prompt_cut: int = 0  # tokens that the prompt lost
+    response_cut: int = 0
+
+
+def shortened(rows: Sequence[Encoded]) -> dict[str, int]:
+    """How many responses there are, how many prompts and responses are shortened, and how many prompts almost to nothing."""
+    cut = [row for row in rows if row.prompt_cut]
+    return {
+        "answers": len(rows),
+        "prompts": len(cut),
+        "prompts_almost_gone": sum(len(row.prompt_ids) < ALMOST_GONE for row in cut),
+        "responses": sum(row.response_cut > 0 for row in rows),
+    }
 
 
 def encode(
@@ -70,4 +84,5 @@ def fit_length(prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bo
     Its last kept token is then the one that ended it, if one did, so that it is read at its end.
     """
     prompt, (response,) = truncate_pair(list(prompt_ids), [list(response_ids)], max_length, 1, response_ids[-1])
-    return Encoded(prompt, response if ended else list(response_ids[: len(response)]), ended)
+    lost = len(prompt_ids) - len(prompt), len(response_ids) - len(response)
+    return Encoded(prompt, response if ended else list(response_ids[: len(response)]), ended, *lost)

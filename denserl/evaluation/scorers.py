@@ -17,7 +17,7 @@ from denserl import distributed
 from denserl.config import ModelSourceConfig
 from denserl.data.batching import map_rows_in_batches
 from denserl.data.chat import encode_prompt
-from denserl.data.responses import Encoded, Messages, Responses, encode, fit_length, of_ids
+from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, encode, fit_length, of_ids, shortened
 from denserl.errors import UserError, require
 from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
 from denserl.models.scoring import response_entropies
@@ -127,6 +127,7 @@ class RewardScorer:
         self.agg_func = members.stored.agg_func
         self._scores = ResponseScorer(rewards, self.segmenter, entropies, self.agg_func)
         self._room = self.max_length - len(rewards.closing or ())
+        self.shortened: dict[str, int] = {}  # of what was scored last
         self._last: tuple[Messages | None, list[int]] = (None, [])
 
     @classmethod
@@ -175,6 +176,8 @@ class RewardScorer:
         Raises:
             UserError: a score is not finite.
         """
+        self.shortened = shortened(encoded)
+        _remark_on_cuts(self.shortened, self.paths, self.max_length)
         # Equal answers are scored once: in two batches their scores could differ by rounding, and would not tie.
         first: dict[tuple, int] = {}
         place = [first.setdefault((tuple(row.prompt_ids), tuple(row.response_ids), row.ended), len(first)) for row in encoded]
@@ -214,6 +217,7 @@ class RewardScorer:
             "agg_func": self.agg_func,
             "sft_model": self.sft_model,
             "max_length": self.max_length,
+            "shortened": self.shortened,
         }
 
     def _of_rows(self, responses: Responses) -> Tensor:
@@ -226,6 +230,21 @@ class RewardScorer:
         model = load_policy(path, dtype, **source.model_source())
         match_embeddings(model, self.tokenizer)
         return model.eval().to(self.device)
+
+
+def _remark_on_cuts(count: dict[str, int], paths: Sequence[str], max_length: int) -> None:
+    if count["prompts"] or count["responses"]:
+        log.warning(
+            "%s: of %d answers, %d have a shortened prompt (%d keep less than %d tokens of it), and %d are cut themselves: "
+            "sequences over max_length %d",
+            ", ".join(paths),
+            count["answers"],
+            count["prompts"],
+            count["prompts_almost_gone"],
+            ALMOST_GONE,
+            count["responses"],
+            max_length,
+        )
 
 
 def _within_positions(max_length: int, configs: list) -> int:

@@ -4,7 +4,7 @@ import pytest
 import tiny_models
 import torch
 
-from denserl.data.responses import Encoded, Responses, encode
+from denserl.data.responses import Encoded, Responses, encode, shortened
 from denserl.data.schemas import BadRow
 
 TOKENIZER = tiny_models.tiny_tokenizer()
@@ -30,12 +30,25 @@ def test_a_long_prompt_loses_its_left_and_a_long_text_its_right():
     closed = [*answer, TOKENIZER.eos_token_id]
     text = "A quiet river runs under the stone bridge."
     room = len(closed) + 3
-    assert encode(TOKENIZER, PROMPT, text, room) == Encoded(start[-3:], closed)
-    assert encode(TOKENIZER, PROMPT, text, 6) == Encoded(start[-1:], [*answer[:4], TOKENIZER.eos_token_id])
+    lost = len(start) - 3, len(start) - 1, len(closed) - 5
+    assert encode(TOKENIZER, PROMPT, text, room) == Encoded(start[-3:], closed, prompt_cut=lost[0])
+    both = Encoded(start[-1:], [*answer[:4], TOKENIZER.eos_token_id], prompt_cut=lost[1], response_cut=lost[2])
+    assert encode(TOKENIZER, PROMPT, text, 6) == both
     # Nothing closes one that was cut off, wherever it is cut here.
     found = encode(TOKENIZER, PROMPT, text, 6, ended=False)
     assert found.prompt_ids == start[-1:] and found.response_ids == answer[: len(found.response_ids)]
     assert 4 <= len(found.response_ids) <= 5
+
+
+def test_cut_rows_are_counted():
+    rows = [
+        Encoded([1] * 3, [2]),  # short from the start
+        Encoded([1] * 15, [2], prompt_cut=1),
+        Encoded([1] * 16, [2], prompt_cut=900),
+        Encoded([1], [2] * 50, prompt_cut=4, response_cut=7),
+    ]
+    assert shortened(rows) == {"answers": 4, "prompts": 3, "prompts_almost_gone": 2, "responses": 1}
+    assert shortened([]) == {"answers": 0, "prompts": 0, "prompts_almost_gone": 0, "responses": 0}
 
 
 def test_what_the_template_refuses_is_a_bad_row():

@@ -151,10 +151,35 @@ def test_a_long_prompt_loses_its_left_and_a_long_response_its_right(models):
     scorer, full = RewardScorer([models["plain"]], max_length=20), RewardScorer([models["plain"]])
     start, answer = ids_of(full.tokenizer, PROMPTS[2], "Yes it is.")
     assert len(start) > 20 > len(answer) + 2
-    assert scorer.encode(PROMPTS[2], "Yes it is.") == Encoded(start[len(answer) - 20 :], answer)
+    lost = len(start) + len(answer) - 20
+    assert scorer.encode(PROMPTS[2], "Yes it is.") == Encoded(start[len(answer) - 20 :], answer, prompt_cut=lost)
     start, answer = ids_of(full.tokenizer, PROMPTS[0], RESPONSES[2])
-    assert scorer.encode(PROMPTS[0], RESPONSES[2]) == Encoded(start[-1:], [*answer[:18], full.tokenizer.eos_token_id])
+    kept = Encoded(start[-1:], [*answer[:18], full.tokenizer.eos_token_id], True, len(start) - 1, len(answer) - 19)
+    assert scorer.encode(PROMPTS[0], RESPONSES[2]) == kept
     assert np.isfinite(scorer(PROMPTS, RESPONSES)).all()
+
+
+def test_what_was_shortened_is_counted_and_said(models, caplog):
+    """By lengths alone: of 40 tokens the response takes what it needs, and the prompt keeps the rest, at least one."""
+    scorer = RewardScorer([models["plain"]], max_length=40)
+    prompts, responses = [PROMPTS[0], PROMPTS[2], PROMPTS[2], PROMPTS[0]], [*RESPONSES, "Rain."]
+    lengths = [[len(part) for part in ids_of(scorer.tokenizer, *pair)] for pair in zip(prompts, responses)]
+    left = [max(1, 40 - answer) for prompt, answer in lengths if prompt + answer > 40]
+    expected = {
+        "answers": 4,
+        "prompts": len(left),
+        "prompts_almost_gone": sum(kept < 16 for kept in left),
+        "responses": sum(answer > 39 for _, answer in lengths),
+    }
+    assert 4 > expected["prompts"] > expected["prompts_almost_gone"] > 0 and expected["responses"] > 0
+    with caplog.at_level("WARNING"):
+        scorer(prompts, responses)
+    assert scorer.describe()["shortened"] == expected
+    (line,) = caplog.messages
+    assert f"of 4 answers, {len(left)} have a shortened prompt ({expected['prompts_almost_gone']} keep" in line
+    caplog.clear()
+    RewardScorer([models["plain"]])(prompts, responses)
+    assert not caplog.messages
 
 
 def test_a_sequence_is_cut_at_the_positions_that_the_models_have(models, caplog):
