@@ -5,6 +5,13 @@ from pathlib import Path
 
 from denserl.errors import UserError, require
 
+COMMAND_FILE = "command.json"  # in every output folder: the command that wrote it
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder holds what a command wrote, which is no data even where it lies among them."""
+    return (folder / COMMAND_FILE).is_file()
+
 
 def flush(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on the disk."""

@@ -19,7 +19,6 @@ from denserl.terminal import say
 if TYPE_CHECKING:
     import torch
 
-LISTED = 4  # incomplete parts of a suite that are named at the terminal
 WORDS = {"length", "random"}
 
 
@@ -71,11 +70,17 @@ def run(options: Options) -> dict:
     """Returns what is written to results.json."""
     from denserl import distributed
     from denserl.data.bad_rows import BadRows, finish
-    from denserl.evaluation.items import judge
-    from denserl.evaluation.results import format_summary, summarise, versions, write
+    from denserl.evaluation.items import judge, largest_score
+    from denserl.evaluation.results import format_remarks, format_summary, summarise, versions, write
     from denserl.evaluation.suites.registry import account, find_suite, read_items
+    from denserl.rewards.pair_metrics import remarks
     from denserl.trainer.start import start_run
 
+    require(
+        Path(options.path).resolve() != Path(options.output_dir).resolve(),
+        f"`output_dir` {options.output_dir} is the folder of the data, where what is written would be read as data",
+        "give another folder",
+    )
     device, dtype = start_run(options)
     suite = find_suite(options.suite, options.paper_compat)
     bad_rows, refused = BadRows(options.on_bad_row), BadRows(options.on_bad_row)
@@ -84,9 +89,12 @@ def run(options: Options) -> dict:
     scorer = make_scorer(options, device, dtype)
     judged = judge(items, scorer, refused)
     finish(refused, [(options.path, len(judged))])
+    largest = 0.0 if WORDS & {*options.scorer} else largest_score(judged)
+    found = summarise(suite, judged, options.bootstrap, options.seed)
     summary = {
         "suite": options.suite,
-        **summarise(suite, judged, options.bootstrap, options.seed),
+        **found,
+        "remarks": remarks(found["accuracy"], found["questions"], largest, found["intervals"]["accuracy"], "questions"),
         **account(suite, [entry.item for entry in judged], left_out),
         "left_out": dict(left_out),
         "bad_rows": dict(bad_rows.reasons + refused.reasons),
@@ -100,11 +108,7 @@ def run(options: Options) -> dict:
         folder = Path(options.output_dir)
         write(folder, scorer_name(options.scorer), suite, judged, scorer, summary)
         say(f"{options.suite}, {len(judged)} items, {' '.join(options.scorer)}\n{format_summary(summary)}")
-        if summary["partial"]:
-            parts = [f"{name} has {found} of {size}" for name, (found, size) in summary["partial"].items()]
-            more = f", and {len(parts) - LISTED} more" if len(parts) > LISTED else ""
-            say(f"not the complete suite: {', '.join(parts[:LISTED])}{more}")
-        say(f"written to {folder}")
+        say("\n".join([*format_remarks(summary), f"written to {folder}"]))
     distributed.barrier()
     return summary
 

@@ -91,6 +91,11 @@ def is_tie(judged: Judged) -> bool:
     return bool(judged.better.min() == judged.worse.max())
 
 
+def largest_score(judged: Sequence[Judged]) -> float:
+    """The magnitude of the largest score."""
+    return max(float(np.abs(scores).max()) for _, *both in judged for scores in both)
+
+
 def pairs_of(judged: Sequence[Judged]) -> list[tuple[int, int, int]]:
     """Each better answer against each worse one of its item, as numbers of item, better and worse answer."""
     return [(i, b, w) for i, (_, better, worse) in enumerate(judged) for b in range(len(better)) for w in range(len(worse))]

@@ -25,6 +25,7 @@ from denserl.evaluation.suites.rewardbench import write_outputs
 from denserl.files import write_flushed
 from denserl.streams import Purpose, stream
 
+NAMED = 4  # incomplete parts at the terminal
 LISTED = 24  # subsets at the terminal; results.csv has all
 _LIBRARIES = ("denserl", "torch", "transformers", "datasets")
 Numbers = dict[str, list[int]]  # name of a subset or a group -> the numbers of its items
@@ -174,6 +175,14 @@ def format_summary(summary: dict) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
     lines.insert(len(above), f"calibration error (ECE) {summary['calibration']['ece']:.4f}")
     return "\n".join(lines + [f"  {count} subsets: in results.csv"] * (count > LISTED))
+
+
+def format_remarks(summary: dict) -> list[str]:
+    """What a reader of the numbers has to know, a line each: remarks, rows that are left out, parts that are not there."""
+    lines = [*summary["remarks"], *(f"{count} rows left out: {reason}" for reason, count in summary["left_out"].items())]
+    parts = [f"{name} has {found} of {size}" for name, (found, size) in summary["partial"].items()]
+    more = f", and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    return lines + [f"not the complete suite: {', '.join(parts[:NAMED])}{more}"] * bool(parts)
 
 
 def _headline(summary: dict) -> dict[str, float]:

@@ -126,17 +126,17 @@ def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
     return [max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))]
 
 
-def remarks(accuracy: float, count: int, largest: float = 0.0, interval: Sequence[float] | None = None) -> list[str]:
+def remarks(accuracy: float, count: int, largest: float = 0.0, interval: Sequence[float] = (), of: str = "pairs") -> list[str]:
     """What a reader of an accuracy has to know, a line each: that pairs are few, that scores have exploded; often nothing.
 
     Args:
-        accuracy: on `count` pairs, or prompts with all their pairs. interval: its bounds; default Wilson's.
+        accuracy: on `count` independent things, which `of` names. interval: its bounds; default Wilson's.
         largest: magnitude of the largest score, or of a usual one.
     """
     found = []
     if count < FEW_PAIRS:
         low, high = interval or wilson(accuracy, count)
-        found.append(f"accuracy {accuracy:.3f} is of {count} pairs only: {LEVEL:.0%} interval [{low:.3f}, {high:.3f}]")
+        found.append(f"accuracy {accuracy:.3f} is of {count} {of} only: {LEVEL:.0%} interval [{low:.3f}, {high:.3f}]")
     if largest >= HUGE_SCORE:
         found.append(f"scores reach {largest:.1e} in magnitude: such a model has diverged in training, or is no reward model")
     return found

@@ -1,5 +1,6 @@
 """`denserl evaluate` as a user runs it: from the command line to files, and what it says of mistakes."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_a_reward_model_is_judged(folder, tmp_path, capsys):
     assert (tmp_path / "rm_result.json").is_file() and (tmp_path / "reliability.png").is_file()
     said = capsys.readouterr().out
     assert "overall" in said and "helpful_pairwise/Open QA" in said
-    rows = [json.loads(line) for line in (tmp_path / "rm_outputs.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in gzip.open(tmp_path / "rm_outputs.jsonl.gz")]
     pair = next(row for row in rows if row["id"] == "3")
     assert pair["scores_chosen"] == pair["scores_rejected"] and "<|im_start|>assistant\nsame<|im_end|>" in pair["text_chosen"]
 
@@ -74,6 +75,39 @@ def test_a_word_is_judged_and_options_may_come_from_a_file(folder, tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["accuracy"] == pytest.approx(2 / 3) and found["length_baseline"]["accuracy"] == found["accuracy"]
     assert found["scorer"] == "length" and found["options"]["bootstrap"] == 20
+
+
+def test_few_pairs_and_exploded_scores_are_remarked_on(folder, tmp_path, capsys):
+    model = new_reward_model(str(folder / "sft"), "fp32", 1)
+    with torch.no_grad():
+        model.score.weight.mul_(1e8)
+    model.save_pretrained(tmp_path / "rm")
+    load_tokenizer(str(folder / "sft")).save_pretrained(tmp_path / "rm")
+    rows = [
+        {"prompt": f"Q{number}", "chosen": text, "rejected": text[::-1]} for number, text in enumerate(("a b", "A quiet river"))
+    ]
+    path = suite_files.write_lines(tmp_path / "rows.jsonl", rows)
+    command("pairs", path, "--scorer", tmp_path / "rm", "--output_dir", tmp_path / "out", "--device", "cpu")
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    few, large = found["remarks"]
+    low, high = found["intervals"]["accuracy"]
+    assert few == f"accuracy {found['accuracy']:.3f} is of 2 questions only: 95% interval [{low:.3f}, {high:.3f}]"
+    assert "scores reach" in large and few in said and large in said
+    # Characters are no scores that explode.
+    rows = [{"prompt": f"Q{number}", "chosen": "x" * 20000, "rejected": "y"} for number in range(100)]
+    path = suite_files.write_lines(tmp_path / "long.jsonl", rows)
+    command("pairs", path, "--scorer", "length", "--output_dir", tmp_path / "long")
+    assert json.loads((tmp_path / "long/results.json").read_text())["remarks"] == []
+
+
+def test_what_is_written_stays_apart_from_the_data(folder, tmp_path, capsys):
+    words = ("rmb", folder / "rmb", "--scorer", "length", "--output_dir")
+    assert "is the folder of the data" in message(capsys, *words, f"{folder}/rmb/")
+    command(*words, tmp_path)
+    shown = capsys.readouterr().out
+    assert "not the complete suite: helpful_pairwise has 4 of 10067" in shown and "length 0." in shown
+    assert len(shown.splitlines()) < 25
 
 
 def test_what_the_template_refuses_stops_or_is_dropped(folder, tmp_path, capsys):

@@ -7,6 +7,7 @@ Makes an environment of its own for them, once; trains a tiny model, exports it,
 """
 
 import argparse
+import gzip
 import json
 import re
 import subprocess
@@ -96,13 +97,15 @@ def judged_pairs(python: str, scratch: Path, model: Path) -> tuple[list, list, d
     run(python, f"{HERE}/rewardbench_on_cpu.py rewardbench", settings, cwd=scratch)
 
     def scores(path: Path) -> list[float]:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+        with opened as file:
+            rows = [json.loads(line) for line in file]
         return [float(_only(row[f"scores_{side}"])) for row in rows for side in ("chosen", "rejected")]
 
     accuracies = {
         path: json.loads(path.read_text())["accuracy"] for path in (ours / "rm.json", scratch / "theirs/exported.json")
     }
-    found = scores(ours / "rm_outputs.jsonl"), scores(scratch / "theirs/exported_outputs.jsonl")
+    found = scores(ours / "rm_outputs.jsonl.gz"), scores(scratch / "theirs/exported_outputs.jsonl")
     return *found, {"accuracy": list(accuracies.values())}
 
 

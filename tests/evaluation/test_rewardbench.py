@@ -1,5 +1,6 @@
 """RewardBench's formulas against the golden values of spec evaluation, section 2."""
 
+import gzip
 import itertools
 import json
 
@@ -172,7 +173,7 @@ def test_files_have_the_shapes_of_the_programs_own(tmp_path):
         "accuracy", "num_prompts", "model", "ref_model", "tokenizer", "chat_template", "extra_results"
     }  # fmt: skip
     assert (program["accuracy"], program["num_prompts"]) == (0.5, 2)
-    rows = [json.loads(line) for line in (tmp_path / "user/model_outputs.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in gzip.open(tmp_path / "user/model_outputs.jsonl.gz")]
     assert [(row["scores_chosen"], row["scores_rejected"], row["results"]) for row in rows] == [(2, 1, 1), (0, 1, 0)]
     assert {"prompt", "text_chosen", "text_rejected"} <= set(rows[0])
     flat = json.loads((tmp_path / "eval-set/user/model.json").read_text())

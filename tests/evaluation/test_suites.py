@@ -39,7 +39,7 @@ def test_pairs_are_grouped_by_source(tmp_path):
     assert (part["pairs"], part["mean_margin"], part["length_accuracy"]) == (1, 6, 1)
     assert part["calibration"]["ece"] == pytest.approx(1 - 1 / (1 + np.exp(-6)))
     assert found["subsets"]["a"]["length_bias"]["longer_accuracy"] == 1 / 2
-    assert judged[0].item.place.endswith("pairs.jsonl:1") == judged[0].item.id.endswith("pairs.jsonl:1") is True
+    assert judged[0].item.place == f"{tmp_path}/pairs.jsonl:1" and judged[0].item.id == "pairs.jsonl:1"
 
 
 def test_pairs_of_a_folder_are_those_of_its_test_split(tmp_path):
@@ -204,6 +204,76 @@ def test_the_real_llmbar_is_complete(shared_data):
         rows = json.loads((shared_data / f"llmbar/{name}.json").read_text())
         longer = [len(row[f"output_{row['label']}"]) > len(row[f"output_{3 - row['label']}"]) for row in rows]
         assert found["subsets"][name]["accuracy"] == pytest.approx(np.mean(longer))
+
+
+def test_llmbar_by_one_subsets_folder_or_file_keeps_its_name(tmp_path, monkeypatch):
+    folder = suite_files.llmbar(tmp_path) / "Adversarial/GPTInst"
+    monkeypatch.chdir(folder)
+    for path in (folder, folder / "dataset.json", ".", "dataset.json"):
+        judged, found, _ = judged_by_length(SUITES["llmbar"], path)
+        assert list(found["subsets"]) == ["GPTInst"] and found["groups"]["adversarial"]["n"] == 1
+        assert found["partial"]["GPTInst"] == [1, 92] and found["complete"] is False
+    # A folder that happens to have such a name is not asked where the files have names of their own.
+    assert list(judged_by_length(SUITES["llmbar"], suite_files.llmbar(tmp_path / "manual"))[1]["subsets"]) == [
+        "GPTInst", "Natural"
+    ]  # fmt: skip
+    row = {"input": "Q", "output_1": "a", "output_2": "b", "label": 1}
+    table = write_parquet(tmp_path / "hub/Adversarial_Neighbor/test/0000.parquet", [row])
+    assert list(judged_by_length(SUITES["llmbar"], table)[1]["subsets"]) == ["Neighbor"]
+    assert list(judged_by_length(SUITES["llmbar"], write_json(tmp_path / "x/own.json", [row]))[1]["subsets"]) == ["own"]
+
+
+def test_llmbars_whole_data_sets_are_judged_by_its_five_subsets_alone(tmp_path, caplog):
+    """Its repository holds further sets beside them, and what was written there is none."""
+    suite_files.llmbar(tmp_path / "Dataset/LLMBar")
+    row = {"input": "Q", "output_1": "a", "output_2": "b", "label": 1}
+    for name in ("CaseStudy/Base-9/dataset", "Processed/FairEval/dataset"):
+        write_json(tmp_path / f"Dataset/{name}.json", [row] * 5)
+    write_json(tmp_path / "Dataset/judged/results.json", {"suite": "llmbar"})
+    with caplog.at_level("INFO"):
+        judged, found, _ = judged_by_length(SUITES["llmbar"], tmp_path / "Dataset")
+    assert found["n"] == 3 and list(found["subsets"]) == ["GPTInst", "Natural"]
+    assert "3 files are no part of the suite and not read, such as" in caplog.text
+
+
+def test_rmb_is_read_below_its_two_sets(tmp_path, caplog):
+    """Its repository holds results in their shape, with the same paths in their rows."""
+    suite_files.rmb(tmp_path)
+    result = {"pair_uid": "1", "category_path": "Pairwise_set/Harmlessness/S10", "chosen_reward": 1.0, "is_correct": 1}
+    write_json(tmp_path / "eval/result/ArmoRM_result.json", [result])
+    write_json(tmp_path / "rm_rank.json", {"rm": {"ACC": 0.5, "rank": 1}})
+    with caplog.at_level("INFO"):
+        assert judged_by_length(SUITES["rmb"], tmp_path)[1]["n"] == 9
+    assert "2 files are no part of the suite" in caplog.text
+    inside = tmp_path / "RMB_dataset/Pairwise_set/Helpfulness/Chat"
+    for path in (inside, inside / "Casual Conversation.json"):
+        rows = json.loads((inside / "Casual Conversation.json").read_text())
+        write_json(
+            inside / "Casual Conversation.json", [{k: v for k, v in row.items() if k != "category_path"} for row in rows]
+        )
+        found = judged_by_length(SUITES["rmb"], path)[1]
+        assert list(found["subsets"]) == ["Pairwise_set/Helpfulness/Chat/Casual Conversation"] and found["n"] == 2
+
+
+def test_an_output_folder_inside_the_data_is_no_data(tmp_path):
+    suite_files.mtbench(tmp_path)
+    write_json(tmp_path / "judged/results.json", {"suite": "mtbench"})
+    with pytest.raises(UserError, match="results.json"):
+        judged_by_length(SUITES["mtbench"], tmp_path)
+    write_json(tmp_path / "judged/command.json", {"command": "evaluate"})
+    assert judged_by_length(SUITES["mtbench"], tmp_path)[1]["n"] == 4
+
+
+def test_a_row_without_an_id_is_named_by_its_place_in_the_data(tmp_path, monkeypatch):
+    suite_files.pairs(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "data/pairs.jsonl", "data/pairs.jsonl", tmp_path / "data", "data", "./data/../data"):
+        judged = judged_by_length(SUITES["pairs"], path)[0]
+        assert [entry.item.id for entry in judged] == ["pairs.jsonl:1", "pairs.jsonl:2", "pairs.jsonl:3"]
+    monkeypatch.chdir(tmp_path / "data")
+    assert judged_by_length(SUITES["pairs"], ".")[0][0].item.id == "pairs.jsonl:1"
+    files = suite_files.llmbar(tmp_path / "suite")
+    assert judged_by_length(SUITES["llmbar"], files)[0][0].item.id == "Adversarial/GPTInst/dataset.json:2"
 
 
 def test_a_limit_is_of_each_subset(tmp_path):

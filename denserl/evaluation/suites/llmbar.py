@@ -9,15 +9,19 @@ SIZES = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual":
 
 
 def item(row: dict, part: str) -> Item:
-    """A row with `input`, `output_1`, `output_2` and the `label` of the better one; the subset is named by the file's path."""
+    """A row with `input`, `output_1`, `output_2` and the `label` of the better one; the file's path names the subset."""
     prompt = messages(field(row, "input"), "input")
     outputs = [Answer(prompt, field(row, f"output_{number}")) for number in (1, 2)]
     label = row.get("label")
     if type(label) is not int or label not in (1, 2):
         raise BadRow(f"'label' is {label!r}; expected 1 or 2")
+    return Item(identity(row), subset_of(part) or part, [outputs[label - 1]], [outputs[2 - label]])
+
+
+def subset_of(part: str) -> str | None:
+    """The set that a file's path names, by the file's own name or by the folder nearest to it; None where there is none."""
     steps = part.replace("_", "/").split("/")  # the hub's tables are called Adversarial_GPTInst
-    subset = next((name for step in reversed(steps) for name in SIZES if step.lower() == name.lower()), part)
-    return Item(identity(row), subset, [outputs[label - 1]], [outputs[2 - label]])
+    return next((name for step in reversed(steps) for name in SIZES if step.lower() == name.lower()), None)
 
 
 def groups(subset: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Scoring, intervals and result files are the same for all suites (denserl/evaluat
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from denserl.evaluation.items import Answer, Credit, Item, Judged, strict_win
 from denserl.evaluation.suites import hhh, llmbar, mtbench, rewardbench, rmb
 from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split
 from denserl.plugins import load_object
+from denserl.terminal import visible
 
 
 class Special(NamedTuple):
@@ -64,12 +66,14 @@ def _split(default: str):
     return lambda path, split, bad_rows: read_split(path, split or default, bad_rows)
 
 
-def _files(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
-    return read_files(path, bad_rows)
+def _rmb_files(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+    # A scenario's file is at most four folders below the one that holds both sets.
+    return read_files(path, bad_rows, rmb.is_part, above=4)
 
 
 def _llmbar_files(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
-    return read_files(path, bad_rows, without=[llmbar.JUDGEMENTS])
+    # Tables of the hub lie in SUBSET/SPLIT/.
+    return read_files(path, bad_rows, lambda part: llmbar.subset_of(part) is not None, [llmbar.JUDGEMENTS], above=2)
 
 
 def _choices(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
@@ -105,7 +109,7 @@ SUITES = {
         writers=[rewardbench.write_eval_set],
     ),
     "rmb": Suite(
-        _files,
+        _rmb_files,
         rmb.item,
         headline=rmb.headline,
         groups=rmb.groups,
@@ -146,7 +150,7 @@ def read_items(suite: Suite, path: str, split: str | None, bad_rows: BadRows, li
     for item in as_items(suite.rows(path, split, bad_rows), suite.item, bad_rows, left_out):
         taken[item.subset] += 1
         if limit is None or taken[item.subset] <= limit:
-            items.append(item)
+            items.append(item if item.id else item._replace(id=_place_in(path, item.place)))
     if bad_rows.total and not items and not left_out:
         place, reason = bad_rows.first[0]
         found = f"none of the {bad_rows.total} rows of {path} is of this suite; the first, {place}: {reason}"
@@ -156,6 +160,12 @@ def read_items(suite: Suite, path: str, split: str | None, bad_rows: BadRows, li
         reasons = ", ".join(f"{count} x {reason}" for reason, count in left_out.items())
         raise UserError(f"{path}: every row is left out ({reasons})", "there is nothing to judge; give another path or split")
     return items, left_out
+
+
+def _place_in(path: str, place: str) -> str:
+    """A place as seen from the folder of the data: the same wherever they are kept."""
+    root = Path(path)
+    return place.removeprefix(visible(f"{root if root.is_dir() else root.parent}/", kept=""))
 
 
 def account(suite: Suite, items: Sequence[Item], left_out: Counter) -> dict:

@@ -3,6 +3,7 @@
 Which numbers a suite reports is in denserl/evaluation/suites/registry.py.
 """
 
+import gzip
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -147,7 +148,10 @@ def item_2(row: dict, part: str) -> Item:
 def write_outputs(
     folder: Path, model: str, judged: Sequence[Judged], credits: Sequence[float], scorer: Scorer, summary: dict
 ) -> None:
-    """`MODEL.json` and `MODEL_outputs.jsonl`, as the `rewardbench` program writes them; lists where answers are several."""
+    """`MODEL.json` and `MODEL_outputs.jsonl.gz`, as the `rewardbench` program writes them, the latter packed.
+
+    Lists where answers are several.
+    """
     subsets = {name: part["accuracy"] for name, part in summary["subsets"].items()}
     program = {
         "accuracy": summary["accuracy"], "num_prompts": len(judged), "model": model, "ref_model": None, "tokenizer": model,
@@ -159,7 +163,10 @@ def write_outputs(
         for entry, credit in zip(judged, credits, strict=True)
         for item in [entry.item]
     )
-    _write(folder / f"{model}_outputs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    # A prompt stands in each of its answers' texts, and the pairs of a prompt follow one another: a tenth is left.
+    with open(folder / f"{model}_outputs.jsonl.gz", "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        for row in rows:
+            packed.write(json.dumps(row).encode() + b"\n")
 
 
 def write_eval_set(

@@ -128,6 +128,11 @@ def _pooled(name: str, scores: Mapping[str, float], counts: Mapping[str, int]):
     return sum(scores[subset] * counts[subset] for subset in there) / total if there else None
 
 
+def is_part(part: str) -> bool:
+    """Whether a file lies below one of the two sets."""
+    return not SETS.keys().isdisjoint(part.split("/"))
+
+
 def _category(row: dict, part: str) -> str:
     """The record's `category_path`, or its file's path from the name of the set on."""
     path = row.get("category_path") if isinstance(row.get("category_path"), str) else part

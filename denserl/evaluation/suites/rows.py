@@ -4,6 +4,7 @@ Reading itself is in denserl/data/readers.py. Rows of published suites are taken
 answers, which training would refuse, are judged.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,10 @@ from denserl.data.readers import DATA_SUFFIXES, is_hub_source, read_rows
 from denserl.data.schemas import ROLES, BadRow, LeftOut
 from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item
+from denserl.files import is_output
 from denserl.terminal import visible
+
+log = logging.getLogger(__name__)
 
 Row = tuple[str, str, object]  # the part of the suite (a file or a configuration), the place, the row
 PROMPT_KEYS = ("prompt", "question", "input")
@@ -44,21 +48,46 @@ def local(path: str) -> Path | None:
         raise UserError(f"{path!r}: {error.strerror}", "check the path") from error
 
 
-def read_files(path: str, bad_rows: BadRows, without: Sequence[str] = ()) -> Iterator[Row]:
+def read_files(
+    path: str,
+    bad_rows: BadRows,
+    known: Callable[[str], bool] = lambda part: False,
+    without: Sequence[str] = (),
+    above: int = 0,
+) -> Iterator[Row]:
     """The rows of a file, or of every data file of a folder; the part is the file's path in it, without suffix.
 
-    without: names of folders that are left aside, as hidden ones are.
+    Output folders are left aside, and hidden ones.
+
+    Args:
+        known: whether a part is one of the suite's; if any is, the other files are not read, which is logged.
+        without: names of folders that are left aside as well.
+        above: where no part is known, the names of so many folders, down to the one that is read, may make them known.
     """
     root = local(path)
     if root is None:
         raise UserError(f"there is no file or folder {path!r}", "give the path of the suite's files")
-    files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.name.lower().endswith(_TABLES))
-    files = [f for f in files if not any(step.startswith(".") or step in without for step in f.relative_to(root).parts)]
+    files = [root] if root.is_file() else sorted(filter(lambda file: _is_data(file, root, without), root.rglob("*")))
     if not files:
         raise UserError(f"{path} holds no data file", f"put files of these kinds there: {' '.join(_TABLES)}")
-    for file in files:
-        name = file.name if file == root else file.relative_to(root).as_posix()
-        yield from read_split(str(file), ALL, bad_rows, _without_suffix(name))
+    folder = root if root.is_dir() else root.parent
+    inside = {file: _without_suffix(file.relative_to(folder).as_posix()) for file in files}
+    names = folder.resolve().parts[1:][-above:] if above else ()
+    whole = {file: "/".join([*names, part]) for file, part in inside.items()}
+    parts = next((parts for parts in (inside, whole) if any(map(known, parts.values()))), inside)
+    own = [file for file in files if known(parts[file])] or files
+    others = [file for file in files if file not in {*own}]
+    if others:
+        log.info("%s: %d files are no part of the suite and not read, such as %s", path, len(others), others[0])
+    for file in own:
+        yield from read_split(str(file), ALL, bad_rows, parts[file])
+
+
+def _is_data(file: Path, root: Path, without: Sequence[str]) -> bool:
+    steps = file.relative_to(root).parts
+    aside = any(step.startswith(".") or step in without for step in steps)
+    outputs = any(is_output(root.joinpath(*steps[:depth])) for depth in range(1, len(steps)))
+    return file.name.lower().endswith(_TABLES) and not aside and not outputs
 
 
 def read_parts(path: str, names: Sequence[str], split: str, bad_rows: BadRows) -> Iterator[Row]:
@@ -92,7 +121,7 @@ def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Item], bad_rows
             bad_rows.add(place, f"the suite makes no item of it: {type(error).__name__}: {error}")
         else:
             # Names come from the data, and go to files and terminals.
-            yield item._replace(place=place, id=item.id or place, subset=visible(item.subset, kept=""))
+            yield item._replace(place=place, subset=visible(item.subset, kept=""))
 
 
 def _checked(item: Item) -> Item:
