@@ -6,13 +6,14 @@ There is no table of model names here; everything is found by rendering with the
 
 import copy
 import functools
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 from tokenizers import AddedToken
 
+from denserl.data.rendering import Talk, assistant, check_shown, render, template_of
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 
@@ -22,28 +23,10 @@ if TYPE_CHECKING:
 # Unicode noncharacters, reserved for internal use; text that contains them is refused where they are needed.
 _GUARD, _ALIAS, _STOP, _BOUNDARY = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# A template is a small program that came with the model; these are what its expressions raise on texts it was not made for.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
-)  # fmt: skip
-_PROBE = [{"role": "user", "content": "Question"}]
+_PROBE, _OTHER_PROBE = Talk([{"role": "user", "content": "Question"}]), Talk([{"role": "user", "content": "Word"}])
 _PROBE_ANSWERS = ("Hello", "Yes")
-
-
-class _Talk(NamedTuple):
-    """What a template is given."""
-
-    messages: list[dict]
-    values: Mapping[str, Any] = {}  # beside the messages: tools, documents
-
-    def mapped(self, change: Callable[[str], str]) -> "_Talk":
-        """With every text in it, at any depth, changed."""
-        return _Talk(_mapped(self.messages, change), _mapped(self.values, change))
-
-    def texts(self) -> Iterator[str]:
-        """Every text in it."""
-        yield from _texts(self.messages)
-        yield from _texts(self.values)
+# An answer of another form, which some templates open otherwise.
+_THOUGHT = {"role": "assistant", "content": "Hello", "reasoning_content": "Thought"}
 
 
 class _ChatFormat(NamedTuple):
@@ -51,7 +34,10 @@ class _ChatFormat(NamedTuple):
 
     template: str
     end_of_turn: int
+    # Whether answers go on from the generation prompt. Where they do not, or there is none, a prompt ends where the renderings
+    # of these answers part, which are of all forms that the template shows.
     has_generation_prompt: bool
+    endings: tuple[dict, ...]
     bos: int | None  # the id that opens every encoding, None where neither template nor tokenizer uses one
     control: dict[str, int]  # text -> id of the tokens that only the template may write
     pattern: re.Pattern  # matches the text of every control token
@@ -60,6 +46,11 @@ class _ChatFormat(NamedTuple):
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Id of the token that the template closes an assistant turn with; UserError when there is none."""
     return _chat_format(tokenizer).end_of_turn
+
+
+def bos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Id of the token that opens every encoding; None where neither template nor tokenizer uses one."""
+    return _chat_format(tokenizer).bos
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None" = None) -> list[int]:
@@ -85,12 +76,16 @@ def encode_prompt(
     Raises:
         BadRow (a ValueError): with the template's own words when it refuses the messages.
     """
-    talk = _Talk(messages, template_kw or {})
-    chat = _chat_format(tokenizer, talk.values.get("tools"))
+    talk = Talk(messages, template_kw or {})
+    chat = _chat_format(tokenizer, talk)
     if chat.has_generation_prompt:
-        return _encode(tokenizer, chat, talk, add_generation_prompt=True)
-    answers = [_encode(tokenizer, chat, _answered(talk, _assistant(text))) for text in _PROBE_ANSWERS]
-    return answers[0][: _common_prefix(*answers)]
+        ids, rendered = _encode(tokenizer, chat, talk, add_generation_prompt=True)
+        check_shown(tokenizer, chat.template, talk, rendered, add_generation_prompt=True)
+        return ids
+    talks = [talk.answered(answer) for answer in chat.endings]
+    encoded = [_encode(tokenizer, chat, each) for each in talks]
+    check_shown(tokenizer, chat.template, talks[0], encoded[0][1])
+    return _common_start([ids for ids, _ in encoded])
 
 
 def encode_response(
@@ -111,13 +106,15 @@ def encode_response(
     Raises:
         BadRow (a ValueError): the template refuses the messages, or its rendering of the answer does not continue the prompt.
     """
-    talk, answer = _Talk(messages, template_kw or {}), _assistant(response)
-    chat = _chat_format(tokenizer, talk.values.get("tools"))
+    talk, answer = Talk(messages, template_kw or {}), assistant(response)
+    chat, whole = _chat_format(tokenizer, talk), talk.answered(answer)
     prompt_ids = encode_prompt(tokenizer, messages, template_kw) if prompt_ids is None else prompt_ids
-    ids = _encode(tokenizer, chat, _answered(talk, answer))
+    ids, rendered = _encode(tokenizer, chat, whole)
+    check_shown(tokenizer, chat.template, whole, rendered, answer_only=True)
     if ids[: len(prompt_ids)] != prompt_ids:  # the prompt's last token merged with the response's first
         ids = _encode_split(tokenizer, chat, talk, answer)
     if ids[: len(prompt_ids)] != prompt_ids:
+        check_shown(tokenizer, chat.template, whole, rendered)
         raise BadRow("the chat template's rendering of the answer does not continue its rendering of the prompt")
     ids = ids[len(prompt_ids) :]
     if chat.end_of_turn not in ids:
@@ -139,26 +136,43 @@ def encode_pair(
     """
     prompt = encode_prompt(tokenizer, messages, template_kw)
     encoded = [encode_response(tokenizer, messages, response, prompt, template_kw) for response in responses]
-    cut = truncate_pair(prompt, encoded, max_length, max_prompt_length, end_of_turn_id(tokenizer))
+    chat = _chat_format(tokenizer)
+    cut = truncate_pair(prompt, encoded, max_length, max_prompt_length, chat.end_of_turn, chat.bos)
     if any(len(ids) < 2 for ids in cut[1]):
         raise BadRow("a response has no token, or keeps none after truncation, besides its end of turn")
     return cut
 
 
 def truncate_pair(
-    prompt_ids: list[int], responses: list[list[int]], max_length: int, max_prompt_length: int, end_of_turn: int
+    prompt_ids: list[int],
+    responses: list[list[int]],
+    max_length: int,
+    max_prompt_length: int,
+    end_of_turn: int,
+    bos: int | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """Prompt and responses cut so that each prompt + response has at most `max_length` tokens.
 
-    The longest response decides the prompt's cut, so all keep one prompt: it loses tokens on its left, as many as are
-    needed but never below `max_prompt_length`. Then a response that is still too long loses tokens on its right, and
+    The longest response decides the prompt's cut, so all keep one prompt: it loses tokens on its left (`cut_left`), as many
+    as are needed but never below `max_prompt_length`. Then a response that is still too long loses tokens on its right, and
     its last kept token becomes `end_of_turn`. A response is empty where `max_prompt_length` leaves it no room.
     """
-    excess = len(prompt_ids) + max(map(len, responses)) - max_length
-    spare = max(0, len(prompt_ids) - max_prompt_length)
-    prompt_ids = prompt_ids[min(max(excess, 0), spare) :]
+    room = max_length - max(map(len, responses))
+    prompt_ids = cut_left(prompt_ids, max(room, max_prompt_length), bos)
     room = max(0, max_length - len(prompt_ids))
     return prompt_ids, [r if len(r) <= room else (r[:room][:-1] + [end_of_turn])[:room] for r in responses]
+
+
+def cut_left(ids: list[int], length: int, bos: int | None) -> list[int]:
+    """At most `length` ids, the last ones; where the first of all is `bos`, it stays in the place of the first that is kept."""
+    kept = ids[max(0, len(ids) - length) :]
+    return [bos, *kept[1:]] if bos is not None and ids[:1] == [bos] and kept else kept
+
+
+def as_text(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], template_kw: Mapping[str, Any] | None = None) -> str:
+    """The conversation as the chat template writes it. BadRow where it refuses the messages."""
+    talk = Talk(messages, template_kw or {})
+    return render(tokenizer, template_of(tokenizer, talk.values), talk)
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -169,42 +183,14 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return _tokenize(tokenizer, text, add_special_tokens=True, split_special_tokens=True)
 
 
-def _assistant(response: str | dict) -> dict:
-    return {"role": "assistant", "content": response} if isinstance(response, str) else response
+def _common_start(rows: list[list[int]]) -> list[int]:
+    """What all of the rows begin with."""
+    one, other = min(rows), max(rows)
+    return one[: next((i for i, (x, y) in enumerate(zip(one, other)) if x != y), len(one))]
 
 
-def _answered(talk: _Talk, answer: dict) -> _Talk:
-    return talk._replace(messages=[*talk.messages, answer])
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
-    return [_mapped(item, change) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for item in (part for pair in value.items() for part in pair) if isinstance(value, Mapping) else value:
-            yield from _texts(item)
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
-def _chat_format(tokenizer: "PreTrainedTokenizerBase", tools: list | None = None) -> _ChatFormat:
-    try:
-        template = tokenizer.get_chat_template(tools=tools)
-    except ValueError as error:
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template",
-            "use an instruction-tuned model's tokenizer, or set tokenizer.chat_template and save it",
-        ) from error
+def _chat_format(tokenizer: "PreTrainedTokenizerBase", talk: Talk | None = None) -> _ChatFormat:
+    template = template_of(tokenizer, talk.values if talk else {})
     return _find_chat_format(tokenizer, template, len(tokenizer), tuple(tokenizer.all_special_ids))
 
 
@@ -213,32 +199,67 @@ def _find_chat_format(
     tokenizer: "PreTrainedTokenizerBase", template: str, vocabulary: int, special_ids: tuple[int, ...]
 ) -> _ChatFormat:
     added = set(tokenizer.added_tokens_decoder) | set(special_ids)
+
+    def ids_of(talk: Talk, add_generation_prompt: bool = False) -> list[int]:
+        return _tokenize(tokenizer, render(tokenizer, template, talk, add_generation_prompt))
+
     try:
-        plain = _render(tokenizer, template, _Talk(_PROBE))
-        has_generation_prompt = plain != _render(tokenizer, template, _Talk(_PROBE), add_generation_prompt=True)
-        talks = [_Talk([*_PROBE, _assistant(text)]) for text in _PROBE_ANSWERS]
-        answers = [_tokenize(tokenizer, _render(tokenizer, template, talk)) for talk in talks]
-        history = _render(tokenizer, template, _Talk([*talks[0].messages, *_PROBE]))
+        answers = [ids_of(_PROBE.answered(assistant(text))) for text in _PROBE_ANSWERS]
+        past = Talk([*_PROBE.messages, assistant(_PROBE_ANSWERS[0]), *_PROBE.messages])
+        history, opened = ids_of(past), ids_of(past, add_generation_prompt=True)
     except BadRow as error:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path!r} cannot render a question and its answer: {error}",
-            "correct tokenizer.chat_template",
+            "give another template with `chat_template`",
         ) from error
-    after_prefix = answers[0][_common_prefix(*answers) :]
-    end_of_turn = next((i for i in after_prefix if i in added), None)
+    end_of_turn = next((i for i in answers[0][len(_common_start(answers)) :] if i in added), None)
     if end_of_turn is None:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path!r} closes an assistant turn with no special token",
-            "let the template end each assistant turn with a special token, such as the tokenizer's eos token",
+            "let the template end each assistant turn with a special token, such as the tokenizer's eos token; a file with "
+            "the template is given with `chat_template`",
         )
+    endings = tuple(answer for answer in (*map(assistant, _PROBE_ANSWERS), _THOUGHT) if _is_shown(tokenizer, template, answer))
+    has_generation_prompt = opened != history and all(
+        ids_of(talk.answered(answer))[: len(opening)] == opening
+        for talk in (_PROBE, past)
+        for opening in [ids_of(talk, add_generation_prompt=True)]
+        for answer in endings
+    )
+    if not has_generation_prompt:
+        _check_parts(tokenizer, [[ids_of(talk.answered(a)) for a in endings] for talk in (_PROBE, _OTHER_PROBE)])
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(special_ids)
     # what the template writes around past turns is control too, even where it was added as no special token
-    ids = special | {end_of_turn} | (added & set(_tokenize(tokenizer, history)))
+    ids = special | {end_of_turn} | (added & set(history))
     control = {tokenizer.convert_ids_to_tokens(i): i for i in ids}
     pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
     bos = tokenizer.bos_token_id
     uses_bos = bos is not None and bos in (answers[0][0], *tokenizer("", add_special_tokens=True).input_ids[:1])
-    return _ChatFormat(template, end_of_turn, has_generation_prompt, bos if uses_bos else None, control, pattern)
+    return _ChatFormat(template, end_of_turn, has_generation_prompt, endings, bos if uses_bos else None, control, pattern)
+
+
+def _is_shown(tokenizer: "PreTrainedTokenizerBase", template: str, answer: dict) -> bool:
+    talk = _PROBE.answered(answer)
+    try:
+        check_shown(tokenizer, template, talk, render(tokenizer, template, talk), answer_only=True)
+        return True
+    except BadRow:
+        return False
+
+
+def _check_parts(tokenizer: "PreTrainedTokenizerBase", talks: list[list[list[int]]]) -> None:
+    """UserError unless questions and answers part: what follows the questions is the same for all of them.
+
+    talks: of each of several questions the ids with each of the same answers.
+    """
+    prompts = [_common_start(answered) for answered in talks]
+    rests = [[ids[len(prompt) :] for ids in answered] for prompt, answered in zip(prompts, talks)]
+    if prompts[0] == prompts[1] or rests[0] != rests[1]:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} does not write answers after their questions, or writes a "
+            "question otherwise beside another answer: there is no prompt that all answers go on from",
+            "give another template with `chat_template`",
+        )
 
 
 @functools.lru_cache(maxsize=8)
@@ -264,14 +285,6 @@ def _alias(token_id: int) -> str:
     return f"{_ALIAS}{token_id}{_STOP}"
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", chat_template: str, talk: _Talk, add_generation_prompt: bool = False) -> str:
-    given: dict[str, Any] = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt, **talk.values}
-    try:
-        return tokenizer.apply_chat_template(talk.messages, tokenize=False, **given)
-    except _TEMPLATE_ERRORS as error:
-        raise BadRow(f"the chat template refuses the messages: {error}") from error
-
-
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_tokens: bool = False, **kwargs: bool) -> list[int]:
     if _SURROGATE.search(text):
         raise BadRow("the text holds half a surrogate pair, which is no valid Unicode")
@@ -279,45 +292,49 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_token
 
 
 def _encode(
-    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: _Talk, add_generation_prompt: bool = False
-) -> list[int]:
-    """Ids of the rendered conversation with one BOS; control tokens within what it was given stay text."""
+    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: Talk, add_generation_prompt: bool = False
+) -> tuple[list[int], str]:
+    """Ids of the rendered conversation with one BOS, and the rendering; control tokens within what was given stay text."""
     if not any(chat.pattern.search(text) for text in talk.texts()):
-        rendered = _render(tokenizer, chat.template, talk, add_generation_prompt)
+        rendered = render(tokenizer, chat.template, talk, add_generation_prompt)
         ids, control = _tokenize(tokenizer, rendered), set(chat.control.values())
         # A tokenizer that normalises (NFKC, lower case) may make a control token of text that is none; then there are too many.
         if sum(i in control for i in ids) <= len(chat.pattern.findall(rendered)):
-            return _one_bos(chat, ids)
+            return _one_bos(chat, ids), rendered
     _refuse_marks(talk)
     return _encode_literal(tokenizer, chat, talk, add_generation_prompt)
 
 
 def _encode_literal(
-    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: _Talk, add_generation_prompt: bool = False
-) -> list[int]:
+    tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: Talk, add_generation_prompt: bool = False
+) -> tuple[list[int], str]:
     """Like `_encode`: texts go through the template with their control tokens guarded, are put back in the
     rendering while the template's own control tokens take aliases, and the literal tokenizer tells the two apart."""
     texts = {str(i): text for text, i in chat.control.items()}
     guarded = talk.mapped(lambda text: chat.pattern.sub(lambda found: f"{_GUARD}{chat.control[found[0]]}{_STOP}", text))
-    rendered = _render(tokenizer, chat.template, guarded, add_generation_prompt)
+    rendered = render(tokenizer, chat.template, guarded, add_generation_prompt)
     rendered = chat.pattern.sub(lambda found: _alias(chat.control[found[0]]), rendered)
     rendered = re.sub(f"{_GUARD}(\\d+){_STOP}", lambda found: texts[found[1]], rendered)
+    if json.dumps(_GUARD)[1:-1] in rendered:
+        raise BadRow(
+            "the chat template escapes control tokens in what it is given, which then cannot be kept apart from its own"
+        )
     literal, alias_ids = _literal_tokenizer(tokenizer, tuple(chat.control.items()))
     ids = [alias_ids.get(i, i) for i in _tokenize(literal, rendered, split_special_tokens=True)]
-    return _one_bos(chat, [i for i in ids if i is not None])
+    return _one_bos(chat, [i for i in ids if i is not None]), rendered
 
 
-def _encode_split(tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: _Talk, answer: dict) -> list[int]:
+def _encode_split(tokenizer: "PreTrainedTokenizerBase", chat: _ChatFormat, talk: Talk, answer: dict) -> list[int]:
     """Ids of the conversation where no token spans the start of the response."""
-    _refuse_marks(_answered(talk, answer))
+    _refuse_marks(talk.answered(answer))
     trimmed = {**answer, "content": answer["content"].lstrip()}
-    shown = [_render(tokenizer, chat.template, _answered(talk, each)) for each in (answer, trimmed)]
+    shown = [render(tokenizer, chat.template, talk.answered(each)) for each in (answer, trimmed)]
     # Where the template trims, which it could not do past the boundary, the answer is taken trimmed.
     kept = trimmed if shown[0] == shown[1] else answer
-    return _encode_literal(tokenizer, chat, _answered(talk, {**kept, "content": _BOUNDARY + kept["content"]}))
+    return _encode_literal(tokenizer, chat, talk.answered({**kept, "content": _BOUNDARY + kept["content"]}))[0]
 
 
-def _refuse_marks(talk: _Talk) -> None:
+def _refuse_marks(talk: Talk) -> None:
     if any(mark in text for text in talk.texts() for mark in (_GUARD, _ALIAS, _STOP, _BOUNDARY)):
         raise BadRow("the text holds a reserved Unicode noncharacter (U+FDD0 to U+FDD3)")
 

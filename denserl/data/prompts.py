@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import datasets
 
-from denserl.data.chat import encode_prompt
+from denserl.data.chat import bos_id, cut_left, encode_prompt
 from denserl.data.preferences import IDS, MESSAGES
 from denserl.data.readers import load_rows, map_rows
 from denserl.data.schemas import as_prompt
@@ -44,11 +44,12 @@ def load_prompts(
 def tokenize_prompts(
     dataset: datasets.Dataset, tokenizer: "PreTrainedTokenizerBase", *, max_prompt_length: int, on_bad_row: str = "stop"
 ) -> datasets.Dataset:
-    """Prompts with the columns prompt and prompt_ids, which lose tokens on the left over `max_prompt_length`."""
+    """Prompts with the columns prompt and prompt_ids, cut by `chat.cut_left` over `max_prompt_length`."""
     if max_prompt_length < 1:
         raise UserError(f"`max_prompt_length` is {max_prompt_length}", "let it be at least 1")
 
     def encode(row: dict):
-        yield {"prompt": row["prompt"], "prompt_ids": encode_prompt(tokenizer, row["prompt"])[-max_prompt_length:]}
+        ids = cut_left(encode_prompt(tokenizer, row["prompt"]), max_prompt_length, bos_id(tokenizer))
+        yield {"prompt": row["prompt"], "prompt_ids": ids}
 
     return map_rows(dataset, encode, datasets.Features({"prompt": MESSAGES, "prompt_ids": IDS}), on_bad_row)

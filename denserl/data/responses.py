@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from denserl.data.batching import ResponseBatch, pad_responses
-from denserl.data.chat import encode_prompt, encode_response, truncate_pair
+from denserl.data.chat import bos_id, encode_prompt, encode_response, truncate_pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,14 +75,18 @@ def encode(
     """
     start = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
     answer = encode_response(tokenizer, prompt, text, start)
-    return fit_length(start, answer if ended else answer[:-1] or answer, ended, max_length)
+    return fit_length(start, answer if ended else answer[:-1] or answer, ended, max_length, bos_id(tokenizer))
 
 
-def fit_length(prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bool, max_length: int) -> Encoded:
+def fit_length(
+    prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bool, max_length: int, bos: int | None = None
+) -> Encoded:
     """A sequence over `max_length` without prompt tokens on its left; only a response that is longer by itself is cut.
+
+    bos: an id that stays at the prompt's beginning (`chat.bos_id`).
 
     Its last kept token is then the one that ended it, if one did, so that it is read at its end.
     """
-    prompt, (response,) = truncate_pair(list(prompt_ids), [list(response_ids)], max_length, 1, response_ids[-1])
+    prompt, (response,) = truncate_pair(list(prompt_ids), [list(response_ids)], max_length, 1, response_ids[-1], bos)
     lost = len(prompt_ids) - len(prompt), len(response_ids) - len(response)
     return Encoded(prompt, response if ended else list(response_ids[: len(response)]), ended, *lost)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.config import ModelSourceConfig
 from denserl.data.batching import map_rows_in_batches
-from denserl.data.chat import encode_prompt
+from denserl.data.chat import as_text, bos_id, encode_prompt
 from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, encode, fit_length, of_ids, shortened
 from denserl.errors import UserError, require
 from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
@@ -159,7 +159,7 @@ class RewardScorer:
         """
         if same_tokenizer(self.tokenizer, tokenizer):
             ids = zip(responses.prompt_ids, responses.response_ids, responses.ended, strict=True)
-            return self.score([fit_length(*row, self._room) for row in ids])
+            return self.score([fit_length(*row, self._room, bos_id(self.tokenizer)) for row in ids])
         rows = zip(responses.prompts, responses.texts, responses.ended, strict=True)
         return self.score([self.encode(prompt, text, ended) for prompt, text, ended in rows])
 
@@ -200,8 +200,7 @@ class RewardScorer:
 
     def text(self, prompt: Messages, response: str) -> str:
         """What is scored, as the chat template renders it, before any cut."""
-        messages = [*prompt, {"role": "assistant", "content": response}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False)
+        return as_text(self.tokenizer, [*prompt, {"role": "assistant", "content": response}])
 
     def describe(self) -> dict[str, Any]:
         """How the scores came about, for a file of results."""

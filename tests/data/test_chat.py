@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from templates import CHATML, CHATML_WITHOUT_GENERATION_PROMPT, END_OF_TURN, NAMES, SPECIAL_TOKENS, build_tokenizer
 from tokenizers import AddedToken
 
-from denserl.data.chat import encode_pair, encode_prompt, encode_response, encode_text, end_of_turn_id, stop_ids
+from denserl.data.chat import (
+    bos_id,
+    cut_left,
+    encode_pair,
+    encode_prompt,
+    encode_response,
+    encode_text,
+    end_of_turn_id,
+    stop_ids,
+)
 from denserl.data.chat import truncate_pair as truncate
 from denserl.errors import UserError
 
@@ -159,11 +168,61 @@ def test_without_a_template_or_a_closing_token_it_stops():
         end_of_turn_id(tokenizer)
 
 
-def test_an_answer_that_does_not_continue_the_prompt_is_refused():
+THINKS = "{% set said = '<think>\n' + message.reasoning_content | default('') + '\n</think>\n\n' + message['content'] %}"
+
+
+def thinking_tokenizer(opening, answers_are_opened):
+    """ChatML whose generation prompt opens a block of reasoning, which the rendering of past turns leaves out."""
     tokenizer = build_tokenizer("chatml")
-    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n' }}", "assistant\nthinking' }}")
-    with pytest.raises(ValueError, match="does not continue"):
-        encode_response(tokenizer, [USER], "The answer.")
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")])
+    said = THINKS + "{% if not (answers and loop.last and message['role'] == 'assistant') %}{% set said = message['content'] %}"
+    tokenizer.chat_template = (
+        ("{% set answers = " + str(answers_are_opened).lower() + " %}" + CHATML)
+        .replace("{{ '<|im_start|>'", said + "{% endif %}{{ '<|im_start|>'")
+        .replace("message['content'] + '<|im_end|>'", "said + '<|im_end|>'")
+        .replace("assistant\n' }}", "assistant\n" + opening + "' }}")
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(("opening", "opened"), [("<think>\n", False), ("thinking", False), ("<think>\n", True)])
+def test_a_generation_prompt_that_the_answer_does_not_go_on_from(opening, opened):
+    """The prompt ends where question and answer part, before the line break that merges with the next one."""
+    tokenizer = thinking_tokenizer(opening, opened)
+    prompt, begins = encode_prompt(tokenizer, MULTI), SINGLE["chatml"] + SECOND_TURN["chatml"]
+    assert tokenizer.decode(prompt) == begins + ("<think>" if opened else "")
+    thought = {"role": "assistant", "content": "It is 4.", "reasoning_content": "Two and two."}
+    for answer in ("The answer.", "\n<|im_end|>", *([thought] if opened else [])):
+        message = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
+        response = encode_response(tokenizer, MULTI, answer)
+        text = tokenizer.apply_chat_template([*MULTI, message], tokenize=False)
+        assert tokenizer.decode(prompt + response) == text.removesuffix("\n")
+        if "<|" not in message["content"]:
+            assert prompt + response == ids_of(tokenizer, text.removesuffix("\n"))
+        assert encode_pair(tokenizer, MULTI, [answer], 500, 400) == (prompt, [response])
+    if opened:
+        assert tokenizer.decode(response) == "\nTwo and two.\n</think>\n\nIt is 4.<|im_end|>"
+
+
+@pytest.mark.parametrize("changed", ["messages[::-1]", "[{'role': 'system', 'content': messages[-1]['content']}] + messages"])
+def test_a_template_whose_answers_do_not_follow_their_questions_is_refused_once(changed):
+    tokenizer = build_tokenizer("chatml")
+    tokenizer.chat_template = CHATML_WITHOUT_GENERATION_PROMPT.replace("in messages", f"in ({changed})")
+    with pytest.raises(UserError, match="no prompt that all answers go on from") as error:
+        encode_prompt(tokenizer, [USER])
+    assert "`chat_template`" in error.value.fix
+
+
+def test_bos_stays_where_a_prompt_loses_its_left():
+    assert cut_left([1, 2, 3, 4], 2, bos=1) == [1, 4]
+    assert cut_left([1, 2, 3, 4], 2, bos=3) == [3, 4]
+    assert cut_left([1, 2, 3, 4], 9, bos=1) == [1, 2, 3, 4]
+    assert cut_left([1, 2], 0, bos=1) == []
+    tokenizer = tokenizer_of("llama3")
+    whole, (answer,) = encode_pair(tokenizer, MULTI, ["Yes."], 1000, 900)
+    prompt, (cut,) = encode_pair(tokenizer, MULTI, ["Yes."], 20, 10)
+    assert prompt == [tokenizer.bos_token_id, *whole[len(whole) - (20 - len(answer) - 1) :]] and cut == answer
+    assert bos_id(tokenizer) == tokenizer.bos_token_id and bos_id(tokenizer_of("chatml")) is None
 
 
 def test_end_of_turn_added_as_no_special_token_is_still_kept_apart_from_typed_text():

@@ -123,7 +123,9 @@ def test_truncation_keeps_the_turn_closed_and_the_sides_alike(name, examples):
         except BadRow as error:
             assert "no token" in str(error)
             return
-        assert whole[len(whole) - len(prompt) :] == prompt and len(prompt) >= min(len(whole), max_prompt_length)
+        assert whole[len(whole) - len(prompt) + 1 :] == prompt[1:] and len(prompt) >= min(len(whole), max_prompt_length)
+        cut, opens = len(prompt) < len(whole), whole[0] == tokenizer.bos_token_id
+        assert not prompt or prompt[0] == (whole[0] if opens or not cut else whole[len(whole) - len(prompt)])
         for answer, response in zip(answers, responses, strict=True):
             assert closes_once(response, end) and len(prompt) + len(response) <= max_length
             assert encode_response(tokenizer, messages, answer)[: len(response) - 1] == response[:-1]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from denserl.data.chat import end_of_turn_id
+from denserl.data.chat import as_text, end_of_turn_id
 from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import UserError, require
 from denserl.models.loading import local_folder
@@ -139,9 +139,7 @@ def require_stored(option: str, value: object, paths: Sequence[str]) -> None:
 
 def after_the_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The ids of what the chat template writes after the token that ends the assistant's turn, such as a line break."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], tokenize=False
-    )
+    text = as_text(tokenizer, [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}])
     ids = tokenizer(text, add_special_tokens=False).input_ids
     return ids[len(ids) - ids[::-1].index(end_of_turn_id(tokenizer)) :]
 
