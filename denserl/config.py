@@ -220,7 +220,25 @@ class ModelSourceConfig(Config):
 
 
 @dataclass(kw_only=True)
-class RunConfig(ModelSourceConfig):
+class TemplateConfig(Config):
+    """How conversations are written for the model, where another way is wanted than the one that is saved with it."""
+
+    group: ClassVar[str] = "chat template"
+
+    chat_template: str | None = None
+    """File with a chat template (Jinja) in the place of the model's own; saved with what is trained."""
+    system_prompt: str | None = None
+    """System message of conversations that have none; saved in the chat template. Empty: none, whatever was saved."""
+    template_date: str | None = None
+    """Day (YYYY-MM-DD) that a chat template which writes the date is given; saved in it. Default: the saved one, or today."""
+
+    def template(self) -> dict[str, Any]:
+        """What `data.templates.set_template` is given."""
+        return {"file": self.chat_template, "system_prompt": self.system_prompt, "date": self.template_date}
+
+
+@dataclass(kw_only=True)
+class RunConfig(ModelSourceConfig, TemplateConfig):
     """What every run has."""
 
     group: ClassVar[str] = "device and loading"

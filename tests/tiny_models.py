@@ -92,6 +92,13 @@ def save_language_model(folder: Path, seed: int = 0, stops: int = 0, hidden: int
     return folder
 
 
+def without_free_tokens(folder: Path) -> None:
+    """Let the template of a saved tiny tokenizer name the two special tokens that nothing uses, one renamed from pad."""
+    path, template = folder / "tokenizer.json", folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|pad|>", "<|p|>"))
+    template.write_text("{#- <|p|> <|endoftext|> -#}" + template.read_text())
+
+
 def random_rows(lengths: list[int], seed: int = 0, vocabulary: int = VOCABULARY) -> list[list[int]]:
     """Rows of token ids, none of them 0..3 (pad and other special tokens)."""
     generator = torch.Generator().manual_seed(seed)

@@ -120,7 +120,8 @@ def make_scorer(options: Options, device: "torch.device", dtype: str):
     require(options.scorer, "`scorer` names nothing", "give a reward model, or length, or random")
     named = [word for word in options.scorer if word in BASELINES]
     if not named:
-        return RewardScorer.from_config(options.scorer, options, device, dtype, sft_model=options.sft_model, read=options)
+        how = {"sft_model": options.sft_model, "read": options, "template": options.template()}
+        return RewardScorer.from_config(options.scorer, options, device, dtype, **how)
     require(len(options.scorer) == 1, f"`scorer` has {named[0]} beside others", "give it alone, or reward models alone")
     return BaselineScorer(named[0], options.seed)
 

@@ -29,6 +29,35 @@ _PROBE_ANSWERS = ("Hello", "Yes")
 _THOUGHT = {"role": "assistant", "content": "Hello", "reasoning_content": "Thought"}
 
 
+# Conversations of most forms that templates know.
+_CALL: dict = {"type": "function", "id": "callid001", "function": {"name": "look", "arguments": {"at": "sea"}}}
+_CALLS: dict = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Looks.",
+        "parameters": {"type": "object", "properties": {"at": {"type": "string", "description": "where"}}, "required": ["at"]},
+    },
+}
+_RESULT = {"name": "look", "tool_call_id": "callid001", "content": "water"}
+_PLAIN_TALKS = tuple(
+    Talk([*opening, *_PROBE.messages, *more])
+    for opening in ([], [{"role": "system", "content": "Short"}])
+    for more in ([], [assistant("Hello"), *_OTHER_PROBE.messages])
+)
+_OTHER_TALKS = (
+    *(Talk([{"role": role, "content": "Short"}, *_PROBE.messages]) for role in ("developer", "tool", "function", "ipython")),
+    Talk([*_PROBE.messages, _THOUGHT, *_PROBE.messages]),
+    *(
+        Talk([*_PROBE.messages, *more], values)
+        for more in ([], *([_CALLS, {"role": role, **_RESULT}] for role in ("tool", "function", "ipython")))
+        for values in ({}, {"tools": [_TOOL]}, {"documents": [{"title": "Word", "text": "Short"}]})
+    ),
+)
+_NO_SYSTEM_PROMPT = "leave `system_prompt` out, or give a template that shows one with `chat_template`"
+
+
 class _ChatFormat(NamedTuple):
     """What a template and its tokenizer were found to do."""
 
@@ -51,6 +80,39 @@ def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def bos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Id of the token that opens every encoding; None where neither template nor tokenizer uses one."""
     return _chat_format(tokenizer).bos
+
+
+def is_free(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
+    """Whether a token can stand in no encoding: no template holds its text or writes it, and no text becomes it."""
+    own = tokenizer.chat_template
+    templates = list(own.values()) if isinstance(own, dict) else [own]
+    i = tokenizer.convert_tokens_to_ids(token)
+    literal = tokenizer(token, add_special_tokens=False, split_special_tokens=True).input_ids
+    return not any(token in template for template in templates) and i not in literal and i not in _seen_ids(tokenizer)
+
+
+def renders_alike(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
+    """Whether two tokenizers of one vocabulary encode plain conversations alike, with a system message and without."""
+
+    def encoded(tokenizer: "PreTrainedTokenizerBase") -> list[list[int] | None]:
+        return [_ids_or_none(tokenizer, talk) for talk in _PLAIN_TALKS]
+
+    return encoded(one) == encoded(other)
+
+
+def check_system_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | None) -> None:
+    """UserError where the template does not show the system prompt that was put into it, or the prompt holds its tokens."""
+    if not prompt:
+        return
+    try:
+        text = as_text(tokenizer, _PROBE.answered(assistant(_PROBE_ANSWERS[0])).messages)
+    except BadRow as error:
+        raise UserError(f"`system_prompt`: {error}", _NO_SYSTEM_PROMPT) from error
+    if prompt.strip() not in text:
+        raise UserError("`system_prompt`: the chat template does not show it", _NO_SYSTEM_PROMPT)
+    found = _chat_format(tokenizer).pattern.search(prompt)
+    if found:
+        raise UserError(f"`system_prompt` holds {found[0]!r}, which is a control token", "leave it out of `system_prompt`")
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None" = None) -> list[int]:
@@ -181,6 +243,35 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     BadRow for text that is no valid Unicode.
     """
     return _tokenize(tokenizer, text, add_special_tokens=True, split_special_tokens=True)
+
+
+def _ids_or_none(tokenizer: "PreTrainedTokenizerBase", talk: Talk) -> list[int] | None:
+    """Ids of a conversation and its answer; None where it is refused."""
+    try:
+        prompt = encode_prompt(tokenizer, talk.messages, talk.values)
+        return prompt + encode_response(tokenizer, talk.messages, "Hello", prompt, talk.values)
+    except BadRow:
+        return None
+
+
+def _seen_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Ids in whatever the template was seen to write."""
+    return _find_seen_ids(tokenizer, template_of(tokenizer, {}), template_of(tokenizer, {"tools": [_TOOL]}))
+
+
+@functools.lru_cache(maxsize=8)
+def _find_seen_ids(tokenizer: "PreTrainedTokenizerBase", *templates: str) -> set[int]:
+    seen: set[int] = set()
+    for talk in (*_PLAIN_TALKS, *_OTHER_TALKS):
+        for answer in (None, assistant("Hello"), _THOUGHT, _CALLS):
+            whole = talk.answered(answer) if answer else talk
+            for template in set(templates):
+                try:
+                    text = render(tokenizer, template, whole, add_generation_prompt=answer is None)
+                except BadRow:
+                    continue
+                seen.update(_tokenize(tokenizer, text))
+    return seen
 
 
 def _common_start(rows: list[list[int]]) -> list[int]:

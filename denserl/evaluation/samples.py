@@ -62,15 +62,16 @@ class SampleFile:
         """Write samples and wait until they are on the disk. By rank 0."""
         if distributed.rank() > 0:
             return
-        if not self._settings_path.exists():
-            write_flushed(self._settings_path, json.dumps(self.settings, indent=2) + "\n")
+        if not self.settings_path.exists():
+            write_flushed(self.settings_path, json.dumps(self.settings, indent=2) + "\n")
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(sample._asdict()) + "\n" for sample in samples)
             file.flush()
             os.fsync(file.fileno())
 
     @property
-    def _settings_path(self) -> Path:
+    def settings_path(self) -> Path:
+        """What the samples were drawn with."""
         return self.path.with_suffix(".settings.json")
 
     def _read(self, prompts: list[list[dict]]) -> dict[Key, Sample]:
@@ -78,7 +79,7 @@ class SampleFile:
         settings = self._read_settings() if self.path.exists() else {}
         whole = self.path.read_bytes().rfind(b"\n") + 1 if settings else 0
         if not whole:
-            for left in (self.path, self._settings_path):
+            for left in (self.path, self.settings_path):
                 if left.exists():  # of no folder, which unlink would not pass over
                     left.unlink()
             return {}
@@ -92,10 +93,10 @@ class SampleFile:
 
     def _read_settings(self) -> dict:
         try:
-            return dict(json.loads(self._settings_path.read_text(encoding="utf-8")))
+            return dict(json.loads(self.settings_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{self._settings_path} does not say what {self.path.name} was sampled with ({error})",
+                f"{self.settings_path} does not say what {self.path.name} was sampled with ({error})",
                 "restore it, or give another file",
             ) from error
 

@@ -12,6 +12,7 @@ from denserl.data.prompts import load_prompts, tokenize_prompts
 from denserl.data.reference_cache import file_fingerprint
 from denserl.data.responses import Responses
 from denserl.data.schemas import BadRow
+from denserl.data.templates import DATE, fingerprint, template_settings
 from denserl.errors import UserError, require
 from denserl.evaluation.config import BestOfNConfig
 from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
@@ -46,13 +47,12 @@ def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sam
     Raises:
         UserError: the file holds some, but not all, and going on was not asked for.
     """
-    tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
+    tokenizer = policy_tokenizer(config)
     prompts = load_prompts(**config.source(), seed=config.seed)
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
     prompts = tokenize_prompts(prompts, tokenizer, **limits)
-    path = Path(config.samples_file or Path(config.output_dir) / "samples.jsonl")
-    require(not path.is_dir(), f"`samples_file` {path} is a folder; expected a file, or a new name", "name a file in it")
-    file = SampleFile(path, sampling_settings(config, dtype))
+    path = samples_path(config)
+    file = SampleFile(path, sampling_settings(config, dtype, tokenizer))
     samples = file.read(list(prompts["prompt"]))
     missing = missing_samples(samples, len(prompts), config.samples)
     whole = len(prompts) * config.samples
@@ -76,9 +76,11 @@ def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sam
     return [samples[row, number] for row in range(len(prompts)) for number in range(config.samples)]
 
 
-def sampling_settings(config: BestOfNConfig, dtype: str) -> dict:
+def sampling_settings(config: BestOfNConfig, dtype: str, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What samples depend on beside their prompts."""
+    template = {"chat_template": fingerprint(config.chat_template), **template_settings(tokenizer)}
     return {
+        **{name: value for name, value in template.items() if value is not None},
         "weights of model": file_fingerprint(local_folder(config.model), dtype)[:16],
         "seed": config.seed,
         "temperature": config.temperature,
@@ -127,5 +129,14 @@ def scores_of(
 
 
 def policy_tokenizer(config: BestOfNConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer whose ids the samples hold."""
-    return load_tokenizer(config.model, **config.tokenizer_source())
+    """The tokenizer whose ids the samples hold, of the date that those have which are there."""
+    settings = SampleFile(samples_path(config), {}).settings_path
+    saved = read_settings(settings).get(DATE) if settings.is_file() else None
+    return load_tokenizer(config.model, {**config.template(), "default_date": saved}, **config.tokenizer_source())
+
+
+def samples_path(config: BestOfNConfig) -> Path:
+    """The file of the samples. UserError for a folder."""
+    path = Path(config.samples_file or Path(config.output_dir) / "samples.jsonl")
+    require(not path.is_dir(), f"`samples_file` {path} is a folder; expected a file, or a new name", "name a file in it")
+    return path

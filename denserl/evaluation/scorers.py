@@ -5,7 +5,7 @@ A score is a function of a prompt and a response alone.
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.config import ModelSourceConfig
 from denserl.data.batching import map_rows_in_batches
-from denserl.data.chat import as_text, bos_id, encode_prompt
+from denserl.data.chat import as_text, bos_id, encode_prompt, renders_alike
 from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, encode, fit_length, of_ids, shortened
+from denserl.data.templates import template_settings
 from denserl.errors import UserError, require
 from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
 from denserl.models.scoring import response_entropies
@@ -85,7 +86,7 @@ class RewardScorer:
         sft_model: whose entropies cut the responses; default: what the models' configs say.
         read: what is to be read otherwise than the models' configs say.
         trusted: names of segmenters that may run because a model names them.
-        source: how models are loaded.
+        source: how models are loaded. template: their chat template, if not as it is saved (`set_template`).
 
     Raises:
         UserError: a model cannot be loaded, is no reward model, or does not go with the others.
@@ -105,6 +106,7 @@ class RewardScorer:
         read: ReadConfig | None = None,
         trusted: Sequence[str | None] = (),
         source: ModelSourceConfig | None = None,
+        template: Mapping[str, Any] | None = None,
     ):
         require(
             max_length >= 2,
@@ -113,7 +115,7 @@ class RewardScorer:
         )
         read, source = read or ReadConfig(), source or ModelSourceConfig()
         self.how, self.weight, self.device, self.score_tokens = how, weight, device, score_tokens
-        members = load_members(models, dtype, source)
+        members = load_members(models, dtype, source, template=template)
         self.paths, self.tokenizer, self._read = members.paths, members.tokenizer, read
         for model in members.models:
             model.to(device)
@@ -152,12 +154,14 @@ class RewardScorer:
         return self.score([self.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)])
 
     def of_responses(self, responses: Responses, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-        """Scores of responses that a model of `tokenizer` wrote: (n,) fp64, of the very token ids where it is the scorer's own.
+        """Scores of responses that a model of `tokenizer` wrote: (n,) fp64.
+
+        They are of the very token ids where that tokenizer and its chat template are the scorer's.
 
         Raises:
-            BadRow: with another tokenizer, the scorer's chat template refuses a prompt or a response.
+            BadRow: with others, the scorer's chat template refuses a prompt or a response.
         """
-        if same_tokenizer(self.tokenizer, tokenizer):
+        if same_tokenizer(self.tokenizer, tokenizer) and renders_alike(self.tokenizer, tokenizer):
             ids = zip(responses.prompt_ids, responses.response_ids, responses.ended, strict=True)
             return self.score([fit_length(*row, self._room, bos_id(self.tokenizer)) for row in ids])
         rows = zip(responses.prompts, responses.texts, responses.ended, strict=True)
@@ -217,6 +221,7 @@ class RewardScorer:
             "sft_model": self.sft_model,
             "max_length": self.max_length,
             "shortened": self.shortened,
+            **{name: value for name, value in template_settings(self.tokenizer).items() if value is not None},
         }
 
     def _of_rows(self, responses: Responses) -> Tensor:

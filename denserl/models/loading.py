@@ -6,7 +6,7 @@ Loading is strict: a missing head, a missing weight or one too many is an error.
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from denserl.data.chat import end_of_turn_id
+from denserl.data.chat import check_system_prompt, end_of_turn_id, is_free
+from denserl.data.templates import set_template
 from denserl.errors import UserError
 from denserl.models.folders import (
     MODEL_FILES,
@@ -31,6 +33,7 @@ from denserl.models.folders import (
     UNREADABLE,
     check_source,
     not_loaded,
+    read_settings,
     weight_files,
 )
 from denserl.models.heads import STOCK, Head, is_stock, make_head, our_name, store_head, stored_grm_head, stored_head
@@ -40,6 +43,14 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NEW_PAD_TOKEN = "<|denserl_pad|>"
+# Matrices of such a size are what devices are fast at.
+ROWS_AT_ONCE = 64
+# A file that a model may lack.
+_OPTIONAL: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+    "_raise_exceptions_for_gated_repo": False,
+}
 # Cut alike by tokenizers that are the same.
 _SAMPLE = "The quick brown fox, 12 jumps;\n\tÄpfel."
 # Names of weights: the head of stock classifiers, what heads begin with (ours, GRM's), the language model's.
@@ -48,24 +59,29 @@ HEADS = ("score.", "v_head.")
 LM_HEAD = ("lm_head.weight", "lm_head.bias", "embed_out.weight")
 
 
-def load_tokenizer(path: str, **kw: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token that differs from the end-of-turn token.
+def load_tokenizer(path: str, template: Mapping[str, Any] | None = None, **kw: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a chat template of one date, and a pad token that differs from the end-of-turn token.
 
-    Where the pad token is missing or is the end-of-turn token, a reserved special token of the vocabulary takes its place, else
-    a new one (then the model's embeddings must follow: `match_embeddings`).
+    Where the pad token is missing or is the end-of-turn token, a special token of the vocabulary that nothing uses takes its
+    place, else a new one (then the model's embeddings must follow: `match_embeddings`).
+
+    Args:
+        template: what the chat template is to be, if not as it is saved (the arguments of `set_template`).
 
     Raises:
-        UserError: nothing loadable there, or no chat template.
+        UserError: nothing loadable there, no chat template, or none that can be used as it is asked for.
     """
     tokenizer = _load(AutoTokenizer, path, **kw)
+    set_template(tokenizer, **(template or {}))
+    check_system_prompt(tokenizer, (template or {}).get("system_prompt"))
     closing = end_of_turn_id(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == closing:
-        before, reserved = tokenizer.pad_token, _reserved_token(tokenizer)
-        tokenizer.add_special_tokens({"pad_token": reserved or NEW_PAD_TOKEN})
+        before, unused = tokenizer.pad_token, _unused_token(tokenizer, path)
+        tokenizer.add_special_tokens({"pad_token": unused or NEW_PAD_TOKEN})
         log.warning(
             "pad token: %s; using %s %r (id %d), which is saved with the model",
             "none" if before is None else f"{before!r} is also the end-of-turn token",
-            "the reserved token" if reserved else "a new token",
+            "the unused token" if unused else "a new token",
             tokenizer.pad_token,
             tokenizer.pad_token_id,
         )
@@ -216,10 +232,10 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def match_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell the model its pad id, and grow its embeddings where the tokenizer has gained a token."""
+    """Tell the model its pad id, and grow its embeddings where the tokenizer has gained a token: to a multiple of 64 rows."""
     rows = model.get_input_embeddings().num_embeddings
     if _grow_embeddings(model, len(tokenizer)):
-        log.warning("embeddings grown from %d to %d rows for new tokens", rows, len(tokenizer))
+        log.warning("embeddings grown from %d to %d rows for new tokens", rows, model.get_input_embeddings().num_embeddings)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -230,7 +246,7 @@ def _grow_embeddings(model: PreTrainedModel, rows: int) -> bool:
         return False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model.resize_token_embeddings(rows)
+        model.resize_token_embeddings(rows, pad_to_multiple_of=ROWS_AT_ONCE)
     return True
 
 
@@ -391,18 +407,32 @@ def _without_head(path: str, unexpected: Collection[str]) -> UserError:
     )
 
 
-def _reserved_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A special token of the vocabulary that nothing uses, one meant for padding first."""
+def _unused_token(tokenizer: PreTrainedTokenizerBase, path: str) -> str | None:
+    """A special token of the vocabulary that nothing uses: no role of the tokenizer, no setting of the model, not the template,
+    and no text that is encoded. One whose name says padding comes first, then one that was kept for such uses."""
     used = {*tokenizer.special_tokens_map.values()} - {tokenizer.pad_token}
+    used |= {tokenizer.convert_ids_to_tokens(i) for i in _ids_in_settings(path) if i < len(tokenizer)}
     free = [
         token.content
         for _, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and token.content not in used and token.content not in (tokenizer.chat_template or "")
+        if token.special and token.content not in used and is_free(tokenizer, token.content)
     ]
-    closing = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
-    free = [token for token in free if token != closing]
     for pattern in (r"pad", r"reserved|unused|placeholder|control"):
         for token in free:
             if re.search(pattern, token, re.IGNORECASE):
                 return token
-    return None
+    return free[0] if free else None
+
+
+def _ids_in_settings(path: str) -> set[int]:
+    """Ids of the tokens that a model's settings name, such as further ends of a text; its pad token is none of them."""
+
+    def ids(values: Any) -> Iterator[int]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from ids(value)
+            elif key.endswith("_token_id") and key != "pad_token_id":
+                yield from (i for i in (value if isinstance(value, list) else [value]) if type(i) is int)
+
+    found = {name: cached_file(path, name, **_OPTIONAL) for name in MODEL_FILES[:2]}
+    return {i for file in found.values() if file for i in ids(read_settings(Path(file)))}

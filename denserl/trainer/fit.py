@@ -45,7 +45,7 @@ def fit_normalizer(config: FitConfig) -> Fit:
     path = Path(config.fit) if config.fit else fits_beside(config.reward_model) or Path(config.output_dir) / FITS
     check_writable(path)
     device, dtype = start_run(config)
-    members = load_members(config.reward_model, dtype, config)
+    members = load_members(config.reward_model, dtype, config, template=config.template())
     for model in members.models:
         model.to(device)
     segmenter, sft_model, agg_func = _read_as(config, members)

@@ -37,7 +37,7 @@ from denserl.trainer.ppo_data import Schedule, check_sizes, load_prompt_rows, lo
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
 from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models, save_models
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, check_sources, join_scores, make_rewards
-from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
+from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import StopRequest
 from denserl.trainer.trackers import Trackers, chosen_trackers, not_finite
 
@@ -109,7 +109,8 @@ class PPOTrainer:
         device, dtype = start_run(config)
         check_sizes(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
-        tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
+        template = template_of_run(config, checkpoint, config.reward_model[0] if config.reward_model else None)
+        tokenizer = load_tokenizer(config.model, template, **config.tokenizer_source())
 
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=True)
@@ -122,7 +123,7 @@ class PPOTrainer:
         schedule = make_schedule(config, len(prompts))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
         remembered: dict[str, Any] = {"models": ["model", "reward_model"], "others": rewards.settings(), "prompts": prompts}
-        settings = run_settings(config, dtype, checkpoint, **remembered, **text)
+        settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
         models = load_models(config, schedule, tokenizer, device, dtype)
         folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
         trackers = Trackers(folder, chosen_trackers(config.report_to), dataclasses.asdict(config), sizes)

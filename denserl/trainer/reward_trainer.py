@@ -48,7 +48,7 @@ from denserl.rewards.sources.reading import new_segmenter, sft_fingerprint
 from denserl.segmentation import Segmenter, segment_scores
 from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig
-from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
+from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
 
@@ -128,7 +128,7 @@ class RewardTrainer(SupervisedTrainer):
         device, dtype = start_run(config)
         check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
-        tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
+        tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer)
         objectives = [*make_objectives(config), *objectives]
         labels = all_labels(objectives)
@@ -138,7 +138,7 @@ class RewardTrainer(SupervisedTrainer):
         args = training_arguments(config, device, dtype)
         # What the reference model says follows from weights and ids.
         ids = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in labels])
-        settings = run_settings(config, dtype, checkpoint, models=["model"], data=ids)
+        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=ids)
         model = make_model(config, tokenizer, dtype, segmenter, objectives)
         return cls(
             model=prepare_model(model, config, "SEQ_CLS"),

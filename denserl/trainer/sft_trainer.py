@@ -13,7 +13,7 @@ from denserl.models.adapters import prepare_model
 from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
 from denserl.models.scoring import token_logprob_entropy
 from denserl.trainer.config import SFTConfig
-from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run
+from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
 
@@ -31,7 +31,7 @@ class SFTTrainer(SupervisedTrainer):
         device, dtype = start_run(config)
         check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
-        tokenizer = load_tokenizer(config.model, **config.tokenizer_source())
+        tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
 
         def rows(**source: Any) -> Dataset:
             loaded = load_demonstrations(**source, seed=config.seed)
@@ -41,7 +41,7 @@ class SFTTrainer(SupervisedTrainer):
         if config.eval_data:
             held_out = rows(sources=config.eval_data, split=config.eval_split, on_bad_row=config.on_bad_row)
         args = training_arguments(config, device, dtype)
-        settings = run_settings(config, dtype, checkpoint, models=["model"], data=demonstrations)
+        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)
         model = load_policy(config.model, dtype, **config.model_source())
         match_embeddings(model, tokenizer)
         return cls(

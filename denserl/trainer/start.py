@@ -7,17 +7,19 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from denserl import distributed
-from denserl.config import Config, RunConfig, resumable_options
+from denserl.config import RunConfig, resumable_options
 from denserl.data.reference_cache import file_fingerprint, rows_fingerprint
+from denserl.data.templates import DATE, fingerprint, template_settings, today
 from denserl.errors import require
 from denserl.files import make_folder
-from denserl.models.loading import local_folder
+from denserl.models.loading import load_tokenizer, local_folder
 from denserl.terminal import quiet_libraries
 from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
 from denserl.trainer.config import OptimisationConfig
@@ -73,10 +75,23 @@ def checkpoint_to_resume(config: OptimisationConfig, output_dir: str) -> Path | 
     return newest
 
 
+def template_of_run(config: RunConfig, checkpoint: Path | None, model: str | None = None) -> dict[str, Any]:
+    """What the run's chat template is to be (see `data.templates.set_template`): its date is one for the run. Collective.
+
+    model: one whose template has the date that a new run takes, if it has any.
+    """
+    saved = read_state(checkpoint)["settings"].get(DATE) if checkpoint else None
+    if saved is None and model is not None:
+        saved = template_settings(load_tokenizer(model, **config.tokenizer_source()))[DATE]
+    # At midnight ranks could be of two minds.
+    return {**config.template(), "default_date": distributed.gather_objects(saved or today())[0]}
+
+
 def run_settings(
-    config: Config,
+    config: RunConfig,
     dtype: str,
     checkpoint: Path | None,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     models: Sequence[str],
     others: dict | None = None,
@@ -84,7 +99,8 @@ def run_settings(
 ) -> dict:
     """What checkpoints remember of a run: options, ranks, precision, fingerprints of weights and of data. Collective.
 
-    Weights and rows are compared by content instead of by path, and the precision as it is resolved.
+    Weights, rows and a chat template are compared by content instead of by path; precision, system prompt and date as they
+    are resolved.
 
     Args:
         checkpoint: the one to resume from, whose settings must agree with these in all but what may change (RESUMABLE).
@@ -98,6 +114,7 @@ def run_settings(
     settings = {**dataclasses.asdict(config), "ranks": distributed.world_size(), "precision": dtype, **(others or {})}
     # How the command was called this time is no setting of the run.
     del settings["resume"]
+    settings |= {**template_settings(tokenizer), "chat_template": fingerprint(config.chat_template)}
     contents = None
     if distributed.rank() == 0:
         named = {name: settings[name] for name in models if settings[name]}

@@ -7,7 +7,14 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig, LlamaForSequenceClassification
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from denserl.errors import UserError
 from denserl.models.heads import Head, stored_head
@@ -25,6 +32,7 @@ from denserl.models.loading import (
     new_reward_model,
 )
 from denserl.models.scoring import token_rewards
+from denserl.models.tiny import CHAT_TEMPLATE as CHATML
 from denserl.models.tiny import TEXT_END, TURN_END, new_llama, train_tokenizer
 
 IDS = torch.tensor([[7, 20, 33, 64, 5]])
@@ -70,8 +78,7 @@ def test_a_reserved_token_becomes_the_pad_token(folder, tmp_path, caplog, pad):
     reserved = "<|reserved_special_token_7|>"
     path = tokenizer_with(folder, tmp_path, pad, ["<|tool_call|>", reserved])
     # The tiny vocabulary has a token whose name says pad, which would come first: a name that says nothing hides it.
-    text = (path / "tokenizer.json").read_text().replace("<|pad|>", "<|p|>")
-    (path / "tokenizer.json").write_text(text)
+    tiny_models.without_free_tokens(path)
     before = len(AutoTokenizer.from_pretrained(path))
     with caplog.at_level(logging.WARNING):
         tokenizer = load_tokenizer(str(path))
@@ -83,14 +90,61 @@ def test_a_reserved_token_becomes_the_pad_token(folder, tmp_path, caplog, pad):
 
 def test_a_token_named_for_padding_comes_before_other_reserved_ones(folder, tmp_path):
     path = tokenizer_with(folder, tmp_path, TURN_END, ["<|reserved_special_token_7|>", "<|finetune_right_pad_id|>"])
-    (path / "tokenizer.json").write_text((path / "tokenizer.json").read_text().replace("<|pad|>", "<|p|>"))
+    tiny_models.without_free_tokens(path)
     assert load_tokenizer(str(path)).pad_token == "<|finetune_right_pad_id|>"
+
+
+# The 17 special tokens of SmolLM2-135M-Instruct (tokenizer_config.json), whose pad token is its end of turn.
+SMOLLM2 = (
+    "<|endoftext|> <|im_start|> <|im_end|> <repo_name> <reponame> <file_sep> <filename> <gh_stars> <issue_start> "
+    "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> <jupyter_output> <jupyter_script> "
+    "<empty_output>"
+).split()
+
+
+def smollm2_like(folder, template=CHATML, **settings):
+    """A tokenizer of that shape with a model that has a row for each token, saved in a folder."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=SMOLLM2, show_progress=False, initial_alphabet=alphabet)
+    backend.train_from_iterator(["user assistant system Hello there"] * 5, trainer)
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>", "pad_token": "<|im_end|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **{**names, **settings})
+    new_llama(tokenizer, hidden_size=32, num_layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def settled_pad(folder):
+    """The pad token that is taken, with embeddings that have not grown for it."""
+    tokenizer, model = load_tokenizer(str(folder)), load_policy(str(folder), "fp32")
+    rows = model.get_input_embeddings().num_embeddings
+    match_embeddings(model, tokenizer)
+    assert model.get_input_embeddings().num_embeddings == rows == len(tokenizer)
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    return tokenizer.pad_token
+
+
+def test_a_special_token_that_nothing_uses_becomes_the_pad_token(tmp_path):
+    assert settled_pad(smollm2_like(tmp_path / "as published")) == "<repo_name>"
+    assert settled_pad(smollm2_like(tmp_path / "none", pad_token=None)) == "<repo_name>"
+    # not one that a branch of the template writes, in one piece or in several, nor one that the model's settings name
+    branch = "{% if files %}<repo_name>{% endif %}{% if tools %}{{ '<repo' + 'name>' }}{% endif %}" + CHATML
+    folder = smollm2_like(tmp_path / "written", branch)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [2, SMOLLM2.index("<file_sep>")]}))
+    assert settled_pad(folder) == "<filename>"
+    again = AutoTokenizer.from_pretrained(folder)
+    again.add_tokens([AddedToken("<my_pad>", special=True)])
+    again.save_pretrained(folder)
+    assert load_tokenizer(str(folder)).pad_token == "<my_pad>"
 
 
 @pytest.mark.parametrize("pad", [None, TURN_END])
 def test_without_a_reserved_token_there_is_a_new_one_and_embeddings_grow(folder, tmp_path, pad):
     path = tokenizer_with(folder, tmp_path, pad)
-    (path / "tokenizer.json").write_text((path / "tokenizer.json").read_text().replace("<|pad|>", "<|p|>"))
+    tiny_models.without_free_tokens(path)
     model = load_policy(str(folder), "fp32")
     old, rows = model.get_input_embeddings().weight.detach().clone(), model.get_input_embeddings().num_embeddings
     with torch.no_grad():
@@ -98,7 +152,7 @@ def test_without_a_reserved_token_there_is_a_new_one_and_embeddings_grow(folder,
     tokenizer = load_tokenizer(str(path))
     assert tokenizer.pad_token_id == rows and len(tokenizer) == rows + 1
     match_embeddings(model, tokenizer)
-    assert model.get_input_embeddings().num_embeddings == rows + 1
+    assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().weight.shape[0] == rows + 64
     assert torch.equal(model.get_input_embeddings().weight[:rows], old)
     with torch.no_grad():
         assert torch.equal(model(IDS).logits[..., :rows], before)
@@ -292,7 +346,7 @@ def test_one_tokenizer_for_policy_and_reward_model(folder):
 
 def test_another_pad_token_alone_is_the_same_tokenizer(folder, tmp_path):
     path = tokenizer_with(folder, tmp_path, None)
-    (path / "tokenizer.json").write_text((path / "tokenizer.json").read_text().replace("<|pad|>", "<|p|>"))
+    tiny_models.without_free_tokens(path)
     grown, again = load_tokenizer(str(path)), AutoTokenizer.from_pretrained(path)
     assert len(grown) == len(again) + 1
     check_same_tokenizer(grown, again, "rm")
@@ -327,7 +381,7 @@ def test_models_that_grow_for_a_new_pad_token_stay_equal(tmp_path):
     match_embeddings(policy, tokenizer)
     torch.rand(7)
     match_embeddings(reference, tokenizer)
-    assert policy.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert policy.get_input_embeddings().num_embeddings == 320  # 301 tokens, to a multiple of 64
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(policy(ids).logits, reference(ids).logits)
 

@@ -1,18 +1,22 @@
 """Loads reward models from folders or the hub as one source."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.config import ModelSourceConfig
+from denserl.data.chat import renders_alike
 from denserl.errors import require
 from denserl.models.loading import check_same_tokenizer, load_reward_model, load_tokenizer, match_embeddings
 from denserl.models.reward_settings import StoredSettings, read_place, stored_settings
 from denserl.rewards.sources.reading import after_the_turn
 from denserl.rewards.sources.reward_model import RewardModelSource, common_settings, stored_moments
 from denserl.segmentation import Segmenter
+
+log = logging.getLogger(__name__)
 
 
 class Members(NamedTuple):
@@ -26,15 +30,24 @@ class Members(NamedTuple):
 
 
 def load_members(
-    paths: Sequence[str], dtype: str, config: ModelSourceConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    paths: Sequence[str],
+    dtype: str,
+    config: ModelSourceConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> Members:
-    """The reward models at the paths. UserError unless all have the tokenizer that is given, or else that of the first."""
+    """The reward models at the paths. UserError unless all have the tokenizer that is given, or else that of the first.
+
+    template: what their chat template is to be, if not as it is saved with them (the arguments of `set_template`).
+    """
     require(paths, "`reward_model` names no model", "give one folder or hub name, or several")
     for path in paths:
-        own = load_tokenizer(path, **config.tokenizer_source())
+        own = load_tokenizer(path, template, **config.tokenizer_source())
         tokenizer = tokenizer or own
         if own is not tokenizer:
             check_same_tokenizer(tokenizer, own, path)
+            if not renders_alike(tokenizer, own):
+                log.warning("%s: trained on conversations that its chat template writes otherwise than the one in use", path)
     models = [load_reward_model(path, dtype, **config.model_source()) for path in paths]
     for model in models:
         match_embeddings(model, tokenizer)
