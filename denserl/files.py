@@ -6,6 +6,7 @@ from pathlib import Path
 from denserl.errors import UserError, require
 
 COMMAND_FILE = "command.json"  # in every output folder: the command that wrote it
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def is_output(folder: Path) -> bool:
@@ -39,3 +40,17 @@ def make_folder(option: str, path: str) -> None:
     except (OSError, ValueError) as error:  # a name that no file system has
         raise UserError(f"`{option}` {path}: {error.strerror if isinstance(error, OSError) else error}", fix) from error
     require(writable, f"`{option}` {path}: not writable", fix)
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """UserError for a file that only says where Git LFS keeps the real one."""
+    try:
+        with open(path, "rb") as file:
+            opening = file.read(len(_LFS_POINTER))
+    except OSError:
+        return  # which who reads it will say
+    require(
+        opening != _LFS_POINTER,
+        f"{path} is a pointer of Git LFS; the file itself was not fetched",
+        "run git lfs pull in its repository",
+    )

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from denserl.cli.launch import launch
 from denserl.config import FIRST, Only
+from denserl.data.columns import parse_columns
 from denserl.data.config import has_splits
 from denserl.errors import require
 from denserl.rewards.config import ReadConfig, ScoringConfig
@@ -53,6 +54,8 @@ class Options(ReadConfig, ScoringConfig):
         ),
     ] = None
     """Split of a hub dataset or folder; default: the suite's own (pairs: test)."""
+    columns: str | None = None
+    """Names of columns in the rows, e.g. prompt=question,chosen=response_j; KEY= leaves a key unread."""
     limit: Annotated[int | None, Ge(1)] = None
     """Judge at most this many items of each subset."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -84,11 +87,11 @@ def run(options: Options) -> dict:
     device, dtype = start_run(options)
     suite = find_suite(options.suite, options.paper_compat)
     bad_rows, refused = BadRows(options.on_bad_row), BadRows(options.on_bad_row)
-    items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit)
-    finish(bad_rows, [(options.path, len(items))])
+    items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit, parse_columns(options.columns))
+    finish(bad_rows, options.path, len(items), left_out.total())
     scorer = make_scorer(options, device, dtype)
     judged = judge(items, scorer, refused)
-    finish(refused, [(options.path, len(judged))])
+    finish(refused, options.path, len(judged))
     largest = 0.0 if WORDS & {*options.scorer} else largest_score(judged)
     found = summarise(suite, judged, options.bootstrap, options.seed)
     summary = {

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers import AddedToken
 
+from denserl.data.bad_rows import BadRow
+from denserl.data.messages import apart
 from denserl.data.rendering import Talk, assistant, check_shown, render, template_of
-from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,12 +134,13 @@ def encode_prompt(
     Args:
         messages: dicts with `role` and `content` (text), and whatever else the template reads in a message: `tool_calls`,
             `reasoning_content`, `name`.
-        template_kw: what the template reads beside the messages: `tools` (JSON schemas), `documents`.
+        template_kw: what the template reads beside the messages: `tools` (JSON schemas), `documents`. These may as well stand
+            in the first message.
 
     Raises:
         BadRow (a ValueError): with the template's own words when it refuses the messages.
     """
-    talk = Talk(messages, template_kw or {})
+    talk = _talk(messages, template_kw)
     chat = _chat_format(tokenizer, talk)
     if chat.has_generation_prompt:
         ids, rendered = _encode(tokenizer, chat, talk, add_generation_prompt=True)
@@ -168,7 +170,7 @@ def encode_response(
     Raises:
         BadRow (a ValueError): the template refuses the messages, or its rendering of the answer does not continue the prompt.
     """
-    talk, answer = Talk(messages, template_kw or {}), assistant(response)
+    talk, answer = _talk(messages, template_kw), assistant(response)
     chat, whole = _chat_format(tokenizer, talk), talk.answered(answer)
     prompt_ids = encode_prompt(tokenizer, messages, template_kw) if prompt_ids is None else prompt_ids
     ids, rendered = _encode(tokenizer, chat, whole)
@@ -243,6 +245,11 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     BadRow for text that is no valid Unicode.
     """
     return _tokenize(tokenizer, text, add_special_tokens=True, split_special_tokens=True)
+
+
+def _talk(messages: list[dict], template_kw: Mapping[str, Any] | None) -> Talk:
+    messages, beside = apart(messages)
+    return Talk(messages, {**beside, **(template_kw or {})})
 
 
 def _ids_or_none(tokenizer: "PreTrainedTokenizerBase", talk: Talk) -> list[int] | None:

@@ -7,11 +7,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 
 from denserl.config import FIRST, RESUMABLE, Config, Only
+from denserl.data.columns import parse_columns
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds one data set as `Dataset.save_to_disk` writes it, which has no splits."""
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
 def has_splits(*sources: list[str] | None) -> bool:
-    """Whether one of the sources has splits to choose from: a folder or a hub dataset, not a file."""
-    return any(not Path(source).is_file() for part in sources for source in part or [])
+    """Whether one of the sources has splits to choose from: a folder or a hub dataset, no file, no saved data set."""
+    paths = [Path(source) for part in sources for source in part or []]
+    return any(not path.is_file() and not is_saved(path) for path in paths)
 
 
 @dataclass(kw_only=True)
@@ -21,7 +28,10 @@ class DataConfig(Config):
     group: ClassVar[str] = "data"
 
     data: Annotated[list[str], FIRST, RESUMABLE]
-    """Files (.json, .jsonl, .jsonl.gz, .parquet), folders, or names of hub datasets (NAME or NAME:CONFIG)."""
+    """Files (.json, .jsonl, .csv, .tsv, each also .gz, .parquet, .txt), folders of such or of `save_to_disk`, or names of hub
+    datasets (NAME or NAME:CONFIG)."""
+    columns: str | None = None
+    """Names of columns in the rows, e.g. prompt=question,chosen=response_j; KEY= leaves a key unread."""
     data_weights: list[float] | None = None
     """Blend several sources in these proportions; default: all rows of each."""
     split: Annotated[
@@ -45,7 +55,16 @@ class DataConfig(Config):
             "limit": self.limit,
             "every": self.every,
             "on_bad_row": self.on_bad_row,
+            "columns": parse_columns(self.columns),
         }
+
+    def source_beside(self) -> dict[str, Any]:
+        """The arguments of a loader of rows that are read beside `data`, and may have their columns under other names."""
+        return {"on_bad_row": self.on_bad_row, "columns": parse_columns(self.columns), "columns_needed": False}
+
+    def check(self) -> None:
+        super().check()
+        parse_columns(self.columns)
 
     def reads_splits(self) -> bool:
         """Whether something that is read has splits."""

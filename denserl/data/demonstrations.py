@@ -1,13 +1,14 @@
 """Demonstrations for supervised fine-tuning: answered conversations, or plain text for language modelling."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
 
 from denserl.data.chat import encode_pair, encode_text
-from denserl.data.preferences import IDS, MESSAGES, TEXT
+from denserl.data.features import IDS, MESSAGES, RESPONSE
 from denserl.data.readers import load_rows, map_rows
-from denserl.data.schemas import BadRow, as_demonstration
+from denserl.data.schemas import BadRow, as_demonstration, unread
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,14 +24,22 @@ def load_demonstrations(
     limit: int | None = None,
     seed: int = 0,
     every: int = 1,
+    columns: Mapping[str, str] = {},
+    columns_needed: bool = True,
 ) -> datasets.Dataset:
-    """Demonstrations with the columns prompt (messages; empty for plain text), response (text) and place.
+    """Demonstrations with the columns prompt (messages; empty for plain text), response (a text, or a message) and place.
 
-    Sources are blended as in `readers.blend`. UserError on bad rows, unless `on_bad_row` is "skip".
+    Sources are blended as in `readers.blend`, columns named as in `readers.load_rows`. UserError on bad rows, unless
+    `on_bad_row` is "skip".
     """
-    features = {"prompt": MESSAGES, "response": TEXT}
+    features = datasets.Features({"prompt": MESSAGES, "response": RESPONSE})
     order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
-    return load_rows(sources, as_demonstration, features, on_bad_row=on_bad_row, **order)
+    names: dict[str, Any] = {"columns": columns, "columns_needed": columns_needed}
+
+    def not_read(row: object) -> set[str]:
+        return unread(row, as_demonstration)
+
+    return load_rows(sources, as_demonstration, features, on_bad_row=on_bad_row, unread=not_read, **names, **order)
 
 
 def tokenize_demonstrations(

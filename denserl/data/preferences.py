@@ -3,26 +3,23 @@
 Row shapes are in schemas.py, reading and blending in readers.py, the chat template in chat.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
 
 from denserl.data.chat import encode_pair
+from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, build_dataset
 from denserl.data.order import shuffled
 from denserl.data.published import check_pairs
-from denserl.data.readers import build_dataset, load_rows, map_rows
-from denserl.data.schemas import RATING_KEYS, BadRow, as_labels, as_preference
+from denserl.data.readers import load_rows, map_rows
+from denserl.data.schemas import RATING_KEYS, BadRow, as_labels, as_preference, unread
 from denserl.errors import UserError
 from denserl.streams import Purpose, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEXT = datasets.Value("string")
-MESSAGES = datasets.List({"role": TEXT, "content": TEXT})
-IDS = datasets.List(datasets.Value("int32"))
-MARGIN = datasets.Value("float64")
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen"}
 
 
@@ -35,23 +32,37 @@ def load_preferences(
     limit: int | None = None,
     seed: int = 0,
     every: int = 1,
+    columns: Mapping[str, str] = {},
+    columns_needed: bool = True,
     rating_keys: Sequence[tuple[str, str]] = RATING_KEYS,
     labels: Sequence[str] = (),
 ) -> datasets.Dataset:
-    """Pairs: columns prompt (messages), chosen, rejected (text), margin (rating difference, 0 without), labels, place.
+    """Pairs: columns prompt (messages), chosen, rejected (a text, or a message), margin (0 without ratings), labels, place.
 
     labels: keys of numbers that the rows hold beside the pair; a row without them is bad.
+    columns, columns_needed: names that keys have in the rows, as in `readers.load_rows`.
 
     Sources are blended as in `readers.blend`, `every` as in `readers.load_rows`. UserError on bad rows, unless `on_bad_row`
     is "skip", and for a published set (published.py) of another size than it should have.
     """
-    features = {"prompt": MESSAGES, "chosen": TEXT, "rejected": TEXT, "margin": MARGIN, **dict.fromkeys(labels, MARGIN)}
+    features = {"prompt": MESSAGES, "chosen": RESPONSE, "rejected": RESPONSE, "margin": NUMBER, **dict.fromkeys(labels, NUMBER)}
+    numbers = {*labels, *(key for keys in rating_keys for key in keys)}
 
     def convert(row: Any) -> dict:
         return as_preference(row, rating_keys) | as_labels(row, labels)
 
     order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
-    return load_rows(sources, convert, features, on_bad_row=on_bad_row, check_size=check_pairs, **order)
+    return load_rows(
+        sources,
+        convert,
+        features,
+        on_bad_row=on_bad_row,
+        columns=columns,
+        columns_needed=columns_needed,
+        unread=lambda row: unread(row, as_preference, numbers),
+        check_size=check_pairs,
+        **order,
+    )
 
 
 def tokenize_preferences(
@@ -82,8 +93,8 @@ def tokenize_preferences(
         yield {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, **own}
 
     # Beside the margin, numbers that objectives ask for.
-    labels = [name for name in dataset.column_names if dataset.features[name] == MARGIN]
-    features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(labels, MARGIN)})
+    labels = [name for name in dataset.column_names if dataset.features[name] == NUMBER]
+    features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(labels, NUMBER)})
     return map_rows(dataset, encode, features, on_bad_row)
 
 

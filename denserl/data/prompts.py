@@ -1,13 +1,14 @@
 """Prompts for rollouts: loaded from any source and row shape, and tokenised with the generation prompt."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import datasets
 
 from denserl.data.chat import bos_id, cut_left, encode_prompt
-from denserl.data.preferences import IDS, MESSAGES
+from denserl.data.features import IDS, MESSAGES
 from denserl.data.readers import load_rows, map_rows
-from denserl.data.schemas import as_prompt
+from denserl.data.schemas import as_prompt, unread
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,21 +24,27 @@ def load_prompts(
     limit: int | None = None,
     seed: int = 0,
     every: int = 1,
+    columns: Mapping[str, str] = {},
+    columns_needed: bool = True,
 ) -> datasets.Dataset:
     """Prompts with the columns prompt (messages) and place; an answer that a row also holds is left out.
 
-    Sources are blended as in `readers.blend`. UserError on bad rows, unless `on_bad_row` is "skip".
+    Sources are blended as in `readers.blend`, columns named as in `readers.load_rows`. UserError on bad rows, unless
+    `on_bad_row` is "skip".
     """
     return load_rows(
         sources,
         as_prompt,
-        {"prompt": MESSAGES},
+        datasets.Features({"prompt": MESSAGES}),
         split=split,
         weights=weights,
         on_bad_row=on_bad_row,
         limit=limit,
         seed=seed,
         every=every,
+        columns=columns,
+        columns_needed=columns_needed,
+        unread=lambda row: unread(row, as_prompt),
     )
 
 

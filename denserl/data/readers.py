@@ -1,44 +1,36 @@
 """Rows from files, folders and the hub, several sources blended by weight.
 
-What the fields of a row mean is in schemas.py, the count of bad rows in bad_rows.py.
+The rows of one file are read in file_rows.py, a folder's splits told in splits.py; what the fields of a row mean is in
+schemas.py, the count of bad rows in bad_rows.py.
 """
 
-import codecs
-import gzip
-import io
-import json
 import logging
 import math
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 
-from denserl.data.bad_rows import BadRows, finish
+from denserl.data.bad_rows import BadRow, BadRows, LeftOut, finish
+from denserl.data.columns import Columns
+from denserl.data.features import TEXT, build_dataset
+from denserl.data.file_rows import DATA_SUFFIXES, place_of, read_file, without_nulls
 from denserl.data.hub import go_offline_if_unreachable, is_hub_name
 from denserl.data.published import hub_source
-from denserl.data.schemas import BadRow, LeftOut
+from denserl.data.schemas import READ_KEYS
+from denserl.data.splits import saved_folder, split_files
 from denserl.errors import UserError
+from denserl.files import refuse_lfs_pointer
 from denserl.streams import Purpose, stream
 from denserl.terminal import visible
 
 logger = logging.getLogger(__name__)
 
-DATA_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".txt")
-_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-# JSON files that are no data: those beside data, or in a model folder that was given by mistake.
-_METADATA = (
-    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "model.safetensors.index.json",
-)  # fmt: skip
-_BROKEN = (EOFError, OSError, zlib.error)
-_CHUNK = 1000
+_NAMED = 12  # keys that are not read, which a line of the log names
 
 
 def read_rows(source: str, split: str, bad_rows: BadRows | None = None) -> Iterator[tuple[str, dict]]:
@@ -53,10 +45,13 @@ def read_rows(source: str, split: str, bad_rows: BadRows | None = None) -> Itera
     except OSError as error:  # a name too long, or a folder that must not be entered
         raise UserError(f"{source!r}: {error.strerror}", "check the path") from error
     if is_folder and source:
-        for file in _split_files(path, split):
-            yield from _read_file(file, bad_rows)
+        saved = saved_folder(path, split)
+        if saved is not None:
+            yield from _saved_rows(saved)
+        for file in split_files(path, split) if saved is None else []:
+            yield from read_file(file, bad_rows)
     elif is_file:
-        yield from _read_file(path, bad_rows)
+        yield from read_file(path, bad_rows)
     elif exists and source:  # a pipe would be waited for, and is gone when it is read again
         raise UserError(f"{source} is neither a file nor a folder", "write the rows to a file")
     elif is_hub_source(source):
@@ -83,11 +78,16 @@ def load_rows(
     limit: int | None,
     seed: int,
     every: int = 1,
+    columns: Mapping[str, str] = {},
+    columns_needed: bool = True,
+    unread: Callable[[object], set[str]] = lambda row: set(),
     check_size: Callable[[str, str, int], None] | None = None,
 ) -> datasets.Dataset:
     """The sources' rows as `convert` makes them (BadRow: a bad row, LeftOut: one to leave out), blended, with a column `place`.
 
     every: of each source, its first row and each `every`th after it, of those that are used.
+    columns: key that is read -> its name in the rows; columns_needed: a name that no row has is an error.
+    unread: row -> the keys of it that are not read, which are logged.
     check_size: called with source, split and rows (bad ones too, not those left out) of what is read whole from the hub.
     """
     if not sources:
@@ -95,25 +95,39 @@ def load_rows(
     check_weights(sources, weights)
     if limit is not None and limit < 1:
         raise UserError(f"`limit` is {limit}", "let it be at least 1, or leave it out")
-    bad_rows = BadRows(on_bad_row)
     # natural proportions can only be known when every source is read to its end
     most = limit * every if limit is not None and (weights or len(sources) == 1) else None
-    features = datasets.Features({**features, "place": datasets.Value("string")})
+    renamed = Columns(columns, {*READ_KEYS, *features})
+    accounts = [(source, BadRows(on_bad_row), _Account(Counter(), set())) for source in sources]
+    features = datasets.Features({**features, "place": TEXT})
     parts = []
-    for source in sources:
-        before = bad_rows.total
-        left_out: Counter[str] = Counter()
-        rows = _converted(read_rows(source, split, bad_rows), convert, bad_rows, left_out, most)
-        part = build_dataset(rows, features)
-        bad = bad_rows.total - before
-        logger.info("%s: %d rows read, %d of them bad", source, len(part) + bad + left_out.total(), bad)
-        for reason, count in left_out.items():
-            logger.info("%s: %d rows left out: %s", source, count, reason)
+    for source, bad_rows, account in accounts:
+        rows = ((place, renamed(row)) for place, row in read_rows(source, split, bad_rows))
+        part = build_dataset(_converted(rows, convert, bad_rows, account, unread, most), features)
+        account.log(source, len(part), bad_rows.total)
         if check_size is not None and most is None and not Path(source).exists():
-            check_size(source, split, len(part) + bad)
-        parts.append(part if every == 1 else part.select(range(0, len(part), every)))
-    finish(bad_rows, [(source, len(part)) for source, part in zip(sources, parts)])
-    return blend(parts, weights, limit, seed)
+            check_size(source, split, len(part) + bad_rows.total)
+        parts.append(part)
+    if columns_needed:
+        renamed.check()
+    for part, (source, bad_rows, account) in zip(parts, accounts):
+        finish(bad_rows, source, len(part), account.left_out.total())
+    return blend([part if every == 1 else part.select(range(0, len(part), every)) for part in parts], weights, limit, seed)
+
+
+class _Account(NamedTuple):
+    """Of a source: how many rows were left out for which reason, and which keys of its rows are not read."""
+
+    left_out: Counter[str]
+    unread: set[str]
+
+    def log(self, source: str, good: int, bad: int) -> None:
+        names = [visible(name, kept="") for name in sorted(self.unread)]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        said = f"; not read: {', '.join(names[:_NAMED])}{more}" if names else ""
+        logger.info("%s: %d rows read, %d of them bad%s", source, good + bad + self.left_out.total(), bad, said)
+        for reason, count in self.left_out.items():
+            logger.info("%s: %d rows left out: %s", source, count, reason)
 
 
 def check_weights(sources: list, weights: list[float] | None) -> None:
@@ -149,18 +163,6 @@ def blend(parts: list, weights: list[float] | None, limit: int | None, seed: int
     return merged.select(rng.permutation(len(merged)))
 
 
-def build_dataset(rows: Iterable[dict], features: datasets.Features) -> datasets.Dataset:
-    """A dataset of the rows, packed chunk by chunk, so that never all of them exist as Python objects."""
-    schema, tables, chunk = features.arrow_schema, [], []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _CHUNK:
-            tables.append(pa.Table.from_pylist(chunk, schema=schema))
-            chunk = []
-    tables.append(pa.Table.from_pylist(chunk, schema=schema))
-    return datasets.Dataset(pa.concat_tables(tables))
-
-
 def map_rows(
     dataset: datasets.Dataset, encode: Callable[[dict], Iterable[dict]], features: datasets.Features, on_bad_row: str
 ) -> datasets.Dataset:
@@ -172,10 +174,10 @@ def map_rows(
             try:
                 yield from encode(row)
             except BadRow as error:
-                bad_rows.add(row.get("place", f"row {number}"), str(error))
+                bad_rows.add(row.get("place", f"row {number}"), str(error), error.fix)
 
     result = build_dataset(encoded(), features)
-    finish(bad_rows, [("tokenised data", len(result))])
+    finish(bad_rows, "tokenised data", len(result))
     return result
 
 
@@ -183,7 +185,8 @@ def _converted(
     rows: Iterable[tuple[str, dict]],
     convert: Callable[[object], dict],
     bad_rows: BadRows,
-    left_out: Counter[str],
+    account: _Account,
+    unread: Callable[[object], set[str]],
     most: int | None,
 ) -> Iterator[dict]:
     good = 0
@@ -191,150 +194,16 @@ def _converted(
         try:
             converted = convert(row)
         except BadRow as error:
-            bad_rows.add(place, str(error))
+            bad_rows.add(place, str(error), error.fix)
             continue
         except LeftOut as reason:
-            left_out[str(reason)] += 1
+            account.left_out[str(reason)] += 1
             continue
+        account.unread.update(unread(row))
         yield {**converted, "place": place}
         good += 1
         if good == most:
             return
-
-
-def _split_files(folder: Path, split: str) -> list[Path]:
-    files = sorted(
-        f for f in folder.rglob("*")
-        if f.is_file() and f.name.lower().endswith(DATA_SUFFIXES) and f.name not in _METADATA
-        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
-    )  # fmt: skip
-    named = {name: [f for f in files if _is_named(f, folder, name)] for name in (split, *_SPLITS)}
-    if named[split]:
-        return named[split]
-    others = [name for name in _SPLITS if named[name]]
-    if others:
-        raise UserError(f"{folder} has no split {split!r} but {', '.join(others)}", f"choose `split` {others[0]}")
-    if not files:
-        raise UserError(f"{folder} holds no data file", f"put files of these kinds there: {' '.join(DATA_SUFFIXES)}")
-    return files
-
-
-def _is_named(file: Path, folder: Path, split: str) -> bool:
-    named_folder = split in file.relative_to(folder).parts[:-1]
-    return named_folder or re.match(re.escape(split) + r"[^A-Za-z]", file.name) is not None
-
-
-def _read_file(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, dict]]:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _parquet_rows(path)
-    if name.endswith((".json", ".json.gz")):
-        return _json_rows(path, bad_rows)
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return _parsed(_lines(path, bad_rows), bad_rows)
-    if name.endswith(".txt"):
-        return ((place, {"text": line}) for place, line in _lines(path, bad_rows))
-    raise UserError(f"{path} is of no known kind", f"use one of {' '.join(DATA_SUFFIXES)}")
-
-
-def _place(source: Path | str, line: int) -> str:
-    """`source:line` as valid Unicode on one line, whatever characters the file's name has."""
-    return f"{visible(str(source), kept='')}:{line}"
-
-
-def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
-
-
-def _lines(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, str]]:
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError:
-                    _report(bad_rows, _place(path, number), "the line is not valid UTF-8")
-                    continue
-                if text:
-                    yield _place(path, number), text
-    except _BROKEN as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read: {error}", "fetch or write the file again") from error
-
-
-def _parsed(lines: Iterator[tuple[str, str]], bad_rows: BadRows | None) -> Iterator[tuple[str, dict]]:
-    for place, line in lines:
-        try:
-            yield place, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            _report(bad_rows, place, f"invalid JSON ({_json_reason(error)})")
-
-
-def _json_rows(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, dict]]:
-    """Rows of a JSON list, each with its own line; a .json file that opens no list is read as JSON lines."""
-    try:
-        with _open(path) as file:
-            data = file.read()
-    except _BROKEN as error:
-        raise UserError(f"{path}: cannot be read: {error}", "fetch or write the file again") from error
-    if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        _refuse_object(path, data)
-        yield from _parsed(_lines(path, bad_rows), bad_rows)
-        return
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: the line is not valid UTF-8", "correct the file") from error
-    yield from _json_list(path, text)
-
-
-def _parses(data: bytes) -> object:
-    """What the JSON says, or None where it is none."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refuse_object(path: Path, data: bytes) -> None:
-    """UserError when the file is one JSON object over several lines, such as {"data": [rows]}."""
-    if _parses(data.strip().partition(b"\n")[0]):
-        return
-    whole = _parses(data)
-    if isinstance(whole, dict):
-        keys = ", ".join(map(repr, list(whole)[:5]))
-        found = f"{path} holds one object (with {keys}) over several lines; expected a list of rows, or one row on each line"
-        raise UserError(found, "write its rows as a list: [row, row, ...]")
-
-
-def _json_list(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    decoder, space, line, counted = json.JSONDecoder(), re.compile(r"\s*"), 1, 0
-    position = space.match(text, text.index("[") + 1).end()
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{line}: invalid JSON ({_json_reason(error)})", "correct the file") from error
-        yield _place(path, line), row
-        position = space.match(text, position).end()
-        if text[position : position + 1] == ",":
-            position = space.match(text, position + 1).end()
-        elif text[position : position + 1] != "]":
-            raise UserError(f"{path}:{line}: invalid JSON (no ',' or ']' after this row)", "correct the file")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    number = 0
-    try:
-        with pa.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_CHUNK):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _place(path, number), row
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # invalid UTF-8, dates out of range
-        raise UserError(f"{path}:{number + 1}: cannot be read: {error}", "fetch or write the file again") from error
 
 
 def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict]]:
@@ -347,17 +216,19 @@ def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict]]:
             f"{source!r} is no file or folder, and the hub gives no such dataset and split ({split}): {error}",
             "check the name, the split and the network, or give a path",
         ) from error
+    yield from _dataset_rows(f"{source}[{split}]", dataset)
+
+
+def _saved_rows(folder: Path) -> Iterator[tuple[str, dict]]:
+    """Rows of a data set that `Dataset.save_to_disk` wrote."""
+    for file in folder.glob("*.arrow"):
+        refuse_lfs_pointer(file)
+    try:
+        yield from _dataset_rows(str(folder), datasets.load_from_disk(str(folder)))
+    except (OSError, ValueError, LookupError, TypeError) as error:  # Arrow's errors are among them
+        raise UserError(f"{folder}: the saved data set cannot be read: {error}", "save or fetch it again") from error
+
+
+def _dataset_rows(name: str, dataset: Iterable[dict]) -> Iterator[tuple[str, dict]]:
     for number, row in enumerate(dataset, 1):
-        yield _place(f"{source}[{split}]", number), row
-
-
-def _json_reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _report(bad_rows: BadRows | None, place: str, reason: str) -> None:
-    if bad_rows is None:
-        raise UserError(f"{place}: {reason}", "correct the file")
-    bad_rows.add(place, reason)
+        yield place_of(name, number), without_nulls(row)

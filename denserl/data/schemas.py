@@ -1,14 +1,36 @@
-"""Converts rows of all known shapes to one: messages, response texts, margin. Pure functions; BadRow says why a row is bad.
+"""Converts rows of all known shapes to one: messages, responses, margin. Pure functions; BadRow says why a row is bad.
 
-No reading (readers.py) and no tokenizer (chat.py) here.
+A response is its text, or its whole message where that holds more: reasoning, tool calls. What a row holds beside its messages
+becomes part of them: system text and earlier turns come first, and `tools` and `documents` stand in the first message, where
+chat.py finds them.
+
+No reading (readers.py) and no tokenizer (chat.py) here; single messages are in messages.py.
 """
 
-import re
-import reprlib
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+from denserl.data.bad_rows import BadRow, LeftOut
+from denserl.data.messages import (
+    BESIDE,
+    MEDIA,
+    as_messages,
+    content_of,
+    dialogue,
+    is_filled,
+    plain_value,
+    refuse,
+    response_of,
+    text_of,
+    unread_in,
+    written_messages,
+)
+
+__all__ = ["BadRow", "LeftOut", "as_demonstration", "as_labels", "as_preference", "as_prompt", "unread"]
+
+MARGIN = "margin"
 RATING_KEYS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -16,8 +38,19 @@ RATING_KEYS = (
     ("chosen-rating", "rejected-rating"),
 )
 PROMPT_KEYS = ("prompt", "conversations", "instruction")
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+ANSWER_KEYS = ("response", "completion", "chosen", "messages", "conversations", "output", "text")
+WHOLE = ("messages", "conversations")
+SYSTEM_KEYS = ("system", "system_prompt")
+INPUT_KEYS = ("input", "context")
+CONTEXT = (*SYSTEM_KEYS, "history", *BESIDE)
+# All that is read in rows of some shape.
+READ_KEYS = {
+    *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, "metadata",
+    *(key for keys in RATING_KEYS for key in keys),
+}  # fmt: skip
+# Content that no shape has a place for. Of an answer, in a row that has it as a text: it is read in the answer's message.
+_REFUSED = (*MEDIA, "functions")
+_OF_ANSWERS = ("reasoning_content", "thinking", "tool_calls")
 # Characters of a conversation, some 200 000 tokens: a longer one is an error of an export, and would be tokenised for half a
 # minute only to be cut. Plain text, which is split instead, may be longer.
 LONGEST = 1_000_000
@@ -26,23 +59,16 @@ LONGEST = 1_000_000
 SUMMARY_REQUEST = "Generate one-sentence summary for the following post: "
 
 
-class BadRow(ValueError):
-    """Why a row of the data cannot be used."""
-
-
-class LeftOut(Exception):
-    """Why a valid row is not used."""
-
-
 def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS) -> dict:
     """{prompt, chosen, rejected, margin} of a preference row of any known shape. LeftOut for two conversations rated alike."""
     if _given(row, "conv_A"):
         row = _by_rating(row)
+    refuse(row, (*_REFUSED, *_OF_ANSWERS), "the row has")
     chosen_prompt, chosen = _side(row, "chosen")
     rejected_prompt, rejected = _side(row, "rejected")
     if chosen_prompt != rejected_prompt:
         raise BadRow("chosen and rejected have different prompts")
-    if chosen.strip() == rejected.strip():
+    if _trimmed(chosen) == _trimmed(rejected):
         raise BadRow("chosen and rejected are identical")
     _check_length(chosen_prompt, chosen, rejected)
     return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row, rating_keys)}
@@ -56,34 +82,73 @@ def as_labels(row: Any, names: Sequence[str]) -> dict[str, float]:
 def as_prompt(row: Any) -> dict:
     """{prompt} of a row that has `prompt`, `conversations`, `instruction` or `messages`, or is a preference row."""
     if _given(row, "conv_A"):
-        row = {"messages": _conversation(row, "A")}
+        row = {**_around(row), "messages": _conversation(row, "A")}
+    refuse(row, _REFUSED, "the row has")
     messages = _explicit_prompt(row)
     if messages is None and _given(row, "messages"):
-        messages = _messages(row["messages"], "messages")
+        messages = as_messages(row["messages"], "messages")
     elif messages is None and _given(row, "chosen"):
-        messages = _side(row, "chosen")[0]
+        return {"prompt": _side(row, "chosen")[0]}
     elif messages is None:
-        raise BadRow("no 'prompt', 'messages', 'instruction' or 'chosen'")
+        raise _missing(row, "no 'prompt', 'messages', 'instruction' or 'chosen'", "prompt=...")
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]  # its answer is not part of the prompt
-    _check_length(messages)
-    return {"prompt": _checked_prompt(messages)}
+    prompt = _checked_prompt(row, messages)
+    _check_length(prompt)
+    return {"prompt": prompt}
 
 
 def as_demonstration(row: Any) -> dict:
-    """{prompt, response} of `messages`, prompt + response or completion, a preference row's chosen side, or `text`.
+    """{prompt, response} of `messages`, prompt + response, completion or output, a preference row's chosen side, or `text`.
 
-    The prompt of a plain `text` is empty.
+    The prompt of a plain `text` is empty. LeftOut for an answer of weight 0.
     """
-    key = next((key for key in ("response", "completion", "chosen", "messages", "conversations") if _given(row, key)), None)
-    if key is not None:
-        is_whole = key in ("messages", "conversations")
-        prompt, response = _answered(_messages(row[key], key), key) if is_whole else _side(row, key)
-        _check_length(prompt, response)
-        return {"prompt": _checked_prompt(prompt), "response": response}
-    if _given(row, "text"):
-        return {"prompt": [], "response": _text(row["text"], "text")}
-    raise BadRow("no 'messages', 'response', 'completion', 'chosen' or 'text'")
+    key = next((key for key in ANSWER_KEYS if _given(row, key)), None)
+    if key is None:
+        raise _missing(row, "no 'messages', 'response', 'completion', 'output', 'chosen' or 'text'", "prompt=...,response=...")
+    refuse(row, (*_REFUSED, *_OF_ANSWERS), "the row has")
+    if key == "text" and (not isinstance(row[key], str) or written_messages(row[key], key) is None):
+        refuse(row, CONTEXT, "beside a plain 'text' the row has")
+        return {"prompt": [], "response": text_of(row["text"], "text")}
+    if key in (*WHOLE, "text"):
+        messages, response = _answered(as_messages(row[key], key), key)
+        prompt = _checked_prompt(row, messages)
+    else:
+        prompt, response = _side(row, key)
+    _check_weight(row[key])
+    _check_length(prompt, response)
+    return {"prompt": prompt, "response": response}
+
+
+def unread(row: Any, convert: Any, also: Collection[str] = ()) -> set[str]:
+    """The keys of a row, and of its messages, that say something and that `convert`, a function of this file, does not read.
+
+    An answer beside a prompt is not among what `as_prompt` leaves unread. also: keys that are read beside those.
+    """
+    if not isinstance(row, dict):
+        return set()
+    read = {*also, *CONTEXT, *_keys_read(row, convert)}
+    found = {str(name) for name, value in row.items() if name not in read and is_filled(value)}
+    return found.union(*(unread_in(row[name], name) for name in read & row.keys() - {*BESIDE}))
+
+
+def _keys_read(row: dict, convert: Any) -> Iterator[str]:
+    prompts: Sequence[str] = PROMPT_KEYS
+    if convert is as_preference:
+        yield from ("chosen", "rejected", MARGIN, "metadata", *(key for keys in RATING_KEYS for key in keys))
+        yield from ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating")
+    elif convert is as_prompt:
+        yield from ("rejected", "response", "completion", "output", "chosen", "conv_A", "conv_B")
+        prompts = (*PROMPT_KEYS, "messages")
+    else:
+        answer = next((key for key in ANSWER_KEYS if row.get(key) is not None), "text")
+        yield answer
+        prompts = () if answer in (*WHOLE, "text") else prompts
+    prompt = next((key for key in prompts if row.get(key) is not None), None)
+    if prompt is not None:
+        yield prompt
+    if prompt == "instruction":
+        yield from INPUT_KEYS
 
 
 def _by_rating(row: dict) -> dict:
@@ -93,15 +158,20 @@ def _by_rating(row: dict) -> dict:
         raise LeftOut("both conversations have the same rating")
     better, worse = ("A", "B") if ratings[0] > ratings[1] else ("B", "A")
     sides = {"chosen": _conversation(row, better), "rejected": _conversation(row, worse)}
-    return {**sides, "chosen_rating": max(ratings), "rejected_rating": min(ratings)}
+    return {**_around(row), **sides, "chosen_rating": max(ratings), "rejected_rating": min(ratings)}
 
 
 def _conversation(row: dict, side: str) -> list[dict]:
     """One of a row's two conversations. Posts of summarisation sets get the missing request to summarise them."""
-    first, *others = _messages(row.get(f"conv_{side}"), f"conv_{side}")
+    first, *others = as_messages(row.get(f"conv_{side}"), f"conv_{side}")
     if "summarize" in str(row.get("source", "")):
         first = {**first, "content": SUMMARY_REQUEST + first["content"].strip()}
     return [first, *others]
+
+
+def _around(row: dict) -> dict:
+    """What a row holds around its messages."""
+    return {name: row[name] for name in CONTEXT if name in row}
 
 
 def _given(row: object, key: str) -> bool:
@@ -110,115 +180,132 @@ def _given(row: object, key: str) -> bool:
     return row.get(key) is not None
 
 
-def _side(row: Any, key: str) -> tuple[list[dict], str]:
+def _missing(row: dict, found: str, columns: str) -> BadRow:
+    """The bad row that lacks what is read; it names what is there."""
+    there = ", ".join(map(str, row))
+    return BadRow(
+        f"{found}; the row has {there or 'no key'}", f"name those that are meant: `columns` {columns}" if there else ""
+    )
+
+
+def _side(row: Any, key: str) -> tuple[list[dict], str | dict]:
     """The prompt and the answer that the row's `key` gives: its own history, or the row's explicit prompt."""
     if not _given(row, key):
-        raise BadRow(f"{key!r} is missing or null")
-    explicit = _explicit_prompt(row)
-    value = row[key]
-    if isinstance(value, str) and explicit is not None:
-        return _checked_prompt(explicit), _text(value, key)
-    if isinstance(value, str):
-        history, answer = _answered(_dialogue(value, key), key)
-    else:
-        history, answer = _answered(_messages(value, key), key)
-    if explicit is not None and history and not _agree(explicit, history):
+        raise _missing(row, f"{key!r} is missing or null", "prompt=...,chosen=...,rejected=...")
+    explicit, value = _explicit_prompt(row), row[key]
+    messages = written_messages(value, key) if isinstance(value, str) else value
+    if messages is None and explicit is not None:
+        return _checked_prompt(row, explicit), text_of(value, key)
+    history, answer = _answered(dialogue(value, key) if messages is None else as_messages(messages, key), key)
+    if explicit is not None and history and history[0]["role"] == "assistant":
+        history = [*explicit, *history]  # it goes on where the prompt ends
+    elif explicit is not None and history and not _agree(explicit, history):
         raise BadRow(f"the prompt differs from the turns before the answer in {key!r}")
-    return _checked_prompt(history or explicit or []), answer
+    return _checked_prompt(row, history or explicit or []), answer
 
 
 def _explicit_prompt(row: Any) -> list[dict] | None:
     key = next((key for key in PROMPT_KEYS if _given(row, key)), None)
     if key is None:
         return None
-    messages = _messages(row[key], key)
-    if key == "instruction" and _given(row, "input") and row["input"] != "":
-        messages[-1]["content"] += "\n\n" + _text(row["input"], "input")
+    messages = as_messages(row[key], key)
+    if key != "instruction":
+        refuse(row, INPUT_KEYS, f"beside {key!r} the row has")
+        return messages
+    for name in INPUT_KEYS:
+        if _given(row, name) and row[name] != "":
+            messages[-1]["content"] += "\n\n" + text_of(row[name], name)
     return messages
 
 
 def _agree(explicit: list[dict], history: list[dict]) -> bool:
     """A prompt of one turn may be any of the history's: in published sets it is the first of several, or trimmed."""
-
-    def trimmed(messages: list[dict]) -> list[tuple[str, str]]:
-        return [(m["role"], m["content"].strip()) for m in messages]
-
-    return trimmed(explicit) == trimmed(history) or (len(explicit) == 1 and trimmed(explicit)[0] in trimmed(history))
+    own, turns = [[_trimmed(message) for message in messages] for messages in (explicit, history)]
+    return own == turns or (len(own) == 1 and own[0] in turns)
 
 
-def _answered(messages: list[dict], key: str) -> tuple[list[dict], str]:
-    if messages[-1]["role"] != "assistant":
+def _trimmed(response: str | dict) -> dict:
+    message = {"role": "assistant", "content": response} if isinstance(response, str) else response
+    return {**message, "content": message["content"].strip()}
+
+
+def _answered(messages: list[dict], key: str) -> tuple[list[dict], str | dict]:
+    """The messages before the last one, and that one, the assistant's: its text, or all of it where it holds more."""
+    *prompt, answer = messages
+    if answer["role"] != "assistant":
         raise BadRow(f"{key!r} does not end with an assistant turn")
-    return messages[:-1], _text(messages[-1]["content"], key)
+    if "tool_calls" not in answer:
+        text_of(answer["content"], key)
+    return prompt, response_of(answer)
 
 
-def _checked_prompt(messages: list[dict]) -> list[dict]:
-    if not messages:
+def _checked_prompt(row: dict, turns: list[dict]) -> list[dict]:
+    """The turns as a prompt, with what the row holds around them: system text, earlier turns, tools, documents."""
+    if not turns:
         raise BadRow("there is no prompt")
-    if messages[-1]["role"] != "user":
+    if turns[-1]["role"] not in ("user", "tool"):
         raise BadRow("the prompt does not end with a user turn")
-    if not messages[-1]["content"].strip():
+    if turns[-1]["role"] == "user" and not turns[-1]["content"].strip():
         raise BadRow("the prompt's last turn is empty")
-    return messages
+    has_system, texts = turns[0]["role"] in ("system", "developer"), _system_texts(row)
+    own: list[dict] = [{"role": "system", "content": text} for text in texts.values()]
+    opening = turns[:1] if has_system else own[:1]
+    for key, text in texts.items():
+        if text.strip() != opening[0]["content"].strip():
+            raise BadRow(f"{key!r} differs from the system message of the conversation")
+    first, *others = [*opening, *_history(row), *turns[has_system:]]
+    beside = {name: plain_value(row[name], name) for name in BESIDE if is_filled(row.get(name))}
+    for name, value in beside.items():
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise BadRow(f"{name!r} is no list of objects")
+        if first.get(name, value) != value:
+            raise BadRow(f"{name!r} differs from what the first message has")
+    return [{**first, **{name: value for name, value in beside.items() if value}}, *others]
 
 
-def _messages(value: object, key: str) -> list[dict]:
-    """Messages of a text (one user turn, or a dialogue), of one message, or of a list of them."""
-    if isinstance(value, str):
-        if _TURN.match(value) is None:
-            return [{"role": "user", "content": _text(value, key)}]
-        turns = _dialogue(value, key)
-        return turns[:-1] if not turns[-1]["content"] and len(turns) > 1 else turns
-    value = [value] if isinstance(value, dict) else value
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{key!r} is neither text nor a list of messages")
-    return [_message(item, key) for item in value]
+def _system_texts(row: dict) -> dict[str, str]:
+    """The system text that the row has beside its messages, by its key."""
+    texts = {key: content_of(row[key], key) for key in SYSTEM_KEYS if is_filled(row.get(key))}
+    return {key: text for key, text in texts.items() if text.strip()}
 
 
-def _message(item: object, key: str) -> dict:
-    if not isinstance(item, dict):
-        raise BadRow(f"{key!r} holds a message that is not an object")
-    role, content = (item.get("role"), item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadRow(f"{key!r} holds a message of role {reprlib.repr(role)}; expected system, user or assistant")
-    return {"role": ROLES[role], "content": _unicode(content, key)}
+def _history(row: dict) -> list[dict]:
+    """Earlier turns: [[user, assistant], ...], or a list of messages."""
+    if not is_filled(row.get("history")):
+        return []
+    value = plain_value(row["history"], "history")
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return as_messages(value, "history") if value else []
+    if not isinstance(value, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in value):
+        raise BadRow("'history' is neither a list of [user, assistant] pairs nor one of messages")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text_of(text, "history")} for turn in value for role, text in zip(roles, turn)]
 
 
-def _dialogue(text: str, key: str) -> list[dict]:
-    """Turns of a dialogue string that opens them with "\\n\\nHuman: " and "\\n\\nAssistant: "."""
-    _unicode(text, key)
-    opening, *turns = _TURN.split(text)
-    if opening.strip() or not turns:
-        raise BadRow(f"{key!r} is a plain text and there is no prompt beside it")
-    return [
-        {"role": "user" if who == "Human" else "assistant", "content": content.strip()}
-        for who, content in zip(turns[::2], turns[1::2])
-    ]
+def _check_weight(value: object) -> None:
+    """LeftOut for messages whose last one says, as fine-tuning formats do, that it is not to be learned."""
+    last = value[-1] if isinstance(value, list) and value else None
+    if isinstance(last, dict) and last.get("weight") is not None and not last["weight"]:
+        raise LeftOut("the answer has weight 0")
 
 
-def _check_length(prompt: list[dict], *responses: str) -> None:
-    length = sum(len(message["content"]) for message in prompt) + sum(map(len, responses))
+def _check_length(prompt: list[dict], *responses: str | dict) -> None:
+    length = sum(map(_length, [*prompt, *responses]))
     if length > LONGEST:
         raise BadRow(f"the row has {length} characters; at most {LONGEST} are read")
 
 
-def _text(value: object, key: str) -> str:
-    text = _unicode(value, key)
-    if not text.strip():
-        raise BadRow(f"{key!r} is empty")
-    return text
-
-
-def _unicode(value: object, key: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{key!r} holds a {type(value).__name__} where text is expected")
-    if _SURROGATE.search(value):
-        raise BadRow(f"{key!r} holds half a surrogate pair, which is no valid Unicode")
-    return value
+def _length(turn: str | dict) -> int:
+    if isinstance(turn, str):
+        return len(turn)
+    extras = {name: value for name, value in turn.items() if name not in ("role", "content")}
+    return len(turn["content"]) + (len(json.dumps(extras)) if extras else 0)
 
 
 def _margin(row: dict, rating_keys: Sequence[tuple[str, str]]) -> float:
-    """The rating difference, 0 without ratings, which may also stand under `metadata`."""
+    """The row's margin, or the difference of its ratings, which may also stand under `metadata`; 0 without either."""
+    if row.get(MARGIN) is not None:
+        return _rating(row[MARGIN], MARGIN)
     if isinstance(row.get("metadata"), dict):
         row = {**row["metadata"], **row}
     for keys in rating_keys:
@@ -229,6 +316,11 @@ def _margin(row: dict, rating_keys: Sequence[tuple[str, str]]) -> float:
 
 
 def _rating(value: object, key: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -1e9 < value < 1e9:
+    """A number, or the text of one: tables of text have no others."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not -1e9 < number < 1e9:
         raise BadRow(f"the rating {key!r} is not a number, or beyond 1e9")
-    return float(value)
+    return number

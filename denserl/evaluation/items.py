@@ -67,8 +67,8 @@ def judge(items: Iterable[Item], scorer: Scorer, bad_rows: BadRows) -> list[Judg
             encoded += [scorer.encode(*answer) for answer in (*item.better, *item.worse)]
             kept.append(item)
         except BadRow as error:
-            bad_rows.add(item.place, str(error))
-    bad_rows.check()
+            bad_rows.add(item.place, str(error), error.fix)
+    bad_rows.check(len(kept))
     return with_scores(kept, scorer.score(encoded)) if kept else []
 
 

@@ -58,13 +58,13 @@ def load_prompt_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> t
     prompts = tokenize_prompts(load_prompts(**config.source(), seed=config.seed), tokenizer, **limits)
     if not config.eval_prompts:
         return prompts, None
-    source: dict[str, Any] = {"split": config.eval_split, "limit": config.eval_limit, "on_bad_row": config.on_bad_row}
+    source: dict[str, Any] = {"split": config.eval_split, "limit": config.eval_limit, **config.source_beside()}
     return prompts, tokenize_prompts(load_prompts(config.eval_prompts, **source), tokenizer, **limits)
 
 
 def load_text_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Tokenised text for the pretraining loss."""
-    rows = load_demonstrations(config.ptx_data, split=config.split, on_bad_row=config.on_bad_row, seed=config.seed)
+    rows = load_demonstrations(config.ptx_data, split=config.split, seed=config.seed, **config.source_beside())
     length = config.max_prompt_length + config.max_new_tokens
     return tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=config.on_bad_row)
 

@@ -286,7 +286,7 @@ def pairs_of(
     own: dict[str, Any] = {"labels": [name for name in labels if name != "margin"]}
     if config.eval_data:
         train = load_preferences(**config.source(), seed=config.seed, **own)
-        held_out = load_preferences(config.eval_data, split=config.eval_split, on_bad_row=config.on_bad_row, **own)
+        held_out = load_preferences(config.eval_data, split=config.eval_split, **config.source_beside(), **own)
     else:
         parts = load_preferences(**config.source(), seed=config.seed, **own)
         size = min(config.eval_size, len(parts) // 10)

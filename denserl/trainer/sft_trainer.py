@@ -39,7 +39,7 @@ class SFTTrainer(SupervisedTrainer):
 
         demonstrations, held_out = rows(**config.source()), None
         if config.eval_data:
-            held_out = rows(sources=config.eval_data, split=config.eval_split, on_bad_row=config.on_bad_row)
+            held_out = rows(sources=config.eval_data, split=config.eval_split, **config.source_beside())
         args = training_arguments(config, device, dtype)
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)
         model = load_policy(config.model, dtype, **config.model_source())

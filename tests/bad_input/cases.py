@@ -45,6 +45,11 @@ def seen(name: str, command: str, reason: str, **flags) -> Case:
     return case(name, command, "1 bad row", f"bad.jsonl:2: {reason}", "--on_bad_row skip", **flags)
 
 
+TWO_SYSTEMS = {"system": "Be brief.", "prompt": [{"role": "system", "content": "Be long."}, {"role": "user", "content": "a"}]}
+RAGGED = "prompt,chosen,rejected\nTell me.,It hums.,No.\nTell me.,No.\n"
+LFS = (
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+)
 UP = "model.layers.0.mlp.up_proj.weight"
 LENGTHS = "word " * 2_000_000  # 10 MB
 SIDES_EQUAL_UNTIL_LATE = {"chosen": "The kettle hums. " * 40, "rejected": "The kettle hums. " * 40 + "No."}
@@ -338,19 +343,61 @@ ROWS = [
     seen(
         "an unknown role",
         RM,
-        "'prompt' holds a message of role 'wizard'; expected system, user or",
+        "'prompt' holds a message of role 'wizard'; expected system, user, assistant, tool or developer",
         data=pair(prompt=[{"role": "wizard", "content": "x"}]),
     ),
     seen(
-        "a tool's turn",
+        "a tool's turn at the end",
         SFT,
-        "'messages' holds a message of role 'tool'",
+        "'messages' does not end with an assistant turn",
         data=pairs({"messages": [{"role": "tool", "content": "x"}]}),
+    ),
+    seen("an image", SFT, "the row has 'image', which is not read", data=pair(image="kettle.png")),
+    seen(
+        "a part that is an image",
+        RM,
+        "'prompt' holds a content with a part of type 'image_url'; only 'text' is read",
+        data=pair(prompt=[{"role": "user", "content": [{"type": "image_url", "image_url": "kettle.png"}]}]),
+    ),
+    seen(
+        "a content of null",
+        RM,
+        "'prompt' holds a message whose content is null",
+        data=pair(prompt=[{"role": "user", "content": None}]),
+    ),
+    seen("two system texts", RM, "'system' differs from the system message of the conversation", data=pair(**TWO_SYSTEMS)),
+    seen(
+        "messages written as Python has them",
+        RM,
+        "'chosen' holds messages written as text that is no JSON",
+        data=pair(chosen="[{'role': 'assistant', 'content': 'The kettle hums.'}]"),
+    ),
+    case(
+        "columns of other names",
+        RM,
+        "bad.jsonl:1: 'chosen' is missing or null; the row has question, response_j, response_k, and so it is with all 3 rows",
+        "name those that are meant: --columns prompt=...,chosen=...,rejected=...",
+        data=pairs(*[{"question": "a", "response_j": "b", "response_k": "c"}] * 3, after=0),
+    ),
+    case(
+        "a column that is not there",
+        RM,
+        "--columns names Question, which no row has; the rows have question, chosen, rejected",
+        "correct --columns",
+        data=pairs(*[{"question": "a", "chosen": "b", "rejected": "c"}] * 3, after=0),
+        columns="prompt=Question",
+    ),
+    case(
+        "a column that is not read",
+        RM,
+        "--columns sets 'question', which is not read",
+        "prompt=question",
+        columns="question=prompt",
     ),
     seen(
         "a message without content",
         RM,
-        "'prompt' holds a NoneType where text is expected",
+        "'prompt' holds a message without 'content'",
         data=pair(prompt=[{"role": "user"}]),
     ),
     seen(
@@ -431,11 +478,11 @@ ROWS = [
     case(
         "a row that is no text to learn from",
         PPO,
-        "text.jsonl:1: no 'messages', 'response'",
-        "--on_bad_row skip",
+        "text.jsonl:1: no 'messages', 'response', 'completion', 'output', 'chosen' or 'text'; the row has no key",
+        "correct the data",
         ptx_data=file("text.jsonl", "{}\n"),
     ),
-    case("a held-out row", PPO, "held.jsonl:1: no 'prompt'", "--on_bad_row skip", eval_prompts=file("held.jsonl", "{}\n")),
+    case("a held-out row", PPO, "held.jsonl:1: no 'prompt'", "correct the data", eval_prompts=file("held.jsonl", "{}\n")),
     case("no room for a response", RM, "--max_length 33 and --max_prompt_length 32 leave no room", "smaller", max_length=33),
     case("a length of one", SFT, "--max_length is 1; it must be at least 4", "more tokens", max_length=1),
     case("too few to hold out", RM, "4 pairs are too few", "give --eval_data", eval_data=None),
@@ -461,7 +508,47 @@ FILES = [
     ),
     case("no source", RM, "no data source is given", "name a file", data=None, words=("--data",)),
     case("an empty name", RM, "no file or folder ''", "check the path", data=""),
-    case("a CSV file", RM, "bad.csv is of no known kind", ".jsonl", data=file("bad.csv", "a,b\n")),
+    case("a spreadsheet", RM, "bad.xlsx is of no known kind", ".jsonl", data=file("bad.xlsx", "a,b\n")),
+    case("a table without rows", RM, "bad.csv: no usable row (it is empty)", "check the source", data=file("bad.csv", "a,b\n")),
+    case(
+        "a table of semicolons",
+        RM,
+        "bad.csv: its header is one column, 'prompt;chosen;rejected'; expected columns with commas between them",
+        "write the file with commas",
+        data=file("bad.csv", "prompt;chosen;rejected\na;b;c\n"),
+    ),
+    case(
+        "a ragged table",
+        RM,
+        "bad.csv:3: the row has 2 cells, and the header 3",
+        "--on_bad_row skip",
+        data=file("bad.csv", RAGGED),
+    ),
+    case(
+        "a cell that is not closed",
+        RM,
+        "bad.csv:3: a quoted cell is never closed",
+        "a quote inside a quoted cell is doubled",
+        data=file("bad.csv", 'prompt,chosen,rejected\na,b,c\n"a,b,c\na,b,c\n'),
+    ),
+    case(
+        "two columns of a name",
+        RM,
+        "bad.csv: its header has 'chosen' more than once",
+        "a name of its own",
+        data=file("bad.csv", "prompt,chosen,chosen\na,b,c\n"),
+    ),
+    *(
+        case(f"a pointer of Git LFS, {suffix}", RM, "is a pointer of Git LFS", "git lfs pull", data=file(f"bad{suffix}", LFS))
+        for suffix in (".jsonl", ".json", ".csv", ".parquet")
+    ),
+    case(
+        "a split that others begin with",
+        RM,
+        "rows has no split 'train' but train_gen, train_prefs",
+        "--split train_gen",
+        data=folder("train_prefs-0.jsonl", "train_gen-0.jsonl"),
+    ),
     case(
         "a pipe",
         RM,
@@ -724,6 +811,14 @@ def outside(option: str, command: str, value: object, bounds: str) -> Case:
 
 # Refused before anything is written.
 OPTIONS = [
+    case("columns without a sign", RM, "--columns has 'prompt'", "prompt=question,chosen=response_j", columns="prompt"),
+    case(
+        "a column named twice",
+        RM,
+        "--columns has 'prompt=b' for a key that it names before",
+        "write it as",
+        columns="prompt=a,prompt=b",
+    ),
     case("a command that is none", "trian-rm", "unknown command 'trian-rm'", "did you mean train-rm?"),
     case("a command far from any", "frobnicate", "unknown command 'frobnicate'", "commands: demo, make-world"),
     case("a near miss", RM, "no option --batchsize; did you mean --batch_size?", "write --batch_size", batchsize=4),

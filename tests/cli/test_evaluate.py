@@ -110,7 +110,7 @@ def test_what_is_written_stays_apart_from_the_data(folder, tmp_path, capsys):
     assert len(shown.splitlines()) < 25
 
 
-def test_what_the_template_refuses_stops_or_is_dropped(folder, tmp_path, capsys):
+def test_a_row_that_cannot_be_judged_stops_or_is_dropped(folder, tmp_path, capsys):
     turns = [{"role": "user", "content": "Q\ud800"}]
     rows = [
         {"prompt": turns if bad else "Q", "chosen": "a", "rejected": "b", "subset": "hep-go", "id": int(bad)}
@@ -118,7 +118,7 @@ def test_what_the_template_refuses_stops_or_is_dropped(folder, tmp_path, capsys)
     ]
     path = suite_files.write_lines(tmp_path / "rows.jsonl", rows)
     words = ("rewardbench", path, "--scorer", folder / "rm", "--output_dir", tmp_path / "out", "--bootstrap", 10)
-    assert "rows.jsonl:1: the text holds half a surrogate pair" in message(capsys, *words)
+    assert "rows.jsonl:1: 'prompt' holds half a surrogate pair" in message(capsys, *words)
     command(*words, "--on_bad_row", "skip")
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["n"] == 1 and sum(found["bad_rows"].values()) == 1

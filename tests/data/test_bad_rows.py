@@ -25,19 +25,44 @@ def test_bad_rows_list_the_first_ten_and_count_all():
 
 def test_what_was_dropped_is_logged_and_bad_rows_stop_before_that(caplog):
     bad_rows = BadRows("skip")
-    finish(bad_rows, [("a", 3)])
+    finish(bad_rows, "a", 3)
     assert not caplog.records
     bad_rows.add("a:4", "odd")
-    finish(bad_rows, [("a", 3), ("b", 2)])
-    assert caplog.messages == ["a, b: 5 rows kept, 1 bad rows: 1 x odd"]
-    with pytest.raises(UserError, match="^b: no usable row .1 bad rows: 1 x odd."):
-        finish(bad_rows, [("a", 3), ("b", 0)])
+    finish(bad_rows, "a", 3)
+    assert caplog.messages == ["a: 3 rows kept, 1 bad rows: 1 x odd"]
+    bad_rows.add("a:5", "even")
+    with pytest.raises(UserError, match="^a: no usable row .2 bad rows: 1 x odd, 1 x even."):
+        finish(bad_rows, "a", 0)
     with pytest.raises(UserError, match="^b: no usable row .it is empty."):
-        finish(BadRows("stop"), [("a", 3), ("b", 0)])
+        finish(BadRows("stop"), "b", 0)
     stopping = BadRows("stop")
     stopping.add("a:4", "odd")
-    with pytest.raises(UserError, match="^1 bad row:\n  a:4: odd"):
-        finish(stopping, [("a", 3), ("b", 0)])
+    with pytest.raises(UserError, match="^1 bad row:\n  a:4: odd\n  fix: correct them, or drop"):
+        finish(stopping, "a", 3)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize(("count", "said"), [(12, ", and so it is with all 12 rows"), (1, "")])
+def test_a_mistake_of_all_rows_is_told_once_and_skipping_is_not_offered(policy, count, said):
+    bad_rows = BadRows(policy)
+    for n in range(1, count + 1):
+        bad_rows.add(f"f:{n}", "no 'chosen'", "name it")
+    with pytest.raises(UserError) as caught:
+        finish(bad_rows, "f", 0)
+    assert str(caught.value) == f"f:1: no 'chosen'{said}\n  fix: name it"
+
+
+def test_all_rows_bad_for_several_reasons_are_listed_and_skipping_is_not_offered():
+    bad_rows = BadRows("stop")
+    bad_rows.add("f:1", "odd", "name it")
+    bad_rows.add("f:2", "even")
+    with pytest.raises(UserError) as caught:
+        finish(bad_rows, "f", 0)
+    assert str(caught.value) == "2 bad rows:\n  f:1: odd\n  f:2: even\n  fix: correct them"
+    bad_rows = BadRows("stop")
+    bad_rows.add("f:1", "odd")
+    with pytest.raises(UserError, match="on_bad_row"):  # the others are left out, and fine
+        finish(bad_rows, "f", 0, left_out=2)
 
 
 def test_reasons_are_shortened_and_act_on_no_terminal():

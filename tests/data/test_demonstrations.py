@@ -50,7 +50,7 @@ def test_plain_text_has_no_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "Q"}, "no 'messages', 'response', 'completion', 'chosen' or 'text'"),
+        ({"prompt": "Q"}, "no 'messages', 'response', 'completion', 'output', 'chosen' or 'text'; the row has prompt"),
         ({"messages": [USER]}, "'messages' does not end with an assistant turn"),
         ({"messages": [ANSWER]}, "there is no prompt"),
         ({"text": " "}, "'text' is empty"),

@@ -82,6 +82,10 @@ PLAIN = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
         ({"metadata": {"score_chosen": 9.0, "score_rejected": 7.5, "length": 3}}, 1.5),
         ({"metadata": {"score_chosen": 9.0}, "score_chosen": 4, "score_rejected": 1}, 3.0),
         ({"metadata": "score_chosen"}, 0.0),
+        ({"margin": -0.75}, -0.75),
+        ({"margin": 2, "score_chosen": 9, "score_rejected": 8}, 2.0),
+        ({"margin": None, "score_chosen": 9, "score_rejected": 8}, 1.0),
+        ({"score_chosen": "8", "score_rejected": " 5.5 "}, 2.5),  # as tables of text have them
         ({}, 0.0),
     ],
 )
@@ -109,9 +113,14 @@ BAD = [
     ({**PLAIN, "prompt": ["Q"]}, "'prompt' holds a message that is not an object"),
     ({**PLAIN, "prompt": [{"role": "robot", "content": "Q"}]}, "'prompt' holds a message of role 'robot'; expected"),
     ({**PLAIN, "prompt": [{"role": ["user"], "content": "Q"}]}, "holds a message of role ['user']"),
-    ({**PLAIN, "prompt": [{"content": "Q"}]}, "holds a message of role None"),
-    ({**PLAIN, "prompt": [user(None)]}, "'prompt' holds a NoneType where text is expected"),
-    ({**PLAIN, "chosen": [assistant([{"type": "text"}])]}, "'chosen' holds a list where text is expected"),
+    (
+        {**PLAIN, "prompt": [{"content": "Q"}]},
+        "holds a message of role null; expected system, user, assistant, tool or developer",
+    ),
+    ({**PLAIN, "prompt": [user(None)]}, "'prompt' holds a message whose content is null"),
+    ({**PLAIN, "prompt": [{"role": "user"}]}, "'prompt' holds a message without 'content'"),
+    ({**PLAIN, "prompt": [user(7)]}, "'prompt' holds a number where text is expected"),
+    ({**PLAIN, "chosen": [assistant([{"type": "text"}])]}, "'chosen' holds null where text is expected"),
     ({**PLAIN, "prompt": [user("Q"), assistant("A")]}, "the prompt does not end with a user turn"),
     ({**PLAIN, "prompt": [SYSTEM]}, "the prompt does not end with a user turn"),
     ({**PLAIN, "chosen": [user("good")]}, "'chosen' does not end with an assistant turn"),
@@ -129,7 +138,8 @@ BAD = [
         "the prompt differs from the turns before the answer in 'chosen'",
     ),
     ({**PLAIN, "score_chosen": 1.0}, "the rating 'score_rejected' is not a number"),
-    ({**PLAIN, "score_chosen": "8", "score_rejected": 5}, "the rating 'score_chosen' is not a number"),
+    ({**PLAIN, "score_chosen": "eight", "score_rejected": 5}, "the rating 'score_chosen' is not a number"),
+    ({**PLAIN, "margin": "wide"}, "the rating 'margin' is not a number"),
     ({**PLAIN, "score_chosen": True, "score_rejected": 5}, "the rating 'score_chosen' is not a number"),
     ({**PLAIN, "score_chosen": float("nan"), "score_rejected": 5}, "the rating 'score_chosen' is not a number"),
     ({**PLAIN, "score_chosen": 10**400, "score_rejected": 5}, "the rating 'score_chosen' is not a number"),
@@ -145,7 +155,7 @@ def test_every_reason_with_its_file_and_line(tmp_path, row, reason):
     assert reason in str(direct.value)
     with pytest.raises(UserError) as stopped:
         load_preferences([str(path)])
-    assert f"1 bad row:\n  {path}:2: {direct.value}" in str(stopped.value)
+    assert f"1 bad row:\n  {path}:2: {direct.value}" in str(stopped.value) and "skip" in str(stopped.value)
 
 
 def test_skipping_drops_counts_and_logs(tmp_path, caplog):

@@ -41,7 +41,7 @@ def test_an_instruction_takes_its_input_along():
         ({"text": "Q"}, "no 'prompt', 'messages', 'instruction' or 'chosen'"),
         ({"messages": [ANSWER]}, "there is no prompt"),
         ({"prompt": [USER, ANSWER, ANSWER]}, "the prompt does not end with a user turn"),
-        ({"instruction": "Q", "input": 5}, "'input' holds a int where text is expected"),
+        ({"instruction": "Q", "input": 5}, "'input' holds a number where text is expected"),
     ],
 )
 def test_bad_rows(tmp_path, row, reason):

@@ -10,7 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from denserl.data.bad_rows import BadRows
-from denserl.data.readers import _hub_rows, blend, load_rows, map_rows, read_rows
+from denserl.data.config import has_splits
+from denserl.data.readers import DATA_SUFFIXES, _hub_rows, blend, load_rows, map_rows, read_rows
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 
@@ -61,13 +62,26 @@ def test_rows_of_a_parquet_file(tmp_path):
         (["train/a.jsonl", "test/a.jsonl"], "test", ["test/a.jsonl"]),
         (["b.jsonl", "a.jsonl", "notes.md", ".cache/c.jsonl"], "train", ["a.jsonl", "b.jsonl"]),
         (["trainset.jsonl", "other.jsonl"], "train", ["other.jsonl", "trainset.jsonl"]),
+        (["train.jsonl", "train_old.jsonl", "train.clean.jsonl"], "train", ["train.jsonl"]),
+        (["train_1.jsonl", "train_2.csv", "train_1b.jsonl"], "train", ["train_1.jsonl", "train_2.csv"]),
+        (
+            ["train2.jsonl", "train-00000-of-00001-a1b2c3d4e5f60718.jsonl"],
+            "train",
+            ["train-00000-of-00001-a1b2c3d4e5f60718.jsonl", "train2.jsonl"],
+        ),
+        (["data/train_prefs-0.jsonl", "data/train_sft-0.jsonl"], "train_prefs", ["data/train_prefs-0.jsonl"]),
+        (["default/train/0000.jsonl", "default/partial-train/0000.jsonl"], "train", ["default/train/0000.jsonl"]),
+        (["pairs-train.jsonl", "pairs-test.jsonl"], "pairs-train", ["pairs-train.jsonl"]),
+        (["test_2.jsonl", "test.jsonl"], "test_2", ["test_2.jsonl"]),
     ],
 )
 def test_a_folder_gives_the_files_of_its_split_or_all(tmp_path, files, split, read):
     for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write(tmp_path / name, '{"text": "x"}')
-    assert [place for place, _ in read_rows(str(tmp_path), split)] == [f"{tmp_path / name}:1" for name in read]
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        write(tmp_path / name, "text\nx" if name.endswith("csv") else '{"text": "x"}')
+    assert [place.removesuffix(":2") + ":1" if ".csv" in place else place for place, _ in read_rows(str(tmp_path), split)] == [
+        f"{tmp_path / name}:1" for name in read
+    ]
 
 
 def test_a_folder_without_the_split_says_which_it_has(tmp_path):
@@ -76,12 +90,137 @@ def test_a_folder_without_the_split_says_which_it_has(tmp_path):
         list(read_rows(str(tmp_path), "test"))
 
 
+@pytest.mark.parametrize(
+    ("files", "split", "found"),
+    [
+        (["data/train_gen-0.jsonl", "data/train_prefs-0-of-2.jsonl", "data/train_prefs-1-of-2.jsonl"], "train",
+         "'train' but train_gen, train_prefs\n  fix: choose one, e.g. `split` train_gen"),
+        (["train_sft/a.jsonl", "test_sft/a.jsonl"], "test", "'test' but test_sft, train_sft\n"),
+        (["pairs-train.jsonl", "pairs-test.jsonl"], "train", "'train' but pairs-test, pairs-train\n"),
+        (["train.clean.jsonl"], "train", "'train' but train.clean\n"),
+        (["best.jsonl", "best_2.jsonl", "best_of.jsonl"], "best_o", None),
+    ],
+)  # fmt: skip
+def test_a_split_that_others_begin_with_is_asked_for(tmp_path, files, split, found):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, '{"text": "x"}')
+    if found is None:  # no name speaks of a split
+        assert len(list(read_rows(str(tmp_path), split))) == len(files)
+        return
+    with pytest.raises(UserError) as caught:
+        list(read_rows(str(tmp_path), split))
+    assert f"has no split {found}" in str(caught.value)
+
+
+def test_a_saved_data_set_is_read_with_its_splits(tmp_path):
+    rows = [{"text": "one", "more": {"a": 1, "b": None}}, {"text": "two", "more": {"a": None, "b": 2}}]
+    dataset = datasets.Dataset.from_list(rows)
+    dataset.save_to_disk(tmp_path / "one")
+    # What Arrow puts where other rows have a key is no content.
+    found = [{"text": "one", "more": {"a": 1}}, {"text": "two", "more": {"b": 2}}]
+    assert list(read_rows(str(tmp_path / "one"), "train")) == [(f"{tmp_path}/one:{n}", row) for n, row in enumerate(found, 1)]
+    datasets.DatasetDict({"train_sft": dataset.select([0]), "test": dataset.select([1])}).save_to_disk(tmp_path / "several")
+    assert [row for _, row in read_rows(str(tmp_path / "several"), "test")] == found[1:]
+    with pytest.raises(UserError, match="several has no split 'train' but train_sft, test\n"):
+        list(read_rows(str(tmp_path / "several"), "train"))
+    assert has_splits([str(tmp_path / "several")]) and not has_splits([str(tmp_path / "one")])
+
+
+def test_a_damaged_saved_data_set_is_an_error(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "set")
+    (arrow,) = (tmp_path / "set").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(UserError, match="the saved data set cannot be read"):
+        list(read_rows(str(tmp_path / "set"), "train"))
+    arrow.write_text(POINTER)
+    with pytest.raises(UserError, match="is a pointer of Git LFS"):
+        list(read_rows(str(tmp_path / "set"), "train"))
+    (tmp_path / "set" / "dataset_dict.json").write_text("[]")
+    (tmp_path / "set" / "state.json").unlink()
+    with pytest.raises(UserError, match="does not name the splits"):
+        list(read_rows(str(tmp_path / "set"), "train"))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", [f"a{suffix}" for suffix in DATA_SUFFIXES])
+def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path, name):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(UserError, match="is a pointer of Git LFS.*\n  fix: run git lfs pull"):
+        list(read_rows(str(tmp_path / name), "train", BadRows("skip")))
+
+
+TABLE = 'prompt,chosen,n\r\n"two\nlines, and ""quotes""",a,1\r\n\r\nplain,,"2"\r\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", TABLE),
+        ("a.csv", "\ufeff" + TABLE),
+        ("a.csv.gz", TABLE),
+        ("a.CSV", TABLE.replace("\r\n", "\n")),
+        ("a.tsv", TABLE.replace(",", "\t").replace("\t and", ", and")),
+        ("a.csv", TABLE.replace('"2"', "2").rstrip()),
+    ],
+)
+def test_rows_of_tables(tmp_path, name, content):
+    path = write(tmp_path / name, content)
+    first = {"prompt": 'two\nlines, and "quotes"', "chosen": "a", "n": "1"}
+    # An empty cell is null; a row is where it begins.
+    assert list(read_rows(path, "train")) == [
+        (f"{path}:2", first),
+        (f"{path}:5", {"prompt": "plain", "chosen": None, "n": "2"}),
+    ]
+
+
+def test_a_bad_row_of_a_table_has_its_line_and_the_others_are_read(tmp_path):
+    lines = [b"a,b", b"1,2", b"1", b"1,2,3", b'"x"y,2', b"caf\xe9,2", b'"two', b'lines",2', b"3,4"]
+    path = write(tmp_path / "a.csv", b"\n".join(lines))
+    bad_rows = BadRows("skip")
+    found = list(read_rows(path, "train", bad_rows))
+    assert found == [
+        (f"{path}:2", {"a": "1", "b": "2"}),
+        (f"{path}:7", {"a": "two\nlines", "b": "2"}),
+        (f"{path}:9", {"a": "3", "b": "4"}),
+    ]
+    assert bad_rows.first == [
+        (f"{path}:3", "the row has 1 cells, and the header 2"),
+        (f"{path}:4", "the row has 3 cells, and the header 2"),
+        (f"{path}:5", "no row of a table (',' expected after '\"')"),
+        (f"{path}:6", "the line is not valid UTF-8"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "prompt;chosen\na;b\n", "'prompt;chosen'; expected columns with commas between them"),
+        ("a.csv", "prompt\tchosen\na\tb\n", "with commas between them\n  fix: write the file with commas, or name it .tsv"),
+        ("a.tsv", "prompt,chosen\na,b\n", "'prompt,chosen'; expected columns with tabs between them"),
+        ("a.csv", 'a,b\n1,2\n"1,2\n1,2\n', r"a\.csv:3: a quoted cell is never closed"),
+        ("a.csv", "a,a\n1,2\n", "has 'a' more than once"),
+        ("a.csv", 'a,"b\n1,2\n', "header is no row of a table"),
+    ],
+)
+def test_a_table_that_is_none_is_an_error(tmp_path, name, content, words):
+    with pytest.raises(UserError, match=words):
+        list(read_rows(write(tmp_path / name, content), "train", BadRows("skip")))
+
+
+def test_a_long_cell_and_a_table_of_one_column_are_read(tmp_path):
+    path = write(tmp_path / "a.csv", "text\n" + "word " * 100_000 + "\n")
+    assert [len(row["text"]) for _, row in read_rows(path, "train")] == [500_000]
+
+
 def test_what_is_missing_or_of_no_known_kind_is_named(tmp_path):
     for source in (str(tmp_path / "no.jsonl"), "no-such-file.jsonl", "./nothing", "a/b/c"):
         with pytest.raises(UserError, match="there is no file or folder"):
             list(read_rows(source, "train"))
     with pytest.raises(UserError, match="no known kind"):
-        list(read_rows(write(tmp_path / "a.csv", "x"), "train"))
+        list(read_rows(write(tmp_path / "a.xlsx", "x"), "train"))
     with pytest.raises(UserError, match="holds no data file"):
         (tmp_path / "empty").mkdir()
         list(read_rows(str(tmp_path / "empty"), "train"))
@@ -209,7 +348,7 @@ def test_mapping_reports_the_place_or_the_row_number():
         raise BadRow("no")
 
     features = datasets.Features({"x": datasets.Value("int32")})
-    with pytest.raises(UserError, match="  row 0: no"):
+    with pytest.raises(UserError, match="^row 0: no\n"):
         map_rows(datasets.Dataset.from_dict({"x": [1]}), refuse, features, "stop")
-    with pytest.raises(UserError, match="  f:7: no"):
-        map_rows(datasets.Dataset.from_dict({"place": ["f:7"]}), refuse, features, "stop")
+    with pytest.raises(UserError, match="^f:7: no, and so it is with all 2 rows\n"):
+        map_rows(datasets.Dataset.from_dict({"place": ["f:7", "f:9"]}), refuse, features, "stop")

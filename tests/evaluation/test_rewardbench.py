@@ -128,7 +128,7 @@ def test_rows_of_texts_and_of_messages_are_the_same_items():
         ({"subset": "Factuality"}, "'Factuality' is no subset"),
         ({"subset": None}, "'subset' is missing"),
         ({"chosen": None}, "'chosen' is missing"),
-        ({"chosen": ["a"]}, "neither text nor a list of messages"),
+        ({"chosen": ["a"]}, "'chosen' holds a message that is not an object"),
         ({"prompt": None}, "'prompt' is neither"),
         ({"chosen": [{"role": "user", "content": "x"}]}, "ends with an assistant turn"),
     ],

@@ -42,6 +42,24 @@ def test_pairs_are_grouped_by_source(tmp_path):
     assert judged[0].item.place == f"{tmp_path}/pairs.jsonl:1" and judged[0].item.id == "pairs.jsonl:1"
 
 
+def test_pairs_of_other_column_names_and_what_is_not_judged(tmp_path):
+    rows = [{"question": "q", "better": "longer", "worse": "short", "system": "s"}] * 2
+    path, names = write_lines(tmp_path / "rows.jsonl", rows), {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    items, _ = read_items(SUITES["pairs"], str(path), None, BadRows(), None, names)
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    assert [(item.better, item.worse) for item in items] == [([(prompt, "longer")], [(prompt, "short")])] * 2
+    with pytest.raises(
+        UserError, match="none of the 2 rows.*has question, better, worse, system\n  fix: name those.*`columns` prompt"
+    ):
+        read_items(SUITES["pairs"], str(path), None, BadRows(), None)
+    with pytest.raises(UserError, match="`columns` names Question, which no row has"):
+        read_items(SUITES["pairs"], str(path), None, BadRows(), None, {"prompt": "Question"})
+    thought = [{"role": "assistant", "content": "a", "reasoning_content": "t"}]
+    path = write_lines(tmp_path / "rows.jsonl", [{"prompt": "q", "chosen": thought, "rejected": "b"}])
+    with pytest.raises(UserError, match="the answer in 'chosen' has 'reasoning_content'; only texts are judged"):
+        read_items(SUITES["pairs"], str(path), None, BadRows(), None)
+
+
 def test_pairs_of_a_folder_are_those_of_its_test_split(tmp_path):
     rows = [json.loads(line) for line in suite_files.pairs(tmp_path / "elsewhere").read_text().splitlines()]
     write_lines(tmp_path / "data" / "train.jsonl", rows)

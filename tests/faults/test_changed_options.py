@@ -40,6 +40,7 @@ REFUSED_RM = {
     "reg_type": "sft",
     "max_prompt_length": 40,
     "seed": 7,
+    "columns": "prompt=prompt",
     "warmup_ratio": 0.5,
 }
 # The words under which an option is refused where they are not its name: a threshold may be a flag or the reward model's.

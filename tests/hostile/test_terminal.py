@@ -183,7 +183,8 @@ def test_bad_rows_of_a_hostile_file_are_told_without_acting(tmp_path, policy, ca
 
 def test_many_reasons_are_not_all_listed(tmp_path, capfd):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"prompt": [{"role": f"r{i}", "content": "q"}]}) for i in range(1000)))
+    turns = ([{"role": f"r{i}", "content": "q"}] for i in range(1000))
+    path.write_text("\n".join(json.dumps({"prompt": prompt, "chosen": "a", "rejected": "b"}) for prompt in turns))
     status, shown = run_launch(lambda options: load_preferences([str(path)], on_bad_row="skip"), [], capfd)
     assert status == 2 and "1000 bad rows" in shown and len(shown) < 5000
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from denserl.data.bad_rows import BadRows
+from denserl.data.columns import Columns
 from denserl.data.schemas import as_preference
 from denserl.errors import UserError, require
 from denserl.evaluation.items import Answer, Credit, Item, Judged, strict_win
 from denserl.evaluation.suites import hhh, llmbar, mtbench, rewardbench, rmb
-from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split
+from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split, text_alone
 from denserl.plugins import load_object
 from denserl.terminal import visible
 
@@ -53,7 +54,7 @@ class Suite(NamedTuple):
 def pair_item(row: dict, part: str) -> Item:
     """A preference of any shape that a reward model is trained on; its subset is what the row calls `subset` or `source`."""
     pair = as_preference(row)
-    better, worse = ([Answer(pair["prompt"], pair[side])] for side in ("chosen", "rejected"))
+    better, worse = ([Answer(pair["prompt"], text_alone(pair[side], side))] for side in ("chosen", "rejected"))
     subset = next((row[key] for key in ("subset", "source") if _is_name(row.get(key))), part)
     return Item(identity(row), subset, better, worse)
 
@@ -138,23 +139,34 @@ def find_suite(name: str, paper_compat: bool = False) -> Suite:
     return PAPER_MTBENCH if paper_compat else SUITES[name]
 
 
-def read_items(suite: Suite, path: str, split: str | None, bad_rows: BadRows, limit: int | None) -> tuple[list[Item], Counter]:
+def read_items(
+    suite: Suite,
+    path: str,
+    split: str | None,
+    bad_rows: BadRows,
+    limit: int | None,
+    columns: Mapping[str, str] = {},
+) -> tuple[list[Item], Counter]:
     """The items of a suite, at most `limit` of each subset, and how many rows are left out for which reason.
+
+    columns: key that the suite reads -> its name in the rows.
 
     Raises:
         UserError: bad rows, unless they are skipped, or no row that can be used.
     """
     left_out: Counter[str] = Counter()
     taken: Counter[str] = Counter()
-    items = []
-    for item in as_items(suite.rows(path, split, bad_rows), suite.item, bad_rows, left_out):
+    items, renamed = [], Columns(columns)
+    rows = ((part, place, renamed(row)) for part, place, row in suite.rows(path, split, bad_rows))
+    for item in as_items(rows, suite.item, bad_rows, left_out):
         taken[item.subset] += 1
         if limit is None or taken[item.subset] <= limit:
             items.append(item if item.id else item._replace(id=_place_in(path, item.place)))
+    renamed.check()
     if bad_rows.total and not items and not left_out:
         place, reason = bad_rows.first[0]
         found = f"none of the {bad_rows.total} rows of {path} is of this suite; the first, {place}: {reason}"
-        raise UserError(found, "name the suite that they are of, or give another path")
+        raise UserError(found, bad_rows.fix or "name the suite that they are of, or give another path")
     bad_rows.check()
     if left_out and not items:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in left_out.items())

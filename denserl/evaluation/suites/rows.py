@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from denserl.data.bad_rows import BadRows
+from denserl.data.bad_rows import BadRow, BadRows, LeftOut
+from denserl.data.messages import as_messages, response_of
 from denserl.data.readers import DATA_SUFFIXES, is_hub_source, read_rows
-from denserl.data.schemas import ROLES, BadRow, LeftOut
 from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item
 from denserl.files import is_output
@@ -114,7 +114,7 @@ def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Item], bad_rows
                 raise BadRow("the row is not an object")
             item = _checked(convert(row, part))
         except BadRow as error:
-            bad_rows.add(place, str(error))
+            bad_rows.add(place, str(error), error.fix)
         except LeftOut as reason:
             left_out[str(reason)] += 1
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # of a suite of the user's own
@@ -151,9 +151,9 @@ def messages(value: object, key: str) -> list[dict]:
     """A text as one user turn, or the messages of a list; contents may be empty."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+    if not isinstance(value, list):
         raise BadRow(f"{key!r} is neither text nor a list of messages")
-    return [{"role": ROLES[message["role"]], "content": message["content"]} for message in value]
+    return as_messages(value, key)
 
 
 def answer(row: dict, key: str) -> Answer:
@@ -169,11 +169,12 @@ def last_answer(conversation: list[dict], key: str) -> Answer:
     *prompt, last = conversation
     if not prompt or last["role"] != "assistant":
         raise BadRow(f"{key!r} is no conversation that ends with an assistant turn")
-    return Answer(prompt, last["content"])
+    return Answer(prompt, text_alone(response_of(last), key))
 
 
-def _is_message(value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    role, content = value.get("role"), value.get("content")
-    return isinstance(role, str) and role in ROLES and isinstance(content, str)
+def text_alone(response: str | dict, key: str) -> str:
+    """The text of a response. BadRow where it is a message that holds more, which would not be judged."""
+    if isinstance(response, dict):
+        more = ", ".join(map(repr, sorted(response.keys() - {"role", "content"})))
+        raise BadRow(f"the answer in {key!r} has {more}; only texts are judged")
+    return response
