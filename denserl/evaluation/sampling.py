@@ -22,8 +22,9 @@ from denserl.models.folders import read_settings
 from denserl.models.loading import load_policy, load_tokenizer, local_folder, match_embeddings
 from denserl.models.reward_settings import settings_in
 from denserl.rewards.config import ReadConfig
-from denserl.rewards.sources.reading import check_trusted
+from denserl.rewards.sources.reading import check_sft_model, check_trusted
 from denserl.rollouts.policy import PolicySampler
+from denserl.segmentation import level_of
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,17 @@ BATCHES_AT_ONCE = 4
 
 
 def check_models(config: BestOfNConfig) -> None:
-    """UserError for a reward model that is not there, or names code that the user has not, before the sampling."""
+    """UserError, before the sampling, for a reward model or its SFT model that is not there, or code that is not trusted."""
     require(config.reward_model, "`reward_model` names no model", "give one folder or hub name, or several")
     golds = [config.gold_reward_model] if config.gold_reward_model else []
     for path in [*config.reward_model, *golds]:
         settings = settings_in(read_settings(local_folder(path) / "config.json"), path)
         if path in golds or config.segmenter is None:
             check_trusted([settings], [path], [config.segmenter])
+        cuts = settings.entropy_threshold is not None and level_of(settings.entropy_threshold) != "bandit"
+        as_stored = path in golds or (config.sft_model is None and config.entropy_threshold is None)
+        if cuts and as_stored and settings.sft_model:
+            check_sft_model(settings, path)
 
 
 def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sample]:

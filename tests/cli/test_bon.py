@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from denserl.cli import bon
 from denserl.data.chat import encode_prompt
+from denserl.data.responses import Responses
 from denserl.data.schemas import BadRow
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.best_of_n import unbiased_curve
@@ -201,3 +202,20 @@ def test_samples_of_version_0_1_are_sampled_anew(run, tmp_path):
 def test_both_golds_are_one_too_many(run, folder):
     with pytest.raises(UserError, match="exactly one of the two"):
         run(gold_reward_model=folder / "gold", true_reward="tiny_models:letters")
+
+
+def test_a_proxy_whose_sft_model_is_gone_is_read_with_one_that_is_named(run, folder, tmp_path):
+    settings = {"entropy_threshold": 4.0, "sft_model": "/gone/sft"}
+    shutil.copytree(folder / "proxy", folder / "moved")
+    config = json.loads((folder / "moved/config.json").read_text())
+    (folder / "moved/config.json").write_text(json.dumps({**config, "segment_reward": settings}))
+    with pytest.raises(UserError, match="/moved/config.json names /gone/sft as the SFT model") as error:
+        run("moved")
+    assert error.value.fix == "give it with --sft_model, or correct it there"
+    assert not (tmp_path / "run/samples.jsonl").exists()  # it is found before the sampling
+    _, output = run("moved", "named", sft_model=folder / "sft")
+    columns = ("prompt", "response", "prompt_ids", "response_ids", "ended")
+    record = Responses(*([sample[name] for sample in lines(output / "samples.jsonl")] for name in columns))
+    scorer = RewardScorer([str(folder / "moved")], sft_model=str(folder / "sft"))
+    expected = scorer.of_responses(record, load_tokenizer(str(folder / "sft")))
+    assert [row["proxy"] for row in lines(output / "scores.jsonl")] == pytest.approx(expected.tolist(), abs=1e-5)

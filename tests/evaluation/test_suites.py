@@ -90,6 +90,7 @@ def test_rewardbench_2_scores_ties_by_their_own_formula(tmp_path):
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-9)
     assert found["overall"] == pytest.approx(sum(expected.values()) / 6)
     assert found["subsets"]["Ties"]["accuracy"] == pytest.approx(4 / 6)
+    assert (found["subsets"]["Ties"]["n"], found["subsets"]["Ties"]["questions"]) == (6, 3)
     low, high = found["subsets"]["Ties"]["score_interval"]
     assert low < 0.53 < high
     # Every correct answer against every wrong one: 3 in each of five rows, then 2 + 6 + 2 + 4 + 1 + 2.
@@ -178,6 +179,8 @@ def test_mtbench_drops_ties_and_judges_the_turn_that_was_seen(tmp_path):
         "gpt4/turn 2": 0, "human/turn 1": 1 / 2, "human/turn 2": 1
     }  # fmt: skip
     assert found["groups"]["turn 2"]["n"] == 2 and found["groups"]["human"]["n"] == 3
+    # Each vote here is on a question of its own, though the conversations are the same.
+    assert found["questions"] == 4 and len({str(entry.item.better[0].prompt) for entry in judged}) == 3
     assert found["partial"] == {"all": [6, 5755]}
     lengths = {entry.item.subset: len(entry.item.better[0].prompt) for entry in judged}
     assert lengths == {"human/turn 1": 1, "human/turn 2": 3, "gpt4/turn 2": 3}

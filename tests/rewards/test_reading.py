@@ -207,7 +207,7 @@ def test_a_scorer_cuts_where_a_users_function_says(sft, tmp_path):
     token = RewardScorer([folder], read=ReadConfig(segmenter=name, entropy_threshold=0.0))
     model, expected = load_members([folder], "fp32", ModelSourceConfig()).models[0], []
     for prompt, text in zip(PROMPTS, TEXTS, strict=True):
-        prompt_ids, ids, _ = scorer.encode(prompt, text)
+        prompt_ids, ids, *_ = scorer.encode(prompt, text)
         content = len(ids) - 1
         ends = [min(first + 1, content - 1) for first in range(0, content, 2)]
         scores = []

@@ -163,7 +163,7 @@ def write_outputs(
         for entry, credit in zip(judged, credits, strict=True)
         for item in [entry.item]
     )
-    # A prompt stands in each of its answers' texts, and the pairs of a prompt follow one another: a tenth is left.
+    # Packed, since every text repeats its prompt.
     with open(folder / f"{model}_outputs.jsonl.gz", "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         for row in rows:
             packed.write(json.dumps(row).encode() + b"\n")

@@ -106,13 +106,13 @@ def choose_sft_model(each: Sequence[StoredSettings], paths: Sequence[str], store
         require_stored("sft_model", stored, paths)
     for settings, path in zip(each, paths, strict=True):
         if given is None:
-            _check_sft_model(settings, path)
+            check_sft_model(settings, path)
         elif settings.sft_fingerprint and not _is_sft_model(given, settings.sft_fingerprint):
             log.warning("%s: trained with an SFT model of other weights than %s", path, given)
     return given or stored
 
 
-def _check_sft_model(settings: StoredSettings, path: str) -> None:
+def check_sft_model(settings: StoredSettings, path: str) -> None:
     """UserError unless the SFT model that a reward model names is there, and where a fingerprint is known, the very same."""
     named, known = settings.sft_model, settings.sft_fingerprint
     found = f"{path}/config.json names {named} as the SFT model whose entropies cut responses (sft_model)"
