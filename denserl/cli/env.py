@@ -1,18 +1,13 @@
 """What a bug report needs: versions, devices and launcher."""
 
 import os
-import platform
 from dataclasses import dataclass
-from importlib import metadata
 
-import denserl
 from denserl.cli.launch import launch
+from denserl.cli.versions import versions
 from denserl.config import Config
 from denserl.terminal import say, visible
 
-PACKAGES = (
-    "torch transformers accelerate datasets deepspeed tokenizers safetensors peft numpy tyro flash-attn vllm wandb tensorboard"
-).split()
 # These alone: any other variable may hold a secret, and reports are public.
 VARIABLES = "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS".split()
 GIB = 2**30
@@ -26,19 +21,6 @@ class Options(Config):
 def run(options: Options) -> None:
     # In one piece, so that the reports of several ranks do not mix.
     say("\n".join(f"{name:22}{visible(value, kept='')}" for name, value in [*versions(), *devices(), *launcher()]))
-
-
-def versions() -> list[tuple[str, str]]:
-    """Of denserl, Python, the platform, and each of PACKAGES."""
-    own = [("denserl", denserl.__version__), ("python", platform.python_version()), ("platform", platform.platform())]
-    return own + [(name, version(name)) for name in PACKAGES]
-
-
-def version(package: str) -> str:
-    try:
-        return metadata.version(package) or "no version"  # None of an installation that was cut short
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def devices() -> list[tuple[str, str]]:

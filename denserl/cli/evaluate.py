@@ -10,7 +10,7 @@ from annotated_types import Ge
 from tyro.conf import Positional, arg
 
 from denserl.cli.launch import launch
-from denserl.config import FIRST, Only
+from denserl.config import FIRST, INPUT, Only
 from denserl.data.columns import parse_columns
 from denserl.data.config import has_splits
 from denserl.errors import require
@@ -32,10 +32,11 @@ class Options(ReadConfig, ScoringConfig):
     suite: Annotated[Positional[str], FIRST, arg(metavar="SUITE")]
     """What is judged: preferences of one's own (pairs), or a published suite: rewardbench, rewardbench2, rmb, hhh, mtbench,
     llmbar; or module:NAME of a Suite of one's own (docs/extending.md)."""
-    path: Annotated[Positional[str], FIRST, arg(metavar="PATH")]
+    path: Annotated[Positional[str], INPUT, FIRST, arg(metavar="PATH")]
     """File, folder or hub name (NAME or NAME:CONFIG) of the suite's rows."""
     scorer: Annotated[
         list[str],
+        INPUT,
         FIRST,
         Only(
             "with `scorer` length or random",
@@ -44,7 +45,7 @@ class Options(ReadConfig, ScoringConfig):
         ),
     ]
     """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random."""
-    sft_model: str | None = None
+    sft_model: Annotated[str | None, INPUT] = None
     """Model whose entropies cut the responses; default: the one in the reward model's config."""
     split: Annotated[
         str | None,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from denserl.cli.launch import launch
-from denserl.config import FIRST, Config
+from denserl.config import FIRST, INPUT, Config
 from denserl.errors import UserError, require
 from denserl.files import make_folder
 from denserl.terminal import quiet_libraries
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class Options(Config):
     """Write a reward model as a standard classifier or in GRM's layout, or one in GRM's layout in ours; scores stay equal."""
 
-    reward_model: Annotated[str, FIRST]
+    reward_model: Annotated[str, INPUT, FIRST]
     """Trained reward model: folder or hub name; for the layout denserl, a published GRM model."""
     layout: Annotated[Literal["hf", "grm", "denserl"], FIRST]
     """hf: a classifier that transformers 4.57 and 5 read; grm: GRM's published layout; denserl: from that layout to ours."""

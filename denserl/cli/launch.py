@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from denserl.cli.options import Options, parse, with_flags
+from denserl.cli.record import recorded
 from denserl.errors import STOPPED_STATUS, Stopped, UserError
 from denserl.terminal import make_output_inert, say
 
@@ -25,8 +26,10 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
     # The exception that Python raises instead is lost where a library happens to be in a callback.
     before = signal.signal(signal.SIGINT, lambda *_: _interrupted(command))
     try:
-        options = parse(options_class, command, sys.argv[1:] if argv is None else argv)
-        run(options)
+        words = sys.argv[1:] if argv is None else argv
+        options = parse(options_class, command, words)
+        with recorded(command, words, options):
+            run(options)
     except UserError as error:
         _end(command, str(with_flags(error, options_class)), 2, error.one_rank)
     except Stopped as stopped:

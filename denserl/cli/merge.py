@@ -7,7 +7,7 @@ from typing import Annotated
 
 from denserl.cli.export import make_model_folder
 from denserl.cli.launch import launch
-from denserl.config import FIRST, Config, Precision
+from denserl.config import FIRST, INPUT, Config, Precision
 from denserl.terminal import quiet_libraries
 
 log = logging.getLogger(__name__)
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 class Options(Config):
     """Merge LoRA adapters of a language model or a reward model, head included, into a whole model folder."""
 
-    model: Annotated[str, FIRST]
+    model: Annotated[str, INPUT, FIRST]
     """Model that the adapters were trained on: folder or hub name."""
-    adapter: Annotated[str, FIRST]
+    adapter: Annotated[str, INPUT, FIRST]
     """Folder of the adapters, e.g. adapter/ in what a run with --lora_rank wrote."""
     output_dir: Annotated[str, FIRST]
     """New folder for the whole model."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from denserl.cli.options import as_flags, parse, with_flags
+from denserl.cli.record import recorded
 from denserl.errors import UserError
 from denserl.terminal import say
 
@@ -28,6 +29,7 @@ def stage(command: str, *words: str | Path, **flags: Any):
     module = importlib.import_module(f"denserl.cli.{command.replace('-', '_')}")
     options = parse(module.Options, command, argv)
     try:
-        return module.run(options)
+        with recorded(command, argv, options):
+            return module.run(options)
     except UserError as error:
         raise with_flags(error, module.Options) from error

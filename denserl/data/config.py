@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from denserl.config import FIRST, RESUMABLE, Config, Only
+from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only
 from denserl.data.columns import parse_columns
 
 
@@ -27,7 +27,7 @@ class DataConfig(Config):
 
     group: ClassVar[str] = "data"
 
-    data: Annotated[list[str], FIRST, RESUMABLE]
+    data: Annotated[list[str], INPUT, FIRST, RESUMABLE]
     """Files (.json, .jsonl, .csv, .tsv, each also .gz, .parquet, .txt), folders of such or of `save_to_disk`, or names of hub
     datasets (NAME or NAME:CONFIG)."""
     columns: str | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, RESUMABLE, Config, Level, Only
+from denserl.config import FIRST, INPUT, RESUMABLE, Config, Level, Only
 from denserl.rewards.config import Aggregation, ReadConfig
 
 Assignment = Literal[
@@ -71,7 +71,7 @@ class DenseRewardConfig(ReadConfig):
     normalizer: Normalizer | None = None
     """scalar: mean and std of responses' scores. location: lines in a segment's place, from a fit. none: as they are.
     Default: location for even, even_mean, repeat and end below the bandit level, scalar for all others."""
-    fit: Annotated[str | None, RESUMABLE, Only("without `normalizer` location", _normalizes_by("location"))] = None
+    fit: Annotated[str | None, INPUT, RESUMABLE, Only("without `normalizer` location", _normalizes_by("location"))] = None
     """Fit for the location normaliser: a file by fit-normalizer, or a published one, e.g. phi3-instruct/preference700k_60000.
     Default: the one beside the reward model (fits.json in its folder)."""
     reward_mean: Annotated[float | None, Only("without `normalizer` scalar", _normalizes_by("scalar"))] = None

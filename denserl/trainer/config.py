@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, RESUMABLE, Config, Only, RunConfig
+from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.models.config import AdapterConfig
 
@@ -52,7 +52,7 @@ class SupervisedConfig(OptimisationConfig, DataConfig, RunConfig):
 
     group: ClassVar[str] = "training"
 
-    model: Annotated[str, FIRST, RESUMABLE]
+    model: Annotated[str, INPUT, FIRST, RESUMABLE]
     """Model to start from: folder or hub name."""
     epochs: Annotated[float, FIRST, Gt(0)] = 1.0
     """Passes over the data."""
@@ -64,7 +64,7 @@ class SupervisedConfig(OptimisationConfig, DataConfig, RunConfig):
     """Peak learning rate."""
     max_length: Annotated[int, FIRST, Ge(1)] = 2048
     """Longest sequence, prompt and response together, in tokens."""
-    eval_data: Annotated[list[str] | None, FIRST, RESUMABLE] = None
+    eval_data: Annotated[list[str] | None, INPUT, FIRST, RESUMABLE] = None
     """Held-out rows; without them nothing is evaluated."""
     eval_split: Annotated[
         str,

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, RESUMABLE, Only, RunConfig
+from denserl.config import FIRST, INPUT, RESUMABLE, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.errors import require
 from denserl.ppo_utils.config import DenseRewardConfig, KLConfig, LossConfig
@@ -27,9 +27,9 @@ class PPOConfig(
 
     group: ClassVar[str] = "PPO"
 
-    model: Annotated[str, FIRST, RESUMABLE]
+    model: Annotated[str, INPUT, FIRST, RESUMABLE]
     """Policy to start from, and the reference: the SFT model, folder or hub name."""
-    reward_model: Annotated[list[str] | None, FIRST, RESUMABLE] = None
+    reward_model: Annotated[list[str] | None, INPUT, FIRST, RESUMABLE] = None
     """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
     reward_function: list[str] | None = None
     """module:function of (prompts, responses) -> one number each, or a list of (end character, number) each. Beside a reward
@@ -58,7 +58,7 @@ class PPOConfig(
     """Backbone of the critic; sft gets a fresh head, reward_model (the first of an ensemble) keeps its own."""
     freeze_actor_steps: Annotated[int, Ge(0)] = 0
     """Optimiser steps at the start that train the critic alone."""
-    ptx_data: Annotated[list[str] | None, RESUMABLE] = None
+    ptx_data: Annotated[list[str] | None, INPUT, RESUMABLE] = None
     """Text or demonstrations for the pretraining loss."""
     ptx_coef: Annotated[float, Ge(0), Only("without `ptx_data`", lambda c: c.ptx_data)] = 0.05
     """Weight of the pretraining loss."""
@@ -71,7 +71,7 @@ class PPOConfig(
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
 
-    eval_prompts: Annotated[list[str] | None, RESUMABLE] = None
+    eval_prompts: Annotated[list[str] | None, INPUT, RESUMABLE] = None
     """Held-out prompts to roll out."""
     eval_split: Annotated[
         str,
@@ -85,7 +85,7 @@ class PPOConfig(
     """Iterations between held-out rollouts; 0 none."""
     true_reward: Annotated[str | None, RESUMABLE, HELD_OUT] = None
     """module:function of (prompts, responses) -> true rewards of held-out rollouts, where they are known; only reported."""
-    gold_reward_model: Annotated[str | None, RESUMABLE, HELD_OUT] = None
+    gold_reward_model: Annotated[str | None, INPUT, RESUMABLE, HELD_OUT] = None
     """Reward model that only judges held-out rollouts, at the level in its config, by this run's entropies."""
     save_every: Annotated[int, Ge(0), RESUMABLE] = 5
     """Iterations between checkpoints; 0 none."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Interval
 
-from denserl.config import FIRST, RESUMABLE, Only
+from denserl.config import FIRST, INPUT, RESUMABLE, Only
 from denserl.data.config import ScoredPairsConfig
 from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig
 from denserl.trainer.config import SupervisedConfig
@@ -17,7 +17,7 @@ class RewardConfig(HeadConfig, ObjectiveConfig, LevelConfig, ScoredPairsConfig, 
 
     group: ClassVar[str] = "training"
 
-    eval_data: Annotated[list[str] | None, FIRST, RESUMABLE] = None
+    eval_data: Annotated[list[str] | None, INPUT, FIRST, RESUMABLE] = None
     """Held-out pairs; default: eval_size pairs split off from the data."""
     eval_size: Annotated[int, Ge(1), Only("beside `eval_data`", lambda c: not c.eval_data)] = 512
     """Pairs split off for evaluation when there is no eval_data; at most a tenth of the data."""

@@ -38,16 +38,21 @@ def start_run(config: RunConfig) -> tuple[torch.device, str]:
     warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
     warnings.filterwarnings("ignore", message=".*will be removed in v6", category=FutureWarning)
     quiet_libraries()
-    device = pick_device(config.device)
+    device, dtype = device_and_precision(config)
     if isinstance(config, OptimisationConfig):
         chosen_trackers(config.report_to)
-    dtype = config.dtype if config.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
     make_folder("output_dir", config.output_dir)
     init_distributed(device)
     if distributed.rank() > 0:
         logging.getLogger().setLevel(logging.ERROR)
     set_seed(config.seed)
     return device, dtype
+
+
+def device_and_precision(config: RunConfig) -> tuple[torch.device, str]:
+    """What `auto` stands for here. UserError for a device that is not there."""
+    device = pick_device(config.device)
+    return device, config.dtype if config.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
 
 
 def checkpoint_to_resume(config: OptimisationConfig, output_dir: str) -> Path | None:

@@ -13,6 +13,7 @@ import torch
 import denserl
 from denserl.cli import env
 from denserl.cli.main import COMMANDS, main
+from denserl.cli.versions import PACKAGES
 
 # Package -> module, for the second way of asking: whether and as what it can be imported.
 SAME = "torch transformers accelerate datasets deepspeed tokenizers safetensors peft numpy tyro vllm wandb tensorboard".split()
@@ -33,7 +34,7 @@ def shown(capsys):
 
 def test_every_package_is_named_with_its_version(shown):
     lines = shown()
-    assert set(MODULES) == set(env.PACKAGES)
+    assert set(MODULES) == set(PACKAGES)
     assert lines["denserl"] == denserl.__version__
     assert lines["python"] == sys.version.split()[0]
     for package, module in MODULES.items():

@@ -64,7 +64,9 @@ def test_a_number_out_of_range_is_named(flag, value, message):
     assert f"--{flag}" in error.value.fix
 
 
-def test_a_mistake_ends_with_a_message_and_status_2(capsys):
+def test_a_mistake_ends_with_a_message_and_status_2(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def run(_):
         raise UserError("found this", "do that")
 
@@ -74,7 +76,9 @@ def test_a_mistake_ends_with_a_message_and_status_2(capsys):
     assert capsys.readouterr().err == "denserl train-rm: found this\n  fix: do that\n"
 
 
-def test_a_fault_of_the_program_keeps_its_traceback():
+def test_a_fault_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def run(_):
         raise FileNotFoundError(2, "No such file or directory", "nvcc")
 
