@@ -14,6 +14,11 @@ def is_output(folder: Path) -> bool:
     return (folder / COMMAND_FILE).is_file()
 
 
+def lies_in_output(file: Path, root: Path) -> bool:
+    """Whether a file below `root` lies in a folder there that a command wrote."""
+    return any(is_output(folder) for folder in file.parents if root in folder.parents)
+
+
 def flush(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

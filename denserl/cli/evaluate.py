@@ -61,6 +61,8 @@ class Options(ReadConfig, ScoringConfig):
     """Judge at most this many items of each subset."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be used stops the run, or is dropped and counted."""
+    as_is: Annotated[bool, Only("but on pairs: published suites are always judged whole", lambda c: c.suite == "pairs")] = False
+    """Judge pairs of equal answers, as ties, and empty answers too, which would be bad rows."""
     paper_compat: Annotated[bool, Only("but on mtbench", lambda c: c.suite == "mtbench")] = False
     """MT-Bench as in GRM's evaluation: a tie is a vote for the second model, and both turns are always judged."""
     bootstrap: Annotated[int, Ge(1)] = 1000
@@ -86,7 +88,7 @@ def run(options: Options) -> dict:
         "give another folder",
     )
     device, dtype = start_run(options)
-    suite = find_suite(options.suite, options.paper_compat)
+    suite = find_suite(options.suite, options.paper_compat, options.as_is)
     bad_rows, refused = BadRows(options.on_bad_row), BadRows(options.on_bad_row)
     items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit, parse_columns(options.columns))
     finish(bad_rows, options.path, len(items), left_out.total())

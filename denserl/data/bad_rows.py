@@ -67,7 +67,9 @@ class BadRows:
             shown = f", the first {len(self.first)}" if self.total > len(self.first) else ""
             raise UserError(
                 f"{self.total} bad row{'s' if self.total > 1 else ''}{shown}:\n{listed}",
-                "correct them" + (", or drop and count them with `on_bad_row` skip" if good != 0 else ""),
+                "correct them"
+                + (", or drop and count them with `on_bad_row` skip" if good != 0 else "")
+                + (f"; or {self.fix}" if self.fix else ""),
             )
 
 

@@ -37,7 +37,7 @@ def as_messages(value: object, key: str) -> list[dict]:
     if isinstance(value, str):
         written = written_messages(value, key)
         if written is None and _TURN.match(value) is None:
-            return [{"role": "user", "content": text_of(value, key)}]
+            return [{"role": "user", "content": unicode_of(value, key)}]
         if written is None:
             turns = dialogue(value, key)
             return turns[:-1] if not turns[-1]["content"] and len(turns) > 1 else turns

@@ -24,6 +24,7 @@ from denserl.data.messages import (
     refuse,
     response_of,
     text_of,
+    unicode_of,
     unread_in,
     written_messages,
 )
@@ -59,8 +60,11 @@ LONGEST = 1_000_000
 SUMMARY_REQUEST = "Generate one-sentence summary for the following post: "
 
 
-def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS) -> dict:
-    """{prompt, chosen, rejected, margin} of a preference row of any known shape. LeftOut for two conversations rated alike."""
+def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS, as_is: bool = False) -> dict:
+    """{prompt, chosen, rejected, margin} of a preference row of any known shape. LeftOut for two conversations rated alike.
+
+    as_is: answers may be empty or equal, from which nothing could be learned, and the last question may be empty.
+    """
     if _given(row, "conv_A"):
         row = _by_rating(row)
     refuse(row, (*_REFUSED, *_OF_ANSWERS), "the row has")
@@ -68,8 +72,10 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
     rejected_prompt, rejected = _side(row, "rejected")
     if chosen_prompt != rejected_prompt:
         raise BadRow("chosen and rejected have different prompts")
-    if _trimmed(chosen) == _trimmed(rejected):
-        raise BadRow("chosen and rejected are identical")
+    if not as_is:
+        _check_filled(chosen_prompt, chosen=chosen, rejected=rejected)
+        if _trimmed(chosen) == _trimmed(rejected):
+            raise BadRow("chosen and rejected are identical")
     _check_length(chosen_prompt, chosen, rejected)
     return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row, rating_keys)}
 
@@ -88,12 +94,15 @@ def as_prompt(row: Any) -> dict:
     if messages is None and _given(row, "messages"):
         messages = as_messages(row["messages"], "messages")
     elif messages is None and _given(row, "chosen"):
-        return {"prompt": _side(row, "chosen")[0]}
+        prompt, chosen = _side(row, "chosen")
+        _check_filled(prompt, chosen=chosen)
+        return {"prompt": prompt}
     elif messages is None:
         raise _missing(row, "no 'prompt', 'messages', 'instruction' or 'chosen'", "prompt=...")
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]  # its answer is not part of the prompt
     prompt = _checked_prompt(row, messages)
+    _check_filled(prompt)
     _check_length(prompt)
     return {"prompt": prompt}
 
@@ -116,6 +125,7 @@ def as_demonstration(row: Any) -> dict:
     else:
         prompt, response = _side(row, key)
     _check_weight(row[key])
+    _check_filled(prompt, **{key: response})
     _check_length(prompt, response)
     return {"prompt": prompt, "response": response}
 
@@ -195,7 +205,7 @@ def _side(row: Any, key: str) -> tuple[list[dict], str | dict]:
     explicit, value = _explicit_prompt(row), row[key]
     messages = written_messages(value, key) if isinstance(value, str) else value
     if messages is None and explicit is not None:
-        return _checked_prompt(row, explicit), text_of(value, key)
+        return _checked_prompt(row, explicit), unicode_of(value, key)
     history, answer = _answered(dialogue(value, key) if messages is None else as_messages(messages, key), key)
     if explicit is not None and history and history[0]["role"] == "assistant":
         history = [*explicit, *history]  # it goes on where the prompt ends
@@ -234,8 +244,6 @@ def _answered(messages: list[dict], key: str) -> tuple[list[dict], str | dict]:
     *prompt, answer = messages
     if answer["role"] != "assistant":
         raise BadRow(f"{key!r} does not end with an assistant turn")
-    if "tool_calls" not in answer:
-        text_of(answer["content"], key)
     return prompt, response_of(answer)
 
 
@@ -245,8 +253,6 @@ def _checked_prompt(row: dict, turns: list[dict]) -> list[dict]:
         raise BadRow("there is no prompt")
     if turns[-1]["role"] not in ("user", "tool"):
         raise BadRow("the prompt does not end with a user turn")
-    if turns[-1]["role"] == "user" and not turns[-1]["content"].strip():
-        raise BadRow("the prompt's last turn is empty")
     has_system, texts = turns[0]["role"] in ("system", "developer"), _system_texts(row)
     own: list[dict] = [{"role": "system", "content": text} for text in texts.values()]
     opening = turns[:1] if has_system else own[:1]
@@ -261,6 +267,16 @@ def _checked_prompt(row: dict, turns: list[dict]) -> list[dict]:
         if first.get(name, value) != value:
             raise BadRow(f"{name!r} differs from what the first message has")
     return [{**first, **{name: value for name, value in beside.items() if value}}, *others]
+
+
+def _check_filled(prompt: list[dict], **answers: str | dict) -> None:
+    """BadRow where the last turn of the prompt, or an answer, says nothing."""
+    last = prompt[-1]
+    if last["role"] == "user" and not last["content"].strip():
+        raise BadRow("the prompt's last turn is empty")
+    for key, answer in answers.items():
+        if isinstance(answer, str) or "tool_calls" not in answer:
+            text_of(_trimmed(answer)["content"], key)
 
 
 def _system_texts(row: dict) -> dict[str, str]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from denserl.data.config import is_saved
 from denserl.data.file_rows import DATA_SUFFIXES, without_suffix
 from denserl.errors import UserError, require
+from denserl.files import COMMAND_FILE, lies_in_output
 
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 # JSON files that are no data: those beside data, or in a model folder that was given by mistake.
 _METADATA = (
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "model.safetensors.index.json",
+    COMMAND_FILE,
 )  # fmt: skip
 # What follows a split's name where it is kept in several files: train-00000-of-00002, train_1, train-00000-of-00001-0a1b2c3d.
 _SHARD = re.compile(r"[-_. ]?\d+([-_. ]of[-_. ]\d+)?(-[0-9a-f]{8,})?$")
@@ -42,7 +44,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     files = sorted(
         f for f in folder.rglob("*")
         if f.is_file() and f.name.lower().endswith(DATA_SUFFIXES) and f.name not in _METADATA
-        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+        and not any(part.startswith(".") for part in f.relative_to(folder).parts) and not lies_in_output(f, folder)
     )  # fmt: skip
     require(files, f"{folder} holds no data file", f"put files of these kinds there: {' '.join(DATA_SUFFIXES)}")
     named = [f for f in files if any(_is_of(name, split) for name in _names(f, folder))]

@@ -138,6 +138,7 @@ def test_a_row_that_cannot_be_judged_stops_or_is_dropped(folder, tmp_path, capsy
         (("pairs", "{pairs}", "--scorer", "length", "--max_length", "7"), "no effect with --scorer length or random"),
         (("pairs", "{pairs}", "--scorer", "length", "--paper_compat"), "no effect but on mtbench"),
         (("pairs", "{pairs}", "--scorer", "length", "--split", "dev"), "no effect where there are no splits"),
+        (("rmb", "{folder}/rmb", "--scorer", "length", "--as_is"), "published suites are always judged whole"),
         (("rmb", "{folder}/rmb", "--scorer", "length", "--split", "dev"), "no effect where there are no splits"),
         (("pairs", "{pairs}", "--scorer", "{folder}/rm", "--ensemble", "min"), "no effect with a single reward model"),
         (("pairs", "{pairs}", "--scorer", "{folder}/rm", "--sft_model", "{folder}/sft"), "no effect at the bandit level"),

@@ -58,7 +58,7 @@ def test_all_rows_bad_for_several_reasons_are_listed_and_skipping_is_not_offered
     bad_rows.add("f:2", "even")
     with pytest.raises(UserError) as caught:
         finish(bad_rows, "f", 0)
-    assert str(caught.value) == "2 bad rows:\n  f:1: odd\n  f:2: even\n  fix: correct them"
+    assert str(caught.value) == "2 bad rows:\n  f:1: odd\n  f:2: even\n  fix: correct them; or name it"
     bad_rows = BadRows("stop")
     bad_rows.add("f:1", "odd")
     with pytest.raises(UserError, match="on_bad_row"):  # the others are left out, and fine

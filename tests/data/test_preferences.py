@@ -104,7 +104,7 @@ BAD = [
     ({**PLAIN, "chosen": None}, "'chosen' is missing or null"),
     ({**PLAIN, "chosen": " \n"}, "'chosen' is empty"),
     ({**PLAIN, "rejected": [assistant("")]}, "'rejected' is empty"),
-    ({**PLAIN, "prompt": ""}, "'prompt' is empty"),
+    ({**PLAIN, "prompt": ""}, "the prompt's last turn is empty"),
     ({**PLAIN, "prompt": [user(" ")]}, "the prompt's last turn is empty"),
     ({**PLAIN, "prompt": []}, "'prompt' is neither text nor a list of messages"),
     ({**PLAIN, "prompt": 7}, "'prompt' is neither text nor a list of messages"),

@@ -7,17 +7,19 @@ import datasets
 import numpy as np
 import pytest
 import suite_files
+import tiny_models
 from suite_files import write_json, write_lines, write_parquet
 
 from denserl.data.bad_rows import BadRows
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
-from denserl.evaluation.items import judge
+from denserl.evaluation.items import is_tie, judge
 from denserl.evaluation.results import format_summary, summarise, versions, write
-from denserl.evaluation.scorers import BaselineScorer
+from denserl.evaluation.scorers import BaselineScorer, RewardScorer
 from denserl.evaluation.suites import hhh
 from denserl.evaluation.suites import rows as reading
-from denserl.evaluation.suites.registry import PAPER_MTBENCH, SUITES, account, read_items
+from denserl.evaluation.suites.registry import PAPER_MTBENCH, SUITES, account, find_suite, read_items
+from denserl.models.loading import load_tokenizer, new_reward_model
 
 
 def judged_by_length(suite, path, split=None, limit=None, policy="stop"):
@@ -58,6 +60,45 @@ def test_pairs_of_other_column_names_and_what_is_not_judged(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{"prompt": "q", "chosen": thought, "rejected": "b"}])
     with pytest.raises(UserError, match="the answer in 'chosen' has 'reasoning_content'; only texts are judged"):
         read_items(SUITES["pairs"], str(path), None, BadRows(), None)
+
+
+UNUSUAL = [
+    {"prompt": "Q", "chosen": "same", "rejected": "same"},
+    {"prompt": "Q", "chosen": "", "rejected": "x"},
+    {"prompt": "Q", "chosen": "xx", "rejected": ""},
+    {"prompt": "", "chosen": "xx", "rejected": "x"},
+    {"chosen": "\n\nHuman: Q\n\nAssistant: ", "rejected": "\n\nHuman: Q\n\nAssistant: no"},
+    {"prompt": "Q", "chosen": "yes", "rejected": "n"},
+]
+
+
+def test_pairs_are_judged_as_they_are_where_that_is_asked_for(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl", UNUSUAL)
+    judged, found, _ = judged_by_length(find_suite("pairs", as_is=True), path)
+    assert found["n"] == 6 and found["ties"] == 1
+    # By length: the equal pair is a tie, and lost; of the others the third, fourth and last are won.
+    assert found["accuracy"] == pytest.approx(3 / 6)
+    assert [(entry.item.better[0].text, entry.item.worse[0].text) for entry in judged[:3]] == [
+        ("same", "same"), ("", "x"), ("xx", "")
+    ]  # fmt: skip
+    assert judged[3].item.better[0].prompt == [{"role": "user", "content": ""}]
+    with pytest.raises(UserError, match=r"5 bad rows:\n.*pairs.jsonl:1: chosen and rejected are identical") as error:
+        judged_by_length(SUITES["pairs"], path)
+    assert "on_bad_row` skip; or judge them as they are, equal ones as ties: add `as_is`" in error.value.fix
+    assert judged_by_length(SUITES["pairs"], path, policy="skip")[1]["n"] == 1
+    # What is no pair at all is none as it is.
+    with pytest.raises(UserError, match="'rejected' is missing"):
+        judged_by_length(find_suite("pairs", as_is=True), write_lines(tmp_path / "no.jsonl", [{"prompt": "Q", "chosen": "a"}]))
+
+
+def test_equal_answers_tie_under_a_reward_model_too(tmp_path):
+    sft = tiny_models.save_language_model(tmp_path / "sft")
+    new_reward_model(str(sft), "fp32", 1).save_pretrained(tmp_path / "rm")
+    load_tokenizer(str(sft)).save_pretrained(tmp_path / "rm")
+    path = write_lines(tmp_path / "pairs.jsonl", UNUSUAL)
+    items, _ = read_items(find_suite("pairs", as_is=True), str(path), None, BadRows(), None)
+    judged = judge(items, RewardScorer([str(tmp_path / "rm")]), BadRows())
+    assert [is_tie(entry) for entry in judged] == [True] + [False] * 5
 
 
 def test_pairs_of_a_folder_are_those_of_its_test_split(tmp_path):
@@ -283,6 +324,26 @@ def test_an_output_folder_inside_the_data_is_no_data(tmp_path):
         judged_by_length(SUITES["mtbench"], tmp_path)
     write_json(tmp_path / "judged/command.json", {"command": "evaluate"})
     assert judged_by_length(SUITES["mtbench"], tmp_path)[1]["n"] == 4
+
+
+def test_pairs_of_a_folder_that_holds_an_output_folder(tmp_path):
+    suite_files.pairs(tmp_path)
+    write_json(tmp_path / "judged/results.json", {"suite": "pairs"})
+    write_json(tmp_path / "judged/command.json", {"command": "evaluate"})
+    assert judged_by_length(SUITES["pairs"], tmp_path)[1]["n"] == 3
+    # A folder that is itself asked for is read.
+    write_lines(tmp_path / "judged/more.jsonl", UNUSUAL[-1:])
+    (tmp_path / "judged/results.json").unlink()
+    assert judged_by_length(SUITES["pairs"], tmp_path / "judged")[1]["n"] == 1
+
+
+def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path):
+    suite_files.rmb(tmp_path)
+    file = tmp_path / "RMB_dataset/Pairwise_set/Harmlessness/S10.json"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+    with pytest.raises(UserError, match=r"S10.json .*Git LFS") as error:
+        judged_by_length(SUITES["rmb"], tmp_path)
+    assert "git lfs pull" in error.value.fix
 
 
 def test_a_row_without_an_id_is_named_by_its_place_in_the_data(tmp_path, monkeypatch):

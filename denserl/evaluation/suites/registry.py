@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from denserl.data.bad_rows import BadRows
+from denserl.data.bad_rows import BadRow, BadRows
 from denserl.data.columns import Columns
 from denserl.data.schemas import as_preference
 from denserl.errors import UserError, require
@@ -52,8 +52,21 @@ class Suite(NamedTuple):
 
 
 def pair_item(row: dict, part: str) -> Item:
-    """A preference of any shape that a reward model is trained on; its subset is what the row calls `subset` or `source`."""
-    pair = as_preference(row)
+    """A preference of any shape that a reward model could be trained on; its subset is what the row calls `subset` or `source`.
+
+    BadRow says where one could be judged as it is.
+    """
+    found = pair_item_as_is(row, part)
+    try:
+        as_preference(row)
+    except BadRow as error:
+        raise BadRow(str(error), "judge them as they are, equal ones as ties: add `as_is`") from error
+    return found
+
+
+def pair_item_as_is(row: dict, part: str) -> Item:
+    """The same of a preference whose answers may be empty or equal."""
+    pair = as_preference(row, as_is=True)
     better, worse = ([Answer(pair["prompt"], text_alone(pair[side], side))] for side in ("chosen", "rejected"))
     subset = next((row[key] for key in ("subset", "source") if _is_name(row.get(key))), part)
     return Item(identity(row), subset, better, worse)
@@ -122,12 +135,13 @@ SUITES = {
     "llmbar": Suite(_llmbar_files, llmbar.item, groups=llmbar.groups, sizes=llmbar.SIZES),
 }
 PAPER_MTBENCH = _MTBENCH._replace(item=mtbench.paper_item)
+PAIRS_AS_THEY_ARE = SUITES["pairs"]._replace(item=pair_item_as_is)
 
 
-def find_suite(name: str, paper_compat: bool = False) -> Suite:
+def find_suite(name: str, paper_compat: bool = False, as_is: bool = False) -> Suite:
     """The suite of a name, or the one of a user that module:NAME names. UserError where there is none.
 
-    paper_compat: MT-Bench as GRM's paper judges it.
+    paper_compat: MT-Bench as GRM's paper judges it. as_is: pairs with empty and equal answers.
     """
     if ":" in name:
         suite = load_object(name, "suite")
@@ -136,7 +150,7 @@ def find_suite(name: str, paper_compat: bool = False) -> Suite:
     require(
         name in SUITES, f"there is no suite {name!r}", f"choose one of {', '.join(SUITES)}, or give module:NAME of your own"
     )
-    return PAPER_MTBENCH if paper_compat else SUITES[name]
+    return PAPER_MTBENCH if paper_compat else PAIRS_AS_THEY_ARE if as_is else SUITES[name]
 
 
 def read_items(

@@ -14,7 +14,7 @@ from denserl.data.messages import as_messages, response_of
 from denserl.data.readers import DATA_SUFFIXES, is_hub_source, read_rows
 from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item
-from denserl.files import is_output
+from denserl.files import COMMAND_FILE, lies_in_output
 from denserl.terminal import visible
 
 log = logging.getLogger(__name__)
@@ -85,9 +85,8 @@ def read_files(
 
 def _is_data(file: Path, root: Path, without: Sequence[str]) -> bool:
     steps = file.relative_to(root).parts
-    aside = any(step.startswith(".") or step in without for step in steps)
-    outputs = any(is_output(root.joinpath(*steps[:depth])) for depth in range(1, len(steps)))
-    return file.name.lower().endswith(_TABLES) and not aside and not outputs
+    aside = file.name == COMMAND_FILE or any(step.startswith(".") or step in without for step in steps)
+    return file.name.lower().endswith(_TABLES) and not aside and not lies_in_output(file, root)
 
 
 def read_parts(path: str, names: Sequence[str], split: str, bad_rows: BadRows) -> Iterator[Row]:
