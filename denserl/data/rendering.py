@@ -22,7 +22,7 @@ _TEMPLATE_ERRORS = (
 )  # fmt: skip
 # Words that no template writes by itself.
 _ASKED, _SAID, _MORE = "Zqasked", "Zqsaid", "Zqmore"
-# Keys that say which message or call belongs to which, and hold nothing that could be shown.
+# Keys that say which message or call belongs to which, and hold nothing that could be shown; of a tool's result, its name too.
 _LINKS = ("id", "tool_call_id", "type", "index")
 _KNOWN_ROLES = ("system", "user", "assistant", "developer")
 
@@ -124,7 +124,8 @@ def _check_message(
         except BadRow:
             return False  # it is read at the least
 
-    for key in message.keys() - {"role", *_LINKS}:
+    is_result = message["role"] not in _KNOWN_ROLES
+    for key in message.keys() - {"role", *_LINKS, *(["name"] if is_result else [])}:
         value = message[key]
         parts = [value[:i] + value[i + 1 :] for i in range(len(value))] if isinstance(value, list) else []
         less = [*parts, "" if key == "content" else None] if _holds_text(value) else []
@@ -134,7 +135,7 @@ def _check_message(
                 raise _left_out(key, message)
             _check_message(tokenizer, template, talk._replace(messages=talk.messages[: number + 1]), number, False)
     for role in ("user", "assistant"):
-        if message["role"] not in _KNOWN_ROLES and is_dropped(role=role):
+        if is_result and is_dropped(role=role):
             raise BadRow(f"the chat template writes a message of role {message['role']!r} like one of role {role!r}")
 
 

@@ -24,7 +24,8 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from denserl.data.chat import check_system_prompt, end_of_turn_id, is_free
+from denserl.data.chat import check_system_prompt, end_of_turn_id
+from denserl.data.chat_format import is_free
 from denserl.data.templates import set_template
 from denserl.errors import UserError
 from denserl.models.folders import (

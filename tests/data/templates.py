@@ -1,9 +1,12 @@
-"""Six published chat templates written out, each with a small tokenizer that has its model's special tokens.
+"""Published chat templates written out, each with a small tokenizer that has its model's special tokens.
 
-The tokenizers know single bytes or characters and a few merges; no file or network is needed.
+Six are here; more, in short form, are in chat_templates/, one file each that begins with the model it is of. The tokenizers
+know single bytes or characters and a few merges; no network is needed.
 """
 
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -103,6 +106,98 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
         )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
     tokenizer.chat_template = _TEMPLATES[name]
+    return tokenizer
+
+
+class Published(NamedTuple):
+    """A template of chat_templates/ and what its tokenizer has."""
+
+    tokens: str  # special ones, the first two BOS and EOS; - for none
+    prompt_ends: str  # with what a prompt ends, as text
+    answer: str = "{}"  # what follows it, with the answer's text in the place of {}
+    added: str = ""  # tokens that are not special
+    sentencepiece: bool = False
+
+
+_TURNS = "- <|im_end|> <|im_start|> <|endoftext|>"
+_OPENS = "<|im_start|>assistant\n"
+_EMPTY = "<think>\n\n</think>\n\n"
+_THINK = "<think> </think>"
+_LLAMA3_TOKENS = "<|begin_of_text|> <|eot_id|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eom_id|> <|python_tag|>"
+_R1 = (
+    "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> "
+    "<｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜> <｜tool▁outputs▁begin｜> <｜tool▁outputs▁end｜> "
+    "<｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
+)
+_MISTRAL_TOKENS = (
+    "<s> </s> <unk> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]"
+)
+_COMMAND_R = "<BOS_TOKEN> <|END_OF_TURN_TOKEN|> <|START_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|>"
+PUBLISHED = {
+    "llama2": Published("<s> </s> <unk>", " [/INST]", " {} </s>", sentencepiece=True),
+    "llama31": Published(_LLAMA3_TOKENS, "assistant<|end_header_id|>\n\n", "{}<|eot_id|>"),
+    "llama32": Published(_LLAMA3_TOKENS, "assistant<|end_header_id|>\n\n", "{}<|eot_id|>"),
+    "mistral_v3": Published(_MISTRAL_TOKENS, "[/INST]", " {}</s>", sentencepiece=True),
+    "mistral_small": Published("<s> </s> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT]", "[/INST]", "{}</s>"),
+    "qwen25_tools": Published(_TURNS, _OPENS, "{}<|im_end|>", "<tool_call> </tool_call>"),
+    "qwen3": Published(_TURNS, _OPENS, _EMPTY + "{}<|im_end|>", _THINK + " <tool_call> </tool_call>"),
+    "qwen35": Published(_TURNS, _OPENS + "<think>", "\n\n</think>\n\n{}<|im_end|>", _THINK + " <tool_call> </tool_call>"),
+    "qwq": Published(_TURNS, _OPENS, "{}<|im_end|>", _THINK),
+    "deepseek_r1_distill": Published(_R1, "<｜Assistant｜>", "{}<｜end▁of▁sentence｜>", _THINK),
+    "deepseek_v2": Published("<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>", "Assistant:", " {}<｜end▁of▁sentence｜>"),
+    "deepseek_v31": Published(_R1, "<｜Assistant｜></think>", "{}<｜end▁of▁sentence｜>", _THINK),
+    "gemma3": Published("<bos> <end_of_turn> <eos> <pad> <unk> <start_of_turn>", "model\n", "{}<end_of_turn>"),
+    "phi4": Published("<|endoftext|> <|im_end|> <|im_start|> <|im_sep|>", "assistant<|im_sep|>", "{}<|im_end|>"),
+    "phi4_mini": Published(
+        "- <|endoftext|> <|system|> <|user|> <|assistant|> <|end|> <|tool|> <|/tool|>", "<|assistant|>", "{}<|end|>"
+    ),
+    "zephyr": Published("<s> </s> <unk>", "<|assistant|>\n", "{}</s>", sentencepiece=True),
+    "tulu3": Published("<|begin_of_text|> <|end_of_text|>", "<|assistant|>\n", "{}<|end_of_text|>"),
+    "gpt_oss": Published(
+        "<|startoftext|> <|return|> <|start|> <|end|> <|message|> <|channel|> <|call|>",
+        "<|start|>assistant",
+        "<|channel|>final<|message|>{}<|return|>",
+    ),
+    "command_r": Published(_COMMAND_R, "<|CHATBOT_TOKEN|>", "{}<|END_OF_TURN_TOKEN|>"),
+    "granite": Published(
+        "- <|end_of_text|> <|start_of_role|> <|end_of_role|> <|tool_call|>", "assistant<|end_of_role|>", "{}<|end_of_text|>"
+    ),
+    "smollm2": Published(_TURNS, _OPENS, "{}<|im_end|>"),
+    "smollm3": Published(_TURNS, _OPENS, "{}<|im_end|>", _THINK),
+    "vicuna": Published("<s> </s> <unk>", " ASSISTANT:", " {}</s>", sentencepiece=True),
+    "openchat": Published(
+        "<s> <|end_of_turn|> </s> <unk>", "GPT4 Correct Assistant:", " {}<|end_of_turn|>", sentencepiece=True
+    ),
+    "glm4": Published("- <|endoftext|> [gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|>", ""),
+    "exaone": Published("[BOS] [|endofturn|] [|system|] [|user|] [|assistant|]", "[|assistant|]", "{}[|endofturn|]"),
+    "smolvlm": Published("<|im_start|> <end_of_utterance> <|endoftext|> <image>", "\nAssistant:", " {}<end_of_utterance>"),
+    "kimi_k2": Published(
+        "[BOS] <|im_end|> <|im_system|> <|im_user|> <|im_assistant|> <|im_middle|>",
+        "assistant<|im_middle|>",
+        "{}<|im_end|>",
+        "<|tool_calls_section_begin|> <|tool_calls_section_end|> <|tool_call_begin|> <|tool_call_argument_begin|> "
+        "<|tool_call_end|>",
+    ),
+    "lfm2": Published("<|startoftext|> <|im_end|> <|im_start|>", _OPENS, "{}<|im_end|>"),
+    "internlm2": Published("<s> <|im_end|> </s> <unk> <|im_start|>", _OPENS, "{}<|im_end|>", sentencepiece=True),
+    "minicpm": Published("<s> </s> <unk>", "<AI>", sentencepiece=True),
+    "nemotron_nano": Published("<s> <SPECIAL_12> </s> <SPECIAL_10> <SPECIAL_11>", "Assistant\n", "{}\n<SPECIAL_12>", _THINK),
+}
+
+
+def published_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The small tokenizer of one of PUBLISHED; none adds a BOS by itself, as its template writes it."""
+    what = PUBLISHED[name]
+    bos, eos, *_ = tokens = what.tokens.split()
+    special = [AddedToken(text, special=True, normalized=False) for text in tokens if text != "-"]
+    backend = _sentencepiece(special, legacy=True) if what.sentencepiece else _byte_level(special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos if bos != "-" else None, eos_token=eos)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in what.added.split()])
+    folder = Path(__file__).parent / "chat_templates"
+    tokenizer.chat_template = (folder / f"{name}.jinja").read_text()
+    if name == "command_r":
+        with_tools = (folder / "command_r_tools.jinja").read_text()
+        tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": with_tools}
     return tokenizer
 
 
