@@ -155,7 +155,7 @@ def cut_left(ids: list[int], length: int, bos: int | None) -> list[int]:
 
 def as_text(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], template_kw: Mapping[str, Any] | None = None) -> str:
     """The conversation as the chat template writes it. BadRow where it refuses the messages."""
-    talk = Talk(messages, template_kw or {})
+    talk = _talk(messages, template_kw)
     return render(tokenizer, template_of(tokenizer, talk.values), talk)
 
 

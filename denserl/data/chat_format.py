@@ -76,6 +76,22 @@ def is_free(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
     return not any(token in template for template in templates) and i not in literal and i not in _seen_ids(tokenizer)
 
 
+def own_marks(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern:
+    """Matches what the template writes around turns: its control tokens, and what else is no plain word.
+
+    A text that holds such marks may be a conversation that was rendered already.
+    """
+    chat = chat_format(tokenizer)
+    talks = [_PROBE.answered(assistant(text)) for text in _PROBE_ANSWERS]
+    whole = Talk([*talks[0].messages, *talks[1].messages])
+    text = render(tokenizer, chat.template, whole)
+    found = {text for text, i in chat.control.items() if i in tokenize(tokenizer, text)}
+    said = "|".join(map(re.escape, {*chat.control, *(message["content"] for message in whole.messages)}))
+    pieces = {piece.strip() for piece in re.split(said, text)}
+    marks = found | {piece for piece in pieces if re.search(r"[^\w\s]", piece)}
+    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+
+
 def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_tokens: bool = False, **kwargs: bool) -> list[int]:
     """Ids of a text. BadRow for one that is no valid Unicode."""
     if _SURROGATE.search(text):

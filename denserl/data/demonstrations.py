@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from denserl.data.chat import encode_pair, encode_text
+from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, RESPONSE
 from denserl.data.readers import load_rows, map_rows
 from denserl.data.schemas import BadRow, as_demonstration, unread
@@ -66,4 +67,4 @@ def tokenize_demonstrations(
         yield {"input_ids": prompt + response, "loss_start": len(prompt)}
 
     features = datasets.Features({"input_ids": IDS, "loss_start": datasets.Value("int32")})
-    return map_rows(dataset, encode, features, on_bad_row)
+    return map_rows(dataset, encode, features, on_bad_row, own_marks(tokenizer))

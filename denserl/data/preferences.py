@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from denserl.data.chat import encode_pair
+from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, build_dataset
 from denserl.data.order import shuffled
 from denserl.data.published import check_pairs
@@ -95,7 +96,7 @@ def tokenize_preferences(
     # Beside the margin, numbers that objectives ask for.
     labels = [name for name in dataset.column_names if dataset.features[name] == NUMBER]
     features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(labels, NUMBER)})
-    return map_rows(dataset, encode, features, on_bad_row)
+    return map_rows(dataset, encode, features, on_bad_row, own_marks(tokenizer))
 
 
 def flip_labels(dataset: datasets.Dataset, share: float, seed: int) -> datasets.Dataset:

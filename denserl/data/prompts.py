@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import datasets
 
 from denserl.data.chat import bos_id, cut_left, encode_prompt
+from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES
 from denserl.data.readers import load_rows, map_rows
 from denserl.data.schemas import as_prompt, unread
@@ -59,4 +60,5 @@ def tokenize_prompts(
         ids = cut_left(encode_prompt(tokenizer, row["prompt"]), max_prompt_length, bos_id(tokenizer))
         yield {"prompt": row["prompt"], "prompt_ids": ids}
 
-    return map_rows(dataset, encode, datasets.Features({"prompt": MESSAGES, "prompt_ids": IDS}), on_bad_row)
+    features = datasets.Features({"prompt": MESSAGES, "prompt_ids": IDS})
+    return map_rows(dataset, encode, features, on_bad_row, own_marks(tokenizer))

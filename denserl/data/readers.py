@@ -21,6 +21,7 @@ from denserl.data.features import TEXT, build_dataset
 from denserl.data.file_rows import DATA_SUFFIXES, place_of, read_file, without_nulls
 from denserl.data.hub import go_offline_if_unreachable, is_hub_name
 from denserl.data.published import hub_source
+from denserl.data.rendering import texts_in
 from denserl.data.schemas import READ_KEYS
 from denserl.data.splits import saved_folder, split_files
 from denserl.errors import UserError
@@ -164,13 +165,23 @@ def blend(parts: list, weights: list[float] | None, limit: int | None, seed: int
 
 
 def map_rows(
-    dataset: datasets.Dataset, encode: Callable[[dict], Iterable[dict]], features: datasets.Features, on_bad_row: str
+    dataset: datasets.Dataset,
+    encode: Callable[[dict], Iterable[dict]],
+    features: datasets.Features,
+    on_bad_row: str,
+    marks: re.Pattern | None = None,
 ) -> datasets.Dataset:
-    """The dataset of the rows that `encode` makes of each row (none, one or several; BadRow: a bad row)."""
+    """The dataset of the rows that `encode` makes of each row (none, one or several; BadRow: a bad row).
+
+    marks: of the chat template's own; rows with texts that hold such are counted in a warning.
+    """
     bad_rows = BadRows(on_bad_row)
+    marked: Counter[str] = Counter()
 
     def encoded():
         for number, row in enumerate(dataset):
+            found = (marks.search(text) for text in texts_in({**row, "place": None})) if marks else ()
+            marked.update(next(([hit[0]] for hit in found if hit), []))
             try:
                 yield from encode(row)
             except BadRow as error:
@@ -178,6 +189,10 @@ def map_rows(
 
     result = build_dataset(encoded(), features)
     finish(bad_rows, "tokenised data", len(result))
+    if marked:
+        often = "%d of %d rows hold marks that the chat template itself writes, such as %r; they are read as plain text, and a "
+        often += "conversation that was rendered already is better given as messages"
+        logger.warning(often, marked.total(), len(dataset), visible(marked.most_common(1)[0][0], kept=""))
     return result
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
-from denserl.data.schemas import BadRow
+from denserl.data.bad_rows import BadRow
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _TEMPLATE_ERRORS = (
 _ASKED, _SAID, _MORE = "Zqasked", "Zqsaid", "Zqmore"
 # Keys that say which message or call belongs to which, and hold nothing that could be shown; of a tool's result, its name too.
 _LINKS = ("id", "tool_call_id", "type", "index")
+_ANOTHER = "give a template that shows it with `chat_template`, or leave it out of the data"
 _KNOWN_ROLES = ("system", "user", "assistant", "developer")
 
 
@@ -39,8 +40,8 @@ class Talk(NamedTuple):
 
     def texts(self) -> Iterator[str]:
         """Every text in it."""
-        yield from _texts(self.messages)
-        yield from _texts(self.values)
+        yield from texts_in(self.messages)
+        yield from texts_in(self.values)
 
     def answered(self, answer: dict) -> "Talk":
         """With one more message."""
@@ -108,7 +109,18 @@ def check_shown(
         without = talk._replace(values={k: v for k, v in talk.values.items() if k != key})
         both = [render(tokenizer, template, each, add_generation_prompt) for each in (talk, without)]
         if both[0] == both[1]:
-            raise BadRow(f"the chat template does not show {key!r}; one that does can be given with `chat_template`")
+            raise BadRow(f"the chat template does not show {key!r}", _ANOTHER)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON's kinds, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from texts_in([*value.keys(), *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from texts_in(item)
 
 
 def _check_message(
@@ -136,13 +148,13 @@ def _check_message(
             _check_message(tokenizer, template, talk._replace(messages=talk.messages[: number + 1]), number, False)
     for role in ("user", "assistant"):
         if is_result and is_dropped(role=role):
-            raise BadRow(f"the chat template writes a message of role {message['role']!r} like one of role {role!r}")
+            raise BadRow(f"the chat template writes a message of role {message['role']!r} like one of role {role!r}", _ANOTHER)
 
 
 def _left_out(key: str, message: dict) -> BadRow:
     what = "the whole content" if key == "content" else repr(key)
     one = f"a message of role {message['role']!r}"
-    return BadRow(f"the chat template does not show {what} of {one}; one that does can be given with `chat_template`")
+    return BadRow(f"the chat template does not show {what} of {one}", _ANOTHER)
 
 
 def _found(rendered: str, text: str, start: int) -> tuple[int, bool]:
@@ -220,7 +232,7 @@ def _write(tokenizer: "PreTrainedTokenizerBase", template: str, talk: Talk, add_
     try:
         return tokenizer.apply_chat_template(talk.messages, tokenize=False, **given)
     except _TEMPLATE_ERRORS as error:
-        raise BadRow(f"the chat template refuses the messages: {error}") from error
+        raise BadRow(f"the chat template refuses the messages: {error}", _ANOTHER) from error
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
@@ -232,14 +244,4 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _holds_text(value: Any) -> bool:
-    return any(text.strip() for text in _texts(value))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _texts(item)
+    return any(text.strip() for text in texts_in(value))

@@ -7,6 +7,7 @@ from templates import PUBLISHED, published_tokenizer
 
 from denserl.data.bad_rows import BadRow
 from denserl.data.chat import encode_pair, encode_prompt, encode_response, end_of_turn_id
+from denserl.data.chat_format import own_marks
 from denserl.data.templates import set_template
 from denserl.errors import UserError
 
@@ -121,6 +122,25 @@ def test_where_there_is_a_generation_prompt_that_answers_go_on_from_it_is_the_pr
         )
         same = encode_prompt(tokenizer_of(name), [USER, SAID, USER2]) == generated
         assert same == (name not in open_reasoning), name
+
+
+MARKS = {
+    "llama2": ["<s>", "</s>", "[INST]", "[/INST]"],
+    "qwen3": ["<|im_start|>", "<|im_end|>"],
+    "vicuna": ["USER:", "ASSISTANT:", "</s>"],
+    "zephyr": ["<|user|>", "<|assistant|>", "</s>"],
+    "deepseek_v2": ["User:", "Assistant:", "<｜end▁of▁sentence｜>"],
+    "llama32": ["<|start_header_id|>", "<|eot_id|>", "<|begin_of_text|>"],
+}
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_texts_that_hold_the_templates_own_marks(name):
+    marks = own_marks(tokenizer_of(name))
+    for mark in MARKS[name]:
+        assert marks.search(f"before {mark} after")[0] == mark
+    for text in ("Hello there, user: what is <it>?", "the assistant said [1] it is", "think", "system\n\nuser"):
+        assert not marks.search(text), text
 
 
 def test_there_are_thirty_of_them():
