@@ -37,7 +37,8 @@ setup(
         "accelerate>=1.10",
         "annotated-types>=0.6",
         "datasets>=4",
-        "deepspeed>=0.18",
+        # Earlier ones round the frequencies of rotary positions (to 0.19.0), or sums of gradients at stage 2 (to 0.19.7).
+        "deepspeed>=0.19.8",
         "docstring-parser>=0.16",
         "jinja2>=3.1",
         "lazy-loader>=0.4",

@@ -13,6 +13,8 @@ from denserl.models.decoding import ROOM
 REDUCE_BUCKET = 500_000_000
 MAX_LIVE_PARAMETERS = 1_000_000_000
 MAX_SUB_GROUP = 1_000_000_000
+# Bytes of a number of a gradient where those of several micro-batches are added up, whatever the width of weights.
+ADDED_UP = 4
 
 
 class Size(NamedTuple):
@@ -37,8 +39,8 @@ class Sharding(NamedTuple):
 
     @property
     def stage(self) -> int:
-        """The stage that runs: bf16 without ZeRO runs as stage 1 (see trainer/engine.py)."""
-        return max(self.zero_stage, 1) if self.width == 2 else self.zero_stage
+        """The stage that runs: bf16 runs at stage 2 at least (see trainer/engine.py)."""
+        return max(self.zero_stage, 2) if self.width == 2 else self.zero_stage
 
 
 def weights(size: Size, sharding: Sharding) -> int:
@@ -57,13 +59,14 @@ def optimizer_states(size: Size, sharding: Sharding) -> int:
 
 
 def gradients_kept(size: Size, sharding: Sharding) -> int:
-    """Gradients between the micro-batches of a step: width x trained below stage 2, from there each GPU its share.
+    """Gradients between the micro-batches of a step, in fp32: 4 x trained below stage 2, from there each GPU its share.
 
-    The reducing stages 2 and 3 keep them in main memory when the optimiser is offloaded.
+    Where the optimiser is offloaded, stage 3 keeps them in main memory, and stage 2 those of fp32 models.
     """
     if sharding.stage < 2:
-        return sharding.width * size.trained
-    return 0 if sharding.offload else sharding.width * size.trained // sharding.gpus
+        return ADDED_UP * size.trained
+    in_main_memory = sharding.offload and (sharding.stage == 3 or sharding.width == ADDED_UP)
+    return 0 if in_main_memory else ADDED_UP * size.trained // sharding.gpus
 
 
 def reduce_bucket(size: Size, sharding: Sharding) -> int:
@@ -95,14 +98,15 @@ def in_backward(size: Size, sharding: Sharding) -> int:
     """The same at the height of a backward pass, activations apart.
 
     Stage 2 keeps the sum of its share's gradients, and holds the micro-batch's own share, the bucket and, on several GPUs, a
-    flat copy of what is being reduced. Stage 3 holds gathered parameters.
+    flat copy of what is being reduced. Stage 3 holds gathered parameters, and their gradients in fp32.
     """
     if sharding.stage == 3:
-        return gathered_weights(size, sharding)
+        wider = (ADDED_UP - sharding.width) * min(size.trained, MAX_LIVE_PARAMETERS)
+        return gathered_weights(size, sharding) + wider
     held = between_micro_batches(size, sharding)
     if sharding.stage == 2:
         flat = sharding.width * min(size.trained, REDUCE_BUCKET) * (sharding.gpus > 1)
-        held += sharding.width * size.trained // sharding.gpus + reduce_bucket(size, sharding) + flat
+        held += ADDED_UP * size.trained // sharding.gpus + reduce_bucket(size, sharding) + flat
     return held
 
 

@@ -37,7 +37,17 @@ from denserl.models.folders import (
     read_settings,
     weight_files,
 )
-from denserl.models.heads import STOCK, Head, is_stock, make_head, our_name, store_head, stored_grm_head, stored_head
+from denserl.models.heads import (
+    STOCK,
+    Head,
+    is_stock,
+    make_head,
+    our_name,
+    read_in_fp32,
+    store_head,
+    stored_grm_head,
+    stored_head,
+)
 from denserl.models.packing import enable_packing
 
 log = logging.getLogger(__name__)
@@ -187,7 +197,7 @@ def empty_policy(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedMo
 
 def empty_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
     """The same with one score in place of logits, whatever head the config was written for."""
-    return _empty_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
+    return read_in_fp32(_empty_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw))
 
 
 def init_head(model: PreTrainedModel, seed: int) -> None:
@@ -288,7 +298,8 @@ def local_folder(path: str) -> Path:
 
 
 def _load_classifier(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    return _load_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
+    model, info = _load_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
+    return read_in_fp32(model), info
 
 
 def _load_model(

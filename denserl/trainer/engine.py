@@ -88,8 +88,8 @@ def deepspeed_config(config: OptimisationConfig, dtype: str, micro_batch_size: i
     micro_batch_size: rows of a forward on one rank. accumulation: forwards of an optimiser step on one rank.
     """
     zero_stage, max_grad_norm = config.zero_stage, config.max_grad_norm
-    # Without ZeRO, DeepSpeed starts bf16 training with a step of zero gradients, which Adam's bias corrections count.
-    zero: dict = {"stage": max(zero_stage, 1) if dtype == "bf16" else zero_stage}
+    # Below stage 2, DeepSpeed adds up gradients of bf16 in bf16, or whole in fp32 on every GPU.
+    zero: dict = {"stage": max(zero_stage, 2) if dtype == "bf16" else zero_stage}
     if zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if config.offload_optimizer:
@@ -102,6 +102,8 @@ def deepspeed_config(config: OptimisationConfig, dtype: str, micro_batch_size: i
         "zero_optimization": zero,
         # Steps whose gradient is not finite are skipped; some versions leave that out for bf16 unless told.
         "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": True},
+        # In bf16, a sum of 128 micro-batches' gradients would be 1 % off.
+        "data_types": {"grad_accum_dtype": "fp32"},
         # torch's AdamW serves every device; DeepSpeed's own needs a compiler.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -100,13 +100,14 @@ def test_adam_holds_eight_bytes_a_parameter():
     "gpus, stage, width, offload, weights, states, gradients",
     [
         (4, 0, 4, False, 4000, 8 * 800, 4 * 800),
-        (4, 0, 2, False, 2000, 12 * 200, 2 * 800),  # runs as stage 1
+        (4, 0, 2, False, 2000, 12 * 200, 4 * 200),  # runs as stage 2
         (4, 1, 4, False, 4000, 12 * 200, 4 * 800),
-        (4, 2, 2, False, 2000, 12 * 200, 2 * 200),
-        (4, 3, 2, False, 500, 12 * 200, 2 * 200),
+        (4, 2, 2, False, 2000, 12 * 200, 4 * 200),
+        (4, 3, 2, False, 500, 12 * 200, 4 * 200),
         (8, 3, 4, False, 500, 12 * 100, 4 * 100),
-        (4, 1, 2, True, 2000, 0, 2 * 800),
-        (4, 2, 2, True, 2000, 0, 0),
+        (4, 1, 4, True, 4000, 0, 4 * 800),
+        (4, 1, 2, True, 2000, 0, 4 * 200),  # runs as stage 2
+        (4, 2, 4, True, 4000, 0, 0),
         (4, 3, 2, True, 500, 0, 0),
     ],
 )

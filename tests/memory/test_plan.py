@@ -119,10 +119,10 @@ def test_sharing_by_hand(model):
     stage1, stage2, stage3 = (planner._ppo_at_rest(setting_given(planner.options, stage)) for stage in (1, 2, 3))
     both = POLICY + CLASSIFIER
     assert stage1 == stage2 == pytest.approx(2 * 2 * both + 12 * both / 8, abs=8)
-    # Four models in shares; fp32 weights and moments; gradients; two buckets; the whole copy that samples.
-    assert stage3 == pytest.approx(2 * 2 * both / 8 + 12 * both / 8 + 2 * both / 8 + 2 * 2 * 500_000_000 + 2 * POLICY, abs=16)
-    # bf16 without ZeRO runs as stage 1.
-    assert planner.update(setting_given(planner.options, 0)) == planner.update(setting_given(planner.options, 1))
+    # Four models in shares; fp32 weights and moments; fp32 gradients; two buckets; the whole copy that samples.
+    assert stage3 == pytest.approx(2 * 2 * both / 8 + 12 * both / 8 + 4 * both / 8 + 2 * 2 * 500_000_000 + 2 * POLICY, abs=16)
+    # bf16 runs at stage 2 at least.
+    assert len({planner.update(setting_given(planner.options, stage)) for stage in (0, 1, 2)}) == 1
 
 
 @pytest.mark.parametrize(

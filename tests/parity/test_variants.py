@@ -65,6 +65,10 @@ def with_adapter(name: str, start: Path, adapter: Path, dtype: torch.dtype) -> T
     return outputs(PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False))
 
 
+def largest_difference(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
 def says_the_same(name: str, variant: str, layout: tuple[int, int], trainings, world, folder: Path) -> None:
     whole = trained(name, variant, layout, trainings, folder)
     in_memory = torch.load(folder / "outputs.pt")
@@ -74,9 +78,12 @@ def says_the_same(name: str, variant: str, layout: tuple[int, int], trainings, w
     assert in_memory.keys() == ({"model", "critic"} if name == "ppo" else {"model"})
     for part, expected in in_memory.items():
         merged = adapter.is_dir() and part == "model"
-        for got in loaded(name, parts[part], dtype):
-            off = (got - expected).abs().max() / expected.abs().max()
-            assert off <= (MERGED[dtype] if merged else 0)
+        strict, stock = loaded(name, parts[part], dtype)
+        same = MERGED[dtype] if merged else 0.0
+        assert largest_difference(strict, expected) <= same
+        # The head of the stock class rounds to 8 bits, ours not at all.
+        rounds = dtype == torch.bfloat16 and (name == "rm" or part == "critic")
+        assert largest_difference(stock, expected) <= (max(same, 2**-8) if rounds else same)
     if adapter.is_dir():
         assert torch.equal(with_adapter(name, world.sft, adapter, dtype), in_memory["model"])
 
