@@ -83,6 +83,24 @@ def segments_from_starts(starts: Tensor, content: Tensor) -> Segments:
     return Segments(number.sub_(1), ends, lengths[:, 1:], counts)
 
 
+def mean_segment_length(entropies: Sequence[Sequence[float]], threshold: float) -> float:
+    """Tokens a segment at a threshold, in responses of which each has its entropies (nats), end-of-turn token included."""
+    rows = [row[:-1] for row in entropies if len(row) > 1]
+    tokens = sum(map(len, rows))
+    return tokens / max(len(rows) + sum(int((torch.as_tensor(row[1:]) > threshold).sum()) for row in rows), 1)
+
+
+def threshold_of_length(entropies: Sequence[Sequence[float]], length: float) -> float:
+    """The least threshold at which segments have at least so many tokens on average, where any has (`mean_segment_length`).
+
+    Of N tokens in R responses N / length segments open, R of them with the responses, the others at the tokens of most entropy.
+    """
+    rows = [row[:-1] for row in entropies if len(row) > 1]
+    later = torch.cat([torch.zeros(1), *(torch.as_tensor(row[1:], dtype=torch.float32) for row in rows)])[1:]
+    opened = max(0, math.floor(sum(map(len, rows)) / length) - len(rows))
+    return later.sort(descending=True).values[opened].item() if opened < len(later) else 0.0
+
+
 def segment_scores(token_scores: Tensor, segments: Segments) -> Tensor:
     """Read each segment's score at its end: (B, T) token scores -> (B, K_max) fp32, 0 past a row's K."""
     # Segments lie side by side from slot 0 on, so the running sum of their lengths counts the tokens up to each end.

@@ -17,10 +17,12 @@ from denserl.segmentation import (
     Segments,
     join_segments,
     level_of,
+    mean_segment_length,
     segment_by_entropy,
     segment_scores,
     segment_sums,
     segments_from_starts,
+    threshold_of_length,
 )
 
 
@@ -273,3 +275,19 @@ def test_much_faster_than_a_loop_that_visits_tensors_token_by_token():
     slow = best_of(3, lambda: loops.to_segments(loops.segment(entropy, mask, 1.75), 1024))
     # About 900 times is usual on one quiet core; 100 leaves room for a busy one.
     assert slow / fast >= 100, f"loop {slow * 1e3:.1f} ms, tensors {fast * 1e3:.3f} ms: {slow / fast:.0f} times"
+
+
+@given(st.lists(st.lists(st.floats(0, 4, width=32), min_size=2, max_size=9), min_size=1, max_size=6), st.floats(1, 8))
+def test_the_threshold_of_a_length_is_the_least_that_gives_it(rows, length):
+    """Against the segments that are cut at it, and at every smaller entropy there is."""
+
+    def cut(threshold: float) -> float:
+        segments = [segment_by_entropy(torch.tensor([row]), torch.ones(1, len(row)), threshold) for row in rows]
+        return sum(s.lengths.sum().item() for s in segments) / sum(s.counts.sum().item() for s in segments)
+
+    found = threshold_of_length(rows, length)
+    assert mean_segment_length(rows, found) == pytest.approx(cut(found))
+    whole = sum(len(row) - 1 for row in rows) / len(rows)
+    assert cut(found) >= min(length, whole) - 1e-9
+    smaller = [value for row in rows for value in row if value < found]
+    assert all(cut(value) < length for value in smaller)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from denserl.cli.launch import launch
+from denserl.cli.launch import launch, suggest
 from denserl.terminal import say
 from denserl.trainer.fit_config import FitConfig as Options
 
@@ -26,7 +26,10 @@ def run(options: Options) -> dict[str, Any]:
         moments = f"--reward_mean {record['score_mean']:.4f} --reward_std {record['score_std']:.4f}"
         say(f"  scores of responses, for train-ppo: {moments}")
         named = "" if path == fits_beside(options.reward_model) else f" --fit {path}"
-        say(f"  next: denserl train-ppo --reward_model {' '.join(options.reward_model)} --assignment even{named}")
+        models = " ".join(options.reward_model)
+        suggest(
+            f"train-ppo --model POLICY --reward_model {models} --assignment even{named} --data PROMPTS --output_dir NEW_FOLDER"
+        )
     distributed.barrier()
     return record
 

@@ -12,6 +12,8 @@ from denserl.cli.record import recorded
 from denserl.errors import STOPPED_STATUS, Stopped, UserError
 from denserl.terminal import make_output_inert, say
 
+log = logging.getLogger(__name__)
+
 
 def launch(options_class: type[Options], command: str, run: Callable[[Options], object], argv: list[str] | None) -> None:
     """Parse, run, and turn a user's mistake into a message on stderr and exit status 2."""
@@ -44,6 +46,12 @@ def launch(options_class: type[Options], command: str, run: Callable[[Options], 
         _end(command, str(message), 2, message.one_rank)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def suggest(*commands: str) -> None:
+    """Log commands that may come next."""
+    for command in commands:
+        log.info("  next: denserl %s", command)
 
 
 def _interrupted(command: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from denserl.cli.launch import launch
+from denserl.cli.launch import launch, suggest
 from denserl.trainer.ppo_config import PPOConfig as Options
 
 
@@ -17,6 +17,8 @@ def run(options: Options) -> None:
     if distributed.rank() == 0:
         folder = Path(options.output_dir)
         plot_judgements(read_metrics(folder / "metrics.jsonl"), folder / "over_optimisation.png")
+    judged = f"--reward_model {' '.join(options.reward_model)} " if options.reward_model else "--reward_model REWARD_MODEL "
+    suggest(f"bon --model {options.output_dir} --data PROMPTS {judged}--gold_reward_model ANOTHER --output_dir NEW_FOLDER")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Train a reward model on preferences, at segment, token or bandit level."""
 
-from denserl.cli.launch import launch
+from denserl.cli.launch import launch, suggest
 from denserl.trainer.reward_config import RewardConfig as Options
 
 
@@ -8,7 +8,12 @@ def run(options: Options) -> dict[str, float]:
     """Returns the evaluation metrics of the model that was saved."""
     from denserl.trainer.reward_trainer import RewardTrainer
 
-    return RewardTrainer.from_config(options).run()
+    metrics = RewardTrainer.from_config(options).run()
+    suggest(
+        f"evaluate pairs HELD_OUT --scorer {options.output_dir} --output_dir NEW_FOLDER",
+        f"train-ppo --model {options.model} --reward_model {options.output_dir} --data PROMPTS --output_dir NEW_FOLDER",
+    )
+    return metrics
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token loss on response tokens, or on all tokens of plain text."""
 
-from denserl.cli.launch import launch
+from denserl.cli.launch import launch, suggest
 from denserl.trainer.config import SFTConfig as Options
 
 
@@ -8,7 +8,9 @@ def run(options: Options) -> dict[str, float]:
     """Returns the evaluation metrics of the model that was saved, if there are rows to evaluate it on."""
     from denserl.trainer.sft_trainer import SFTTrainer
 
-    return SFTTrainer.from_config(options).run()
+    metrics = SFTTrainer.from_config(options).run()
+    suggest(f"train-rm --model {options.output_dir} --data PAIRS --output_dir NEW_FOLDER")
+    return metrics
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,7 +19,10 @@ from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.scoring import response_logprobs_entropies
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.sources.base import RewardSource, per_token, read_segments
-from denserl.segmentation import Segmenter
+from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, mean_segment_length, threshold_of_length
+
+SHOWN_PAIRS = 512  # of which segment lengths are said
+SHOWN_LENGTHS = (5, 10, 20, 40)
 
 
 def prepare_pairs(
@@ -53,6 +56,19 @@ def prepare_pairs(
         max_tokens=config.score_tokens,
         device=device,
     )
+
+
+def segment_lengths(pairs: Dataset, threshold: float) -> str:
+    """How long segments are at a threshold, and at which ones they would have other lengths, in words.
+
+    pairs: as `prepare_pairs` gives them, of which the first SHOWN_PAIRS are looked at.
+    """
+    first = pairs.select(range(min(len(pairs), SHOWN_PAIRS)))
+    entropies = [row for side in SIDES for row in first[f"{side}_entropy"]]
+    whole = mean_segment_length(entropies, BANDIT_THRESHOLD)
+    others = [f"{tokens} at {threshold_of_length(entropies, tokens):.2f}" for tokens in SHOWN_LENGTHS if tokens < whole]
+    at = f"segments of {mean_segment_length(entropies, threshold):.1f} tokens at entropy threshold {threshold:g}"
+    return f"{at}; of about {', '.join(others)} (`entropy_threshold`)" if others else at
 
 
 def segment_rewards(

@@ -39,8 +39,11 @@ def rollout_metrics(scored: ScoredRollouts, rewards: Rewards, judged: Judged, co
         for paid, source in zip(rewards.sources, sources, strict=True):
             per_response |= {f"reward/{paid.name}": source.score, f"segments/{paid.name}": source.segments.counts.float()}
     per_response |= {key: torch.tensor(values, device=mask.device) for key, values in judged.items()}
+    spread = [key for key in ("reward", *judged)]
+    per_response |= {f"{key}_std": per_response[key].float() ** 2 for key in spread}
     totals = {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}
-    return distributed.average_over_ranks(totals, counted.sum())
+    means = distributed.average_over_ranks(totals, counted.sum())
+    return means | {f"{key}_std": max(means[f"{key}_std"] - means[key] ** 2, 0.0) ** 0.5 for key in spread}
 
 
 class RunLog(NamedTuple):

@@ -1,7 +1,6 @@
 """The models of a PPO run: actor and critic as DeepSpeed engines, the others frozen; what writes them at its end."""
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -29,8 +28,6 @@ from denserl.trainer.engine import (
 )
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import Schedule
-
-log = logging.getLogger(__name__)
 
 
 class PolicyModule(nn.Module):
@@ -123,7 +120,6 @@ def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenize
             parameter.data.copy_(mean)
         write(policy, folder / "ema")
     distributed.barrier()
-    log.info("policy written to %s", folder)
 
 
 def _engine_configs(config: PPOConfig, dtype: str) -> tuple[dict, dict]:

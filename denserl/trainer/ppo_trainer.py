@@ -4,6 +4,8 @@ What it is made of (models, sources of rewards, metrics) is in the files ppo_*.p
 """
 
 import dataclasses
+import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +26,7 @@ from denserl.models.scoring import token_rewards
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
+from denserl.rewards.pair_metrics import HUGE_SCORE
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import load_members
 from denserl.rewards.sources.function import FunctionSource
@@ -39,7 +42,10 @@ from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models,
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, check_sources, join_scores, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import StopRequest
-from denserl.trainer.trackers import Trackers, chosen_trackers, not_finite
+from denserl.trainer.summaries import in_words, policy_lines
+from denserl.trainer.trackers import Trackers, chosen_trackers, not_finite, read_metrics
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -149,9 +155,12 @@ class PPOTrainer:
 
     def run(self) -> None:
         """Train to the end (see `train`) and write the models into the output folder."""
+        began = time.perf_counter()
         self.train()
         self.log.trackers.finish()
         save_models(self.config, self.models, self.tokenizer, self.ema)
+        if distributed.rank() == 0:
+            self._summarise(time.perf_counter() - began)
 
     def train(self) -> None:
         """Run all iterations that are left.
@@ -179,6 +188,19 @@ class PPOTrainer:
                     raise not_finite(self.skipped_in_a_row, self.log.skipped, saved, "`actor_lr` and `critic_lr`")
                 if stopping and self.iteration < iterations:
                     raise Stopped(f"stopped after iteration {self.iteration} of {iterations}; {saved} is complete")
+
+    def _summarise(self, seconds: float) -> None:
+        """Log what the run came to."""
+        folder = Path(self.config.output_dir)
+        rows, held_out = read_metrics(folder / "metrics.jsonl"), len(self.eval_prompts or ())
+        sampled = self.config.rollout_batch_size
+        log.info("%s: trained to iteration %d of %d responses each, %s", folder, self.iteration, sampled, in_words(seconds))
+        for line in policy_lines(rows, sampled, held_out):
+            log.info("  %s", line)
+        if rows and abs(rows[-1].get("reward") or 0.0) >= HUGE_SCORE:
+            log.warning("  rewards reach %.1e in magnitude: the reward model, or its normaliser, is off", rows[-1]["reward"])
+        parts = ["critic/", *(["ema/"] if self.ema else []), *(["checkpoints/"] if self.config.save_every else [])]
+        log.info("  policy in %s, beside it %s, metrics.jsonl, samples.jsonl", folder, ", ".join(parts))
 
     def iterate(self) -> dict[str, float]:
         """One iteration: sample, score, make experience, update; returns its metrics."""

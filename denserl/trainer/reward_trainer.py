@@ -4,6 +4,7 @@ Optimiser steps, averages, evaluation and logs are those of every supervised tra
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,12 +44,13 @@ from denserl.rewards.objectives import (
     total_losses,
 )
 from denserl.rewards.pair_metrics import group_metrics, group_sums
-from denserl.rewards.pairs import prepare_pairs
+from denserl.rewards.pairs import prepare_pairs, segment_lengths
 from denserl.rewards.sources.reading import new_segmenter, sft_fingerprint
 from denserl.segmentation import Segmenter, segment_scores
 from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
+from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
 
@@ -135,6 +137,8 @@ class RewardTrainer(SupervisedTrainer):
         # Whether there is one of this family is known before hours of entropies.
         empty_reward_model(config.model, dtype, **config.model_source())
         pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
+        if segmenter.level != "bandit" and not segmenter.function:
+            log.info("%s", segment_lengths(pairs, segmenter.threshold))
         args = training_arguments(config, device, dtype)
         # What the reference model says follows from weights and ids.
         ids = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in labels])
@@ -160,17 +164,16 @@ class RewardTrainer(SupervisedTrainer):
 
         Returns: the evaluation metrics of the model that was written. Mean and std of its scores are stored with it.
         """
+        began = time.perf_counter()
         metrics = self.session.run(self)
         self.model.config.mean, self.model.config.std = metrics["eval_score_mean"], metrics["eval_score_std"]
         save_trained(self, self.args.output_dir)
-        log.info(
-            "%s: accuracy %.3f on %d pairs (longer response preferred: %.3f; score and length correlate %+.2f)",
-            self.args.output_dir,
-            metrics["eval_accuracy"],
-            len(self.eval_dataset),
-            metrics["eval_length_accuracy"],
-            metrics["eval_length_correlation"],
-        )
+        steps, pairs = self.state.global_step, len(self.eval_dataset)
+        log.info("%s: trained to step %d, %s", self.args.output_dir, steps, in_words(time.perf_counter() - began))
+        for line in reward_model_lines(metrics, pairs):
+            log.info("  %s", line)
+        for remark in reward_model_remarks(metrics, pairs):
+            log.warning("  %s", remark)
         return metrics
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:

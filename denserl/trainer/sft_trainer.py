@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
 from denserl.models.scoring import token_logprob_entropy
 from denserl.trainer.config import SFTConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
+from denserl.trainer.summaries import in_words
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
 
@@ -60,10 +62,13 @@ class SFTTrainer(SupervisedTrainer):
 
         Returns: the evaluation metrics of the model that was written, if there are rows to evaluate it on.
         """
+        began = time.perf_counter()
         metrics = self.session.run(self)
         save_trained(self, self.args.output_dir)
-        steps, rows = self.state.global_step, len(self.train_dataset)
-        log.info("%s: trained for %d steps on %d rows", self.args.output_dir, steps, rows)
+        steps, rows, took = self.state.global_step, len(self.train_dataset), in_words(time.perf_counter() - began)
+        log.info("%s: trained to step %d on %d rows, %s", self.args.output_dir, steps, rows, took)
+        if metrics:
+            log.info("  loss %.4f nats a token on %d held-out rows", metrics["eval_loss"], len(self.eval_dataset))
         return metrics
 
     def count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

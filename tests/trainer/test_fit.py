@@ -34,10 +34,13 @@ def fit(reward_model, tmp_path):
     return lambda **more: tiny_models.run_command(fit_normalizer, "fit-normalizer", tiny_models.as_argv(settings | more))
 
 
-def test_a_fit_is_kept_beside_the_model_and_found_there(fit, ppo, reward_model, capsys):
+def test_a_fit_is_kept_beside_the_model_and_found_there(fit, ppo, reward_model, caplog):
+    caplog.set_level(logging.INFO)
     record = fit()
     assert json.loads((reward_model / "fits.json").read_text()) == {"peak/avg/5.3": record}
-    assert f"--reward_model {reward_model} --assignment even\n" in capsys.readouterr().out
+    assert (
+        f"next: denserl train-ppo --model POLICY --reward_model {reward_model} --assignment even --data PROMPTS" in caplog.text
+    )
     run = ppo(reward_model=reward_model, assignment="even", fit=None, save_every=1)
     w_mu, w_sigma, b_mu, b_sigma = record["constants"]
     normalizer = f"LocationNormalizer(w_mu={w_mu}, w_sigma={w_sigma}, b_mu={b_mu}, b_sigma={b_sigma})"
