@@ -1,22 +1,27 @@
 """Files and folders brought to the disk, so that they survive a loss of power. What is in them is not known here."""
 
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from denserl.errors import UserError, require
+
+log = logging.getLogger(__name__)
 
 COMMAND_FILE = "command.json"  # in every output folder: the command that wrote it
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
-def is_output(folder: Path) -> bool:
-    """Whether a folder holds what a command wrote, which is no data even where it lies among them."""
-    return (folder / COMMAND_FILE).is_file()
-
-
-def lies_in_output(file: Path, root: Path) -> bool:
-    """Whether a file below `root` lies in a folder there that a command wrote."""
-    return any(is_output(folder) for folder in file.parents if root in folder.parents)
+def without_outputs(files: Iterable[Path], root: Path) -> list[Path]:
+    """The files but those in folders below `root` that a command wrote, which are no data and are named in the log."""
+    folder_of = {
+        file: next((folder for folder in file.parents if root in folder.parents and (folder / COMMAND_FILE).is_file()), None)
+        for file in files
+    }
+    if passed := {str(folder) for folder in folder_of.values() if folder}:
+        log.info("not read, being what a command wrote: %s", ", ".join(sorted(passed)))
+    return [file for file, folder in folder_of.items() if folder is None]
 
 
 def flush(path: Path) -> None:

@@ -18,11 +18,10 @@ from denserl.cli.inputs import contents, of_inputs, stamp
 from denserl.cli.versions import versions
 from denserl.config import Config, RunConfig
 from denserl.errors import Stopped, UserError
+from denserl.files import COMMAND_FILE as RECORD
 from denserl.files import make_folder
 
 log = logging.getLogger(__name__)
-
-RECORD = "command.json"
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from denserl.data.config import is_saved
 from denserl.data.file_rows import DATA_SUFFIXES, without_suffix
 from denserl.errors import UserError, require
-from denserl.files import COMMAND_FILE, lies_in_output
+from denserl.files import COMMAND_FILE, without_outputs
 
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 # JSON files that are no data: those beside data, or in a model folder that was given by mistake.
@@ -44,8 +44,9 @@ def split_files(folder: Path, split: str) -> list[Path]:
     files = sorted(
         f for f in folder.rglob("*")
         if f.is_file() and f.name.lower().endswith(DATA_SUFFIXES) and f.name not in _METADATA
-        and not any(part.startswith(".") for part in f.relative_to(folder).parts) and not lies_in_output(f, folder)
+        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
     )  # fmt: skip
+    files = without_outputs(files, folder)
     require(files, f"{folder} holds no data file", f"put files of these kinds there: {' '.join(DATA_SUFFIXES)}")
     named = [f for f in files if any(_is_of(name, split) for name in _names(f, folder))]
     if not named:

@@ -317,13 +317,15 @@ def test_rmb_is_read_below_its_two_sets(tmp_path, caplog):
         assert list(found["subsets"]) == ["Pairwise_set/Helpfulness/Chat/Casual Conversation"] and found["n"] == 2
 
 
-def test_an_output_folder_inside_the_data_is_no_data(tmp_path):
+def test_an_output_folder_inside_the_data_is_no_data(tmp_path, caplog):
     suite_files.mtbench(tmp_path)
     write_json(tmp_path / "judged/results.json", {"suite": "mtbench"})
     with pytest.raises(UserError, match="results.json"):
         judged_by_length(SUITES["mtbench"], tmp_path)
     write_json(tmp_path / "judged/command.json", {"command": "evaluate"})
-    assert judged_by_length(SUITES["mtbench"], tmp_path)[1]["n"] == 4
+    with caplog.at_level("INFO"):
+        assert judged_by_length(SUITES["mtbench"], tmp_path)[1]["n"] == 4
+    assert f"not read, being what a command wrote: {tmp_path / 'judged'}" in caplog.text
 
 
 def test_pairs_of_a_folder_that_holds_an_output_folder(tmp_path):

@@ -14,7 +14,7 @@ from denserl.data.messages import as_messages, response_of
 from denserl.data.readers import DATA_SUFFIXES, is_hub_source, read_rows
 from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item
-from denserl.files import COMMAND_FILE, lies_in_output
+from denserl.files import COMMAND_FILE, without_outputs
 from denserl.terminal import visible
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ def read_files(
     root = local(path)
     if root is None:
         raise UserError(f"there is no file or folder {path!r}", "give the path of the suite's files")
-    files = [root] if root.is_file() else sorted(filter(lambda file: _is_data(file, root, without), root.rglob("*")))
+    files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if _is_data(f, root, without))
+    files = without_outputs(files, root)
     if not files:
         raise UserError(f"{path} holds no data file", f"put files of these kinds there: {' '.join(_TABLES)}")
     folder = root if root.is_dir() else root.parent
@@ -76,8 +77,7 @@ def read_files(
     whole = {file: "/".join([*names, part]) for file, part in inside.items()}
     parts = next((parts for parts in (inside, whole) if any(map(known, parts.values()))), inside)
     own = [file for file in files if known(parts[file])] or files
-    others = [file for file in files if file not in {*own}]
-    if others:
+    if others := sorted({*files} - {*own}):
         log.info("%s: %d files are no part of the suite and not read, such as %s", path, len(others), others[0])
     for file in own:
         yield from read_split(str(file), ALL, bad_rows, parts[file])
@@ -86,7 +86,7 @@ def read_files(
 def _is_data(file: Path, root: Path, without: Sequence[str]) -> bool:
     steps = file.relative_to(root).parts
     aside = file.name == COMMAND_FILE or any(step.startswith(".") or step in without for step in steps)
-    return file.name.lower().endswith(_TABLES) and not aside and not lies_in_output(file, root)
+    return file.name.lower().endswith(_TABLES) and not aside
 
 
 def read_parts(path: str, names: Sequence[str], split: str, bad_rows: BadRows) -> Iterator[Row]:
