@@ -40,6 +40,8 @@ class Options(DataConfig):
 
 def run(options: Options) -> None:
     from denserl.data.demonstrations import load_demonstrations
+    from denserl.data.messages import texts_in
+    from denserl.data.rendering import assistant
     from denserl.models.tiny import new_llama, train_tokenizer
 
     require(
@@ -50,7 +52,8 @@ def run(options: Options) -> None:
     quiet_libraries()
     make_folder("output_dir", options.output_dir)
     rows = load_demonstrations(**options.source(), seed=options.seed)
-    texts = (part for row in rows for part in (*(turn["content"] for turn in row["prompt"]), row["response"]))
+    messages = (message for row in rows for message in (*row["prompt"], assistant(row["response"])))
+    texts = (text for message in messages for text in texts_in(message))
     tokenizer = train_tokenizer(texts, options.vocab_size)
     model = new_llama(
         tokenizer,

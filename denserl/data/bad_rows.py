@@ -79,5 +79,6 @@ def finish(bad_rows: BadRows, source: str, kept: int, left_out: int = 0) -> None
     if bad_rows.total:
         logger.warning("%s: %d rows kept, %s", source, kept, bad_rows.summary())
     if not kept:
-        found = bad_rows.summary() if bad_rows.total else "it is empty"
+        left = f"{left_out} rows are left out" if left_out else "it is empty"
+        found = bad_rows.summary() if bad_rows.total else left
         raise UserError(f"{source}: no usable row ({found})", "check the source and its split")

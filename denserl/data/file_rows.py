@@ -28,6 +28,8 @@ DATA_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".csv",
 _BROKEN = (EOFError, OSError, zlib.error)
 # Characters of a cell; the csv module's own limit is less than a long conversation has.
 _LONGEST_CELL = 10_000_000
+# What the csv module says where a quote swallows what follows: the file's end, or too much to be a cell.
+_NEVER_CLOSED = ("unexpected end of data", "field larger than field limit")
 _NO_UTF_8 = re.compile("[\udc80-\udcff]")
 
 Rows = Iterator[tuple[str, dict]]
@@ -170,7 +172,7 @@ def _table_rows(path: Path, delimiter: str, bad_rows: BadRows | None) -> Rows:
                 try:
                     cells = next(table, None)
                 except csv.Error as error:
-                    if "unexpected end of data" in str(error):
+                    if any(words in str(error) for words in _NEVER_CLOSED):
                         fix = "close it; a quote inside a quoted cell is doubled"
                         raise UserError(f"{path}:{start}: a quoted cell is never closed", fix) from error
                     _report(bad_rows, place_of(path, start), f"no row of a table ({error})")
@@ -204,7 +206,7 @@ def _header(path: Path, table: Iterator[list[str]], delimiter: str) -> list[str]
     if twice:
         found = f"{path}: its header has {visible(twice[0], kept='')!r} more than once"
         raise UserError(found, "give each column a name of its own")
-    return header
+    return [name.strip() for name in header]
 
 
 def _parquet_rows(path: Path) -> Rows:

@@ -6,7 +6,7 @@ What a row holds around its messages is in schemas.py, how they are rendered in 
 import json
 import re
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from denserl.data.bad_rows import BadRow
@@ -63,6 +63,13 @@ def apart(messages: list[dict]) -> tuple[list[dict], dict]:
 def response_of(message: dict) -> str | dict:
     """An answer as its text, or as all of the message where that holds more."""
     return message if message.keys() - {"role", "content"} else message["content"]
+
+
+def texts_in(message: dict) -> Iterator[str]:
+    """The content of a message, and whatever else it holds, as texts."""
+    for name, value in message.items():
+        if name != "role":
+            yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def written_messages(text: str, key: str) -> list | None:
@@ -147,6 +154,7 @@ def refuse(holder: dict, names: Collection[str], where: str) -> None:
 def unread_in(value: object, key: str) -> set[str]:
     """The keys of a list of messages, and of their parts, that say something and are not read, as `key[].name`."""
     found = set()
+    value = written_messages(value, key) if isinstance(value, str) else value
     for message in value if isinstance(value, list) else []:
         if isinstance(message, dict):
             found |= {f"{key}[].{name}" for name in _others(message, {*EXTRAS, *_STYLES[0], *_STYLES[1]})}

@@ -90,18 +90,7 @@ def as_prompt(row: Any) -> dict:
     if _given(row, "conv_A"):
         row = {**_around(row), "messages": _conversation(row, "A")}
     refuse(row, _REFUSED, "the row has")
-    messages = _explicit_prompt(row)
-    if messages is None and _given(row, "messages"):
-        messages = as_messages(row["messages"], "messages")
-    elif messages is None and _given(row, "chosen"):
-        prompt, chosen = _side(row, "chosen")
-        _check_filled(prompt, chosen=chosen)
-        return {"prompt": prompt}
-    elif messages is None:
-        raise _missing(row, "no 'prompt', 'messages', 'instruction' or 'chosen'", "prompt=...")
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]  # its answer is not part of the prompt
-    prompt = _checked_prompt(row, messages)
+    prompt = _prompt_alone(row)
     _check_filled(prompt)
     _check_length(prompt)
     return {"prompt": prompt}
@@ -139,6 +128,8 @@ def unread(row: Any, convert: Any, also: Collection[str] = ()) -> set[str]:
         return set()
     read = {*also, *CONTEXT, *_keys_read(row, convert)}
     found = {str(name) for name, value in row.items() if name not in read and is_filled(value)}
+    if "metadata" in read and isinstance(row.get("metadata"), dict):
+        found |= {f"metadata.{name}" for name, value in row["metadata"].items() if name not in read and is_filled(value)}
     return found.union(*(unread_in(row[name], name) for name in read & row.keys() - {*BESIDE}))
 
 
@@ -147,6 +138,7 @@ def _keys_read(row: dict, convert: Any) -> Iterator[str]:
     if convert is as_preference:
         yield from ("chosen", "rejected", MARGIN, "metadata", *(key for keys in RATING_KEYS for key in keys))
         yield from ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating")
+        yield from ("source",) if "conv_A" in row else ()
     elif convert is as_prompt:
         yield from ("rejected", "response", "completion", "output", "chosen", "conv_A", "conv_B")
         prompts = (*PROMPT_KEYS, "messages")
@@ -159,6 +151,20 @@ def _keys_read(row: dict, convert: Any) -> Iterator[str]:
         yield prompt
     if prompt == "instruction":
         yield from INPUT_KEYS
+
+
+def _prompt_alone(row: dict) -> list[dict]:
+    messages = _explicit_prompt(row)
+    if messages is None and _given(row, "messages"):
+        messages = as_messages(row["messages"], "messages")
+    elif messages is None and _given(row, "chosen"):
+        prompt, chosen = _side(row, "chosen")
+        _check_filled(prompt, chosen=chosen)
+        return prompt
+    elif messages is None:
+        raise _missing(row, "no 'prompt', 'messages', 'instruction' or 'chosen'", "prompt=...")
+    # An answer at its end is not part of the prompt.
+    return _checked_prompt(row, messages[:-1] if messages[-1]["role"] == "assistant" else messages)
 
 
 def _by_rating(row: dict) -> dict:

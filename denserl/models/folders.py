@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from denserl.data.hub import HUB_NAME, go_offline_if_unreachable, is_hub_name
 from denserl.errors import UserError
+from denserl.files import refuse_lfs_pointer
 
 # Settings files that are checked where they exist; the first is required.
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
@@ -39,6 +40,8 @@ def check_source(path: str, files: tuple[str, ...]) -> None:
                 f"{path} holds adapters ({ADAPTERS}) and no whole model",
                 f"merge them: denserl merge --model BASE --adapter {path} --output_dir NEW_FOLDER",
             )
+        for file in _matching(folder, [*files, "*.safetensors"]):
+            refuse_lfs_pointer(file)
         for name in files:
             if (folder / name).exists() or name == MODEL_FILES[0] == files[0]:
                 read_settings(folder / name)

@@ -1,5 +1,7 @@
 """What the fuzz tests share: arbitrary texts and rows, what must hold of what is made of them, and how much is tried."""
 
+import json
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from templates import END_OF_TURN, NAMES, SPECIAL_TOKENS
@@ -22,16 +24,37 @@ pieces = st.one_of(valid_pieces, st.sampled_from([*MARKS, *SURROGATES]))
 texts = st.lists(valid_pieces, max_size=8).map("".join)
 rough_texts = st.lists(pieces, max_size=8).map("".join)
 
-ROLES = ["system", "user", "assistant", "human", "gpt", "tool", "", "USER"]
+ROLES = [
+    "system",
+    "user",
+    "assistant",
+    "human",
+    "gpt",
+    "tool",
+    "",
+    "USER",
+    "developer",
+    "function_call",
+    "observation",
+    "wizard",
+]
 KEYS = [
     "prompt", "chosen", "rejected", "messages", "conversations", "instruction", "input", "text", "response", "completion",
-    "score_chosen", "score_rejected", "role", "content", "from", "value", "place",
+    "score_chosen", "score_rejected", "role", "content", "from", "value", "place", "output", "margin", "system", "history",
+    "tools", "documents", "tool_calls", "reasoning_content", "name", "function", "arguments", "type",
+    "images", "metadata", "weight",
 ]  # fmt: skip
 numbers = st.one_of(st.integers(), st.floats(allow_nan=True), st.just(10**400))
 scalars = st.one_of(st.none(), st.booleans(), numbers, rough_texts)
+parts = st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": rough_texts})
+calls = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": rough_texts, "arguments": scalars})})
 messages = st.one_of(
     st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": st.one_of(rough_texts, scalars)}),
     st.fixed_dictionaries({"from": st.sampled_from(ROLES), "value": rough_texts}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(ROLES), "content": st.one_of(st.none(), st.lists(parts, max_size=2))},
+        optional={"tool_calls": st.lists(calls, max_size=2), "reasoning_content": rough_texts, "name": rough_texts},
+    ),
 )
 dialogues = st.lists(st.tuples(st.sampled_from(["\n\nHuman: ", "\n\nAssistant: "]), rough_texts), max_size=4).map(
     lambda turns: "".join(who + text for who, text in turns)
@@ -45,7 +68,14 @@ loose_rows = st.one_of(values, st.dictionaries(st.sampled_from(KEYS), values, ma
 prompts = st.one_of(rough_texts, st.lists(messages, min_size=1, max_size=3))
 near_rows = st.fixed_dictionaries(
     {"prompt": prompts, "chosen": rough_texts, "rejected": rough_texts},
-    optional={"score_chosen": numbers, "score_rejected": numbers, "messages": st.lists(messages, max_size=3)},
+    optional={
+        "score_chosen": numbers,
+        "score_rejected": numbers,
+        "messages": st.lists(messages, max_size=3),
+        "system": rough_texts,
+        "history": st.lists(st.lists(rough_texts, min_size=2, max_size=2), max_size=2),
+        "tools": st.lists(calls, max_size=2),
+    },
 )
 filled = texts.filter(str.strip)
 turns = st.lists(st.tuples(filled, filled), max_size=2).map(
@@ -55,7 +85,7 @@ asked = st.tuples(turns, filled).map(lambda parts: [*parts[0], {"role": "user", 
 answered = st.tuples(asked, filled).map(lambda parts: [*parts[0], {"role": "assistant", "content": parts[1]}])
 good_rows = st.one_of(
     st.fixed_dictionaries({"prompt": st.one_of(filled, asked), "chosen": filled, "rejected": filled}),
-    st.fixed_dictionaries({"prompt": asked, "response": filled}),
+    st.fixed_dictionaries({"prompt": asked, "response": filled}, optional={"system": filled}),
     st.fixed_dictionaries({"messages": answered}),
     st.fixed_dictionaries({"text": filled}),
 )
@@ -69,10 +99,21 @@ def explore(check, examples: int, **strategies) -> None:
 
 
 def conversation_is_sound(messages: list[dict]) -> bool:
-    return all(
-        set(m) == {"role", "content"} and m["role"] in ("system", "user", "assistant") and is_unicode(m["content"])
-        for m in messages
-    )
+    return all(message_is_sound(message) for message in messages)
+
+
+def message_is_sound(message: dict) -> bool:
+    """It has what templates need, and is of JSON's kinds and valid Unicode throughout."""
+    known = message["role"] in ("system", "developer", "user", "assistant", "tool")
+    return known and isinstance(message["content"], str) and is_unicode(json.dumps(message, ensure_ascii=False))
+
+
+def response_is_sound(response: str | dict) -> bool:
+    """A text, or a message with more than its content; it says something."""
+    if isinstance(response, str):
+        return bool(response.strip()) and is_unicode(response)
+    says = response["content"].strip() or response.get("tool_calls")
+    return bool(says) and message_is_sound(response) and response["role"] == "assistant" and len(response) > 2
 
 
 def is_unicode(text: str) -> bool:

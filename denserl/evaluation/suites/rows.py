@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 Row = tuple[str, str, object]  # the part of the suite (a file or a configuration), the place, the row
 PROMPT_KEYS = ("prompt", "question", "input")
 ALL = "all"
-_TABLES = tuple(suffix for suffix in DATA_SUFFIXES if suffix != ".txt")
+# In folders; beside rows, tables of text hold results.
+_TABLES = tuple(suffix for suffix in DATA_SUFFIXES if not suffix.startswith((".txt", ".csv", ".tsv")))
 
 
 def read_split(path: str, split: str, bad_rows: BadRows, part: str = ALL) -> Iterator[Row]:
