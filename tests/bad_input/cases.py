@@ -83,6 +83,10 @@ MODELS = [
         "sft holds no tokenizer (tokenizer.json",
         "tokenizer.save_pretrained('",
     ),
+    *(
+        language_model(f"{name} is a pointer of Git LFS", written(name, LFS), f"{name} is a pointer of Git LFS", "git lfs pull")
+        for name in ("model.safetensors", "tokenizer.json")
+    ),
     language_model("half a tokenizer", half("tokenizer.json"), "sft/tokenizer.json is not JSON", AGAIN),
     language_model(
         "a tokenizer of another kind", written("tokenizer.json", "[]"), "tokenizer.json holds a list; expected an object", AGAIN

@@ -1,5 +1,6 @@
 """Reading files, folders and hub-shaped folders, and blending."""
 
+import csv
 import gzip
 import json
 from collections import Counter
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from denserl.data import file_rows
 from denserl.data.bad_rows import BadRows
 from denserl.data.config import has_splits
 from denserl.data.readers import DATA_SUFFIXES, _hub_rows, blend, load_rows, map_rows, read_rows
@@ -208,6 +210,25 @@ def test_a_bad_row_of_a_table_has_its_line_and_the_others_are_read(tmp_path):
 def test_a_table_that_is_none_is_an_error(tmp_path, name, content, words):
     with pytest.raises(UserError, match=words):
         list(read_rows(write(tmp_path / name, content), "train", BadRows("skip")))
+
+
+def test_a_quote_that_swallows_more_than_a_cell_holds_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_rows, "_LONGEST_CELL", 0)
+    before = csv.field_size_limit(100)
+    try:
+        with pytest.raises(UserError, match=r"a\.csv:2: a quoted cell is never closed"):
+            list(read_rows(write(tmp_path / "a.csv", 'a,b\n"1,2\n' + "3,4\n" * 100), "train", BadRows("skip")))
+    finally:
+        csv.field_size_limit(before)
+
+
+def test_what_a_command_wrote_beside_the_data_is_not_read(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name in ("a.jsonl", "runs/samples.jsonl", "runs/command.json"):
+        write(tmp_path / name, '{"text": "x"}')
+    assert [place for place, _ in read_rows(str(tmp_path), "train")] == [f"{tmp_path}/a.jsonl:1"]
+    # Unless it is what was asked for.
+    assert len(list(read_rows(str(tmp_path / "runs"), "train"))) == 2
 
 
 def test_a_long_cell_and_a_table_of_one_column_are_read(tmp_path):

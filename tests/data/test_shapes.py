@@ -9,10 +9,13 @@ import logging
 import pytest
 from templates import CHATML, build_tokenizer
 
+from denserl.cli import new_model
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
+from denserl.data.messages import texts_in
 from denserl.data.preferences import load_preferences, tokenize_preferences
 from denserl.data.prompts import load_prompts, tokenize_prompts
 from denserl.data.schemas import BadRow, LeftOut, as_demonstration, as_preference, as_prompt
+from denserl.errors import UserError
 
 SYSTEM = {"role": "system", "content": "You speak like a pirate."}
 EARLIER = [{"role": "user", "content": "Ahoy?"}, {"role": "assistant", "content": "Ahoy!"}]
@@ -260,22 +263,25 @@ def test_what_cannot_be_handed_on_is_refused_by_its_name(convert, row, reason):
     assert reason in str(caught.value)
 
 
-def test_an_answer_of_weight_0_is_left_out():
+def test_an_answer_of_weight_0_is_left_out(tmp_path):
+    row = {"messages": [ASKED, {"role": "assistant", "content": "A", "weight": 0}]}
     with pytest.raises(LeftOut, match="weight 0"):
-        as_demonstration({"messages": [ASKED, {"role": "assistant", "content": "A", "weight": 0}]})
+        as_demonstration(row)
+    (tmp_path / "rows.jsonl").write_text(lines(row, row))
+    with pytest.raises(UserError, match="no usable row .2 rows are left out."):
+        load_demonstrations([str(tmp_path / "rows.jsonl")])
 
 
 def test_a_column_that_only_annotates_is_named_once(tmp_path, caplog):
     path = tmp_path / "rows.jsonl"
-    rows = [
-        {**PLAIN, "id": n, "source": "sea", "metadata": {"score_chosen": 1, "score_rejected": 0}, "notes": ""} for n in (1, 2)
-    ]
+    metadata = {"score_chosen": 1, "score_rejected": 0, "rater": "Hook"}
+    rows = [{**PLAIN, "id": n, "source": "sea", "metadata": metadata, "notes": ""} for n in (1, 2)]
     rows += [{**PLAIN, "prompt": [{**ASKED, "language": "en", "content": [{"type": "text", "text": "Where?", "index": 0}]}]}]
     path.write_text(lines(*rows))
     with caplog.at_level(logging.INFO, logger="denserl"):
         load_preferences([str(path)])
     assert caplog.messages == [
-        f"{path}: 3 rows read, 0 of them bad; not read: id, prompt[].content[].index, prompt[].language, source"
+        f"{path}: 3 rows read, 0 of them bad; not read: id, metadata.rater, prompt[].content[].index, prompt[].language, source"
     ]
 
 
@@ -286,6 +292,7 @@ def test_a_column_that_only_annotates_is_named_once(tmp_path, caplog):
         (load_prompts, {"instruction": "Q", "input": "x", "text": "Q: x"}, "; not read: text"),
         (load_demonstrations, {"prompt": "Q", "completion": "A", "messages": [ASKED]}, "; not read: messages"),
         (load_demonstrations, PLAIN, "; not read: rejected"),
+        (load_demonstrations, {"messages": json.dumps([ASKED, {**THOUGHT, "lang": "en"}])}, "; not read: messages[].lang"),
         (load_preferences, {**PLAIN, "messages": [ASKED], "instruction": "Q"}, "; not read: instruction, messages"),
         (load_preferences, {**PLAIN, **{f"k{n:02}": "x" for n in range(14)}}, ", k10, k11 and 2 more"),
     ],
@@ -334,3 +341,15 @@ def test_what_a_row_holds_reaches_the_template(tmp_path):
     (shown,) = tokenize_demonstrations(load_demonstrations([str(path)]), tokenizer, max_length=1800)
     assert tokenizer.decode(shown["input_ids"]) == expected + thought
     assert tokenizer.decode(shown["input_ids"][shown["loss_start"] :]) == thought
+
+
+def test_a_tokenizer_is_trained_on_all_that_messages_say(tmp_path):
+    assert list(texts_in(ASKED)) == ["Where is it?"] and list(texts_in(THOUGHT)) == ["There.", "I looked."]
+    assert list(texts_in(CALLED)) == ["", json.dumps([CALL])]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(*[{"messages": [ASKED, CALLED, FOUND, THOUGHT]}] * 2))
+    sizes = {"vocab_size": 300, "hidden_size": 8, "num_layers": 1, "num_heads": 1}
+    new_model.run(new_model.Options(data=[str(path)], output_dir=str(tmp_path / "model"), **sizes))
+    # "look" is said in the reasoning and in the calls alone.
+    vocabulary = json.loads((tmp_path / "model" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    assert "look" in vocabulary
