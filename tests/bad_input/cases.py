@@ -91,12 +91,12 @@ MODELS = [
     language_model(
         "a tokenizer of another kind", written("tokenizer.json", "[]"), "tokenizer.json holds a list; expected an object", AGAIN
     ),
-    language_model("no chat template", without("chat_template.jinja"), "no chat template", "tokenizer.chat_template"),
+    language_model("no chat template", without("chat_template.jinja"), "no chat template", "--chat_template"),
     language_model(
         "a broken chat template",
         written("chat_template.jinja", "{% for m in %}"),
         "cannot render",
-        "correct tokenizer.chat_template",
+        "give another template with --chat_template",
     ),
     language_model(
         "a chat template without end of turn",
