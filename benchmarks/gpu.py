@@ -22,7 +22,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from denserl.data.batching import pad_responses
-from denserl.models.packing import enable_packing
+from denserl.models.probe import probe, run_as
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.objectives import pair_losses
 from denserl.rewards.pair_metrics import response_token_rewards
@@ -91,7 +91,7 @@ def build(model_class, config: LlamaConfig, device: str, dtype: torch.dtype):
     torch.manual_seed(0)
     with torch.device(device):
         model = model_class._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return enable_packing(model)
+    return run_as(model, probe(model))
 
 
 def reward_model(config: LlamaConfig, device: str, dtype: torch.dtype):

@@ -23,6 +23,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from denserl.models.probe import probe, run_as
 from denserl.models.tiny import new_llama, train_tokenizer
 
 TEXTS = [
@@ -75,6 +76,11 @@ def classifier(family: str, seed: int = 0):
         torch.manual_seed(seed)
         config = FAMILIES[family](num_labels=1)
         return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+
+
+def probed(model):
+    """A model run in the way that is found for it: without padding, where that changes nothing."""
+    return run_as(model, probe(model))
 
 
 def tiny_tokenizer():

@@ -14,7 +14,8 @@ from denserl.memory.meta_pass import cache_bytes_per_token, classifier_bytes, po
 from denserl.memory.search import Phase, Setting
 from denserl.models.adapters import prepare_model
 from denserl.models.config import AdapterConfig
-from denserl.models.loading import disable_dropout, empty_policy, empty_reward_model
+from denserl.models.dropout import disable_dropout
+from denserl.models.loading import empty_policy, empty_reward_model
 
 # policy, reward: trained, with adapters if any. critic: trained whole. reference, and a scorer per reward model: only read.
 POLICIES = ("policy", "reference")

@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from denserl.data.batching import pad_rows
+from denserl.models.measured import stock_model
 from denserl.models.packing import Attending, Packing, not_packable, packed_inputs
-from denserl.models.scoring import head_reads, stock_model
+from denserl.models.scoring import head_reads
 
 # The share of its columns, those of tokens to come included, that a group may pad in its shortest row.
 PADDING = 0.2

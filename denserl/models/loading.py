@@ -3,7 +3,6 @@
 Loading is strict: a missing head, a missing weight or one too many is an error. safetensors only; no remote code unless asked.
 """
 
-import contextlib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from denserl.data.chat import check_system_prompt, end_of_turn_id
 from denserl.data.chat_format import is_free
 from denserl.data.templates import set_template
 from denserl.errors import UserError
+from denserl.models.dropout import disable_dropout
 from denserl.models.folders import (
     MODEL_FILES,
     TOKENIZER_FILES,
@@ -37,6 +37,7 @@ from denserl.models.folders import (
     read_settings,
     weight_files,
 )
+from denserl.models.gathering import gathered
 from denserl.models.heads import (
     STOCK,
     Head,
@@ -48,7 +49,8 @@ from denserl.models.heads import (
     stored_grm_head,
     stored_head,
 )
-from denserl.models.packing import enable_packing
+from denserl.models.measured import Measured, logit_map, measured, remember
+from denserl.models.probe import check_same_hidden, measure, run_as
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +111,20 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load_policy(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
-    """A causal language model; dtype is `fp32`, `bf16` or a torch dtype. UserError for no folder or incomplete weights."""
-    model, info = _load_model(AutoModelForCausalLM, path, dtype, **kw)
+def load_policy(path: str, dtype: str | torch.dtype, dropout: bool = False, **kw: Any) -> PreTrainedModel:
+    """A causal language model, measured (probe.py); dtype is `fp32`, `bf16` or a torch dtype.
+
+    dropout: keep what its config says of dropout, for training where neither scores nor ratios are used.
+
+    Raises:
+        UserError: no folder, incomplete weights, or numbers that depend on more than a row and what came before.
+    """
+    model, info = _load_model(AutoModelForCausalLM, path, dtype, dropout, **kw)
     heads = _under(HEADS, info["unexpected_keys"])
     if heads:
         raise _is_reward_model(path, heads[0])
     _refuse(path, info, missing=(), unexpected=())
-    return model
+    return _measured(model, path)
 
 
 def load_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
@@ -134,7 +142,7 @@ def load_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrai
     else:
         _refuse(path, info, missing=(STOCK_HEAD,), unexpected=_under(HEADS, info["unexpected_keys"]))
         _read_head(model, head, path)
-    return model.eval()
+    return _measured(model, path).eval()
 
 
 def load_grm(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrainedModel, Head]:
@@ -147,7 +155,7 @@ def load_grm(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrained
     head = stored_grm_head(model.config, path)
     _refuse(path, info, missing=(STOCK_HEAD,), unexpected=[*_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
     _read_head(model, head, path, our_name)
-    return model.eval(), head
+    return _measured(model, path).eval(), head
 
 
 def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: Head = STOCK, **kw: Any) -> PreTrainedModel:
@@ -161,7 +169,7 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: H
         model.score = make_head(model.config.get_text_config().hidden_size, head, as_dtype(dtype))
     store_head(model.config, head)
     init_head(model, seed)
-    return model.eval()
+    return _measured(model, path).eval()
 
 
 def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, **kw: Any) -> None:
@@ -175,6 +183,8 @@ def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, 
     head = policy.get_output_embeddings()
     if head.weight is policy.get_input_embeddings().weight:
         head.weight = model.get_input_embeddings().weight
+    check_same_hidden(policy, model)
+    remember(model, measured(model)._replace(logits=logit_map(policy)))
     model.lm_head = head
     names = [f"lm_head.{name}" for name, _ in head.named_parameters()]
     model._keys_to_ignore_on_save = [*(model._keys_to_ignore_on_save or ()), *names]
@@ -221,25 +231,6 @@ def init_head(model: PreTrainedModel, seed: int) -> None:
                 for layer in head.children():
                     if isinstance(layer, nn.Linear):
                         layer.reset_parameters()
-
-
-def gathered(parameters: list[nn.Parameter], write: bool = False):
-    """A context in which ZeRO-3 parameters are whole on every rank; does nothing for ordinary ones."""
-    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
-    if not partitioned:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if write else None)
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Switch dropout off for good, where old and new log-probabilities must agree."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
 
 
 def match_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -303,12 +294,21 @@ def _load_classifier(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[Pr
 
 
 def _load_model(
-    auto_class: type[Any], path: str, dtype: str | torch.dtype, **kw: Any
+    auto_class: type[Any], path: str, dtype: str | torch.dtype, dropout: bool = False, **kw: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and what `_refuse` reads. Weights of another shape are reported there, not by the library."""
     settings = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    # Left to the library, which takes sdpa where a family has it, and eager attention elsewhere.
+    if kw.get("attn_implementation") == "sdpa":
+        kw = {**kw, "attn_implementation": None}
     model, info = _load(auto_class, path, dtype=as_dtype(dtype), **settings, **kw)
-    return enable_packing(model), info
+    if not dropout:
+        disable_dropout(model)
+    return model, info
+
+
+def _measured(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    return run_as(model, measure(model, path))
 
 
 def _empty_model(
@@ -327,9 +327,12 @@ def _empty_model(
     try:
         with torch.device("meta"):
             kw = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
-            return auto_class.from_config(config, dtype=as_dtype(dtype), **kw)
+            model = auto_class.from_config(config, dtype=as_dtype(dtype), **kw)
     except UNREADABLE as error:
         raise not_loaded(str(path), False, error) from error
+    # Nothing can be measured where there are no numbers, and memory does not depend on it.
+    remember(model, Measured())
+    return model
 
 
 def _is_reward_model(path: str, sign: str) -> UserError:

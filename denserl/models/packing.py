@@ -1,15 +1,14 @@
 """Padding removed: the real tokens of a batch in one row, a prompt that rows share only once, attention sequence by sequence.
 
-All but attention works token by token and sees no difference. Whether a model can run this way is decided when it is
-loaded; others run on padded batches.
+All but attention works token by token and sees no difference. Whether that is so of a model is found by running it when it is
+loaded (probe.py); others run on padded batches.
 """
 
-import inspect
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -18,7 +17,6 @@ from denserl.errors import UserError
 
 PACKED_ATTENTION = "denserl_packed"
 NO_MASK = (1, 1, 1, 1)
-ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Attending(Protocol):
@@ -79,25 +77,8 @@ class Packing:
         return self._masks[name]
 
 
-def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
-    """Let the model run without padding, if it computes attention through sdpa and transformers' attention interface alone."""
-    config = model.config.get_text_config()
-    layers = set(config.to_dict().get("layer_types") or ATTENTION_LAYERS)
-    through_interface = config._attn_implementation == "sdpa" and model._supports_attention_backend
-    if through_interface and not model._is_stateful and layers <= ATTENTION_LAYERS and _tells_its_window(model):
-        model.set_attn_implementation(PACKED_ATTENTION)
-    return model
-
-
-def _tells_its_window(model: PreTrainedModel) -> bool:
-    """Whether attention is told of a sliding window, where there is one; some families put it into the mask alone."""
-    if not model.config.get_text_config().to_dict().get("sliding_window"):
-        return True
-    return "sliding_window=" in inspect.getsource(inspect.getmodule(type(model)))
-
-
 def is_packed(model: nn.Module) -> bool:
-    """Whether `enable_packing` allowed it; asked of a stock model, or of one with adapters around it."""
+    """Whether it runs without padding (`probe.run_as`); asked of a stock model, or of one with adapters around it."""
     return model.config.get_text_config()._attn_implementation == PACKED_ATTENTION
 
 
@@ -105,7 +86,7 @@ def lay_out(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, shared:
     """What the model is called with for a padded batch, and where in its flattened output each padded slot is found.
 
     Args:
-        model: has `config`; packed if `enable_packing` allowed it.
+        model: a stock one, packed or not (`is_packed`).
         input_ids, attention_mask: (B, S); a row's real tokens are contiguous.
         shared: prompts that rows have in common, or None.
 
@@ -156,7 +137,7 @@ def packed_attention(
 
 
 def not_packable(module: nn.Module, why: str) -> UserError:
-    """The error for a model whose attention turns out, when it runs, to be other than it said when it was loaded."""
+    """The error for a model that cannot run without padding; the probe takes it for the reason to run it with padding."""
     return UserError(f"{type(module).__name__} cannot run without padding: {why}", "add `attention` eager")
 
 

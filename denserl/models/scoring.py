@@ -1,16 +1,14 @@
 """Reward scores, log-probabilities and entropies of given tokens. Nothing is sampled here."""
 
 import contextlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from denserl.data.batching import ResponseBatch, SharedPrompts, response_slots
 from denserl.models.logprob import chunked_logprob_entropy
+from denserl.models.measured import LogitMap, hooked, logit_map, stock_model
 from denserl.models.packing import lay_out
 
 
@@ -67,15 +65,10 @@ def read_rewards(
         start, length = _starts_and_length(input_ids, response_start, response_length)
         rows = slice(logprob_rows)
         tokens = (places[rows], input_ids[rows], attention_mask[rows], start[rows], length)
-        logprobs, _ = _of_response_tokens(stock.lm_head, stock.config, hidden, *tokens, 1.0, with_entropy=False)
+        logprobs, _ = _of_response_tokens(stock.lm_head, logit_map(stock), hidden, *tokens, 1.0, with_entropy=False)
     if hidden_at is not None:
         states = hidden.flatten(0, 1).index_select(0, places.gather(1, hidden_at.to(places.device)[:, None]).squeeze(1))
     return RewardReading(_at(places, scores), logprobs, states)
-
-
-def stock_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a wrapped one, or itself."""
-    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
 def score_head(reward_model: nn.Module) -> nn.Module:
@@ -116,7 +109,7 @@ def token_logprob_entropy(
     hidden = _read_by_head(head, model, inputs)
     start, length = _starts_and_length(input_ids, response_start, response_length)
     tokens = (places, input_ids, attention_mask, start, length)
-    return _of_response_tokens(head, stock.config, hidden, *tokens, temperature, with_entropy)
+    return _of_response_tokens(head, logit_map(stock), hidden, *tokens, temperature, with_entropy)
 
 
 def response_entropies(model: nn.Module, batch: ResponseBatch) -> Tensor:
@@ -139,7 +132,7 @@ def _starts_and_length(input_ids: Tensor, response_start: int | Tensor, response
 
 def _of_response_tokens(
     head: nn.Module,
-    config: PreTrainedConfig,
+    adjust: LogitMap,
     hidden: Tensor,
     places: Tensor,
     input_ids: Tensor,
@@ -160,7 +153,7 @@ def _of_response_tokens(
         hidden.flatten(0, 1).index_select(0, places.flatten()[token - 1]),
         input_ids.flatten()[token],
         head,
-        logit_adjustment(config),
+        adjust,
         temperature,
         with_entropy,
     )
@@ -180,7 +173,7 @@ def _read_by_score(reward_model: nn.Module, inputs: dict) -> tuple[Tensor, Tenso
     """The hidden states that the reward head reads, and its output, all positions."""
     read: list[Tensor] = []
     head = score_head(stock_model(reward_model))
-    with _hooked(head.register_forward_hook(lambda module, args, output: read.extend((args[0], output)))):
+    with hooked(head.register_forward_hook(lambda module, args, output: read.extend((args[0], output)))):
         reward_model(**inputs, use_cache=False)
     hidden, scores = read
     return hidden, scores
@@ -202,26 +195,5 @@ def head_reads(head: nn.Module, positions: Tensor | slice):
         read.append(args[0])
         return (args[0][:, positions],)
 
-    with _hooked(head.register_forward_pre_hook(choose)):
+    with hooked(head.register_forward_pre_hook(choose)):
         yield read
-
-
-@contextlib.contextmanager
-def _hooked(handle: RemovableHandle):
-    """A hook that ends with the context."""
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def logit_adjustment(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
-    """What some families do to the head's output before the softmax: soft cap (Gemma), scale (Cohere), divisor (Granite)."""
-    settings = config.get_text_config().to_dict()
-    cap = settings.get("final_logit_softcapping")
-    factor = (settings.get("logit_scale") or 1.0) / (settings.get("logits_scaling") or 1.0)
-    if cap:
-        return lambda logits: torch.tanh(logits / cap) * cap
-    if factor != 1.0:
-        return lambda logits: logits * factor
-    return lambda logits: logits

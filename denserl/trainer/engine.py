@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from denserl import distributed
 from denserl.errors import UserError
-from denserl.models.loading import gathered
+from denserl.models.gathering import gathered
 from denserl.trainer.config import OptimisationConfig
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.data.batching import ResponseBatch
 from denserl.models.adapters import prepare_model
-from denserl.models.loading import disable_dropout, load_policy, load_reward_model, match_embeddings, new_reward_model
+from denserl.models.dropout import disable_dropout
+from denserl.models.loading import load_policy, load_reward_model, match_embeddings, new_reward_model
 from denserl.models.scoring import token_logprob_entropy
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, source_of

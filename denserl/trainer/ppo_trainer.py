@@ -21,7 +21,8 @@ from denserl.data.batching import ResponseBatch, in_halves, pad_rows, response_s
 from denserl.data.order import endless_rows, step_table
 from denserl.data.responses import Responses
 from denserl.errors import Stopped
-from denserl.models.loading import gathered, load_tokenizer
+from denserl.models.gathering import gathered
+from denserl.models.loading import load_tokenizer
 from denserl.models.scoring import token_rewards
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl

@@ -8,7 +8,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from denserl import distributed
 from denserl.errors import require
-from denserl.models.scoring import stock_model
+from denserl.models.measured import stock_model
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.engine import deepspeed_config, whole_parameters

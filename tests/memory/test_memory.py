@@ -12,7 +12,6 @@ from denserl.models.adapters import prepare_model
 from denserl.models.config import AdapterConfig
 from denserl.models.decoding import Decoder
 from denserl.models.loading import empty_policy, empty_reward_model
-from denserl.models.packing import enable_packing
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 from denserl.trainer import engine as engines
 from denserl.trainer.config import OptimisationConfig
@@ -63,7 +62,7 @@ def real(empty) -> torch.nn.Module:
     model = type(empty)(config).float()
     if empty.is_gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return enable_packing(model)
+    return tiny_models.probed(model)
 
 
 # Embedding; queries and output, keys and values, MLP, two norms in each layer; the last norm.

@@ -6,7 +6,6 @@ import torch
 
 from denserl.models import decoding
 from denserl.models.decoding import Decoder
-from denserl.models.packing import enable_packing
 
 PROMPTS = tiny_models.random_rows([12, 11, 11, 5, 2], seed=5)
 LATER = [PROMPTS[0], PROMPTS[0], PROMPTS[3]]
@@ -22,7 +21,7 @@ def whole(model, rows: list[list[int]]) -> torch.Tensor:
 def test_logits_are_those_of_whole_rows(family, room, monkeypatch):
     monkeypatch.setattr(decoding, "ROOM", room)
     plain, generator = tiny_models.language_model(family), torch.Generator().manual_seed(0)
-    decoder, rows = Decoder(enable_packing(tiny_models.language_model(family)), 10), [list(prompt) for prompt in PROMPTS]
+    decoder, rows = Decoder(tiny_models.probed(tiny_models.language_model(family)), 10), [list(prompt) for prompt in PROMPTS]
 
     def go_on(steps: int) -> None:
         for _ in range(steps):
@@ -48,7 +47,7 @@ def test_logits_are_those_of_whole_rows(family, room, monkeypatch):
 
 
 def test_a_prompt_of_several_rows_is_read_once():
-    model, widths = enable_packing(tiny_models.language_model("llama")), []
+    model, widths = tiny_models.probed(tiny_models.language_model("llama")), []
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
     with torch.no_grad():
         Decoder(model, 4).admit(LATER)

@@ -8,7 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from denserl.data.batching import pad_responses
 from denserl.errors import UserError
 from denserl.models.decoding import Decoder
-from denserl.models.packing import Packing, enable_packing, is_packed
+from denserl.models.measured import Measured
+from denserl.models.packing import Packing, is_packed
+from denserl.models.probe import run_as
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 
 # Rows 0, 2 and 3 begin alike, and so do 1 and 4; row 3 has no response.
@@ -24,7 +26,7 @@ def batch():
 
 @pytest.mark.parametrize("family", PACKABLE)
 def test_a_shared_prompt_is_read_once_and_changes_nothing(family):
-    model, widths = enable_packing(tiny_models.language_model(family)), []
+    model, widths = tiny_models.probed(tiny_models.language_model(family)), []
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
     with torch.no_grad():
         logprob, entropy = token_logprob_entropy(model, *batch()[:3], 6, shared=batch().shared)
@@ -41,7 +43,7 @@ def test_a_shared_prompt_is_read_once_and_changes_nothing(family):
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gpt2"])
 def test_rewards_and_gradients_with_shared_prompts_equal_those_of_rows_alone(family):
-    packed, plain = enable_packing(tiny_models.classifier(family)), tiny_models.classifier(family)
+    packed, plain = tiny_models.probed(tiny_models.classifier(family)), tiny_models.classifier(family)
     ids, mask = batch()[:2]
     rewards = token_rewards(packed, ids, mask, batch().shared)
     weights = torch.randn(rewards.shape, generator=torch.Generator().manual_seed(1))
@@ -73,12 +75,12 @@ def test_where_tokens_stand_in_the_packed_row():
         ("gemma2", {"head_dim": 8}),  # caps attention scores
         ("falcon", {}),  # computes attention its own way
         ("mamba", {}),  # carries a state from token to token
-        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 4, "num_experts": 2}),  # says its window in the mask alone
-        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"], "num_experts": 2, "head_dim": 8}),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 4, "num_experts": 4}),  # says its window in the mask alone
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"], "num_experts": 10, "head_dim": 8}),
     ],
 )
 def test_what_depends_on_more_than_attention_is_not_packed(family, settings):
-    assert not is_packed(enable_packing(other(family, **settings)))
+    assert not is_packed(tiny_models.probed(other(family, **settings)))
 
 
 def other(family: str, **settings):
@@ -89,18 +91,19 @@ def other(family: str, **settings):
 
 
 @pytest.mark.parametrize("family", ["nemotron", "doge"])
-def test_a_model_that_hides_the_layout_from_its_attention_is_refused_when_it_runs(family):
-    with pytest.raises(UserError, match=r"add [-`]+attention`? eager"):
-        token_logprob_entropy(enable_packing(other(family)), *batch()[:3])
+def test_a_model_that_hides_the_layout_from_its_attention_is_refused_when_it_runs_packed(family):
+    model = run_as(other(family), Measured())
+    with pytest.raises(UserError, match="keeps from its attention how the batch is laid out"):
+        token_logprob_entropy(model, *batch()[:3])
 
 
 def test_a_layer_that_attends_twice_is_refused_when_it_decodes():
     with pytest.raises(UserError, match="attends more than once"):
-        Decoder(enable_packing(other("diffllama")), 4).admit([FIRST])
+        Decoder(run_as(other("diffllama"), Measured()), 4).admit([FIRST])
 
 
 def test_a_packed_model_generates_and_saves_as_a_stock_one(tmp_path):
-    packed, plain = enable_packing(tiny_models.language_model("llama")), tiny_models.language_model("llama")
+    packed, plain = tiny_models.probed(tiny_models.language_model("llama")), tiny_models.language_model("llama")
     ids, mask = tiny_models.padded([FIRST, SECOND], "left")
     settings = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     assert packed.generate(ids, **settings).tolist() == plain.generate(ids, **settings).tolist()

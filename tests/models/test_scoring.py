@@ -7,7 +7,8 @@ from torch import nn
 
 from denserl.data.batching import pad_responses
 from denserl.models import logprob as chunks
-from denserl.models.packing import enable_packing, is_packed, position_ids
+from denserl.models.measured import Measured, logit_map, measured, remember
+from denserl.models.packing import is_packed, position_ids
 from denserl.models.scoring import read_rewards, token_logprob_entropy, token_rewards
 
 PROMPTS, RESPONSES = [3, 5, 1, 4], [6, 2, 7, 1]
@@ -18,7 +19,7 @@ def as_it_is(model):
     return model
 
 
-@pytest.fixture(params=[as_it_is, enable_packing], ids=["padded", "packed"])
+@pytest.fixture(params=[as_it_is, tiny_models.probed], ids=["padded", "packed"])
 def prepared(request):
     """What is done to a model before it is used; results are the same."""
     return request.param
@@ -55,7 +56,7 @@ def test_every_family_gives_what_its_own_logits_give(family, prepared, monkeypat
     monkeypatch.setattr(chunks, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY * 5)
     model = prepared(tiny_models.language_model(family))
     # Gemma 2 caps attention scores, which sdpa does not.
-    assert is_packed(model) == (prepared is enable_packing and family != "gemma2")
+    assert is_packed(model) == (prepared is tiny_models.probed and family != "gemma2")
     check_rows(model, *tiny_models.padded(ROWS), PROMPTS)
 
 
@@ -112,7 +113,7 @@ def test_gradients_equal_those_of_the_plain_path(family, prepared, monkeypatch):
 
 def test_the_graph_holds_no_logits_of_all_positions(monkeypatch):
     monkeypatch.setattr(chunks, "LOGITS_PER_CHUNK", tiny_models.VOCABULARY)
-    model, widest = enable_packing(tiny_models.language_model("llama")), []
+    model, widest = tiny_models.probed(tiny_models.language_model("llama")), []
     model.get_output_embeddings().register_forward_hook(lambda module, args, output: widest.append(output.numel()))
     ids, mask = tiny_models.padded(ROWS)
     token_logprob_entropy(model, ids, mask, torch.tensor(PROMPTS), 4)[0].sum().backward()
@@ -190,24 +191,26 @@ def test_gradients_flow_to_head_and_backbone(prepared):
     same_gradients(model, whole)
 
 
-def two_heads(family: str):
+def two_heads(family: str, prepared=as_it_is):
     """A classifier with a language model's head beside its own; and the language model and classifier it is made of."""
     model, scorer, speaker = (*map(tiny_models.classifier, (family, family)), tiny_models.language_model(family))
+    model = prepared(model)
     speaker.base_model.load_state_dict(model.base_model.state_dict())
     model.lm_head = nn.Linear(32, tiny_models.VOCABULARY, bias=False)
     model.lm_head.load_state_dict(speaker.get_output_embeddings().state_dict())
+    remember(model, (measured(model) or Measured())._replace(logits=logit_map(speaker)))
     return model, scorer, speaker
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "mistral-window", "qwen2", "gemma2", "gpt2"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_one_forward_gives_the_scores_and_log_probabilities_of_two_models(family, side, prepared):
-    model, scorer, speaker = two_heads(family)
+    model, scorer, speaker = two_heads(family, prepared)
     ids, mask = tiny_models.padded(ROWS, side, extra=2)
     offsets = [(ids.shape[1] - len(row) if side == "left" else 0) + start for row, start in zip(ROWS, PROMPTS, strict=True)]
     for rows in (None, 2):
         with torch.no_grad():
-            rewards, logprobs, _ = read_rewards(prepared(model), ids, mask, torch.tensor(offsets), max(RESPONSES), rows)
+            rewards, logprobs, _ = read_rewards(model, ids, mask, torch.tensor(offsets), max(RESPONSES), rows)
             assert rewards.dtype == logprobs.dtype == torch.float32
             assert logprobs.shape == (rows or len(ROWS), max(RESPONSES))
             alone = token_rewards(scorer, ids, mask)
@@ -219,20 +222,20 @@ def test_one_forward_gives_the_scores_and_log_probabilities_of_two_models(family
 
 
 def test_rows_that_share_a_prompt_have_the_log_probabilities_of_each_alone(prepared):
-    model, _, speaker = two_heads("llama")
+    model, _, speaker = two_heads("llama", prepared)
     prompts, responses = [ROWS[0][:3], ROWS[1][:5]] * 2, tiny_models.random_rows([4, 2, 5, 1], seed=4)
     batch = pad_responses(prompts, responses, 0)
     with torch.no_grad():
-        _, logprobs, _ = read_rewards(prepared(model), *batch[:3], 5, shared=batch.shared)
+        _, logprobs, _ = read_rewards(model, *batch[:3], 5, shared=batch.shared)
         for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             want, _ = plain(speaker, prompt + response, len(prompt))
             torch.testing.assert_close(logprobs[b, : len(response)].double(), want, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_of_both_heads_add_up_in_the_trunk(prepared):
-    model, scorer, speaker = two_heads("llama")
+    model, scorer, speaker = two_heads("llama", prepared)
     ids, mask = tiny_models.padded(ROWS)
-    rewards, logprobs, _ = read_rewards(prepared(model), ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
+    rewards, logprobs, _ = read_rewards(model, ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
     (rewards[mask.bool()].sum() + logprobs.sum()).backward()
     token_rewards(scorer, ids, mask)[mask.bool()].sum().backward()
     sum(plain(speaker, ROWS[b], PROMPTS[b])[0].sum() for b in range(2)).backward()
@@ -245,12 +248,12 @@ def test_gradients_of_both_heads_add_up_in_the_trunk(prepared):
 
 
 def test_the_language_model_head_runs_on_the_response_tokens_of_the_first_rows_alone(prepared):
-    model, _, _ = two_heads("llama")
+    model, _, _ = two_heads("llama", prepared)
     read = []
     model.lm_head.register_forward_hook(lambda module, args, output: read.append(args[0].shape))
     ids, mask = tiny_models.padded(ROWS)
     with torch.no_grad():
-        read_rewards(prepared(model), ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
+        read_rewards(model, ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
     assert read == [(RESPONSES[0] + RESPONSES[1], 32)]
 
 

@@ -1,0 +1,432 @@
+"""Runs a model that was just loaded on a few short rows, and finds how it may be run: by comparing numbers, never by its name.
+
+A model that gives other numbers without padding runs with it; one that gives others when it decodes is sampled from with
+`generate`; what has no way out is refused with the difference. Findings are kept on the model (measured.py).
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from denserl import distributed
+from denserl.data.batching import ResponseBatch, pad_responses, pad_rows
+from denserl.errors import UserError
+from denserl.models.decoding import Decoder
+from denserl.models.dropout import without_dropout
+from denserl.models.folders import weight_files
+from denserl.models.gathering import gathered
+from denserl.models.logprob import chunked_logprob_entropy
+from denserl.models.measured import LogitMap, Measured, hooked, measure_logit_map, remember
+from denserl.models.packing import PACKED_ATTENTION, Packing, lay_out, packed_inputs
+from denserl.models.scoring import score_head
+
+log = logging.getLogger(__name__)
+
+# Where findings are kept between runs.
+CACHE = Path.home() / ".cache" / "denserl" / "measured"
+# Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32 and in bf16.
+TOLERANCE, BF16_TOLERANCE = 1e-3, 0.1
+# Tokens of the prompts and of the rows that are run; the second and third begin alike.
+PROMPTS, LENGTHS = (3, 5, 5), (6, 17, 13)
+# Tokens that are sampled after each prompt.
+SAMPLED = 3
+# The farthest position that is tried, and the farthest token looked for in a mask.
+FAR = 2**22
+# Windows of attention are made to end among this many tokens.
+WINDOW = 8
+STRETCHED = "denserl_stretched"
+
+
+class Pass(NamedTuple):
+    """One forward of a model."""
+
+    hidden: Tensor  # (B, S, H), what the head reads
+    output: Tensor  # the model's logits: (B, S, V), or (B, 1) scores
+
+
+def measure(model: PreTrainedModel, path: str) -> Measured:
+    """`probe`, once for the same weights, code and way of running; findings are read from CACHE after that."""
+    file = CACHE / f"{_fingerprint(model, path)}.json"
+    partitioned = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    found = _read(file)
+    if partitioned:
+        # All ranks gather the weights for the forwards, or none does.
+        found = distributed.gather_objects(found)[0]
+    if found is None:
+        with gathered(partitioned):
+            found = probe(model)
+        _write(file, found)
+    return found
+
+
+def run_as(model: PreTrainedModel, found: Measured) -> PreTrainedModel:
+    """Let a model run in the way that was found for it, and keep on it what was found."""
+    remember(model, found)
+    model.set_attn_implementation(found.attention if found.unpacked else PACKED_ATTENTION)
+    return model
+
+
+def probe(model: PreTrainedModel) -> Measured:
+    """What a model does that was loaded with its stock attention, which it keeps.
+
+    A classifier is one that has a `score`; any other is a language model.
+
+    Raises:
+        UserError: a row's numbers depend on the rows beside it, or on tokens to come; log-probabilities or scores cannot be had
+            from hidden states.
+    """
+    was_training, device = model.training, model.device
+    attention = model.config.get_text_config()._attn_implementation
+    try:
+        with torch.no_grad(), without_dropout(model):
+            # Flash attention runs there alone; loaded models are on the host.
+            return _probe(model.eval().to("cuda" if attention.startswith("flash") else device))
+    finally:
+        model.train(was_training).to(device).set_attn_implementation(attention)
+
+
+def check_same_hidden(policy: PreTrainedModel, classifier: PreTrainedModel) -> None:
+    """UserError unless the head of a language model and that of the classifier made from it read the same hidden states."""
+    heads, row = (policy.get_output_embeddings(), score_head(classifier)), _plain(_rows(policy)[0], policy.device)
+    whole = gathered([*policy.parameters(), *classifier.parameters()])
+    with torch.no_grad(), without_dropout(policy), without_dropout(classifier), whole:
+        own, other = (_forward(*of, row).hidden[0] for of in zip((policy, classifier), heads, strict=True))
+    if not apart(other, own) <= _tolerance(policy):
+        raise _refused(policy, f"its own head reads other hidden states than a reward head, apart by {apart(other, own):.2g}")
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """How far two (N, H) results are apart, each row by the norm of the difference relative to its own.
+
+    In fp32 the worst row counts; in bf16 the median one, since there a rounded router may send a single token elsewhere.
+    Infinite for other shapes, and where something is not a number.
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    error = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)
+    error = error.max() if expected.dtype.itemsize >= 4 else error.median()
+    return error.item() if torch.isfinite(error) else float("inf")
+
+
+def _probe(model: PreTrainedModel) -> Measured:
+    is_classifier = any(name.rpartition(".")[2] == "score" for name, _ in model.named_modules())
+    head = score_head(model) if is_classifier else model.get_output_embeddings()
+    logits = None if is_classifier else measure_logit_map(model)
+    rows = _rows(model)
+    batch = _batch(rows, model.device)
+    found: dict[str, float] = {}
+    together, attention = _beside_a_longer_row(model, head, rows, batch, found)
+    common = together.hidden[1:, : PROMPTS[1]]
+    why = _compare(found, "before other tokens", model, lambda: apart(common[0], common[1]))
+    if why:
+        raise _refused(model, f"a token's numbers depend on the tokens after it ({why})")
+    if is_classifier:
+        _check_score(model, head, rows[0], found)
+    else:
+        _check_logprobs(model, head, logits, batch, together, found)
+    unsteady = _compare(found, "in training mode", model, lambda: _in_training(model, head, batch, together))
+    unpacked = _try_packing(model, head, batch, found)
+    generates = unsampled = ""
+    if not is_classifier:
+        generates = unpacked or _compare(found, "decoded", model, lambda: _decoded(model, rows, together))
+        if generates:
+            unsampled = _compare(found, "generated", model, lambda: _generated(model, rows, together))
+    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, _longest(model, head, rows[0]), found)
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    return TOLERANCE if model.dtype.itemsize >= 4 else BF16_TOLERANCE
+
+
+def _rows(model: PreTrainedModel) -> list[list[int]]:
+    """Rows of ids of which the config makes no use of its own."""
+    used = {value for name, value in model.config.get_text_config().to_dict().items() if name.endswith("token_id")}
+    used |= {value for name, value in model.config.to_dict().items() if name.endswith("token_id")}
+    vocabulary = min(model.config.get_text_config().vocab_size, model.get_input_embeddings().num_embeddings)
+    free = [i for i in range(min(vocabulary, 1000)) if i not in used]
+    draw = torch.Generator().manual_seed(0)
+    rows = [[free[i] for i in torch.randint(len(free), (length,), generator=draw)] for length in LENGTHS]
+    rows[2][: PROMPTS[2]] = rows[1][: PROMPTS[1]]
+    return rows
+
+
+def _batch(rows: list[list[int]], device: torch.device) -> ResponseBatch:
+    cut = list(zip(rows, PROMPTS, strict=True))
+    return pad_responses([row[:end] for row, end in cut], [row[end:] for row, end in cut], 0).to(device)
+
+
+def _forward(model: PreTrainedModel, head: nn.Module, inputs: dict[str, Any]) -> Pass:
+    read: list[Tensor] = []
+    with hooked(head.register_forward_pre_hook(lambda module, args: read.append(args[0]))):
+        output = model(**inputs, use_cache=False).logits
+    if len(read) != 1 or read[0].shape[:2] != inputs["input_ids"].shape:
+        shapes = ", ".join(str(tuple(hidden.shape)) for hidden in read) or "nothing"
+        raise _refused(model, f"its head reads {shapes} of input ids of shape {tuple(inputs['input_ids'].shape)}")
+    return Pass(read[0], output)
+
+
+def _plain(row: list[int], device: torch.device) -> dict[str, Tensor]:
+    ids = torch.tensor([row], device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _real(values: Tensor, batch: ResponseBatch) -> Tensor:
+    """(B, S, H) -> (N, H), those of tokens."""
+    return values[batch.attention_mask.bool().to(values.device)]
+
+
+def _compare(found: dict[str, float], what: str, model: PreTrainedModel, measure: Callable[[], float]) -> str:
+    """Note what was measured, and return why it will not do; empty where it will."""
+    try:
+        found[what] = measure()
+    # Whatever a model's code does to inputs that it was not written for.
+    except Exception as error:
+        found[what] = float("inf")
+        return f"{what}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    tolerance = _tolerance(model)
+    return "" if found[what] <= tolerance else f"{what}: apart by {found[what]:.2g}, by more than {tolerance:g}"
+
+
+def _beside_a_longer_row(
+    model: PreTrainedModel, head: nn.Module, rows: list[list[int]], batch: ResponseBatch, found: dict[str, float]
+) -> tuple[Pass, str]:
+    """All rows together, where the first has the numbers that it has alone, and the attention with which it has."""
+
+    def measure() -> float:
+        alone = _forward(model, head, _plain(rows[0], model.device))
+        passes.append(_forward(model, head, lay_out(model, *batch[:2], None)[0]))
+        return apart(passes[-1].hidden[0, : len(rows[0])], alone.hidden[0])
+
+    passes: list[Pass] = []
+    config = model.config.get_text_config()
+    why = _compare(found, "beside a longer row", model, measure)
+    if why and config._attn_implementation != "eager":
+        model.set_attn_implementation("eager")
+        why = _compare(found, "beside a longer row", model, measure)
+    if why:
+        raise _refused(model, f"a row's numbers depend on the rows beside it ({why})")
+    return passes[-1], config._attn_implementation
+
+
+def _check_score(model: PreTrainedModel, head: nn.Module, row: list[int], found: dict[str, float]) -> None:
+    """UserError unless the head's output at the last token is the score that the stock class gives."""
+    alone = _forward(model, head, _plain(row, model.device))
+    why = _compare(found, "the stock class's score", model, lambda: apart(head(alone.hidden[:, -1]), alone.output))
+    if why:
+        raise _refused(model, f"its head does not give its score ({why})")
+
+
+def _check_logprobs(
+    model: PreTrainedModel, head: nn.Module, logits: LogitMap, batch: ResponseBatch, own: Pass, found: dict[str, float]
+) -> None:
+    """UserError unless log-probabilities from hidden states are those of the model's own logits, in nats."""
+    mask = batch.attention_mask[:, 1:].bool().to(model.device)
+    tokens = batch.input_ids[:, 1:][mask]
+
+    def measure() -> float:
+        ours = chunked_logprob_entropy(own.hidden[:, :-1][mask], tokens, head, logits, 1.0, False)[0]
+        theirs = own.output[:, :-1][mask].float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        error = (ours - theirs).abs()
+        return (error.max() if model.dtype.itemsize >= 4 else error.median()).item()
+
+    why = _compare(found, "log-probabilities (nats)", model, measure)
+    if why:
+        raise _refused(model, f"its log-probabilities cannot be had from its hidden states ({why})")
+
+
+def _in_training(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch, own: Pass) -> float:
+    model.train()
+    try:
+        hidden = _forward(model, head, lay_out(model, *batch[:2], None)[0]).hidden
+    finally:
+        model.eval()
+    return apart(_real(hidden, batch), _real(own.hidden, batch))
+
+
+def _try_packing(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch, found: dict[str, float]) -> str:
+    """Leave the model packed, or say why it is not."""
+    before = model.config.get_text_config()._attn_implementation
+    if before != "sdpa":
+        return f"its attention is {before}"
+
+    def measure() -> float:
+        model.set_attn_implementation(STRETCHED)
+        padded = _forward(model, head, lay_out(model, *batch[:2], None)[0]).hidden
+        model.set_attn_implementation(PACKED_ATTENTION)
+        packing = _StretchedPacking(batch.attention_mask, batch.shared)
+        tokens, positions = packing.tokens.to(model.device), packing.positions.to(model.device)
+        packed = _forward(model, head, packed_inputs(batch.input_ids.flatten()[tokens], positions, packing)).hidden
+        return apart(_real(packed[0][packing.slots.to(model.device)], batch), _real(padded, batch))
+
+    why = _compare(found, "without padding", model, measure)
+    if why:
+        model.set_attn_implementation(before)
+    return why
+
+
+class _StretchedPacking(Packing):
+    """Packed attention in which windows are narrower, as in `_stretched_mask`."""
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
+        window = kw.get("sliding_window")
+        if window:
+            kw["sliding_window"] = -(-window // _stretch(window))
+        return super().attend(module, query, key, value, **kw)
+
+
+def _stretched_mask(mask_function: Callable = causal_mask_function, **kw: Any) -> Tensor:
+    """transformers' mask of a longer text, of which the tokens are so many apart that a window ends among those of a short row.
+
+    In this way a window, however long and wherever the model keeps it, shows in a few tokens.
+    """
+    device = kw["device"]
+    zero, last = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device), FAR - 1
+    distance = 2 ** torch.arange(FAR.bit_length() - 1, device=device).view(1, 1, 1, -1)
+    seen = mask_function(zero, zero, zero + last, last - distance).expand(1, 1, 1, distance.numel()).flatten()
+    factor = 1 if seen.all() else _stretch(int(distance.flatten()[~seen][0]))
+
+    def stretched(row: Tensor, attention_head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return mask_function(row, attention_head, query * factor, key * factor)
+
+    return sdpa_mask(**{**kw, "mask_function": stretched, "allow_is_causal_skip": False})
+
+
+def _stretch(window: int) -> int:
+    """How far apart tokens stand so that a window, or the next power of two, ends within WINDOW of them."""
+    return max(1, 2 ** (window - 1).bit_length() // WINDOW)
+
+
+def _decoded(model: PreTrainedModel, rows: list[list[int]], own: Pass) -> float:
+    decoder, order = Decoder(model, SAMPLED), [2, 1]
+    logits = [decoder.admit([rows[b][: PROMPTS[b]] for b in order])]
+    for i in range(SAMPLED - 1):
+        logits.append(decoder.step(torch.tensor([rows[b][PROMPTS[b] + i] for b in order], device=model.device)))
+    return apart(torch.cat(logits).to(model.dtype), _next_logits(own, order))
+
+
+def _generated(model: PreTrainedModel, rows: list[list[int]], own: Pass) -> float:
+    order = [0, 1]
+    prompts = [rows[b][: PROMPTS[b]][::-1] for b in order]
+    forced = torch.tensor([rows[b][PROMPTS[b] :][:SAMPLED] for b in order], device=model.device)
+    ids = pad_rows(prompts, 0).flip(1).to(model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=pad_rows([[1] * len(prompt) for prompt in prompts], 0).flip(1).to(model.device),
+        logits_processor=LogitsProcessorList([_Forced(forced, ids.shape[1])]),
+        do_sample=False,
+        max_new_tokens=SAMPLED,
+        eos_token_id=None,
+        pad_token_id=0,
+        use_cache=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return apart(torch.cat(output.logits).to(model.dtype), _next_logits(own, order))
+
+
+class _Forced(LogitsProcessor):
+    """Lets `generate` choose given tokens, (B, T)."""
+
+    def __init__(self, tokens: Tensor, prompt_width: int):
+        self.tokens, self.prompt_width = tokens, prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = self.tokens[:, input_ids.shape[1] - self.prompt_width, None]
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+def _next_logits(own: Pass, order: list[int]) -> Tensor:
+    """The model's logits of the tokens after the prompts, step by step."""
+    return torch.cat([own.output[order, [PROMPTS[b] - 1 + i for b in order]] for i in range(SAMPLED)])
+
+
+def _longest(model: PreTrainedModel, head: nn.Module, row: list[int]) -> int | None:
+    """The most tokens of a row for which the first ones mean the same; found by moving the last one away from them."""
+
+    def moved(farthest: int) -> Tensor:
+        position = torch.arange(len(row), device=model.device)
+        position[-1] = farthest
+        return _forward(model, head, {**_plain(row, model.device), "position_ids": position[None]}).hidden[0, :-1]
+
+    def changes(farthest: int) -> bool:
+        return apart(moved(farthest), near) > _tolerance(model)
+
+    near = moved(len(row) - 1)
+    try:
+        if not changes(FAR - 1):
+            return None
+    # A table of positions ends before; it has no such bound.
+    except (IndexError, RuntimeError):
+        return None
+    same, other = len(row), FAR
+    while other - same > 1:
+        middle = (same + other) // 2
+        same, other = (same, middle) if changes(middle - 1) else (middle, other)
+    return same
+
+
+def _fingerprint(model: PreTrainedModel, path: str) -> str:
+    """Of the weights' files, the model's settings, all code that runs it, and how it is run."""
+    digest = hashlib.sha256()
+    told = [model.config.to_json_string(use_diff=False), vars(model.config).get("_commit_hash")]
+    told += [model.config.get_text_config()._attn_implementation, model.dtype, model.device.type, torch.cuda.is_available()]
+    told += [torch.__version__, transformers.__version__, path]
+    if Path(path).is_dir():
+        told += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(Path(path))]
+    digest.update(repr(told).encode())
+    for file in sorted({inspect.getfile(type(module)) for module in model.modules()} | {*_own_code()}):
+        digest.update(_hash_of(file))
+    return digest.hexdigest()[:32]
+
+
+def _own_code() -> list[str]:
+    return [str(file) for file in Path(__file__).parent.glob("*.py")]
+
+
+@functools.cache
+def _hash_of(file: str) -> bytes:
+    return hashlib.sha256(Path(file).read_bytes()).digest()
+
+
+def _read(file: Path) -> Measured | None:
+    try:
+        stored = json.loads(file.read_text())
+        return Measured(**{**stored, "logits": stored["logits"] and LogitMap(**stored["logits"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(file: Path, found: Measured) -> None:
+    """Whole or not at all, since other runs may be reading; a folder that cannot be written costs a measurement each time."""
+    own = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(json.dumps(found._asdict(), default=asdict))
+        os.replace(own, file)
+    except OSError as error:
+        log.info("what was measured of the model is not kept: %s", error)
+
+
+def _refused(model: PreTrainedModel, found: str) -> UserError:
+    return UserError(
+        f"{type(model).__name__} cannot be used: {found}",
+        "use another model; denserl check-model PATH says what was measured of one",
+    )
+
+
+AttentionInterface.register(STRETCHED, sdpa_attention_forward)
+AttentionMaskInterface.register(STRETCHED, _stretched_mask)
