@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "judge a reward model: pairs, RewardBench 1 and 2, RMB, HHH, MT-Bench, LLMBar",
     "bon": "best-of-n: sample, score with proxy and gold, and draw both against KL",
     "plan": "the memory that each phase will need per GPU, from a model's config alone, and the first setting that fits",
+    "check-model": "how a model can be run, as measured: packed or padded, its logits, decoding, training mode",
     "env": "versions, devices and launcher: what a bug report needs",
 }
 

@@ -172,6 +172,15 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: H
     return _measured(model, path).eval()
 
 
+def holds_reward_head(path: str) -> bool:
+    """Whether a model's weights have a reward head. UserError for no model folder."""
+    names: list[str] = []
+    for file in weight_files(local_folder(path)):
+        with safe_open(file, framework="pt") as weights:
+            names += weights.keys()
+    return bool(_under(HEADS, names))
+
+
 def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, **kw: Any) -> None:
     """Give a classifier, as `model.lm_head`, the head of the language model it was made from; saving leaves it out.
 

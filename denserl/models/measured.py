@@ -66,7 +66,8 @@ def remember(model: PreTrainedModel, found: Measured) -> None:
 
 def measured(model: nn.Module) -> Measured | None:
     """What is kept on a model, which may be wrapped; None of one that was not loaded by loading.py."""
-    return getattr(stock_model(model), "measured", None)
+    stock = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    return getattr(stock, "measured", None)
 
 
 def logit_map(model: nn.Module) -> LogitMap:
@@ -75,6 +76,27 @@ def logit_map(model: nn.Module) -> LogitMap:
     if measured(stock) is None:
         remember(stock, Measured(measure_logit_map(stock)))
     return measured(stock).logits
+
+
+def check_longest(model: nn.Module, tokens: int) -> None:
+    """UserError for rows of more tokens than those whose positions mean the same in every row."""
+    found = measured(model)
+    if found is not None and found.longest is not None and tokens > found.longest:
+        raise UserError(
+            f"{type(stock_model(model)).__name__}: a row has {tokens} tokens; beyond {found.longest}, a row's positions change "
+            "what its first tokens mean, so that numbers would depend on the rows beside it",
+            f"keep rows within {found.longest} tokens: `max_length`, or `max_prompt_length` and `max_new_tokens`",
+        )
+
+
+def check_steady(model: nn.Module) -> None:
+    """UserError for a model of which two passes in training mode differ: its scores and ratios would be random."""
+    found = measured(model)
+    if found is not None and found.unsteady:
+        raise UserError(
+            f"{type(stock_model(model)).__name__} is random in training mode, also without dropout ({found.unsteady})",
+            "use another model; denserl check-model PATH says what was measured of one",
+        )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from transformers.masking_utils import sdpa_mask
 
 from denserl.data.batching import SharedPrompts
 from denserl.errors import UserError
+from denserl.models.measured import check_longest, measured
 
 PACKED_ATTENTION = "denserl_packed"
 NO_MASK = (1, 1, 1, 1)
@@ -91,7 +92,12 @@ def lay_out(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, shared:
         shared: prompts that rows have in common, or None.
 
     Returns: keyword arguments, and (B, S) long places on the device of input_ids, of no meaning for padding.
+
+    Raises:
+        UserError: a row longer than the model's positions allow (see `measured.check_longest`).
     """
+    if measured(model) and measured(model).longest is not None:
+        check_longest(model, int(attention_mask.sum(1).max()))
     device = input_ids.device
     if not is_packed(model):
         mask = attention_mask.to(device, non_blocking=True)

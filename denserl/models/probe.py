@@ -4,11 +4,13 @@ A model that gives other numbers without padding runs with it; one that gives ot
 `generate`; what has no way out is refused with the difference. Findings are kept on the model (measured.py).
 """
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -38,8 +40,10 @@ log = logging.getLogger(__name__)
 
 # Where findings are kept between runs.
 CACHE = Path.home() / ".cache" / "denserl" / "measured"
-# Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32 and in bf16.
-TOLERANCE, BF16_TOLERANCE = 1e-3, 0.1
+# Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32 and in narrower types.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 0.25
+# Models of up to so many weights are measured in fp32 whatever their precision: faults show there that rounding hides.
+WIDENED = 2 * 10**9
 # Tokens of the prompts and of the rows that are run; the second and third begin alike.
 PROMPTS, LENGTHS = (3, 5, 5), (6, 17, 13)
 # Tokens that are sampled after each prompt.
@@ -91,10 +95,11 @@ def probe(model: PreTrainedModel) -> Measured:
     """
     was_training, device = model.training, model.device
     attention = model.config.get_text_config()._attn_implementation
+    # It runs on CUDA alone, in narrow types alone; loaded models are on the host.
+    is_flash = attention.startswith("flash")
     try:
-        with torch.no_grad(), without_dropout(model):
-            # Flash attention runs there alone; loaded models are on the host.
-            return _probe(model.eval().to("cuda" if attention.startswith("flash") else device))
+        with torch.no_grad(), without_dropout(model), contextlib.nullcontext() if is_flash else _widened(model):
+            return _probe(model.eval().to("cuda" if is_flash else device))
     finally:
         model.train(was_training).to(device).set_attn_implementation(attention)
 
@@ -105,35 +110,58 @@ def check_same_hidden(policy: PreTrainedModel, classifier: PreTrainedModel) -> N
     whole = gathered([*policy.parameters(), *classifier.parameters()])
     with torch.no_grad(), without_dropout(policy), without_dropout(classifier), whole:
         own, other = (_forward(*of, row).hidden[0] for of in zip((policy, classifier), heads, strict=True))
-    if not apart(other, own) <= _tolerance(policy):
+    if not apart(other, own) <= tolerance_of(policy):
         raise _refused(policy, f"its own head reads other hidden states than a reward head, apart by {apart(other, own):.2g}")
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
-    """How far two (N, H) results are apart, each row by the norm of the difference relative to its own.
+def apart(found: Tensor, expected: Tensor, typical: bool = False) -> float:
+    """How far two (N, H) results are apart: of the worst row, the norm of the difference relative to that of the row.
 
-    In fp32 the worst row counts; in bf16 the median one, since there a rounded router may send a single token elsewhere.
-    Infinite for other shapes, and where something is not a number.
+    typical: of the median row in types narrower than fp32, where a rounded router may send a single token elsewhere.
+
+    Returns: infinity for other shapes, and where something is not a number.
     """
     if found.shape != expected.shape:
         return float("inf")
     error = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)
-    error = error.max() if expected.dtype.itemsize >= 4 else error.median()
-    return error.item() if torch.isfinite(error) else float("inf")
+    return _one_of(error, typical and expected.dtype.itemsize < 4)
+
+
+def _one_of(error: Tensor, typical: bool) -> float:
+    found = (error.median() if typical else error.max()).item()
+    return found if math.isfinite(found) else float("inf")
+
+
+@contextlib.contextmanager
+def _widened(model: PreTrainedModel):
+    """Within the context a model of moderate size is in fp32."""
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.dtype for tensor in tensors]
+    if sum(tensor.numel() for tensor in tensors) > WIDENED or any(hasattr(tensor, "ds_id") for tensor in tensors):
+        yield
+        return
+    model.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, before, strict=True):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _probe(model: PreTrainedModel) -> Measured:
     is_classifier = any(name.rpartition(".")[2] == "score" for name, _ in model.named_modules())
+    if not is_classifier and model.get_output_embeddings() is None:
+        raise _refused(model, "it has neither a language model's head nor a reward head by the name of score")
     head = score_head(model) if is_classifier else model.get_output_embeddings()
-    logits = None if is_classifier else measure_logit_map(model)
     rows = _rows(model)
     batch = _batch(rows, model.device)
     found: dict[str, float] = {}
     together, attention = _beside_a_longer_row(model, head, rows, batch, found)
     common = together.hidden[1:, : PROMPTS[1]]
-    why = _compare(found, "before other tokens", model, lambda: apart(common[0], common[1]))
+    why = _compare(found, "before other tokens", model, lambda: apart(common[0], common[1], typical=True))
     if why:
         raise _refused(model, f"a token's numbers depend on the tokens after it ({why})")
+    logits = None if is_classifier else measure_logit_map(model)
     if is_classifier:
         _check_score(model, head, rows[0], found)
     else:
@@ -148,8 +176,9 @@ def _probe(model: PreTrainedModel) -> Measured:
     return Measured(logits, attention, unpacked, generates, unsampled, unsteady, _longest(model, head, rows[0]), found)
 
 
-def _tolerance(model: PreTrainedModel) -> float:
-    return TOLERANCE if model.dtype.itemsize >= 4 else BF16_TOLERANCE
+def tolerance_of(model: PreTrainedModel) -> float:
+    """How far apart (see `apart`) results of a model may be that should be equal."""
+    return TOLERANCE if model.dtype.itemsize >= 4 else HALF_TOLERANCE
 
 
 def _rows(model: PreTrainedModel) -> list[list[int]]:
@@ -196,9 +225,28 @@ def _compare(found: dict[str, float], what: str, model: PreTrainedModel, measure
     # Whatever a model's code does to inputs that it was not written for.
     except Exception as error:
         found[what] = float("inf")
-        return f"{what}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    tolerance = _tolerance(model)
+        return f"{what}: {_said(error)}"
+    tolerance = tolerance_of(model)
     return "" if found[what] <= tolerance else f"{what}: apart by {found[what]:.2g}, by more than {tolerance:g}"
+
+
+def _said(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def _alone(model: PreTrainedModel, head: nn.Module, row: list[int]) -> Pass:
+    """A row as the stock class runs it. UserError where it does not, or gives no numbers."""
+    try:
+        alone = _forward(model, head, _plain(row, model.device))
+    except UserError:
+        raise
+    # As in `_compare`.
+    except Exception as error:
+        raise _refused(model, f"it does not run on a row of tokens alone: {_said(error)}") from error
+    if not all(part.isfinite().all() for part in alone):
+        raise _refused(model, "it gives numbers that are not finite; its weights may be damaged")
+    return alone
 
 
 def _beside_a_longer_row(
@@ -206,17 +254,20 @@ def _beside_a_longer_row(
 ) -> tuple[Pass, str]:
     """All rows together, where the first has the numbers that it has alone, and the attention with which it has."""
 
-    def measure() -> float:
-        alone = _forward(model, head, _plain(rows[0], model.device))
-        passes.append(_forward(model, head, lay_out(model, *batch[:2], None)[0]))
-        return apart(passes[-1].hidden[0, : len(rows[0])], alone.hidden[0])
+    def attempt() -> str:
+        def measure() -> float:
+            passes.append(_forward(model, head, lay_out(model, *batch[:2], None)[0]))
+            return apart(passes[-1].hidden[0, : len(rows[0])], alone.hidden[0], typical=True)
+
+        alone = _alone(model, head, rows[0])
+        return _compare(found, "beside a longer row", model, measure)
 
     passes: list[Pass] = []
     config = model.config.get_text_config()
-    why = _compare(found, "beside a longer row", model, measure)
+    why = attempt()
     if why and config._attn_implementation != "eager":
         model.set_attn_implementation("eager")
-        why = _compare(found, "beside a longer row", model, measure)
+        why = attempt()
     if why:
         raise _refused(model, f"a row's numbers depend on the rows beside it ({why})")
     return passes[-1], config._attn_implementation
@@ -224,7 +275,7 @@ def _beside_a_longer_row(
 
 def _check_score(model: PreTrainedModel, head: nn.Module, row: list[int], found: dict[str, float]) -> None:
     """UserError unless the head's output at the last token is the score that the stock class gives."""
-    alone = _forward(model, head, _plain(row, model.device))
+    alone = _alone(model, head, row)
     why = _compare(found, "the stock class's score", model, lambda: apart(head(alone.hidden[:, -1]), alone.output))
     if why:
         raise _refused(model, f"its head does not give its score ({why})")
@@ -240,8 +291,7 @@ def _check_logprobs(
     def measure() -> float:
         ours = chunked_logprob_entropy(own.hidden[:, :-1][mask], tokens, head, logits, 1.0, False)[0]
         theirs = own.output[:, :-1][mask].float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-        error = (ours - theirs).abs()
-        return (error.max() if model.dtype.itemsize >= 4 else error.median()).item()
+        return _one_of((ours - theirs).abs(), model.dtype.itemsize < 4)
 
     why = _compare(found, "log-probabilities (nats)", model, measure)
     if why:
@@ -363,7 +413,7 @@ def _longest(model: PreTrainedModel, head: nn.Module, row: list[int]) -> int | N
         return _forward(model, head, {**_plain(row, model.device), "position_ids": position[None]}).hidden[0, :-1]
 
     def changes(farthest: int) -> bool:
-        return apart(moved(farthest), near) > _tolerance(model)
+        return apart(moved(farthest), near) > tolerance_of(model)
 
     near = moved(len(row) - 1)
     try:

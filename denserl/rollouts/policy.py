@@ -20,7 +20,9 @@ from transformers import (
 
 from denserl.data.batching import in_batches_of, pad_rows
 from denserl.data.chat import stop_ids
+from denserl.errors import UserError
 from denserl.models.decoding import Decoder
+from denserl.models.measured import Measured, check_longest, measured, stock_model
 from denserl.models.packing import is_packed
 from denserl.rollouts.base import Rollouts, Stream
 from denserl.rollouts.config import SamplingConfig
@@ -92,7 +94,14 @@ class PolicySampler:
         if not prompts:
             return Rollouts([], [], [])
         model = self.model()
-        sample = self._decode if is_packed(model) else self._generate
+        found = measured(model) or Measured()
+        if found.unsampled:
+            raise UserError(
+                f"{type(stock_model(model)).__name__} cannot be sampled from ({found.unsampled})",
+                "use another model; denserl check-model PATH says what was measured of one",
+            )
+        check_longest(model, max(map(len, prompts)) + self.max_new_tokens)
+        sample = self._decode if is_packed(model) and not found.generates else self._generate
         # Rows of like length are decoded together.
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
         rows = [(prompts[row], streams[row]) for row in order]

@@ -15,6 +15,7 @@ from denserl.data.batching import ResponseBatch
 from denserl.models.adapters import prepare_model
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import load_policy, load_reward_model, match_embeddings, new_reward_model
+from denserl.models.measured import check_steady
 from denserl.models.scoring import token_logprob_entropy
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, source_of
@@ -61,6 +62,7 @@ def load_models(
     critic = _new_critic(config, dtype)
     for model in (policy, reference, critic):
         match_embeddings(model, tokenizer)
+        check_steady(model)
         disable_dropout(model)
     actor = prepare_model(policy, config, "CAUSAL_LM")
     if config.gradient_checkpointing:

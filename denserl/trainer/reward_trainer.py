@@ -28,6 +28,7 @@ from denserl.models.loading import (
     match_embeddings,
     new_reward_model,
 )
+from denserl.models.measured import check_steady
 from denserl.models.reward_settings import sft_settings, store_settings
 from denserl.models.scoring import read_rewards
 from denserl.rewards.aggregation import aggregate
@@ -263,6 +264,7 @@ def make_model(
     """The SFT model's backbone under a fresh reward head, with that model's own head beside it where an objective reads it."""
     head = Head(config.head_type, config.head_layers, config.head_width, config.head_dropout)
     model = new_reward_model(config.model, dtype, config.seed, head, **config.model_source())
+    check_steady(model)
     match_embeddings(model, tokenizer)
     if all_reads(objectives) & {"first_logps", "logps"}:
         attach_lm_head(model, config.model, dtype, **config.model_source())

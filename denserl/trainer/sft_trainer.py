@@ -44,7 +44,7 @@ class SFTTrainer(SupervisedTrainer):
             held_out = rows(sources=config.eval_data, split=config.eval_split, **config.source_beside())
         args = training_arguments(config, device, dtype)
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)
-        model = load_policy(config.model, dtype, **config.model_source())
+        model = load_policy(config.model, dtype, dropout=True, **config.model_source())
         match_embeddings(model, tokenizer)
         return cls(
             model=prepare_model(model, config, "CAUSAL_LM"),

@@ -28,6 +28,9 @@ class Scripted:
         self.tokens, self.asked, self.generation_config = iter(tokens), [], None
         self.config = LlamaConfig()
 
+    def modules(self):
+        return []
+
     def generate(self, input_ids, attention_mask, **kw):
         self.asked.append((input_ids, attention_mask, kw))
         answers = [next(self.tokens) for _ in input_ids]
@@ -171,6 +174,9 @@ class Small:
     def __init__(self, model, most: int):
         self.model, self.most, self.device = model, most, model.device
         self.config, self.generation_config, self.sizes = LlamaConfig(), model.generation_config, []
+
+    def modules(self):
+        return []
 
     def generate(self, input_ids, **kw):
         self.sizes.append(len(input_ids))

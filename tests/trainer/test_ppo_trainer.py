@@ -16,7 +16,9 @@ from denserl.cli import train_ppo
 from denserl.cli.launch import launch
 from denserl.cli.options import parse
 from denserl.errors import UserError
+from denserl.models import loading
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.measured import Measured
 from denserl.rollouts.base import Rollouts
 from denserl.rollouts.policy import PolicySampler
 from denserl.trainer import ppo_trainer
@@ -529,8 +531,9 @@ def test_rewards_that_are_all_the_same_give_numbers(level, ppo, world, tmp_path)
 
 
 @pytest.fixture
-def broken_reward_model(world, tmp_path) -> Path:
-    """A reward model whose every score is not a number."""
+def broken_reward_model(world, tmp_path, monkeypatch) -> Path:
+    """A reward model whose every score is not a number, which loading would refuse."""
+    monkeypatch.setattr(loading, "measure", lambda model, path: Measured())
     model = load_reward_model(str(world.reward_model), "fp32")
     with torch.no_grad():
         model.score.weight.fill_(torch.nan)

@@ -21,6 +21,7 @@ from denserl.errors import UserError
 from denserl.evaluation.scorers import RewardScorer
 from denserl.models.heads import Head
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.measured import Measured, remember
 from denserl.rewards.objectives import BradleyTerry, PositiveRegularizer, TextRegularizer
 from denserl.segmentation import Segmenter
 from denserl.trainer.reward_trainer import GroupCollator, RewardTrainer, make_objectives
@@ -99,6 +100,7 @@ def speaking_classifier():
     """A classifier with a language-model head beside its own."""
     model = tiny_models.classifier("llama")
     model.lm_head = torch.nn.Linear(32, tiny_models.VOCABULARY, bias=False)
+    remember(model, Measured())
     generator = torch.Generator().manual_seed(9)
     torch.nn.init.normal_(model.lm_head.weight, std=0.3, generator=generator)
     return model
