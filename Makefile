@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads must not spin on few cores.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test faults lint levels study bench bench-peers real clean
+.PHONY: demo test faults lint models levels study bench bench-peers real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -18,9 +18,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check denserl tests benchmarks examples
 	$(BIN)/mypy --no-error-summary
 
+# docs/models.md: every family of language models in transformers, measured; some minutes.
+models: .venv/installed
+	$(BIN)/python benchmarks/model_table.py
+
 # The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.
 faults: .venv/installed
-	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer)
+	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer models)
 
 # Every way of paying in every kind of world, many hours on two cores; a part: .venv/bin/python benchmarks/levels.py --parts credit
 levels: .venv/installed

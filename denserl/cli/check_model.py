@@ -1,8 +1,9 @@
 """What a model does when it is run: what the probe finds when any command loads it."""
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
 
 from denserl.cli.launch import launch
 from denserl.config import FIRST, ModelSourceConfig
@@ -13,8 +14,8 @@ from denserl.terminal import quiet_libraries, say, visible
 class Options(ModelSourceConfig):
     """Measure a language model or a reward model: how it can be run, and how far results are apart that should be equal."""
 
-    model: Annotated[str, FIRST]
-    """Model to measure: folder or hub name; also as the first argument."""
+    model: Annotated[Positional[str], FIRST, arg(metavar="PATH")]
+    """Model to measure: folder or hub name."""
     dtype: Annotated[Literal["fp32", "bf16"], FIRST] = "fp32"
     """Precision of the weights."""
 
@@ -38,7 +39,11 @@ def run(options: Options) -> None:
         scale, cap = found.logits.scale, found.logits.cap
         logits = f"the head's output x {scale:g}" + ("" if cap is None else f", capped at {cap:g}")
         decoder = "not at all" if found.unsampled else "with generate" if found.generates else "by the own decoder"
-        rows += [("logits", logits), ("is sampled from", decoder), ("", found.unsampled or ("" if found.unpacked else found.generates))]
+        rows += [
+            ("logits", logits),
+            ("is sampled from", decoder),
+            ("", found.unsampled or ("" if found.unpacked else found.generates)),
+        ]
     rows += [
         ("can be trained", "no" if found.unsteady else "yes, without dropout it is the same in every pass"),
         ("", found.unsteady),
@@ -50,9 +55,6 @@ def run(options: Options) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
     launch(Options, "check-model", run, argv)
 
 

@@ -8,11 +8,12 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,17 +136,21 @@ def _one_of(error: Tensor, typical: bool) -> float:
 @contextlib.contextmanager
 def _widened(model: PreTrainedModel):
     """Within the context a model of moderate size is in fp32."""
-    tensors = [*model.parameters(), *model.buffers()]
-    before = [tensor.dtype for tensor in tensors]
-    if sum(tensor.numel() for tensor in tensors) > WIDENED or any(hasattr(tensor, "ds_id") for tensor in tensors):
+    before = {name: tensor.dtype for name, tensor in _tensors(model)}
+    is_large = sum(tensor.numel() for _, tensor in _tensors(model)) > WIDENED
+    if is_large or any(hasattr(tensor, "ds_id") for _, tensor in _tensors(model)):
         yield
         return
     model.float()
     try:
         yield
     finally:
-        for tensor, dtype in zip(tensors, before, strict=True):
-            tensor.data = tensor.data.to(dtype)
+        for name, tensor in _tensors(model):
+            tensor.data = tensor.data.to(before[name])
+
+
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(model.named_parameters(), model.named_buffers())
 
 
 def _probe(model: PreTrainedModel) -> Measured:
@@ -166,8 +171,11 @@ def _probe(model: PreTrainedModel) -> Measured:
         _check_score(model, head, rows[0], found)
     else:
         _check_logprobs(model, head, logits, batch, together, found)
-    unsteady = _compare(found, "in training mode", model, lambda: _in_training(model, head, batch, together))
     unpacked = _try_packing(model, head, batch, found)
+    unsteady = _compare(found, "in training mode", model, lambda: _in_training(model, head, batch))
+    if not unsteady and attention != "eager" and not _same_with_gradients(model, head, batch):
+        attention, unpacked = "eager", "another kernel of its attention serves where gradients are wanted"
+        model.set_attn_implementation(attention)
     generates = unsampled = ""
     if not is_classifier:
         generates = unpacked or _compare(found, "decoded", model, lambda: _decoded(model, rows, together))
@@ -213,9 +221,11 @@ def _plain(row: list[int], device: torch.device) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _real(values: Tensor, batch: ResponseBatch) -> Tensor:
-    """(B, S, H) -> (N, H), those of tokens."""
-    return values[batch.attention_mask.bool().to(values.device)]
+def _tokens(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch) -> Tensor:
+    """The hidden states of a batch's tokens, (N, H), run in the way that the model is run."""
+    inputs, places = lay_out(model, *batch[:2], batch.shared)
+    hidden = _forward(model, head, inputs).hidden.flatten(0, 1)
+    return hidden[places[batch.attention_mask.bool().to(places.device)]]
 
 
 def _compare(found: dict[str, float], what: str, model: PreTrainedModel, measure: Callable[[], float]) -> str:
@@ -244,7 +254,7 @@ def _alone(model: PreTrainedModel, head: nn.Module, row: list[int]) -> Pass:
     # As in `_compare`.
     except Exception as error:
         raise _refused(model, f"it does not run on a row of tokens alone: {_said(error)}") from error
-    if not all(part.isfinite().all() for part in alone):
+    if not alone.hidden.isfinite().all() or alone.output.isnan().any():
         raise _refused(model, "it gives numbers that are not finite; its weights may be damaged")
     return alone
 
@@ -298,13 +308,22 @@ def _check_logprobs(
         raise _refused(model, f"its log-probabilities cannot be had from its hidden states ({why})")
 
 
-def _in_training(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch, own: Pass) -> float:
+def _same_with_gradients(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch) -> bool:
+    """Whether a pass whose gradients are wanted gives the same bits as one without, so that PPO's first ratios are 1."""
+    passes = []
+    for with_gradients in (False, True):
+        with torch.set_grad_enabled(with_gradients):
+            passes.append(_tokens(model, head, batch).detach())
+    return torch.equal(*passes)
+
+
+def _in_training(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch) -> float:
+    before = _tokens(model, head, batch)
     model.train()
     try:
-        hidden = _forward(model, head, lay_out(model, *batch[:2], None)[0]).hidden
+        return apart(_tokens(model, head, batch), before)
     finally:
         model.eval()
-    return apart(_real(hidden, batch), _real(own.hidden, batch))
 
 
 def _try_packing(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch, found: dict[str, float]) -> str:
@@ -315,12 +334,12 @@ def _try_packing(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch, 
 
     def measure() -> float:
         model.set_attn_implementation(STRETCHED)
-        padded = _forward(model, head, lay_out(model, *batch[:2], None)[0]).hidden
+        padded = _tokens(model, head, batch)
         model.set_attn_implementation(PACKED_ATTENTION)
         packing = _StretchedPacking(batch.attention_mask, batch.shared)
         tokens, positions = packing.tokens.to(model.device), packing.positions.to(model.device)
         packed = _forward(model, head, packed_inputs(batch.input_ids.flatten()[tokens], positions, packing)).hidden
-        return apart(_real(packed[0][packing.slots.to(model.device)], batch), _real(padded, batch))
+        return apart(packed[0][packing.slots[batch.attention_mask.bool()].to(model.device)], padded)
 
     why = _compare(found, "without padding", model, measure)
     if why:

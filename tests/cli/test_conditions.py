@@ -20,6 +20,7 @@ NEEDED = {
     "train-rm": "--model m --data d.jsonl --output_dir o",
     "fit-normalizer": "--reward_model m --data d.jsonl",
     "train-ppo": "--model m --reward_model r --data d.jsonl --output_dir o",
+    "check-model": "m",
     "new-model": "--data d.jsonl --output_dir o",
     "plan": "--model m",
     "merge": "--model m --adapter a --output_dir o",

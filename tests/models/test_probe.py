@@ -1,0 +1,363 @@
+"""What the probe finds in models of known behaviour, how it is kept, and what is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from denserl.cli import check_model
+from denserl.data.batching import pad_responses
+from denserl.errors import UserError
+from denserl.models import probe as probing
+from denserl.models.dropout import disable_dropout
+from denserl.models.loading import attach_lm_head, load_policy, new_reward_model
+from denserl.models.measured import LogitMap, check_steady, measure_logit_map, measured
+from denserl.models.packing import is_packed
+from denserl.models.probe import probe, run_as
+from denserl.models.scoring import token_logprob_entropy, token_rewards
+from denserl.rollouts.policy import PolicySampler
+from denserl.streams import Purpose, stream
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import model_table
+from families import small_config, small_model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """Where findings are kept, empty at first."""
+    monkeypatch.setattr(probing, "CACHE", tmp_path / "measured")
+    return tmp_path / "measured"
+
+
+def language_model(family: str, **settings):
+    return small_model(small_config(family, **settings), AutoModelForCausalLM)
+
+
+class OtherLogits(LlamaForCausalLM):
+    """A Llama that does something to its head's output."""
+
+    change = staticmethod(lambda logits: logits)
+
+    def forward(self, *args, **kw):
+        output = super().forward(*args, **kw)
+        output.logits = self.change(output.logits)
+        return output
+
+
+def other_logits(change) -> OtherLogits:
+    torch.manual_seed(0)
+    model = OtherLogits(LlamaConfig(**tiny_models.SIZES)).eval()
+    model.change = change
+    return model
+
+
+def logprobs_by_hand(model, prompt: list[int], response: list[int]) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double()
+    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "scale", "cap"),
+    [
+        ("llama", {}, 1.0, None),
+        ("gemma2", {"final_logit_softcapping": 3.0}, 1.0, 3.0),
+        ("nanochat", {"final_logit_softcapping": 2.5}, 1.0, 2.5),
+        ("cohere", {"logit_scale": 0.3}, 0.3, None),
+        ("granite", {"logits_scaling": 4.0}, 0.25, None),
+        ("hyperclovax", {"logits_scaling": 4.0}, 4.0, None),
+    ],
+)
+def test_what_a_family_does_to_its_logits_is_found(family, settings, scale, cap):
+    model = language_model(family, **settings)
+    found = measure_logit_map(model)
+    assert found.scale == pytest.approx(scale, rel=1e-6) and found.cap == (cap and pytest.approx(cap, rel=1e-6))
+    prompt, response = tiny_models.random_rows([4, 6])
+    batch = pad_responses([prompt], [response], 0)
+    with torch.no_grad():
+        got = token_logprob_entropy(model, *batch[:3], 6)[0][0].double()
+        torch.testing.assert_close(got, logprobs_by_hand(model, prompt, response), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda x: 1.7 * x, LogitMap(1.7)),
+        (lambda x: 5 * torch.tanh(x * 0.2), LogitMap(1.0, 5.0)),
+        (lambda x: 30 * torch.tanh(x / 60), LogitMap(0.5, 30.0)),
+    ],
+)
+def test_maps_of_no_known_name_are_found(change, expected):
+    found = measure_logit_map(other_logits(change))
+    assert found.scale == pytest.approx(expected.scale, rel=1e-5)
+    assert found.cap == (expected.cap and pytest.approx(expected.cap, rel=1e-5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x + 1e-3 * x.sign(),
+        lambda x: x.clamp(-5, 5),
+        lambda x: x + torch.arange(x.shape[-1]) / 50,
+        lambda x: x.flip(-1),
+        lambda x: x - x.mean(-1, keepdim=True),
+        lambda x: x[..., :-1],
+        lambda x: torch.where(torch.arange(x.shape[-1]) == 7, -torch.inf, x),
+    ],
+)
+def test_other_maps_are_refused_with_what_was_measured(change):
+    with pytest.raises(UserError, match="cannot be computed from its hidden states: .*(off by|the head gives)"):
+        probe(other_logits(change))
+
+
+@pytest.mark.parametrize("window", [4, 1000, 4096])
+@pytest.mark.parametrize(
+    ("family", "settings", "is_told"),
+    [("mistral", {}, True), ("qwen2_moe", {"layer_types": ["sliding_attention", "full_attention"]}, False)],
+)
+def test_a_window_that_stands_in_the_mask_alone_shows_however_long_it_is(family, settings, is_told, window):
+    assert bool(probe(language_model(family, sliding_window=window, **settings)).unpacked) is not is_told
+
+
+def test_chunked_attention_is_not_packed():
+    assert probe(language_model("llama4_text", attention_chunk_size=8192)).unpacked
+
+
+@pytest.mark.parametrize(
+    ("rope", "settings", "longest"),
+    [
+        ({"rope_type": "default"}, {}, None),
+        ({"rope_type": "linear", "factor": 2.0}, {}, None),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, {}, None),
+        ({"rope_type": "dynamic", "factor": 2.0}, {}, 128),
+        (
+            {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "factor": 2.0}
+            | {"original_max_position_embeddings": 64},
+            {},
+            64,
+        ),
+    ],
+    ids=lambda value: value.get("rope_type") if isinstance(value, dict) else None,
+)
+def test_rows_stay_where_positions_mean_the_same_in_every_row(rope, settings, longest):
+    config = LlamaConfig(**{**tiny_models.SIZES, "max_position_embeddings": 128}, rope_parameters={"rope_theta": 1e4, **rope})
+    torch.manual_seed(0)
+    found = probe(model := AutoModelForCausalLM.from_config(config).eval())
+    assert found.longest == longest
+    if longest is None:
+        return
+    # By hand: the first tokens of a row of that length mean what they mean alone; of one token more, they do not.
+    with torch.no_grad():
+        row = torch.tensor(tiny_models.random_rows([longest + 1]))
+        alone, most, more = (model(input_ids=row[:, :length]).logits[0, :8] for length in (8, longest, longest + 1))
+    torch.testing.assert_close(most, alone, rtol=1e-4, atol=1e-4)
+    assert (more - alone).abs().max() > 0.01
+    run_as(model, found)
+    sampler = PolicySampler(lambda: model, [2], 0, max_new_tokens=longest)
+    with pytest.raises(UserError, match=f"beyond {longest}"):
+        sampler([[5, 6]], [stream(0, Purpose.SAMPLING, 0)])
+
+
+def test_a_score_beyond_the_bound_is_refused_and_within_it_does_not_depend_on_the_batch():
+    config = LlamaConfig(
+        **tiny_models.SIZES, num_labels=1, rope_parameters={"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}
+    )
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    run_as(model, probe(model))
+    short, longest, over = tiny_models.random_rows([8, 64, 65])
+    with torch.no_grad():
+        ids, mask = tiny_models.padded([short, longest])
+        alone = token_rewards(model, torch.tensor([short]), torch.ones(1, 8))
+        torch.testing.assert_close(token_rewards(model, ids, mask)[:1, :8], alone, rtol=1e-5, atol=1e-5)
+        with pytest.raises(UserError, match="65 tokens; beyond 64"):
+            token_rewards(model, *tiny_models.padded([short, over]))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("gpt2", {"resid_pdrop": 0.5, "attn_pdrop": 0.5}),
+        ("opt", {"dropout": 0.5, "attention_dropout": 0.5}),
+        ("starcoder2", {"residual_dropout": 0.5, "attention_dropout": 0.5}),
+        ("seed_oss", {"residual_dropout": 0.5, "attention_dropout": 0.5}),
+        ("mixtral", {"router_jitter_noise": 0.5}),
+        ("phimoe", {"router_jitter_noise": 0.5, "input_jitter_noise": 0.5}),
+        ("qwen2", {"attention_dropout": 0.5}),
+    ],
+)
+def test_training_mode_is_the_same_in_every_pass(family, settings):
+    ids = torch.tensor(tiny_models.random_rows([9]))
+    model = language_model(family, **settings).train()
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert not probe(model).unsteady and model.training
+    # The probe leaves it as it was.
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    disable_dropout(model)
+    first, second = model(input_ids=ids).logits, model(input_ids=ids).logits
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, model.eval()(input_ids=ids).logits)
+
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + (torch.rand(()) if self.training else 0.0)
+
+
+def test_what_stays_random_in_training_is_not_trained():
+    model = tiny_models.language_model("llama")
+    down = model.model.layers[0].mlp.down_proj
+    noisy = Noisy(down.in_features, down.out_features, bias=False)
+    noisy.weight = down.weight
+    model.model.layers[0].mlp.down_proj = noisy
+    run_as(model, probe(model.eval()))
+    with pytest.raises(UserError, match="random in training mode.*apart by"):
+        check_steady(model)
+
+
+def test_a_model_that_sees_tokens_to_come_is_refused():
+    with pytest.raises(UserError, match="depend on the tokens after it .*apart by"):
+        probe(language_model("bert", is_decoder=False))
+
+
+class Centred(nn.Module):
+    """Takes the batch's mean away."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) - x.mean((0, 1))
+
+
+def test_a_model_whose_rows_depend_on_one_another_is_refused():
+    model = tiny_models.language_model("llama")
+    model.model.norm = Centred(model.model.norm)
+    with pytest.raises(UserError, match="depend on the rows beside it .*apart by"):
+        probe(model)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    model = tiny_models.language_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[3, 5] = torch.nan
+    model.save_pretrained(tmp_path / "damaged")
+    with pytest.raises(UserError, match="not finite"):
+        load_policy(str(tmp_path / "damaged"), "fp32")
+
+
+def test_a_head_that_reads_other_states_than_the_classifiers_is_refused(tmp_path):
+    # MiniCPM3 scales what its head reads, and not what its classifier reads.
+    language_model("minicpm3").save_pretrained(tmp_path)
+    model = new_reward_model(str(tmp_path), "fp32")
+    with pytest.raises(UserError, match="other hidden states than a reward head, apart by"):
+        attach_lm_head(model, str(tmp_path), "fp32")
+
+
+def test_what_a_language_models_head_is_followed_by_goes_with_it_to_a_classifier(tmp_path):
+    language_model("gemma2", final_logit_softcapping=3.0).save_pretrained(tmp_path)
+    model = new_reward_model(str(tmp_path), "fp32")
+    attach_lm_head(model, str(tmp_path), "fp32")
+    assert measured(model).logits.cap == pytest.approx(3.0)
+
+
+def test_measured_in_fp32_a_narrow_model_comes_back_as_it_was():
+    model = language_model("llama").to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    found = probe(model)
+    after = dict([*model.named_parameters(), *model.named_buffers()])
+    assert before.keys() == after.keys()
+    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert max(found.apart.values()) < 1e-5
+
+
+def test_a_large_narrow_model_is_measured_as_it_is(monkeypatch):
+    monkeypatch.setattr(probing, "WIDENED", 0)
+    found = probe(language_model("llama").to(torch.bfloat16))
+    assert not found.unpacked and not found.generates and 1e-4 < max(found.apart.values()) < probing.HALF_TOLERANCE
+    assert probe(language_model("lfm2").to(torch.bfloat16)).unpacked
+
+
+def test_findings_are_kept_until_weights_or_settings_change(tmp_path, cache, monkeypatch):
+    folder = str(tmp_path / "model")
+    tiny_models.language_model("llama").save_pretrained(folder)
+    first = measured(load_policy(folder, "fp32"))
+    with monkeypatch.context() as patch:
+        patch.setattr(probing, "probe", lambda model: pytest.fail("measured again"))
+        again = load_policy(folder, "fp32")
+        assert measured(again) == first and is_packed(again)
+    calls = []
+    monkeypatch.setattr(probing, "probe", lambda model: calls.append(1) or probe(model))
+    load_policy(folder, "bf16")
+    tiny_models.language_model("llama", seed=1).save_pretrained(folder)
+    load_policy(folder, "fp32")
+    assert len(calls) == 2
+    # A record that was cut short counts for nothing.
+    for file in cache.iterdir():
+        file.write_text(file.read_text()[:20])
+    load_policy(folder, "fp32")
+    assert len(calls) == 3
+
+
+def test_findings_that_cannot_be_kept_are_measured_each_time(tmp_path, cache):
+    cache.write_text("a file where the folder should be")
+    tiny_models.language_model("llama").save_pretrained(tmp_path / "model")
+    assert is_packed(load_policy(str(tmp_path / "model"), "fp32"))
+
+
+def test_a_family_without_sdpa_runs_by_eager_attention(tmp_path):
+    language_model("bloom").save_pretrained(tmp_path)
+    model = load_policy(str(tmp_path), "fp32", attn_implementation="sdpa")
+    assert model.config._attn_implementation == "eager" and measured(model).unpacked
+
+
+def test_the_command_prints_what_was_found(tmp_path, capsys):
+    language_model("gemma2", final_logit_softcapping=3.0).save_pretrained(tmp_path / "policy")
+    check_model.main([str(tmp_path / "policy")])
+    shown = capsys.readouterr().out
+    assert "Gemma2ForCausalLM, a language model in fp32" in shown and "capped at 3" in shown
+    assert "on padded batches, with eager attention" in shown and "with generate" in shown
+    tiny_models.classifier("llama").save_pretrained(tmp_path / "rm")
+    check_model.main([str(tmp_path / "rm"), "--dtype", "bf16"])
+    shown = capsys.readouterr().out
+    assert "a reward model in bf16" in shown and "without padding" in shown and "the stock class's score" in shown
+
+
+def test_the_command_refuses_what_loading_refuses(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        check_model.main([str(tmp_path / "nothing")])
+    assert ended.value.code == 2 and "there is no model folder" in capsys.readouterr().err
+
+
+FEW = ["gemma3", "qwen3_moe", "deepseek_v3", "lfm2", "doge", "opt", "mamba2"]
+# Cells of the page's rows: family, how it runs, ...
+LINES = [line for line in model_table.PAGE.read_text().splitlines() if line.startswith("| ")][2:]
+SHOWN = [[cell.strip() for cell in line.split("|")[1:-1]] for line in LINES]
+OTHERS = [family for family, *_ in SHOWN if family not in FEW]
+# Where rounding grows on its way through the model: attention as a recurrence, layers that run many times.
+ROUNDED = dict.fromkeys(
+    ("hrm_text", "rembert", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), 1e-4
+)
+
+
+@pytest.mark.parametrize("family", [*FEW, *(pytest.param(family, marks=pytest.mark.long) for family in OTHERS)])
+def test_a_family_gives_what_its_stock_class_gives_by_eager_attention(family):
+    row = model_table.measure(family)
+    if row.found is None:
+        assert row.why and not row.why.startswith("not built")
+        return
+    limit = 1e-4 if family in ROUNDED else 1e-5
+    assert row.logprob <= limit and row.ratio == 1
+    assert row.gradient <= limit or row.gradient != row.gradient
+    if row.classifier is not None:
+        assert row.score <= limit and row.score_gradient <= limit
+
+
+def test_the_page_has_sixty_families_that_train():
+    assert sum(runs == "packed" or runs.startswith("padded") for _, runs, *_ in SHOWN) >= 60
+    assert set(FEW) <= {family for family, *_ in SHOWN}
