@@ -194,7 +194,7 @@ def _rows(model: PreTrainedModel) -> list[list[int]]:
     used = {value for name, value in model.config.get_text_config().to_dict().items() if name.endswith("token_id")}
     used |= {value for name, value in model.config.to_dict().items() if name.endswith("token_id")}
     vocabulary = min(model.config.get_text_config().vocab_size, model.get_input_embeddings().num_embeddings)
-    free = [i for i in range(min(vocabulary, 1000)) if i not in used]
+    free = [i for i in range(min(vocabulary, 512)) if i not in used]
     draw = torch.Generator().manual_seed(0)
     rows = [[free[i] for i in torch.randint(len(free), (length,), generator=draw)] for length in LENGTHS]
     rows[2][: PROMPTS[2]] = rows[1][: PROMPTS[1]]
