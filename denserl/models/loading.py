@@ -84,10 +84,15 @@ def load_tokenizer(path: str, template: Mapping[str, Any] | None = None, **kw: A
     Raises:
         UserError: nothing loadable there, no chat template, or none that can be used as it is asked for.
     """
-    tokenizer = _load(AutoTokenizer, path, **kw)
-    set_template(tokenizer, **(template or {}))
-    check_system_prompt(tokenizer, (template or {}).get("system_prompt"))
-    closing = end_of_turn_id(tokenizer)
+    tokenizer, template = _load(AutoTokenizer, path, **kw), template or {}
+    set_template(tokenizer, **template)
+    check_system_prompt(tokenizer, template.get("system_prompt"))
+    try:
+        closing = end_of_turn_id(tokenizer)
+    except UserError as error:
+        if not template.get("file"):
+            raise
+        raise UserError(f"`chat_template` {template['file']}: {error.found}", "correct it, or give another") from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == closing:
         before, unused = tokenizer.pad_token, _unused_token(tokenizer, path)
         tokenizer.add_special_tokens({"pad_token": unused or NEW_PAD_TOKEN})

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from denserl.config import ModelSourceConfig
-from denserl.data.responses import Encoded
+from denserl.data.chat import encode_prompt, encode_response
+from denserl.data.responses import Encoded, Responses
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 from denserl.evaluation.scorers import BaselineScorer, RewardScorer, length_scores, random_scores
@@ -74,6 +75,17 @@ def stock_scores(folder, prompt, response):
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     hidden = model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, len(prompt) :]
     return (hidden.double() @ model.score.weight[0].double()).numpy()
+
+
+def test_ids_of_another_chat_template_are_not_scored_as_they_are(models):
+    """A policy that was given a system prompt: the reward model reads its texts as it was trained, by its own template."""
+    scorer, policy = RewardScorer([models["plain"]]), load_tokenizer(models["sft"], {"system_prompt": "Be brief."})
+    prompt, text = PROMPTS[0], RESPONSES[0]
+    ids = [encode_prompt(policy, prompt), encode_response(policy, prompt, text)]
+    record = Responses([prompt], [text], [ids[0]], [ids[1]], [True])
+    assert scorer.of_responses(record, policy) == pytest.approx(scorer([prompt], [text]), abs=1e-6)
+    own = load_tokenizer(models["sft"])
+    assert abs(scorer.of_responses(record, own) - scorer([prompt], [text])) > 1e-4
 
 
 def test_a_classifier_from_elsewhere_is_read_as_the_stock_class_reads_it(models):

@@ -47,7 +47,7 @@ def load_members(
         if own is not tokenizer:
             check_same_tokenizer(tokenizer, own, path)
             if not renders_alike(tokenizer, own):
-                log.warning("%s: trained on conversations that its chat template writes otherwise than the one in use", path)
+                log.warning("%s: its chat template writes conversations otherwise than the one whose ids it is given", path)
     models = [load_reward_model(path, dtype, **config.model_source()) for path in paths]
     for model in models:
         match_embeddings(model, tokenizer)
