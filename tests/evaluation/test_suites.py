@@ -275,6 +275,9 @@ def test_llmbar_by_one_subsets_folder_or_file_keeps_its_name(tmp_path, monkeypat
         judged, found, _ = judged_by_length(SUITES["llmbar"], path)
         assert list(found["subsets"]) == ["GPTInst"] and found["groups"]["adversarial"]["n"] == 1
         assert found["partial"]["GPTInst"] == [1, 92] and found["complete"] is False
+    (tmp_path / "Neighbor").symlink_to(folder)
+    assert list(judged_by_length(SUITES["llmbar"], tmp_path / "Neighbor")[1]["subsets"]) == ["Neighbor"]
+    (tmp_path / "Neighbor").unlink()
     # A folder that happens to have such a name is not asked where the files have names of their own.
     assert list(judged_by_length(SUITES["llmbar"], suite_files.llmbar(tmp_path / "manual"))[1]["subsets"]) == [
         "GPTInst", "Natural"

@@ -5,6 +5,7 @@ answers, which training would refuse, are judged.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def read_files(
         raise UserError(f"{path} holds no data file", f"put files of these kinds there: {' '.join(_TABLES)}")
     folder = root if root.is_dir() else root.parent
     inside = {file: _without_suffix(file.relative_to(folder).as_posix()) for file in files}
-    names = folder.resolve().parts[1:][-above:] if above else ()
+    names = Path(os.path.abspath(folder)).parts[1:][-above:] if above else ()  # a link keeps the name it is given by
     whole = {file: "/".join([*names, part]) for file, part in inside.items()}
     parts = next((parts for parts in (inside, whole) if any(map(known, parts.values()))), inside)
     own = [file for file in files if known(parts[file])] or files
