@@ -212,7 +212,7 @@ class ModelSourceConfig(Config):
     """Run Python code that comes with a model folder or hub repository."""
 
     def tokenizer_source(self) -> dict[str, Any]:
-        """The arguments that the loading of tokenizers takes."""
+        """The arguments that the loading of tokenizers and configs takes."""
         return {"trust_remote_code": self.trust_remote_code}
 
     def model_source(self) -> dict[str, Any]:

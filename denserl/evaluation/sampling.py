@@ -20,6 +20,7 @@ from denserl.evaluation.scorers import RewardScorer
 from denserl.files import make_folder
 from denserl.models.folders import read_settings
 from denserl.models.loading import load_policy, load_tokenizer, local_folder, match_embeddings
+from denserl.models.positions import check_rollout_lengths
 from denserl.models.reward_settings import settings_in
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.sources.reading import check_sft_model, check_trusted
@@ -68,6 +69,7 @@ def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sam
     )
     log.info("%s: %d of %d samples are there", path, whole - len(missing), whole)
     if missing:
+        check_rollout_lengths([prompts], config.max_new_tokens, [config.model], config)
         make_folder("samples_file", str(path.parent))
         samples |= draw_samples(
             file,

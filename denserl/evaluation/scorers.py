@@ -21,6 +21,7 @@ from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, en
 from denserl.data.templates import template_settings
 from denserl.errors import UserError, require
 from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
+from denserl.models.positions import positions_of
 from denserl.models.scoring import response_entropies
 from denserl.rewards.config import ReadConfig, ScoringConfig
 from denserl.rewards.sources.base import ResponseScorer
@@ -253,8 +254,7 @@ def _remark_on_cuts(count: dict[str, int], paths: Sequence[str], max_length: int
 
 def _within_positions(max_length: int, configs: list) -> int:
     """The length, or that which all of the models have positions for."""
-    positions = [getattr(config.get_text_config(), "max_position_embeddings", None) for config in configs]
-    most = min([max_length, *filter(None, positions)])
+    most = min([max_length, *filter(None, map(positions_of, configs))])
     if most < max_length:
         log.info("sequences are cut at %d tokens: there are no more positions", most)
     return most

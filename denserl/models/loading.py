@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -114,6 +115,11 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)} and torch dtypes")
     return DTYPES[dtype]
+
+
+def load_config(path: str, **kw: Any) -> PreTrainedConfig:
+    """The config of a model. UserError where there is none that can be read."""
+    return _load(AutoConfig, path, **kw)
 
 
 def load_policy(path: str, dtype: str | torch.dtype, dropout: bool = False, **kw: Any) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Pairs as reward models read them: token ids, with what the frozen language model says of the responses, and their rewards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from denserl.data.reference_cache import SIDES, add_entropies, file_fingerprint
 from denserl.data.responses import of_ids
 from denserl.files import make_folder
 from denserl.models.loading import load_policy, local_folder, match_embeddings
+from denserl.models.positions import check_positions
 from denserl.models.scoring import response_logprobs_entropies
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.sources.base import RewardSource, per_token, read_segments
@@ -34,8 +36,12 @@ def prepare_pairs(
     device: torch.device,
     dtype: str,
     on_bad_row: str,
+    read_by: Sequence[str] = (),
 ) -> Dataset:
-    """Tokenise preferences and add what the frozen SFT model says of them (`add_entropies`). source: how it is loaded."""
+    """Tokenise preferences and add what the frozen SFT model says of them (`add_entropies`).
+
+    source: how models are loaded. read_by: those that will read the pairs beside the SFT model.
+    """
 
     def reference_function():
         model = load_policy(sft_model, dtype, **source.model_source()).eval()
@@ -47,6 +53,9 @@ def prepare_pairs(
     make_folder("cache_dir", str(cache_dir))
     lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
     rows = tokenize_preferences(pairs, tokenizer, **lengths, on_bad_row=on_bad_row)
+    longest = max((len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in rows for side in SIDES), default=0)
+    fix = "give a `max_length` of at most {}, with a `max_prompt_length` below it"
+    check_positions(longest, [sft_model, *read_by], source, "the longest pair's response with its prompt", fix)
     return add_entropies(
         rows,
         reference_function,

@@ -55,7 +55,9 @@ def fit_normalizer(config: FitConfig) -> Fit:
     if config.pairs < len(pairs):
         pairs = pairs.select(shuffled(len(pairs), stream(config.seed, Purpose.FITTED_PAIRS))[: config.pairs])
     as_trained = ScoredPairsConfig(score_tokens=config.score_tokens, cache_dir=config.cache_dir, **lengths)
-    pairs = prepare_pairs(pairs, as_trained, config, sft_model, members.tokenizer, device, dtype, config.on_bad_row)
+    pairs = prepare_pairs(
+        pairs, as_trained, config, sft_model, members.tokenizer, device, dtype, config.on_bad_row, members.paths
+    )
     rewards = segment_rewards(source, pairs, segmenter, members.tokenizer, config.score_tokens, device)
     score_mean, score_std = score_moments(rewards, agg_func)
     groups = normalizer_fit.group_by_place(rewards, config.smallest_group)

@@ -1,6 +1,6 @@
 """What a PPO run goes over: its length, prompts, text for the pretraining loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -12,6 +12,7 @@ from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrat
 from denserl.data.order import endless_rows
 from denserl.data.prompts import load_prompts, tokenize_prompts
 from denserl.errors import require
+from denserl.models.positions import check_positions, check_rollout_lengths
 from denserl.streams import Purpose
 from denserl.trainer.ppo_config import PPOConfig
 
@@ -67,6 +68,15 @@ def load_text_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Dat
     rows = load_demonstrations(config.ptx_data, split=config.split, seed=config.seed, **config.source_beside())
     length = config.max_prompt_length + config.max_new_tokens
     return tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=config.on_bad_row)
+
+
+def check_lengths(config: PPOConfig, prompts: Iterable[Dataset], text: Dataset | None) -> None:
+    """UserError where a model has no positions for a prompt with the longest response, or the policy for a row of text."""
+    judges = [*(config.reward_model or []), *filter(None, [config.gold_reward_model])]
+    check_rollout_lengths(prompts, config.max_new_tokens, [config.model, *judges], config)
+    longest = max((len(ids) for ids in text["input_ids"]), default=0) if text else 0
+    fix = "lower `max_prompt_length` and `max_new_tokens`, to at most {} together"
+    check_positions(longest, [config.model], config, "the longest row of `ptx_data`", fix)
 
 
 def text_batches(config: PPOConfig, rows: Dataset, pad_id: int) -> Callable[[int], list[ResponseBatch]]:

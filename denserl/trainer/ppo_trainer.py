@@ -37,7 +37,15 @@ from denserl.streams import Purpose, stream
 from denserl.trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.ppo_config import PPOConfig
-from denserl.trainer.ppo_data import Schedule, check_sizes, load_prompt_rows, load_text_rows, make_schedule, text_batches
+from denserl.trainer.ppo_data import (
+    Schedule,
+    check_lengths,
+    check_sizes,
+    load_prompt_rows,
+    load_text_rows,
+    make_schedule,
+    text_batches,
+)
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
 from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models, save_models
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, check_sources, join_scores, make_rewards
@@ -129,6 +137,7 @@ class PPOTrainer:
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
+        check_lengths(config, filter(None, (prompts, held_out)), text.get("ptx"))
         remembered: dict[str, Any] = {"models": ["model", "reward_model"], "others": rewards.settings(), "prompts": prompts}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
         models = load_models(config, schedule, tokenizer, device, dtype)

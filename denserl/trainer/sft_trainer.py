@@ -12,6 +12,7 @@ from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
 from denserl.models.adapters import prepare_model
 from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
+from denserl.models.positions import check_positions
 from denserl.models.scoring import token_logprob_entropy
 from denserl.trainer.config import SFTConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
@@ -42,6 +43,8 @@ class SFTTrainer(SupervisedTrainer):
         demonstrations, held_out = rows(**config.source()), None
         if config.eval_data:
             held_out = rows(sources=config.eval_data, split=config.eval_split, **config.source_beside())
+        longest = max((len(ids) for part in filter(None, (demonstrations, held_out)) for ids in part["input_ids"]), default=0)
+        check_positions(longest, [config.model], config, "the longest row", "give a `max_length` of at most {}")
         args = training_arguments(config, device, dtype)
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)
         model = load_policy(config.model, dtype, dropout=True, **config.model_source())

@@ -129,6 +129,24 @@ MODELS = [
     language_model(
         "another width", config(hidden_size=64), "of another shape", "(320, 32), expected (320, 64)", "give another folder"
     ),
+    *(
+        case(
+            f"fewer positions than a row takes, {name}",
+            command,
+            " tokens; ",
+            f"/{kind} has positions for 12",
+            *says,
+            **{option: model(kind, config(max_position_embeddings=12))},
+        )
+        for name, command, option, kind, says in (
+            ("in SFT", SFT, "model", "sft", ("the longest row has", "--max_length", "at most 12")),
+            ("in pairs", RM, "model", "sft", ("the longest pair", "--max_length", "at most 12")),
+            ("in the fit", FIT, "reward_model", "rm", ("the longest pair", "--max_length", "at most 12")),
+            ("in PPO", PPO, "model", "sft", ("the longest prompt", "--max_new_tokens", "to at most 12 together")),
+            ("of the reward model", PPO, "reward_model", "rm", ("the longest prompt", "to at most 12 together")),
+            ("in best-of-n", BON, "model", "sft", ("the longest prompt", "--max_prompt_length", "to at most 12 together")),
+        )
+    ),
     language_model("no weights", without("model.safetensors"), "no file named model.safetensors", A_FOLDER),
     language_model("half the weights", half("model.safetensors"), "model.safetensors is damaged or half written", AGAIN),
     language_model(
