@@ -431,7 +431,7 @@ def test_a_segment_level_grm_learns_pairs_and_to_speak_and_is_saved_without_its_
     for folder in folders:
         assert "lm_head.weight" not in load_file(folder / "model.safetensors")
         model = load_reward_model(str(folder), "fp32")
-        assert [type(step).__name__ for step in model.score] == ["Dropout", "Linear", "ReLU", "Linear"]
+        assert [type(step).__name__ for step in model.score] == ["Dropout", "Fp32Linear", "ReLU", "Fp32Linear"]
         assert not model.training
 
 
