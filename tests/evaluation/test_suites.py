@@ -430,6 +430,9 @@ def test_suites_are_read_from_the_hub_by_configuration_and_split(hub):
     name = "lmsys/mt_bench_human_judgments"
     hub({(name, None, "human"): votes[:4], (name, None, "gpt4_pair"): votes[4:]})
     assert judged_by_length(SUITES["mtbench"], name)[1]["n"] == 4
+    pair = {"prompt": "p", "chosen": "cc", "rejected": "r"}
+    hub({("some/pairs", None, "test"): [pair]})
+    assert judged_by_length(SUITES["pairs"], "some/pairs")[0][0].item.id == "some/pairs[test]:1"
     row = {"prompt": "p", "chosen": "cc", "rejected": "r", "subset": "hep-go", "id": 1}
     hub({("allenai/reward-bench", None, "filtered"): [row]})
     assert judged_by_length(SUITES["rewardbench"], "allenai/reward-bench")[1]["Reasoning"] == 1

@@ -5,7 +5,6 @@ Scoring, intervals and result files are the same for all suites (denserl/evaluat
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -189,8 +188,10 @@ def read_items(
 
 
 def _place_in(path: str, place: str) -> str:
-    """A place as seen from the folder of the data: the same wherever they are kept."""
-    root = Path(path)
+    """A place as seen from the folder of the data: the same wherever they are kept. One of the hub says enough itself."""
+    root = local(path)
+    if root is None:
+        return place
     return place.removeprefix(visible(f"{root if root.is_dir() else root.parent}/", kept=""))
 
 
