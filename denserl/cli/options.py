@@ -37,6 +37,7 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     argv = expand_config(argv, options_class)
     settings: dict[str, Any] = {"prog": f"denserl {command}", "use_underscores": True, "config": (tyro.conf.OmitArgPrefixes,)}
     check_names(options_class, f"denserl {command} --help", argv)
+    argv = spelled_out(argv, options_class)
     grouped = grouped_class(options_class)  # type: ignore[arg-type]  # mypy asks for instances that can be hashed
     if (shown := [visible(word) for word in argv]) != argv:
         tyro.cli(grouped, args=shown, **settings)  # complains without characters that act on a terminal
@@ -48,6 +49,18 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     except UserError as error:
         raise with_flags(error, options_class) from error
     return options
+
+
+def spelled_out(argv: list[str], options_class: type[Config]) -> list[str]:
+    """The arguments with --name and --no-name of switches that have a third state, which is their default, given a value."""
+    names = {option.name for option in options_of(options_class) if option.type == bool | None}
+    words = []
+    for word, after in zip(argv, [*argv[1:], ""]):
+        name = word.removeprefix("--").replace("-", "_")
+        on = name.removeprefix("no_")
+        bare = word.startswith("--") and on in names and after not in ("True", "False", "None")
+        words += [f"--{on}", str(on == name)] if bare else [word]
+    return words
 
 
 def with_flags(error: UserError, options_class: type[Config]) -> UserError:
@@ -94,7 +107,8 @@ def help_of(options_class: type[Config]) -> dict[str, str]:
 
 
 def _as_field(option: Option, text: str) -> tuple:
-    parts = (option.type, *(mark for mark in option.marks if _is_tyro(mark)), tyro.conf.arg(help=text))
+    shown = f"| --no-{option.name}" if option.type == bool | None else None
+    parts = (option.type, *(mark for mark in option.marks if _is_tyro(mark)), tyro.conf.arg(help=text, metavar=shown))
     kind = _ANNOTATED[parts]
     if option.default is MISSING:
         return option.name, kind

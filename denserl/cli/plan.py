@@ -23,6 +23,8 @@ from denserl.memory.search import (
 )
 from denserl.terminal import quiet_libraries, say
 
+WHOLE = "reference entropies"  # the phase that no stage changes
+
 if TYPE_CHECKING:
     from denserl.memory.phases import Planner
 
@@ -36,7 +38,7 @@ def run(options: Options) -> dict[str, Setting | None]:
 
     planner = Planner(options)
     phases = planner.phases()
-    say(f"{heading(planner)}\n\n{table(phases, options)}\n")
+    say("\n".join([heading(planner), "", table(phases, options), *reasons(planner), ""]))
     say(f"The first that fits {usable / GIB:.1f} GiB, {USABLE:.0%} of a GPU:")
     found = {}
     for command in dict.fromkeys(phase.command for phase in phases):
@@ -62,7 +64,7 @@ def heading(planner: "Planner") -> str:
 def table(phases: list[Phase], options: Options) -> str:
     """GiB of each phase at each stage, with what the options ask for and nothing more."""
     given = setting_given(options, 0)
-    flags = [f"--{name}" for name in ("gradient_checkpointing", "offload_optimizer") if given._asdict()[name]]
+    flags = switches(given)
     lines = [f"{' '.join(['GiB per GPU', *flags]):44}" + "".join(f"{f'ZeRO {stage}':>10}" for stage in STAGES)]
     for phase in phases:
         needs = [
@@ -73,25 +75,44 @@ def table(phases: list[Phase], options: Options) -> str:
     return "\n".join(lines)
 
 
+def reasons(planner: "Planner") -> list[str]:
+    """Why columns of the table are equal, where they are."""
+    options = planner.options
+    stages_run = [planner.sharding(setting_given(options, stage)).stage for stage in STAGES]
+    same = [str(stage) for stage, runs in zip(STAGES, stages_run) if runs == stages_run[0]]
+    found = [f"ZeRO {', '.join(same)} are one: {planner.dtype} runs at stage {stages_run[0]} at least"] if len(same) > 1 else []
+    if options.gpus == 1:
+        found.append("one GPU has nothing to share: the stages differ in their buffers alone")
+    return [*found, f"{WHOLE}: the whole SFT model on every GPU, whatever the stage"]
+
+
 def advice(planner: "Planner", command: str, phases: list[Phase], setting: Setting | None) -> str:
     """The flags of a setting, and what it needs; or what else might help."""
     if setting is None:
         least = list(settings_in_order(planner.options))[-1]
         need, name = max((phase.needs(least) / GIB, phase.name) for phase in phases)
-        return f"nothing fits: {name} needs {need:.1f} GiB even so; try --lora_rank 16, shorter sequences or more --gpus"
+        if name == WHOLE:
+            return f"nothing fits: {name} needs {need:.1f} GiB even so, for the SFT model is whole on every GPU"
+        adapters = "" if planner.options.lora_rank else "--lora_rank 16, "
+        return f"nothing fits: {name} needs {need:.1f} GiB even so; try {adapters}shorter sequences or more --gpus"
     need, host = max(phase.needs(setting) for phase in phases) / GIB, planner.host(command, setting) / GIB
     also = f", and {host:.0f} GiB of main memory on all hosts together" if host else ""
     return f"{' '.join(flags(setting, planner.options, phases))}   ({need:.1f} GiB{also})"
 
 
+def switches(setting: Setting) -> list[str]:
+    """The switches of a setting that a training command does not have by itself."""
+    without = ["--no-gradient_checkpointing"] if not setting.gradient_checkpointing else []
+    return without + (["--offload_optimizer"] if setting.offload_optimizer else [])
+
+
 def flags(setting: Setting, options: Options, phases: list[Phase]) -> list[str]:
     """The options of the command that make a setting: the stage, what is on, and the batches of its phases that are smaller."""
     chosen, given = setting._asdict(), setting_given(options, 0)._asdict()
-    switches = [name for name in ("gradient_checkpointing", "offload_optimizer") if chosen[name]]
     batches = [name for name in BATCHES if chosen[name] != given[name] and name in {phase.batch for phase in phases}]
     return [
         f"--zero_stage {setting.zero_stage}",
-        *(f"--{name}" for name in switches),
+        *switches(setting),
         *(f"--{name} {chosen[name]}" for name in batches),
     ]
 

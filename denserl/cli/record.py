@@ -76,6 +76,8 @@ def resolved_settings(options: Config) -> dict[str, Any]:
 
         device, dtype = device_and_precision(options)
         settings |= {"device": device.type, "dtype": dtype}
+        if settings.get("gradient_checkpointing", False) is None:
+            settings["gradient_checkpointing"] = device.type == "cuda"
     return settings
 
 

@@ -44,6 +44,8 @@ def less_memory(options: Config) -> list[str]:
         for name in ("micro_batch_size", "score_tokens", "sample_batch_size", "max_length", "max_new_tokens")
         if now.get(name, 0) > 1
     ]
+    if now.get("gradient_checkpointing", False) is None:  # left to the device
+        now["gradient_checkpointing"] = torch.cuda.is_available() and now["device"] != "cpu"
     switched = {"gradient_checkpointing": (False, ""), "dtype": ("fp32", " bf16"), "lora_rank": (0, " 16")}
     switched |= {"zero_stage": (0, " 2 on several devices")}
     if torch.cuda.is_available() and now.get("zero_stage"):

@@ -30,8 +30,9 @@ class PlanConfig(ModelSourceConfig):
     """Precision of weights in forward and backward; auto is bf16."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention kernel."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, even if it fits without."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass: as in training on by default; --no-gradient_checkpointing plans without it
+    as long as that fits."""
     offload_optimizer: bool = False
     """Keep optimiser state in CPU memory (ZeRO 1-3), even if it fits without."""
     lora_rank: Annotated[int, FIRST, Ge(0)] = 0

@@ -25,7 +25,8 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module) -> "Size":
-        counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        # Parameters that ZeRO-3 has in shares say the number of the whole.
+        counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
         return cls(sum(n for n, _ in counts), sum(n for n, trained in counts if trained))
 
 

@@ -5,6 +5,7 @@ The formulas are in formulas.py, the counting of passes in meta_pass.py, the sea
 
 from functools import cache
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from denserl.memory import formulas
@@ -28,6 +29,7 @@ class Planner:
 
     def __init__(self, options: PlanConfig):
         self.options = options
+        self.counted = tqdm(desc="passes counted", unit="", leave=False)
         self.dtype, self.width = ("fp32", 4) if options.dtype == "fp32" else ("bf16", 2)
         self.length = options.max_prompt_length + options.max_new_tokens
         scorers = [*(options.reward_model or [options.model]), *filter(None, [options.gold_reward_model])]
@@ -126,16 +128,17 @@ class Planner:
         model = (empty_policy if role in POLICIES else empty_reward_model)(path, self.dtype, **source)
         if role == "critic":
             disable_dropout(model)
-        config = AdapterConfig(gradient_checkpointing=checkpointing)
+        config = AdapterConfig(gradient_checkpointing=None if checkpointing else False)
         if role in WITH_ADAPTERS:
             config.lora_rank, config.lora_targets = options.lora_rank, options.lora_targets
-        return prepare_model(model, config, WITH_ADAPTERS.get(role, ""))
+        return prepare_model(model, config, WITH_ADAPTERS.get(role, ""), "cuda")
 
     def _size(self, role: str) -> Size:
         return Size.of(self.model(role, False))
 
     def _passing(self, role: str, rows: int, length: int, response: int, checkpointing: bool | None = None) -> int:
         """Bytes of a pass. checkpointing: of a training pass; None for one without gradient. response: 0 for classifiers."""
+        self.counted.update()
         model, train = self.model(role, bool(checkpointing)), checkpointing is not None
         if role in POLICIES:
             return policy_bytes(model, rows, length, response, train)

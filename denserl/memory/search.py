@@ -39,7 +39,7 @@ class Phase(NamedTuple):
 def setting_given(options: PlanConfig, zero_stage: int) -> Setting:
     """What the options ask for, and nothing more, at a stage."""
     batches = (options.micro_batch_size, options.sample_batch_size, options.score_tokens)
-    return Setting(zero_stage, options.gradient_checkpointing, options.offload_optimizer, *batches)
+    return Setting(zero_stage, options.gradient_checkpointing is not False, options.offload_optimizer, *batches)
 
 
 def stages(offload: bool) -> tuple[int, ...]:

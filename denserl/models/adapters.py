@@ -6,20 +6,32 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from denserl.errors import UserError
+from denserl.errors import UserError, require
 from denserl.models.config import AdapterConfig
 
 # Names of modules of a classifier that get no adapters: its head, and the language model's head that an objective reads.
 OTHER_THAN_TRUNK = r"(.*\.)?(score|lm_head)(\..*)?"
 
 
-def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str):
-    """Gradient checkpointing and LoRA adapters, where asked for. With adapters on a classifier the head is trained in full.
+def recompute_activations(model: PreTrainedModel, wanted: bool | None, device: str) -> None:
+    """Turn on gradient checkpointing where it is wanted; None: on CUDA, if the model's class can. device: cpu or cuda.
 
-    task: CAUSAL_LM or SEQ_CLS.
+    Raises:
+        UserError: it is wanted and the class cannot.
     """
-    if config.gradient_checkpointing:
+    can = model.supports_gradient_checkpointing
+    name = type(model).__name__
+    require(can or not wanted, f"`gradient_checkpointing`: {name} has none", "leave `gradient_checkpointing` out")
+    if can and (wanted or (wanted is None and device == "cuda")):
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str, device: str = "cpu"):
+    """Gradient checkpointing (`recompute_activations`) and LoRA adapters, where asked for.
+
+    With adapters on a classifier the head is trained in full. task: CAUSAL_LM or SEQ_CLS.
+    """
+    recompute_activations(model, config.gradient_checkpointing, device)
     if not config.lora_rank:
         return model
     try:

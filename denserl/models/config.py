@@ -16,8 +16,9 @@ class AdapterConfig(Config):
 
     group: ClassVar[str] = "adapters and memory"
 
-    gradient_checkpointing: Annotated[bool, RESUMABLE] = False
-    """Recompute activations in the backward pass."""
+    gradient_checkpointing: Annotated[bool | None, RESUMABLE] = None
+    """Recompute activations in the backward pass, for more time and far less memory; default: on CUDA, where the model's class
+    can."""
     lora_rank: Annotated[int, Ge(0)] = 0
     """Train LoRA adapters of this rank instead of all weights; 0 trains all."""
     lora_alpha: Annotated[float, Gt(0), WITHOUT_ADAPTERS] = 32.0

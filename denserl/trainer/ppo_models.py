@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch
-from denserl.models.adapters import prepare_model
+from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import load_policy, load_reward_model, match_embeddings, new_reward_model
 from denserl.models.measured import check_steady
@@ -30,6 +30,7 @@ from denserl.trainer.engine import (
 )
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import Schedule
+from denserl.trainer.start import warn_of_shortage
 
 
 class PolicyModule(nn.Module):
@@ -54,9 +55,14 @@ class Models(NamedTuple):
 
 
 def load_models(
-    config: PPOConfig, schedule: Schedule, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str
+    config: PPOConfig,
+    schedule: Schedule,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: str,
+    others: Sequence[nn.Module] = (),
 ) -> Models:
-    """Policy, reference and critic that the config names, loaded and made ready."""
+    """Policy, reference and critic that the config names, loaded and made ready. others: what is on the device beside them."""
     policy = load_policy(config.model, dtype, **config.model_source())
     reference = load_policy(config.model, dtype, **config.model_source())
     critic = _new_critic(config, dtype)
@@ -64,9 +70,9 @@ def load_models(
         match_embeddings(model, tokenizer)
         check_steady(model)
         disable_dropout(model)
-    actor = prepare_model(policy, config, "CAUSAL_LM")
-    if config.gradient_checkpointing:
-        critic.gradient_checkpointing_enable({"use_reentrant": False})
+    actor = prepare_model(policy, config, "CAUSAL_LM", device.type)
+    recompute_activations(critic, config.gradient_checkpointing, device.type)
+    warn_of_shortage(config, dtype, device, [actor, critic], [reference, *others])
     trained, frozen = _engine_configs(config, dtype)
     reference = frozen_engine(PolicyModule(reference), frozen, device)
     whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor

@@ -133,14 +133,15 @@ class PPOTrainer:
         true_reward = FunctionSource.named(config.true_reward, "true_reward", decode) if config.true_reward else None
         members = load_members(config.reward_model, dtype, config, tokenizer) if config.reward_model else None
         gold = load_members([config.gold_reward_model], dtype, config, tokenizer) if config.gold_reward_model else None
-        rewards = make_rewards(config, members, tokenizer, freeze(members, config, device, dtype), decode, sources)
+        readers = freeze(members, config, device, dtype)
+        rewards = make_rewards(config, members, tokenizer, readers, decode, sources)
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
         check_lengths(config, filter(None, (prompts, held_out)), text.get("ptx"))
         remembered: dict[str, Any] = {"models": ["model", "reward_model"], "others": rewards.settings(), "prompts": prompts}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
-        models = load_models(config, schedule, tokenizer, device, dtype)
+        models = load_models(config, schedule, tokenizer, device, dtype, readers)
         folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
         trackers = Trackers(folder, chosen_trackers(config.report_to), dataclasses.asdict(config), sizes)
         trainer = cls(

@@ -50,7 +50,7 @@ from denserl.rewards.sources.reading import new_segmenter, sft_fingerprint
 from denserl.segmentation import Segmenter, segment_scores
 from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig
-from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
+from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
@@ -145,8 +145,10 @@ class RewardTrainer(SupervisedTrainer):
         ids = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in labels])
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=ids)
         model = make_model(config, tokenizer, dtype, segmenter, objectives)
+        model = prepare_model(model, config, "SEQ_CLS", device.type)
+        warn_of_shortage(config, dtype, device, [model])
         return cls(
-            model=prepare_model(model, config, "SEQ_CLS"),
+            model=model,
             args=args,
             train_dataset=pairs,
             eval_dataset=held_out,

@@ -15,7 +15,7 @@ from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
 from denserl.models.positions import check_positions
 from denserl.models.scoring import token_logprob_entropy
 from denserl.trainer.config import SFTConfig
-from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
+from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.summaries import in_words
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
@@ -49,8 +49,10 @@ class SFTTrainer(SupervisedTrainer):
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)
         model = load_policy(config.model, dtype, dropout=True, **config.model_source())
         match_embeddings(model, tokenizer)
+        model = prepare_model(model, config, "CAUSAL_LM", device.type)
+        warn_of_shortage(config, dtype, device, [model])
         return cls(
-            model=prepare_model(model, config, "CAUSAL_LM"),
+            model=model,
             args=args,
             train_dataset=demonstrations,
             eval_dataset=held_out,

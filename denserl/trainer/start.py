@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from denserl import distributed
@@ -19,6 +20,8 @@ from denserl.data.reference_cache import file_fingerprint, rows_fingerprint
 from denserl.data.templates import DATE, fingerprint, template_settings, today
 from denserl.errors import require
 from denserl.files import make_folder
+from denserl.memory.formulas import Sharding, Size
+from denserl.memory.shortage import shortage
 from denserl.models.loading import load_tokenizer, local_folder
 from denserl.terminal import quiet_libraries
 from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
@@ -53,6 +56,18 @@ def device_and_precision(config: RunConfig) -> tuple[torch.device, str]:
     """What `auto` stands for here. UserError for a device that is not there."""
     device = pick_device(config.device)
     return device, config.dtype if config.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
+
+
+def warn_of_shortage(
+    config: OptimisationConfig, dtype: str, device: torch.device, trained: Sequence[nn.Module], frozen: Sequence[nn.Module] = ()
+) -> None:
+    """Log where the models, as they are trained, need more than the GPU has (denserl/memory/shortage.py)."""
+    if device.type != "cuda":
+        return
+    memory = torch.cuda.get_device_properties(device).total_memory
+    sharding = Sharding(distributed.world_size(), config.zero_stage, 4 if dtype == "fp32" else 2, config.offload_optimizer)
+    if said := shortage([Size.of(model) for model in trained], [Size.of(model) for model in frozen], sharding, memory):
+        log.warning("%s", said)
 
 
 def checkpoint_to_resume(config: OptimisationConfig, output_dir: str) -> Path | None:

@@ -180,3 +180,27 @@ def test_a_wrong_key_in_a_config_file_is_named_with_the_file(tmp_path):
 def test_options_in_backticks_are_shown_as_flags_and_other_words_as_they_are():
     shown = with_flags(UserError("`lr` of `foo`", "leave `micro_batch_size` out", True), Options)
     assert (shown.found, shown.fix, shown.one_rank) == ("--lr of `foo`", "leave --micro_batch_size out", True)
+
+
+@pytest.mark.parametrize(
+    "words, value",
+    [
+        ([], None),
+        (["--gradient_checkpointing"], True),
+        (["--no-gradient_checkpointing"], False),
+        (["--no-gradient-checkpointing"], False),
+        (["--gradient_checkpointing", "False"], False),
+        (["--gradient-checkpointing", "--lr", "1"], True),
+    ],
+)
+def test_a_switch_that_is_left_to_the_device_is_spelled_like_any_other(words, value, tmp_path):
+    assert options(*words).gradient_checkpointing is value
+    config = tmp_path / "c.yaml"
+    config.write_text(f"gradient_checkpointing: {'null' if value is None else str(value).lower()}\n")
+    assert options("--config", str(config)).gradient_checkpointing is value
+
+
+def test_help_shows_how_it_is_switched(capsys):
+    with pytest.raises(SystemExit):
+        options("--help")
+    assert "--gradient_checkpointing | --no-gradient_checkpointing" in " ".join(capsys.readouterr().out.split())

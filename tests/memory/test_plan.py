@@ -10,7 +10,7 @@ import pytest
 from denserl.cli import train_ppo, train_rm, train_sft
 from denserl.cli.main import main as denserl
 from denserl.cli.options import parse
-from denserl.cli.plan import advice, run, table
+from denserl.cli.plan import advice, flags, reasons, run, table
 from denserl.errors import UserError
 from denserl.memory.config import PlanConfig
 from denserl.memory.meta_pass import classifier_bytes, policy_bytes
@@ -33,7 +33,14 @@ LLAMA = {
 # Embedding; four square matrices, three of the MLP and two norms in each layer; the last norm.
 BACKBONE = 1000 * 64 + 2 * (4 * 64**2 + 3 * 64 * 192 + 2 * 64) + 64
 POLICY, CLASSIFIER = BACKBONE + 1000 * 64, BACKBONE + 64
-SIZES = {"micro_batch_size": 2, "max_length": 64, "score_tokens": 256, "max_prompt_length": 32, "max_new_tokens": 16}
+SIZES = {
+    "gradient_checkpointing": False,
+    "micro_batch_size": 2,
+    "max_length": 64,
+    "score_tokens": 256,
+    "max_prompt_length": 32,
+    "max_new_tokens": 16,
+}
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def needs(planner: Planner, stage: int = 0, **changed) -> dict[str, int]:
 
 
 def test_the_order_of_settings():
-    given = PlanConfig(model="m", micro_batch_size=4, sample_batch_size=2, score_tokens=1)
+    given = PlanConfig(model="m", gradient_checkpointing=False, micro_batch_size=4, sample_batch_size=2, score_tokens=1)
     plain = [Setting(stage, False, False, 4, 2, 1) for stage in (0, 1, 2, 3)]
     checkpointed = [Setting(stage, True, False, 4, 2, 1) for stage in (0, 1, 2, 3)]
     offloaded = [Setting(stage, True, True, 4, 2, 1) for stage in (1, 2, 3)]
@@ -89,7 +96,7 @@ def test_the_first_that_fits(usable, found):
         Phase("c", "training", training, "micro_batch_size"),
         Phase("c", "rollout", lambda setting: 1 + setting.sample_batch_size, "sample_batch_size"),
     ]
-    given = PlanConfig(model="m", micro_batch_size=8, sample_batch_size=8, score_tokens=8)
+    given = PlanConfig(model="m", gradient_checkpointing=False, micro_batch_size=8, sample_batch_size=8, score_tokens=8)
     assert first_fit(phases, given, usable) == found
 
 
@@ -172,10 +179,36 @@ def test_printed_flags_are_understood_by_the_command(command):
     for setting in settings_in_order(given):
         words, _, need = advice(SimpleNamespace(options=given, **others), command, phases, setting).partition("   ")
         parsed = dataclasses.asdict(parse(COMMANDS[command].Options, command, [*needed, *words.split()]))
+        parsed["gradient_checkpointing"] = parsed["gradient_checkpointing"] is not False
         assert {name: parsed[name] for name in setting._fields if name in parsed} == {
             name: value for name, value in setting._asdict().items() if name in parsed
         }
         assert need.startswith("(1.0 GiB") and ("3 GiB of main memory" in need) == setting.offload_optimizer
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"gpus": 2}, ["ZeRO 0, 1, 2 are one: bf16 runs at stage 2 at least"]),
+        ({"gpus": 2, "dtype": "fp32"}, []),
+        ({"dtype": "fp32"}, ["one GPU has nothing to share: the stages differ in their buffers alone"]),
+    ],
+)
+def test_equal_columns_have_a_reason(model, changed, said):
+    found = reasons(Planner(options(model, **changed)))
+    assert found == [*said, "reference entropies: the whole SFT model on every GPU, whatever the stage"]
+
+
+def test_what_is_on_is_not_advised():
+    phases = [Phase("train-sft", "training", lambda setting: 2**40, "micro_batch_size")]
+    assert "--lora_rank" not in advice(SimpleNamespace(options=PlanConfig(model="m", lora_rank=4)), "train-sft", phases, None)
+    whole = [Phase("train-rm", "reference entropies", lambda setting: 2**40, "score_tokens")]
+    said = advice(SimpleNamespace(options=PlanConfig(model="m")), "train-rm", whole, None)
+    assert "the SFT model is whole on every GPU" in said and "try" not in said
+    given = PlanConfig(model="m")
+    assert "gradient_checkpointing" not in " ".join(flags(setting_given(given, 3), given, phases))
+    given.gradient_checkpointing = False
+    assert "--no-gradient_checkpointing" in flags(setting_given(given, 3), given, phases)
 
 
 def test_where_nothing_fits_the_need_is_told():
@@ -212,7 +245,7 @@ def test_without_a_gpu_its_memory_must_be_given(monkeypatch):
 
 
 def test_the_command_prints_a_plan(model, capsys):
-    small = [f"--{name}={value}" for name, value in SIZES.items()]
+    small = [f"--{name}={value}" for name, value in SIZES.items() if value]
     denserl(["plan", "--model", model, "--gpus", "2", "--gpu_memory", "80", *small])
     printed = capsys.readouterr().out
     assert f"{model}: 0.00 B parameters" in printed and "2 GPU(s), bf16, micro-batches of 2" in printed

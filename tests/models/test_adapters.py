@@ -7,7 +7,7 @@ import tiny_models
 import torch
 
 from denserl.errors import UserError
-from denserl.models.adapters import adaptable, prepare_model
+from denserl.models.adapters import adaptable, prepare_model, recompute_activations
 from denserl.models.config import AdapterConfig
 from denserl.models.loading import new_reward_model
 
@@ -78,3 +78,21 @@ def test_that_is_known_before_any_entropies(tmp_path, monkeypatch):
     settings = {"model": sft, "data": rows, "eval_data": rows, "output_dir": tmp_path / "rm", "device": "cpu"}
     with tiny_models.restored_environment(), pytest.raises(UserError, match="no sequence classifier"):
         tiny_models.run_command(train_rm, "train-rm", tiny_models.as_argv(settings))
+
+
+@pytest.mark.parametrize(
+    "wanted, device, on",
+    [(None, "cpu", False), (None, "cuda", True), (True, "cpu", True), (True, "cuda", True), (False, "cuda", False)],
+)
+def test_activations_are_recomputed_on_cuda_unless_it_is_said(wanted, device, on, monkeypatch):
+    model = tiny_models.language_model("llama")
+    recompute_activations(model, wanted, device)
+    assert model.model.layers[0].gradient_checkpointing is on
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    model = tiny_models.language_model("llama")
+    if wanted:
+        with pytest.raises(UserError, match="`gradient_checkpointing`: LlamaForCausalLM has none"):
+            recompute_activations(model, wanted, device)
+    else:
+        recompute_activations(model, wanted, device)
+        assert model.model.layers[0].gradient_checkpointing is False
