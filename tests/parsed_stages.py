@@ -3,7 +3,8 @@
 import importlib
 from pathlib import Path
 
-from denserl.cli.options import as_flags, parse
+from denserl.cli.options import parse
+from denserl.cli.words import as_flags
 from denserl.world.make import WorldSizes, write_world
 
 

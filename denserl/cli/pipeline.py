@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from denserl.cli.options import as_flags, parse, with_flags
+from denserl.cli.options import parse, with_flags
 from denserl.cli.record import recorded
+from denserl.cli.words import as_flags
 from denserl.errors import UserError
 from denserl.terminal import say
 

@@ -5,7 +5,7 @@ import yaml
 from fuzzing import explore, texts
 from hypothesis import strategies as st
 
-from denserl.cli.options import expand_config
+from denserl.cli.words import expand_config
 from denserl.errors import UserError
 
 TRICKS = [

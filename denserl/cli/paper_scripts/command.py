@@ -4,11 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
-from denserl.cli.options import as_flags, expand_config
 from denserl.cli.paper_scripts.arguments import one_of, reward_level, translate_words
 from denserl.cli.paper_scripts.flags import Call, Flags
 from denserl.cli.paper_scripts.recipes import RECIPES
 from denserl.cli.paper_scripts.table import read_table
+from denserl.cli.words import as_flags, expand_config
 from denserl.errors import require
 
 

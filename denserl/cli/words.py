@@ -1,0 +1,62 @@
+"""The words of a command line: a --config file written out as flags, switches with their values, settings as words."""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from denserl.cli.names import check_name
+from denserl.config import Config, options_of
+from denserl.errors import UserError, require
+
+
+def expand_config(argv: list[str], options_class: type[Config] | None = None) -> list[str]:
+    """The arguments with `--config FILE` replaced by the flags that it lists, put first. UserError for a bad file.
+
+    options_class: where it is given, a key that names none of its options is refused, with the file that holds it.
+    """
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" not in argv:
+        return argv
+    at = argv.index("--config")
+    path = Path(argv[at + 1]) if at + 1 < len(argv) else None
+    if path is None or not path.is_file():
+        raise UserError(f"--config: {path} is no file", "give a YAML file of option: value lines")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, no such date, nested too deeply
+        raise UserError(f"{path} is not YAML: {error}", "write option: value lines") from error
+    require(isinstance(settings, dict), f"{path} holds a {type(settings).__name__}", "write option: value lines")
+    again = "config" in settings or "--config" in argv[at + 2 :]
+    require(not again, f"--config {path}: another --config in it or after it", "write all options into one file, or as flags")
+    for name in settings if options_class else ():
+        check_name(options_class, "--help", str(name).replace("-", "_"), str(path))
+    flags = [flag for name, value in settings.items() if value is not None for flag in as_flags(name, value)]
+    # An option of several values would take words that stand without a flag for more of them.
+    bare = len(list(itertools.takewhile(lambda word: not word.startswith("-"), argv)))
+    return [*argv[:bare], *flags, *argv[bare:at], *argv[at + 2 :]]
+
+
+def as_flags(name: str, value: Any) -> list[str]:
+    """One option as command-line words: a boolean as --name or --no-name, a list as several words."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, _several(value))]
+
+
+def _several(value: Any) -> Iterable:
+    return value if isinstance(value, list) else [value]
+
+
+def spelled_out(argv: list[str], options_class: type[Config]) -> list[str]:
+    """The arguments with --name and --no-name of switches that have a third state, which is their default, given a value."""
+    names = {option.name for option in options_of(options_class) if option.type == bool | None}
+    words = []
+    for word, after in zip(argv, [*argv[1:], ""]):
+        name = word.removeprefix("--").replace("-", "_")
+        on = name.removeprefix("no_")
+        bare = word.startswith("--") and on in names and after not in ("True", "False", "None")
+        words += [f"--{on}", str(on == name)] if bare else [word]
+    return words
