@@ -226,7 +226,7 @@ class TemplateConfig(Config):
 
     group: ClassVar[str] = "chat template"
 
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, INPUT] = None
     """File with a chat template (Jinja) in the place of the model's own; saved with what is trained."""
     system_prompt: str | None = None
     """System message of conversations that have none; saved in the chat template. Empty: none, whatever was saved."""

@@ -41,7 +41,10 @@ class Options(ReadConfig, ScoringConfig):
         Only(
             "with `scorer` length or random",
             lambda c: not WORDS & {*c.scorer},
-            of=("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
+            of=(
+                *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
+                *("chat_template", "system_prompt", "template_date"),
+            ),
         ),
     ]
     """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random."""

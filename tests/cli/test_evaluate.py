@@ -136,6 +136,7 @@ def test_a_row_that_cannot_be_judged_stops_or_is_dropped(folder, tmp_path, capsy
         (("pairs", "{pairs}"), "scorer"),
         (("pairs", "{pairs}", "--scorer", "length", "--bootstrap", "0"), "--bootstrap is 0"),
         (("pairs", "{pairs}", "--scorer", "length", "--max_length", "7"), "no effect with --scorer length or random"),
+        (("pairs", "{pairs}", "--scorer", "random", "--system_prompt", "Hi"), "no effect with --scorer length or random"),
         (("pairs", "{pairs}", "--scorer", "length", "--paper_compat"), "no effect but on mtbench"),
         (("pairs", "{pairs}", "--scorer", "length", "--split", "dev"), "no effect where there are no splits"),
         (("rmb", "{folder}/rmb", "--scorer", "length", "--as_is"), "published suites are always judged whole"),
