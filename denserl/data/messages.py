@@ -145,8 +145,9 @@ def is_filled(value: object) -> bool:
 
 
 def refuse(holder: dict, names: Collection[str], where: str) -> None:
-    """BadRow where the object holds something under one of the names, which could only be dropped."""
-    found = next((name for name in names if is_filled(holder.get(name))), None)
+    """BadRow where the object holds content under one of the names, which could only be dropped; a number is none."""
+    numbers = (bool, int, float)
+    found = next((n for n in names if is_filled(holder.get(n)) and not isinstance(holder[n], numbers)), None)
     if found is not None:
         raise BadRow(f"{where} {found!r}, which is not read", f"take it out, or leave it unread with `columns` {found}=")
 

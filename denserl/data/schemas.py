@@ -38,6 +38,7 @@ RATING_KEYS = (
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
 )
+_RATINGS = tuple(key for keys in RATING_KEYS for key in keys)
 PROMPT_KEYS = ("prompt", "conversations", "instruction")
 ANSWER_KEYS = ("response", "completion", "chosen", "messages", "conversations", "output", "text")
 WHOLE = ("messages", "conversations")
@@ -46,8 +47,7 @@ INPUT_KEYS = ("input", "context")
 CONTEXT = (*SYSTEM_KEYS, "history", *BESIDE)
 # All that is read in rows of some shape.
 READ_KEYS = {
-    *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, "metadata",
-    *(key for keys in RATING_KEYS for key in keys),
+    *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, "metadata", *_RATINGS,
 }  # fmt: skip
 # Content that no shape has a place for. Of an answer, in a row that has it as a text: it is read in the answer's message.
 _REFUSED = (*MEDIA, "functions")
@@ -128,15 +128,16 @@ def unread(row: Any, convert: Any, also: Collection[str] = ()) -> set[str]:
         return set()
     read = {*also, *CONTEXT, *_keys_read(row, convert)}
     found = {str(name) for name, value in row.items() if name not in read and is_filled(value)}
-    if "metadata" in read and isinstance(row.get("metadata"), dict):
-        found |= {f"metadata.{name}" for name, value in row["metadata"].items() if name not in read and is_filled(value)}
+    if convert is as_preference and isinstance(row.get("metadata"), dict):
+        ratings = {*also, *_RATINGS}
+        found |= {f"metadata.{name}" for name, value in row["metadata"].items() if name not in ratings and is_filled(value)}
     return found.union(*(unread_in(row[name], name) for name in read & row.keys() - {*BESIDE}))
 
 
 def _keys_read(row: dict, convert: Any) -> Iterator[str]:
     prompts: Sequence[str] = PROMPT_KEYS
     if convert is as_preference:
-        yield from ("chosen", "rejected", MARGIN, "metadata", *(key for keys in RATING_KEYS for key in keys))
+        yield from ("chosen", "rejected", MARGIN, "metadata", *_RATINGS)
         yield from ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating")
         yield from ("source",) if "conv_A" in row else ()
     elif convert is as_prompt:

@@ -68,6 +68,15 @@ PAIRS = {
         lines({**PLAIN, "system": SYSTEM["content"], "tools": json.dumps([LOOK])}),
         pair({**SYSTEM, "tools": [LOOK]}, ASKED),
     ),
+    "numbers with all of their digits": (
+        lines({**PLAIN, "tools": [{"least": 1.7976931348623157e-300, "most": 2**70, "third": 1 / 3}]}),
+        pair(
+            {
+                **ASKED,
+                "tools": [{"least": 1.7976931348623157e-300, "most": 1180591620717411303424, "third": 0.3333333333333333}],
+            }
+        ),
+    ),
     "documents": (lines({**PLAIN, "documents": [{"text": "A map."}]}), pair({**ASKED, "documents": [{"text": "A map."}]})),
     "roles of other capitals": (
         lines(
@@ -98,7 +107,7 @@ PAIRS = {
         pair(ASKED, chosen='[{"role": "captain", "content": "Hook"}]', rejected='{"content": "x"}'),
     ),
     "a margin": (lines({**PLAIN, "margin": 1.5}), pair(ASKED, margin=1.5)),
-    "an empty list of images": (lines({**PLAIN, "images": []}), pair(ASKED)),
+    "what is no content under a name of content": (lines({**PLAIN, "images": [], "thinking": False, "image": 7}), pair(ASKED)),
     "csv": (table([{**PLAIN, "score_chosen": 8, "score_rejected": 5.5}]), pair(ASKED, margin=2.5)),
     "tsv": (table([{**PLAIN, "system": SYSTEM["content"]}], "\t"), pair(SYSTEM, ASKED)),
     "csv with messages": (table([{key: json.dumps(value) for key, value in SIDES.items()}]), pair(ASKED)),
@@ -274,14 +283,15 @@ def test_an_answer_of_weight_0_is_left_out(tmp_path):
 
 def test_a_column_that_only_annotates_is_named_once(tmp_path, caplog):
     path = tmp_path / "rows.jsonl"
-    metadata = {"score_chosen": 1, "score_rejected": 0, "rater": "Hook"}
+    metadata = {"score_chosen": 1, "score_rejected": 0, "rater": "Hook", "prompt": "Q"}
     rows = [{**PLAIN, "id": n, "source": "sea", "metadata": metadata, "notes": ""} for n in (1, 2)]
     rows += [{**PLAIN, "prompt": [{**ASKED, "language": "en", "content": [{"type": "text", "text": "Where?", "index": 0}]}]}]
     path.write_text(lines(*rows))
     with caplog.at_level(logging.INFO, logger="denserl"):
         load_preferences([str(path)])
     assert caplog.messages == [
-        f"{path}: 3 rows read, 0 of them bad; not read: id, metadata.rater, prompt[].content[].index, prompt[].language, source"
+        f"{path}: 3 rows read, 0 of them bad; not read: id, metadata.prompt, metadata.rater, prompt[].content[].index, "
+        "prompt[].language, source"
     ]
 
 
