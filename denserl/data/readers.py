@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,10 +123,8 @@ class _Account(NamedTuple):
     unread: set[str]
 
     def log(self, source: str, good: int, bad: int) -> None:
-        names = [visible(name, kept="") for name in sorted(self.unread)]
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        said = f"; not read: {', '.join(names[:_NAMED])}{more}" if names else ""
-        logger.info("%s: %d rows read, %d of them bad%s", source, good + bad + self.left_out.total(), bad, said)
+        count = good + bad + self.left_out.total()
+        logger.info("%s: %d rows read, %d of them bad%s", source, count, bad, not_read(self.unread))
         for reason, count in self.left_out.items():
             logger.info("%s: %d rows left out: %s", source, count, reason)
 
@@ -162,6 +160,13 @@ def blend(parts: list, weights: list[float] | None, limit: int | None, seed: int
     drawn = [part.select(rng.permutation(len(part))[:count]) for part, count in zip(parts, counts)]
     merged = datasets.concatenate_datasets(drawn)
     return merged.select(rng.permutation(len(merged)))
+
+
+def not_read(keys: Collection[str]) -> str:
+    """The end of a line that names the keys of rows that are not read; empty where there are none."""
+    names = [visible(name, kept="") for name in sorted(keys)]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"; not read: {', '.join(names[:_NAMED])}{more}" if names else ""
 
 
 def map_rows(

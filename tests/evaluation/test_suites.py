@@ -44,14 +44,17 @@ def test_pairs_are_grouped_by_source(tmp_path):
     assert judged[0].item.place == f"{tmp_path}/pairs.jsonl:1" and judged[0].item.id == "pairs.jsonl:1"
 
 
-def test_pairs_of_other_column_names_and_what_is_not_judged(tmp_path):
-    rows = [{"question": "q", "better": "longer", "worse": "short", "system": "s"}] * 2
+def test_pairs_of_other_column_names_and_what_is_not_judged(tmp_path, caplog):
+    rows = [{"question": "q", "better": "longer", "worse": "short", "system": "s", "subset": "x", "notes": "n"}] * 2
     path, names = write_lines(tmp_path / "rows.jsonl", rows), {"prompt": "question", "chosen": "better", "rejected": "worse"}
-    items, _ = read_items(SUITES["pairs"], str(path), None, BadRows(), None, names)
+    with caplog.at_level("INFO", logger="denserl"):
+        items, _ = read_items(SUITES["pairs"], str(path), None, BadRows(), None, names)
+    assert caplog.messages == [f"{path}; not read: notes"]
     prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     assert [(item.better, item.worse) for item in items] == [([(prompt, "longer")], [(prompt, "short")])] * 2
     with pytest.raises(
-        UserError, match="none of the 2 rows.*has question, better, worse, system\n  fix: name those.*`columns` prompt"
+        UserError,
+        match="none of the 2 rows.*has question, better, worse, system, subset, notes\n  fix: name those.*`columns` prompt",
     ):
         read_items(SUITES["pairs"], str(path), None, BadRows(), None)
     with pytest.raises(UserError, match="`columns` names Question, which no row has"):

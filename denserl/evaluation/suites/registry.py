@@ -3,6 +3,7 @@
 Scoring, intervals and result files are the same for all suites (denserl/evaluation/items.py, results.py).
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -11,13 +12,16 @@ import numpy as np
 
 from denserl.data.bad_rows import BadRow, BadRows
 from denserl.data.columns import Columns
-from denserl.data.schemas import as_preference
+from denserl.data.readers import not_read
+from denserl.data.schemas import as_preference, unread
 from denserl.errors import UserError, require
 from denserl.evaluation.items import Answer, Credit, Item, Judged, strict_win
 from denserl.evaluation.suites import hhh, llmbar, mtbench, rewardbench, rmb
 from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split, text_alone
 from denserl.plugins import load_object
 from denserl.terminal import visible
+
+log = logging.getLogger(__name__)
 
 
 class Special(NamedTuple):
@@ -38,6 +42,7 @@ class Suite(NamedTuple):
     groups: subset -> the names under which its items are pooled as well.
     sizes: items of a subset, a group or `all` (those left out included) in the complete suite; none: nothing is known.
     writers: what writes result files beside those of every suite.
+    unread: row -> keys that say something and are not read, which are logged.
     """
 
     rows: Callable[[str, str | None, BadRows], Iterator[Row]]
@@ -48,6 +53,7 @@ class Suite(NamedTuple):
     groups: Callable[[str], tuple[str, ...]] = lambda subset: ()
     sizes: Mapping[str, int] = {}
     writers: Sequence[Callable] = ()
+    unread: Callable[[object], set[str]] = lambda row: set()
 
 
 def pair_item(row: dict, part: str) -> Item:
@@ -104,7 +110,7 @@ def _votes(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
 
 _MTBENCH = Suite(_votes, mtbench.item, groups=mtbench.groups, sizes={ALL: mtbench.ROWS})
 SUITES = {
-    "pairs": Suite(_split("test"), pair_item),
+    "pairs": Suite(_split("test"), pair_item, unread=lambda row: unread(row, as_preference, ("id", "subset", "source"))),
     "rewardbench": Suite(
         _split("filtered"),
         rewardbench.item_1,
@@ -170,12 +176,21 @@ def read_items(
     left_out: Counter[str] = Counter()
     taken: Counter[str] = Counter()
     items, renamed = [], Columns(columns)
-    rows = ((part, place, renamed(row)) for part, place, row in suite.rows(path, split, bad_rows))
-    for item in as_items(rows, suite.item, bad_rows, left_out):
+    aside: set[str] = set()
+
+    def rows() -> Iterator[Row]:
+        for part, place, row in suite.rows(path, split, bad_rows):
+            found = renamed(row)
+            aside.update(suite.unread(found))
+            yield part, place, found
+
+    for item in as_items(rows(), suite.item, bad_rows, left_out):
         taken[item.subset] += 1
         if limit is None or taken[item.subset] <= limit:
             items.append(item if item.id else item._replace(id=_place_in(path, item.place)))
     renamed.check()
+    if aside:
+        log.info("%s%s", path, not_read(aside))
     if bad_rows.total and not items and not left_out:
         place, reason = bad_rows.first[0]
         found = f"none of the {bad_rows.total} rows of {path} is of this suite; the first, {place}: {reason}"
