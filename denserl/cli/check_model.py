@@ -23,13 +23,12 @@ class Options(ModelSourceConfig):
 def run(options: Options) -> None:
     from denserl.models.loading import holds_reward_head, load_policy, load_reward_model
     from denserl.models.measured import measured
-    from denserl.models.probe import tolerance_of
 
     quiet_libraries()
     is_reward_model = holds_reward_head(options.model)
     load = load_reward_model if is_reward_model else load_policy
     model = load(options.model, options.dtype, **options.model_source())
-    found, limit = measured(model), tolerance_of(model)
+    found = measured(model)
     rows = [
         ("model", f"{type(model).__name__}, a {'reward' if is_reward_model else 'language'} model in {options.dtype}"),
         ("runs", f"on padded batches, with {found.attention} attention" if found.unpacked else "without padding"),
@@ -49,7 +48,7 @@ def run(options: Options) -> None:
         ("", found.unsteady),
         ("longest row", "as its positions allow" if found.longest is None else f"{found.longest} tokens"),
         ("", "" if found.longest is None else "beyond that, a row's positions change what its first tokens mean"),
-        *((f"apart, {what}", f"{value:.1e} of at most {limit:g}") for what, value in found.apart.items()),
+        *((f"apart, {what}", f"{value:.1e} of at most {found.tolerance:g}") for what, value in found.apart.items()),
     ]
     say("\n".join(f"{name:36}{visible(text, kept='')}" for name, text in rows if text))
 

@@ -68,8 +68,6 @@ def not_loaded(path: str, is_tokenizer: bool, error: Exception) -> UserError:
     if "trust_remote_code" in str(error):
         found = f"{path} brings Python code of its own, which is not run unless it is trusted"
         fix = "read that code; if you trust it, add `trust_remote_code`"
-    elif "scaled_dot_product_attention" in str(error):
-        fix = "add `attention` eager"
     elif family := re.search(r"\.(\w+)Config'> for this kind of AutoModel: AutoModelForSequenceClassification", said):
         found = f"{path}: transformers has no sequence classifier of its family, {family[1]}, and a reward model is one"
         fix = "start from a model of a family that has one, such as Llama, Qwen2, Mistral, Gemma or Phi-3"

@@ -177,7 +177,7 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: H
     model, info = _load_classifier(path, dtype, **kw)
     _refuse(path, info, missing=(STOCK_HEAD,), unexpected=[*_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
     if not is_stock(head):
-        model.score = make_head(model.config.get_text_config().hidden_size, head, as_dtype(dtype))
+        model.score = make_head(model.score.in_features, head, as_dtype(dtype))
     store_head(model.config, head)
     init_head(model, seed)
     return _measured(model, path).eval()
@@ -237,12 +237,10 @@ def init_head(model: PreTrainedModel, seed: int) -> None:
     drawn as torch draws them (as for arXiv 2406.10216).
     """
     head = model.score
-    hidden = model.config.get_text_config().hidden_size
     with gathered(list(head.parameters()), write=True), torch.no_grad():
         if isinstance(head, nn.Linear):
-            head.weight.copy_(
-                torch.empty(1, hidden).normal_(0, 1 / (hidden + 1), generator=torch.Generator().manual_seed(seed))
-            )
+            spread = 1 / (head.in_features + 1)
+            head.weight.copy_(torch.empty(head.weight.shape).normal_(0, spread, generator=torch.Generator().manual_seed(seed)))
             if head.bias is not None:
                 head.bias.zero_()
         else:
@@ -318,13 +316,15 @@ def _load_model(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and what `_refuse` reads. Weights of another shape are reported there, not by the library."""
     settings = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    # Left to the library, which takes sdpa where a family has it, and eager attention elsewhere.
-    if kw.get("attn_implementation") == "sdpa":
-        kw = {**kw, "attn_implementation": None}
-    model, info = _load(auto_class, path, dtype=as_dtype(dtype), **settings, **kw)
+    model, info = _load(auto_class, path, dtype=as_dtype(dtype), **settings, **{**kw, **_kernel(**kw)})
     if not dropout:
         disable_dropout(model)
     return model, info
+
+
+def _kernel(attn_implementation: str | None = None, **_: Any) -> dict[str, str | None]:
+    """sdpa is left to the library to choose, which takes it where a family has it, and eager attention elsewhere."""
+    return {"attn_implementation": None if attn_implementation == "sdpa" else attn_implementation}
 
 
 def _measured(model: PreTrainedModel, path: str) -> PreTrainedModel:
@@ -346,7 +346,7 @@ def _empty_model(
     config.get_text_config().pad_token_id = config.pad_token_id = 0
     try:
         with torch.device("meta"):
-            kw = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+            kw = {"trust_remote_code": trust_remote_code, **_kernel(attn_implementation)}
             model = auto_class.from_config(config, dtype=as_dtype(dtype), **kw)
     except UNREADABLE as error:
         raise not_loaded(str(path), False, error) from error
@@ -404,7 +404,7 @@ def _read_head(model: PreTrainedModel, head: Head, path: str, name_of: Callable[
         raise _without_head(path, ())
     # On meta, as the config's sizes are not checked yet: nothing is allocated for them.
     with torch.device("meta"):
-        module = make_head(model.config.get_text_config().hidden_size, head)
+        module = make_head(model.score.in_features, head)
     expected = {f"score.{name}": weight for name, weight in module.state_dict().items()}
     both = expected.keys() & tensors.keys()
     info = {

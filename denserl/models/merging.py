@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.errors import UserError
@@ -53,7 +53,12 @@ def merge_adapters(
     else:
         head = described_head(config, adapter)
         model = new_reward_model(base, dtype or own, head=head, trust_remote_code=trust_remote_code)
-        _check_head(adapter, head, tensors, model.config.get_text_config().hidden_size)
+        _check_head(
+            adapter,
+            head,
+            tensors,
+            next(module.in_features for module in model.score.modules() if isinstance(module, nn.Linear)),
+        )
     match_embeddings(model, tokenizer)
     merged = _merged(model, base, adapter, tensors)
     for name in KEPT:

@@ -111,7 +111,7 @@ def check_same_hidden(policy: PreTrainedModel, classifier: PreTrainedModel) -> N
     whole = gathered([*policy.parameters(), *classifier.parameters()])
     with torch.no_grad(), without_dropout(policy), without_dropout(classifier), whole:
         own, other = (_forward(*of, row).hidden[0] for of in zip((policy, classifier), heads, strict=True))
-    if not apart(other, own) <= tolerance_of(policy):
+    if not apart(other, own) <= _tolerance(policy):
         raise _refused(policy, f"its own head reads other hidden states than a reward head, apart by {apart(other, own):.2g}")
 
 
@@ -181,11 +181,11 @@ def _probe(model: PreTrainedModel) -> Measured:
         generates = unpacked or _compare(found, "decoded", model, lambda: _decoded(model, rows, together))
         if generates:
             unsampled = _compare(found, "generated", model, lambda: _generated(model, rows, together))
-    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, _longest(model, head, rows[0]), found)
+    longest = _longest(model, head, rows[0])
+    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, longest, _tolerance(model), found)
 
 
-def tolerance_of(model: PreTrainedModel) -> float:
-    """How far apart (see `apart`) results of a model may be that should be equal."""
+def _tolerance(model: PreTrainedModel) -> float:
     return TOLERANCE if model.dtype.itemsize >= 4 else HALF_TOLERANCE
 
 
@@ -236,7 +236,7 @@ def _compare(found: dict[str, float], what: str, model: PreTrainedModel, measure
     except Exception as error:
         found[what] = float("inf")
         return f"{what}: {_said(error)}"
-    tolerance = tolerance_of(model)
+    tolerance = _tolerance(model)
     return "" if found[what] <= tolerance else f"{what}: apart by {found[what]:.2g}, by more than {tolerance:g}"
 
 
@@ -432,7 +432,7 @@ def _longest(model: PreTrainedModel, head: nn.Module, row: list[int]) -> int | N
         return _forward(model, head, {**_plain(row, model.device), "position_ids": position[None]}).hidden[0, :-1]
 
     def changes(farthest: int) -> bool:
-        return apart(moved(farthest), near) > tolerance_of(model)
+        return apart(moved(farthest), near) > _tolerance(model)
 
     near = moved(len(row) - 1)
     try:

@@ -1,5 +1,6 @@
 """What the probe finds in models of known behaviour, how it is kept, and what is refused."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from denserl.data.batching import pad_responses
 from denserl.errors import UserError
 from denserl.models import probe as probing
 from denserl.models.dropout import disable_dropout
-from denserl.models.loading import attach_lm_head, load_policy, new_reward_model
+from denserl.models.heads import Head
+from denserl.models.loading import attach_lm_head, load_policy, load_reward_model, new_reward_model
 from denserl.models.measured import LogitMap, check_steady, measure_logit_map, measured
 from denserl.models.packing import is_packed
 from denserl.models.probe import probe, run_as
@@ -273,7 +275,7 @@ def test_measured_in_fp32_a_narrow_model_comes_back_as_it_was():
     after = dict([*model.named_parameters(), *model.named_buffers()])
     assert before.keys() == after.keys()
     assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert max(found.apart.values()) < 1e-5
+    assert max(found.apart.values()) < 1e-5 and found.tolerance == probing.TOLERANCE
 
 
 def test_a_large_narrow_model_is_measured_as_it_is(monkeypatch):
@@ -314,6 +316,45 @@ def test_a_family_without_sdpa_runs_by_eager_attention(tmp_path):
     language_model("bloom").save_pretrained(tmp_path)
     model = load_policy(str(tmp_path), "fp32", attn_implementation="sdpa")
     assert model.config._attn_implementation == "eager" and measured(model).unpacked
+
+
+REMOTE = """
+import torch
+from transformers import LlamaForCausalLM
+
+class Halved(LlamaForCausalLM):
+    def forward(self, *args, **kw):
+        output = super().forward(*args, **kw)
+        output.logits = output.logits / 2
+        return output
+"""
+
+
+def test_a_models_own_code_is_measured_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "model"
+    tiny_models.language_model("llama").save_pretrained(folder)
+    (folder / "halved.py").write_text(REMOTE)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "halved.Halved"}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_policy(str(folder), "fp32", trust_remote_code=True)
+    assert type(model).__name__ == "Halved" and measured(model).logits == LogitMap(0.5) and is_packed(model)
+    # Other code is measured anew.
+    (folder / "halved.py").write_text(REMOTE.replace("/ 2", "/ 4"))
+    assert measured(load_policy(str(folder), "fp32", trust_remote_code=True)).logits == LogitMap(0.25)
+
+
+@pytest.mark.parametrize("head", [Head(), Head(bias=True), Head("mlp", 1, 8, 0.0)])
+def test_a_head_is_as_wide_as_what_it_reads(tmp_path, head):
+    # What OPT's head reads may be narrower than its layers.
+    language_model("opt", word_embed_proj_dim=16).save_pretrained(tmp_path / "opt")
+    model = new_reward_model(str(tmp_path / "opt"), "fp32", head=head)
+    model.save_pretrained(tmp_path / "rm")
+    again = load_reward_model(str(tmp_path / "rm"), "fp32")
+    ids, mask = tiny_models.padded(tiny_models.random_rows([7, 4]))
+    with torch.no_grad():
+        assert torch.equal(token_rewards(again, ids, mask), token_rewards(model, ids, mask))
 
 
 def test_the_command_prints_what_was_found(tmp_path, capsys):
