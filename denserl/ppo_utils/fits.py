@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from denserl import distributed
+from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import UserError
+from denserl.models.loading import local_folder
 from denserl.ppo_utils.normalizer import (
     PACKAGED_PARAMS,
     LocationNormalizer,
@@ -67,9 +70,29 @@ def choose_fit(
     if fit_key(*key) not in fits:
         raise NormalizerNotFound(f"{path} has no fit for {fit_key(*key)}; it has: {', '.join(fits) or 'none'}", fix)
     fit = fits[fit_key(*key)]
+    check_weights(fit, reward_models, path, asked_for=given is not None)
     if poor := worse_than_constants(fit):
         log.warning("%s, %s: %s", path, fit_key(*key), poor)
     return LocationNormalizer(*checked_constants(fit.get("constants"), f"{path}: {fit_key(*key)}"))
+
+
+def fingerprints(reward_models: Sequence[str], dtype: str) -> list[str]:
+    """precision:hash of each model's files."""
+    return [f"{dtype}:{file_fingerprint(local_folder(path), dtype)[:32]}" for path in reward_models]
+
+
+def check_weights(fit: dict[str, Any], reward_models: Sequence[str], path: Path, asked_for: bool) -> None:
+    """UserError where a fit that was found beside a model is of other weights; logged of one that was asked for by its file.
+
+    Rank 0 looks, for all.
+    """
+    known = fit.get("fingerprints")
+    if distributed.rank() > 0 or not known or fingerprints(reward_models, known[0].partition(":")[0]) == known:
+        return
+    found = f"{path}: the fit is of other weights than {' '.join(reward_models)} has now"
+    if not asked_for:
+        raise UserError(found, f"{AGAIN} `reward_model` {reward_models[0]}, or name the file with `fit`", one_rank=True)
+    log.warning("%s", found)
 
 
 def worse_than_constants(fit: dict[str, Any]) -> str:

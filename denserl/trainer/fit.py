@@ -13,7 +13,7 @@ from denserl.data.config import ScoredPairsConfig
 from denserl.data.order import shuffled
 from denserl.data.preferences import load_preferences
 from denserl.errors import require
-from denserl.ppo_utils.fits import FITS, check_writable, fit_key, fits_beside, store_fit, worse_than_constants
+from denserl.ppo_utils.fits import FITS, check_writable, fingerprints, fit_key, fits_beside, store_fit, worse_than_constants
 from denserl.rewards import normalizer_fit
 from denserl.rewards.pairs import prepare_pairs, score_moments, segment_rewards
 from denserl.rewards.sources.build import Members, load_members, source_of
@@ -74,6 +74,8 @@ def fit_normalizer(config: FitConfig) -> Fit:
         **lengths,
         "data": config.data,
         **_source(config),
+        # Each rank would read all weights.
+        "fingerprints": distributed.gather_objects(_fingerprints(config, dtype))[0],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     key = fit_key(segmenter.name, agg_func, segmenter.threshold)
@@ -82,6 +84,10 @@ def fit_normalizer(config: FitConfig) -> Fit:
     if poor := worse_than_constants(record):
         log.warning("%s, %s: %s", path, key, poor)
     return Fit(path, key, groups, mean, std, record)
+
+
+def _fingerprints(config: FitConfig, dtype: str) -> list[str]:
+    return fingerprints(config.reward_model, dtype) if distributed.rank() == 0 else []
 
 
 def _source(config: FitConfig) -> dict[str, Any]:

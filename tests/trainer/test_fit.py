@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from safetensors.torch import load_file, save_file
 
 from denserl.cli import fit_normalizer
+from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer
 from denserl.trainer import fit as fits
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
@@ -45,6 +47,21 @@ def test_a_fit_is_kept_beside_the_model_and_found_there(fit, ppo, reward_model, 
     w_mu, w_sigma, b_mu, b_sigma = record["constants"]
     normalizer = f"LocationNormalizer(w_mu={w_mu}, w_sigma={w_sigma}, b_mu={b_mu}, b_sigma={b_sigma})"
     assert normalizer in read_state(newest_checkpoint(run / "checkpoints"))["settings"]["rewards of reward_model"]
+
+
+def test_a_fit_of_other_weights_is_refused_where_it_was_not_asked_for(fit, ppo, reward_model, caplog):
+    fit()
+    weights = load_file(reward_model / "model.safetensors")
+    weights["score.weight"] += 1
+    save_file(weights, reward_model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="fits.json: the fit is of other weights than .*/rm has now"):
+        ppo(reward_model=reward_model, assignment="even", fit=None)
+    ppo(reward_model=reward_model, assignment="even", fit=reward_model / "fits.json")
+    assert f"of other weights than {reward_model} has now" in caplog.text
+    fit()
+    caplog.clear()
+    ppo("again", reward_model=reward_model, assignment="even", fit=None)
+    assert "other weights" not in caplog.text
 
 
 def test_pairs_are_cut_to_the_lengths_that_the_model_was_trained_with(fit, reward_model, monkeypatch, caplog):
