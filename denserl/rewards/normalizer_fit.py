@@ -11,10 +11,13 @@ from scipy.optimize import minimize
 from denserl.errors import UserError
 
 HUBER_EPSILON = 1.35
+# Places are rounded to these decimals, and the first of very many segments to the least of them: ln 0 is no number.
+DECIMALS = 3
+LEAST_PLACE = 10**-DECIMALS
 
 
 class Groups(NamedTuple):
-    """Segment rewards by place p = k / K rounded to 3 decimals; four arrays of one length, p ascending."""
+    """Segment rewards by place p = k / K rounded to 3 decimals, at least 0.001; four arrays of one length, p ascending."""
 
     place: np.ndarray
     mean: np.ndarray
@@ -42,7 +45,7 @@ def group_by_place(rewards: list[np.ndarray], smallest: int = 2) -> Groups:
     """
     if smallest < 2:
         raise ValueError(f"smallest is {smallest}; a standard deviation needs at least 2 rewards")
-    places = [np.round(np.arange(1, len(r) + 1) / len(r), 3) for r in rewards if len(r)]
+    places = [np.maximum(np.round(np.arange(1, len(r) + 1) / len(r), DECIMALS), LEAST_PLACE) for r in rewards if len(r)]
     place, index, count = np.unique(np.concatenate([*places, np.zeros(0)]), return_inverse=True, return_counts=True)
     values = np.concatenate([*rewards, np.zeros(0)]).astype(np.float64)
     mean = np.bincount(index, values, len(place)) / count

@@ -97,6 +97,19 @@ def test_places_that_round_to_one_are_one_group():
     assert groups.place.tolist() == [0.333, 0.667, 1.0]
 
 
+def test_a_response_of_thousands_of_segments_has_no_place_at_zero():
+    """1/2001 rounds to 0.000, whose logarithm is none; the rewards are a line of the place, which the fit recovers."""
+    count = 2001
+    rewards = [2 + np.log(np.arange(1, count + 1) / count) + sign for sign in (-1.0, 1.0)]
+    groups = group_by_place(rewards)
+    assert groups.place[0] == 0.001 and groups.place[-1] == 1.0
+    # The places that round to less than 0.0015: 1 to 3 of 2001, of two responses.
+    assert groups.count[0] == 2 * 3
+    mean, std = fit_lines(groups)
+    assert (mean.slope, mean.intercept) == pytest.approx((1, 2), abs=0.01)
+    assert (std.slope, std.intercept) == pytest.approx((0, 1), abs=0.01)
+
+
 def test_constants_are_recovered_from_rewards_drawn_with_them():
     w_mu, w_sigma, b_mu, b_sigma = CONSTANTS
     generator, rewards = np.random.default_rng(0), []
