@@ -260,7 +260,8 @@ class PPOTrainer:
     def update(self, responses: Responses, experience: Experience) -> dict[str, float]:
         """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses.
 
-        A step whose loss or gradient is not finite is skipped by the engine, and its batch written to `skipped/`.
+        A step whose loss or gradient is not finite is skipped by its engine. It counts as skipped where that of the policy or
+        of the critic was, and its batch is written to `skipped/`.
         """
         config, (rank, world) = self.config, (distributed.rank(), distributed.world_size())
         rates = {"actor_lr": self.models.actor.get_lr()[0], "critic_lr": self.models.critic.get_lr()[0]}
@@ -271,10 +272,12 @@ class PPOTrainer:
             table = step_table(config.rollout_batch_size, config.train_batch_size, numbers)
             for rows in (table[:, rank::world] // world).tolist():
                 self._optimiser_step(responses, experience, rows, log)
-                if self._step_applied():
+                actor, critic = self._steps_applied()
+                # The average follows the policy, whatever became of the critic.
+                if self.ema and actor:
+                    self._average_policy()
+                if critic and (actor or self._actor_is_frozen()):
                     self.skipped_in_a_row = 0
-                    if self.ema:
-                        self._average_policy()
                 else:
                     skipped += 1
                     self.skipped_in_a_row += 1
@@ -348,7 +351,7 @@ class PPOTrainer:
             batch = self._batch(responses.rows(micro))
             old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
             log.add(self._critic_step(batch, old, share))
-            if self.steps >= config.freeze_actor_steps:
+            if not self._actor_is_frozen():
                 log.add(self._actor_step(batch, old, share, texts[i] if texts else None, text_share))
         norms = {"actor_grad_norm": self.models.actor, "critic_grad_norm": self.models.critic}
         norms = {name: engine.get_global_grad_norm() for name, engine in norms.items()}
@@ -361,9 +364,13 @@ class PPOTrainer:
         """
         return distributed.all_sum(count.float().to(self.device)) / micro_batches / distributed.world_size()
 
-    def _step_applied(self) -> bool:
-        frozen = self.steps < self.config.freeze_actor_steps
-        return self.models.critic.was_step_applied() and (frozen or self.models.actor.was_step_applied())
+    def _actor_is_frozen(self) -> bool:
+        return self.steps < self.config.freeze_actor_steps
+
+    def _steps_applied(self) -> tuple[bool, bool]:
+        """Whether the optimiser step at hand has changed the policy, and the critic."""
+        actor = not self._actor_is_frozen() and self.models.actor.was_step_applied()
+        return actor, self.models.critic.was_step_applied()
 
     def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])

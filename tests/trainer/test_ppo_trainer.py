@@ -585,6 +585,34 @@ def test_a_step_that_is_skipped_changes_nothing_and_the_next_goes_on(zero_stage,
     assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())
 
 
+@pytest.mark.parametrize("spoiled, applied", [("returns", True), ("advantages", False)], ids=["critic", "actor"])
+def test_the_average_follows_the_policy_alone_where_one_of_the_two_is_skipped(spoiled, applied, ppo, world, monkeypatch):
+    real, after = PPOTrainer._optimiser_step, []
+
+    def step(self, rollouts, experience, rows, log):
+        if self.steps == 1:
+            values = getattr(experience, spoiled).clone()
+            values[rows[0], 0] = torch.inf
+            experience = experience._replace(**{spoiled: values})
+        real(self, rollouts, experience, rows, log)
+        changed = {"actor": self.models.actor, "critic": self.models.critic}
+        after.append({name: [p.detach().clone() for p in engine.module.parameters()] for name, engine in changed.items()})
+
+    monkeypatch.setattr(PPOTrainer, "_optimiser_step", step)
+    output = ppo(iterations=2, train_batch_size=4, max_skipped_steps=2, ema_decay=0.5, save_every=2, zero_stage=0)
+    assert [row["skipped_steps"] for row in metrics(output)] == [1, 0]
+    still = [all(map(torch.equal, after[0][name], after[1][name])) for name in ("actor", "critic")]
+    assert still == [not applied, applied]
+    average = load_file(newest_checkpoint(output / "checkpoints") / "tensors.safetensors")
+    start = list(load_policy(str(world.sft), "fp32").parameters())
+    for i, first in enumerate(start):
+        expected = first.detach()
+        for number, state in enumerate(after):
+            if number != 1 or applied:
+                expected = 0.5 * expected + 0.5 * state["actor"][i]
+        torch.testing.assert_close(average[f"ema.{i}"], expected)
+
+
 def state_of(engine) -> list[torch.Tensor]:
     """Copies of an engine's weights and of what its optimiser keeps, but for gradients."""
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
