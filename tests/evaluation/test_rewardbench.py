@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -67,6 +68,15 @@ def test_ties_are_scored_as_in_the_check_rows():
     assert ties_score(ties()) == pytest.approx(0.5299491511, abs=1e-10)
     # Without spread among the correct answers, tanh(inf) adds its hundredth.
     assert ties_score(ties([("ref:7", [1, 0], 1), ("tied:7", [1, 1, 0], 2)])) == pytest.approx(1.01)
+
+
+def test_what_is_equal_is_not_above():
+    """A worst right answer as good as the best wrong one is no hit; a gap as large as the spread is not above it."""
+    # Of 0.3 + 0.3 for accuracy and 0.2 + 0.2 for gaps above the spread nothing is given, and tanh(0 / 1 - 1) a hundredth.
+    equal = ties([("ref:1", [1, 1], 1), ("tied:1", [2, 1, 1], 2)])
+    assert ties_score(equal) == pytest.approx(0.01 * math.tanh(-1))
+    # Both gaps are 1, as the spread is: accuracy alone, and tanh(0).
+    assert ties_score(ties([("ref:1", [2, 1], 1), ("tied:1", [3, 2, 1], 2)])) == pytest.approx(0.6)
 
 
 def test_no_prompt_of_both_kinds_leaves_the_accuracies():

@@ -156,6 +156,26 @@ def test_a_weight_that_is_the_embedding_too_gets_both_gradients():
     torch.testing.assert_close(head.weight.grad.double(), whole.weight.grad, **CLOSE)
 
 
+def test_the_gradient_of_half_precision_states_is_added_up_in_fp32(monkeypatch):
+    """Over blocks of one token each: what is left is one rounding of each token's share; sums in bf16 are off by far more."""
+    monkeypatch.setattr(logprob, "LOGITS_PER_BLOCK", POSITIONS)
+    head, (hidden, tokens) = make_head("bare").bfloat16(), make_inputs()
+    hidden = hidden.bfloat16().requires_grad_()
+    chunked_logprob_entropy(hidden, tokens, head, ADJUSTMENTS["none"], 1.0, False)[0].sum().backward()
+    # Logits rounded as the head gives them, so that what is compared is the sum alone.
+    logits = (hidden.detach() @ head.weight.T).double()
+    by_logits = nn.functional.one_hot(tokens, VOCABULARY).double() - logits.softmax(-1)
+    exact = by_logits @ head.weight.double()
+    in_halves = torch.zeros_like(hidden)
+    for token in range(VOCABULARY):
+        in_halves += by_logits[:, token, None].bfloat16() @ head.weight[token, None]
+
+    def off(found: torch.Tensor) -> float:
+        return ((found.double() - exact).norm() / exact.norm()).item()
+
+    assert off(hidden.grad) < 2.5e-3 < off(in_halves.detach())
+
+
 @pytest.mark.parametrize("kind", ["bare", "biased", "hooked"])
 def test_a_half_precision_head_is_read_in_fp32(parts, kind):
     head, (hidden, tokens) = make_head(kind).bfloat16(), make_inputs()

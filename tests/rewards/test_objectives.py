@@ -113,6 +113,11 @@ def test_positive_regularisation_is_that_of_the_spec():
     assert metrics["pos_loss"].item() == pytest.approx(math.log1p(math.exp(-1)), abs=1e-6)
 
 
+def test_positive_regularisation_is_the_term_of_the_mean_and_not_the_mean_of_terms():
+    """-log sigmoid(0.5) = 0.474077 of 2 and -1, whose own terms are 0.126928 and 1.313262, 0.720095 in the mean."""
+    assert positive_regularization(torch.tensor([2.0, -1.0])).item() == pytest.approx(0.4740770, abs=1e-6)
+
+
 def test_positive_regularisation_is_of_the_mean_score_of_counted_pairs():
     chosen = torch.tensor([1.0, -3.0, 0.5], dtype=torch.float64, requires_grad=True)
     counted = torch.tensor([True, False, True])

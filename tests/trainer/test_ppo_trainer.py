@@ -224,6 +224,47 @@ def test_a_second_update_has_other_ratios(ppo):
     assert row["approx_kl"] > 0
 
 
+def token_logprobs(model, prompt: list[int], response: list[int]) -> torch.Tensor:
+    row = torch.tensor([prompt + response])
+    with torch.no_grad():
+        logits = torch.log_softmax(model(row).logits[0, len(prompt) - 1 : -1], -1)
+    return logits.gather(1, row[0, len(prompt) :, None]).squeeze(1).double()
+
+
+def test_approx_kl_is_of_the_policy_that_sampled_from_the_policy_as_it_is(ppo, world, seen):
+    """k3 of the samples' own policy, exp(now - old) - 1 - (now - old): nothing in the first update, by hand in the second."""
+    one = ppo("one", actor_lr=2e-2)
+    row = metrics(ppo("two", actor_lr=2e-2, ppo_epochs=2))[0]
+    start, now = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (world.sft, one))
+    right, swapped = [], []
+    for prompt, response, _ in zip(*seen[1], strict=True):
+        gap = token_logprobs(now, prompt, response) - token_logprobs(start, prompt, response)
+        right.append((gap.exp() - 1 - gap).mean().item())
+        swapped.append(((-gap).exp() - 1 + gap).mean().item())
+    assert abs(mean(right) / mean(swapped) - 1) > 0.05
+    assert row["approx_kl"] == pytest.approx(mean(right) / 2, rel=1e-3)
+
+
+def test_policy_and_reference_are_read_at_one_temperature_and_text_at_1(ppo, world):
+    row = metrics(ppo(temperature=0.7, ptx_data=world.text))[0]
+    assert row["kl"] == pytest.approx(0.0, abs=1e-6) and row["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert row["ptx_loss"] == pytest.approx(metrics(ppo("plain", ptx_data=world.text))[0]["ptx_loss"], rel=1e-5)
+
+
+def test_learning_rates_follow_a_cosine_to_a_tenth_of_the_peak(ppo):
+    """Two steps an iteration, 8 in all, the first two of them of the warm-up; the policy's begin after a frozen one."""
+    rows = metrics(ppo(iterations=4, train_batch_size=4, warmup_ratio=0.25, freeze_actor_steps=2, critic_lr=2e-3))
+
+    def rate(peak: float, step: int, steps: int) -> float:
+        warm = round(0.25 * steps)
+        if step < warm:
+            return peak * step / warm
+        return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2)
+
+    assert [row["critic_lr"] for row in rows] == pytest.approx([rate(2e-3, step, 8) for step in (0, 2, 4, 6)])
+    assert [row["actor_lr"] for row in rows] == pytest.approx([rate(1e-3, step, 6) for step in (0, 0, 2, 4)])
+
+
 @pytest.mark.parametrize("average", ["sequence", "token_mean"])
 def test_splitting_the_batch_changes_nothing_but_rounding(ppo, average):
     settings = {"train_batch_size": 8, "average": average, "iterations": 1, "ppo_epochs": 3, "actor_lr": 1e-4}

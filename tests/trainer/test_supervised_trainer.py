@@ -332,6 +332,14 @@ def spoiled(monkeypatch, rows: set[int]) -> None:
     monkeypatch.setattr(RewardTrainer, "sums", infinite_for_rows)
 
 
+@pytest.mark.parametrize("command", [train_sft, train_rm])
+def test_learning_rates_follow_a_cosine_to_a_tenth_of_the_peak(train, command):
+    """Three steps an epoch. A row of the log has the rate after its step."""
+    rates = [row["learning_rate"] for row in logged(train("rates", command, epochs=2, warmup_ratio=0), "learning_rate")]
+    expected = [1e-3 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 6)) / 2) for step in range(7)]
+    assert rates in (pytest.approx(expected[:-1]), pytest.approx(expected[1:]))
+
+
 @pytest.mark.parametrize("options", [{}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}, {"dtype": "bf16"}])
 def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_written(options, train, monkeypatch):
     spoiled(monkeypatch, {0})
