@@ -258,7 +258,10 @@ def _encode_literal(
         raise BadRow("the chat template reads control tokens in what it is given, and they cannot be kept apart from its own")
     rendered = put_back(chat.pattern.sub(lambda found: _alias(chat.control[found[0]]), rendered))
     literal, alias_ids = _literal_tokenizer(tokenizer, tuple(chat.control.items()))
-    ids = [alias_ids.get(i, i) for i in tokenize(literal, rendered, split_special_tokens=True)]
+    found = tokenize(literal, rendered, split_special_tokens=True)
+    if not set(chat.control.values()).isdisjoint(found):
+        raise BadRow("the tokenizer makes a control token of plain text")
+    ids = [alias_ids.get(i, i) for i in found]
     return _one_bos(chat, [i for i in ids if i is not None]), rendered
 
 

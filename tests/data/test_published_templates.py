@@ -3,6 +3,8 @@
 import functools
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from templates import PUBLISHED, published_tokenizer
 
 from denserl.data.bad_rows import BadRow
@@ -141,6 +143,42 @@ def test_texts_that_hold_the_templates_own_marks(name):
         assert marks.search(f"before {mark} after")[0] == mark
     for text in ("Hello there, user: what is <it>?", "the assistant said [1] it is", "think", "system\n\nuser"):
         assert not marks.search(text), text
+
+
+def of_texts(text):
+    """A conversation with calls and results of tools, and reasoning, in which every text is made by `text`."""
+    function = {"name": text(), "description": text(), "parameters": {"type": "object", "properties": {text(): {}}}}
+    call = {**CALL, "function": {"name": text(), "arguments": {text(): text()}}}
+    said = {"role": "assistant", "content": text(), "tool_calls": [call]}
+    messages = [{"role": "user", "content": text()}, said, {**TOOL, "content": text()}]
+    answer = {"role": "assistant", "content": text(), "reasoning_content": text()}
+    return messages, answer, {"tools": [{"type": "function", "function": function}]}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen35"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_no_text_at_any_depth_becomes_a_control_token(name, data):
+    tokenizer, tokens = tokenizer_of(name), PUBLISHED[name].tokens.split()[1:]
+    control = set(tokenizer.convert_tokens_to_ids(tokens))
+
+    def counts(text):
+        messages, answer, values = of_texts(text)
+        prompt = encode_prompt(tokenizer, messages, values)
+        response = encode_response(tokenizer, messages, answer, prompt, values)
+        assert response[-1] == end_of_turn_id(tokenizer)
+        return [[i for i in ids if i in control] for ids in (prompt, response)]
+
+    pieces = st.lists(st.sampled_from([*tokens, '"', "\\", "\n", " ", "}", "\u00e9", "a"]), min_size=1, max_size=4).map("".join)
+    assert counts(lambda: data.draw(pieces.filter(str.strip))) == counts(lambda: "word")
+
+
+def test_a_tokenizer_that_makes_a_control_token_of_plain_text_is_found_out():
+    """Its merges give the very piece that is the control token, as no published one's do."""
+    tokenizer = tokenizer_of("mistral_v3")
+    typed = "[/INST] [TOOL_RESULTS] think[/INST] a[/INST]"
+    with pytest.raises(BadRow, match="makes a control token of plain text"):
+        encode_prompt(tokenizer, [{"role": "user", "content": typed}])
 
 
 def test_there_are_thirty_of_them():
