@@ -90,11 +90,10 @@ def written_messages(text: str, key: str) -> list | None:
 
 
 def dialogue(text: str, key: str) -> list[dict]:
-    """Turns of a dialogue string that opens them with "\\n\\nHuman: " and "\\n\\nAssistant: "."""
-    unicode_of(text, key)
-    opening, *turns = _TURN.split(text)
-    if opening.strip() or not turns:
-        raise BadRow(f"{key!r} is a plain text and there is no prompt beside it")
+    """Turns of a dialogue string that opens them with "\\n\\nHuman: " and "\\n\\nAssistant: "; none of any other text."""
+    opening, *turns = _TURN.split(unicode_of(text, key))
+    if opening.strip():
+        return []
     return [
         {"role": "user" if who == "Human" else "assistant", "content": content.strip()}
         for who, content in zip(turns[::2], turns[1::2])

@@ -213,11 +213,16 @@ def _side(row: Any, key: str) -> tuple[list[dict], str | dict]:
     messages = written_messages(value, key) if isinstance(value, str) else value
     if messages is None and explicit is not None:
         return _checked_prompt(row, explicit), unicode_of(value, key)
-    history, answer = _answered(dialogue(value, key) if messages is None else as_messages(messages, key), key)
+    messages = dialogue(value, key) if messages is None else as_messages(messages, key)
+    if not messages:
+        raise _missing(row, f"{key!r} is a plain text and there is no prompt beside it", "prompt=...")
+    history, answer = _answered(messages, key)
     if explicit is not None and history and history[0]["role"] == "assistant":
         history = [*explicit, *history]  # it goes on where the prompt ends
     elif explicit is not None and history and not _agree(explicit, history):
         raise BadRow(f"the prompt differs from the turns before the answer in {key!r}")
+    if not history and not explicit:
+        raise _missing(row, "there is no prompt", "prompt=...")
     return _checked_prompt(row, history or explicit or []), answer
 
 

@@ -401,6 +401,16 @@ ROWS = [
         "name those that are meant: --columns prompt=...,chosen=...,rejected=...",
         data=pairs(*[{"question": "a", "response_j": "b", "response_k": "c"}] * 3, after=0),
     ),
+    *(
+        case(
+            f"a prompt of another name, {command}",
+            command,
+            f"bad.jsonl:1: '{key}' is a plain text and there is no prompt beside it; the row has question, {key}, rejected",
+            "name those that are meant: --columns prompt=...",
+            data=pairs(*[{"question": "a", key: "b", "rejected": "c"}] * 3, after=0),
+        )
+        for command, key in ((RM, "chosen"), (SFT, "response"))
+    ),
     case(
         "a column that is not there",
         RM,
