@@ -50,7 +50,7 @@ READ_KEYS = {
     *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, "metadata", *_RATINGS,
 }  # fmt: skip
 # Content that no shape has a place for. Of an answer, in a row that has it as a text: it is read in the answer's message.
-_REFUSED = (*MEDIA, "functions")
+_REFUSED = (*MEDIA, "functions", "chat_template_kwargs")
 _OF_ANSWERS = ("reasoning_content", "thinking", "tool_calls")
 # Characters of a conversation, some 200 000 tokens: a longer one is an error of an export, and would be tokenised for half a
 # minute only to be cut. Plain text, which is split instead, may be longer.
@@ -333,22 +333,24 @@ def _length(turn: str | dict) -> int:
 def _margin(row: dict, rating_keys: Sequence[tuple[str, str]]) -> float:
     """The row's margin, or the difference of its ratings, which may also stand under `metadata`; 0 without either."""
     if row.get(MARGIN) is not None:
-        return _rating(row[MARGIN], MARGIN)
+        return _rating(row[MARGIN], MARGIN, [MARGIN])
     if isinstance(row.get("metadata"), dict):
         row = {**row["metadata"], **row}
     for keys in rating_keys:
-        if any(row.get(key) is not None for key in keys):
-            chosen, rejected = (_rating(row.get(key), key) for key in keys)
+        given = [key for key in keys if row.get(key) is not None]
+        if given:
+            chosen, rejected = (_rating(row.get(key), key, given) for key in keys)
             return chosen - rejected
     return 0.0
 
 
-def _rating(value: object, key: str) -> float:
-    """A number, or the text of one: tables of text have no others."""
+def _rating(value: object, key: str, unread: Sequence[str] = ()) -> float:
+    """A number, or the text of one: tables of text have no others. unread: what could be left unread instead."""
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
     if not -1e9 < number < 1e9:
-        raise BadRow(f"the rating {key!r} is not a number, or beyond 1e9")
+        fix = f"correct it, or leave ratings unread with `columns` {','.join(f'{name}=' for name in unread)}" if unread else ""
+        raise BadRow(f"the rating {key!r} is not a number, or beyond 1e9", fix)
     return number

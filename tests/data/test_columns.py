@@ -73,6 +73,15 @@ def test_a_name_that_no_row_has_is_one_error(tmp_path):
     assert sorted(messages[0]["content"] for messages in found["prompt"]) == ["Q", "R"]
 
 
+def test_a_rating_of_one_side_can_be_left_unread(tmp_path):
+    source = written(tmp_path, {"prompt": "Q", "chosen": "A", "rejected": "B", "chosen_score": 9})
+    with pytest.raises(
+        UserError, match="the rating 'rejected_score' is not a number.*\n.*unread with `columns` chosen_score=$"
+    ):
+        load_preferences(source)
+    assert load_preferences(source, columns=parse_columns("chosen_score="))["margin"][:] == [0.0]
+
+
 def test_what_is_not_read_has_no_name(tmp_path):
     with pytest.raises(UserError, match="sets 'question', which is not read"):
         load_prompts(written(tmp_path, {"prompt": "Q"}), columns={"question": "prompt"})

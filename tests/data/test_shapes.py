@@ -221,6 +221,11 @@ REFUSED = [
     (as_preference, {**PLAIN, "images": ["a.png"]}, "the row has 'images', which is not read"),
     (as_prompt, {"prompt": "Q", "video": "a.mp4"}, "the row has 'video', which is not read"),
     (as_prompt, {"prompt": "Q", "functions": [LOOK]}, "the row has 'functions', which is not read"),
+    (
+        as_prompt,
+        {"prompt": "Q", "chat_template_kwargs": {"enable_thinking": False}},
+        "the row has 'chat_template_kwargs', which",
+    ),
     (as_demonstration, {**QUESTION, "reasoning_content": "Hm."}, "the row has 'reasoning_content', which is not read"),
     (as_demonstration, {**QUESTION, "tool_calls": [CALL]}, "the row has 'tool_calls', which is not read"),
     (as_prompt, {"prompt": "Q", "input": "x"}, "beside 'prompt' the row has 'input', which is not read"),
