@@ -9,7 +9,7 @@ from denserl.errors import UserError, require
 def parse_columns(text: str | None) -> dict[str, str]:
     """`prompt=question,chosen=response_j` as read key -> name in the rows; an empty name leaves the key unread."""
     names: dict[str, str] = {}
-    for part in (text or "").split(",") if text else []:
+    for part in text.split(",") if text else []:
         key, sign, name = (word.strip() for word in part.partition("="))
         require(
             key and sign and key not in names,

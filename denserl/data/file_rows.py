@@ -68,11 +68,15 @@ def place_of(source: Path | str, line: int) -> str:
     return f"{visible(str(source), kept='')}:{line}"
 
 
-def without_nulls(value: Any) -> Any:
-    """A value of an Arrow table without the nulls in its objects, which stand where other rows have a key."""
+def without_nulls(row: dict) -> dict:
+    """A row of an Arrow table without the nulls in objects inside it, which stand where other rows have a key."""
+    return {key: _without_nulls(value) for key, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:

@@ -116,11 +116,11 @@ def test_a_split_that_others_begin_with_is_asked_for(tmp_path, files, split, fou
 
 
 def test_a_saved_data_set_is_read_with_its_splits(tmp_path):
-    rows = [{"text": "one", "more": {"a": 1, "b": None}}, {"text": "two", "more": {"a": None, "b": 2}}]
+    rows = [{"text": "one", "more": {"a": 1, "b": None}, "none": None}, {"text": "two", "more": {"a": None, "b": 2}}]
     dataset = datasets.Dataset.from_list(rows)
     dataset.save_to_disk(tmp_path / "one")
     # What Arrow puts where other rows have a key is no content.
-    found = [{"text": "one", "more": {"a": 1}}, {"text": "two", "more": {"b": 2}}]
+    found = [{"text": "one", "more": {"a": 1}, "none": None}, {"text": "two", "more": {"b": 2}, "none": None}]
     assert list(read_rows(str(tmp_path / "one"), "train")) == [(f"{tmp_path}/one:{n}", row) for n, row in enumerate(found, 1)]
     datasets.DatasetDict({"train_sft": dataset.select([0]), "test": dataset.select([1])}).save_to_disk(tmp_path / "several")
     assert [row for _, row in read_rows(str(tmp_path / "several"), "test")] == found[1:]
