@@ -21,6 +21,7 @@ from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, en
 from denserl.data.templates import template_settings
 from denserl.errors import UserError, require
 from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
+from denserl.models.measured import measured
 from denserl.models.positions import positions_of
 from denserl.models.scoring import response_entropies
 from denserl.rewards.config import ReadConfig, ScoringConfig
@@ -125,7 +126,7 @@ class RewardScorer:
         self.sft_model = _sft_model(members, sft_model, self.segmenter.level)
         sft = [self._entropy_model(self.sft_model, dtype, source)] if self.sft_model is not None else []
         entropies = functools.partial(response_entropies, sft[0]) if sft else None
-        self.max_length = _within_positions(max_length, [model.config for model in (*members.models, *sft)])
+        self.max_length = _within_positions(max_length, [*members.models, *sft])
         rewards = source_of(members, self.segmenter, how=how, weight=weight, read_at=read.read_at)
         self.agg_func = members.stored.agg_func
         self._scores = ResponseScorer(rewards, self.segmenter, entropies, self.agg_func)
@@ -252,9 +253,10 @@ def _remark_on_cuts(count: dict[str, int], paths: Sequence[str], max_length: int
         )
 
 
-def _within_positions(max_length: int, configs: list) -> int:
-    """The length, or that which all of the models have positions for."""
-    most = min([max_length, *filter(None, map(positions_of, configs))])
+def _within_positions(max_length: int, models: Sequence[PreTrainedModel]) -> int:
+    """The length, or that at which all of the models have positions, which mean the same in every row."""
+    bounds = [bound for model in models for bound in (positions_of(model.config), measured(model).longest)]
+    most = min([max_length, *filter(None, bounds)])
     if most < max_length:
         log.info("sequences are cut at %d tokens: there are no more positions", most)
     return most

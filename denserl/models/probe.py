@@ -63,6 +63,17 @@ class Pass(NamedTuple):
     output: Tensor  # the model's logits: (B, S, V), or (B, 1) scores
 
 
+class Subject(NamedTuple):
+    """A model that is looked at, the rows that it is run on, and how far results were apart so far, by what was compared."""
+
+    model: PreTrainedModel
+    head: nn.Module
+    is_classifier: bool
+    rows: list[list[int]]
+    batch: ResponseBatch
+    found: dict[str, float]
+
+
 def measure(model: PreTrainedModel, path: str) -> Measured:
     """`probe`, once for the same weights, code and way of running; findings are read from CACHE after that."""
     file = CACHE / f"{_fingerprint(model, path)}.json"
@@ -99,8 +110,13 @@ def probe(model: PreTrainedModel) -> Measured:
     # It runs on CUDA alone, in narrow types alone; loaded models are on the host.
     is_flash = attention.startswith("flash")
     try:
-        with torch.no_grad(), without_dropout(model), contextlib.nullcontext() if is_flash else _widened(model):
-            return _probe(model.eval().to("cuda" if is_flash else device))
+        with torch.no_grad(), without_dropout(model), contextlib.nullcontext() if is_flash else _widened(model.eval()):
+            if is_flash:
+                model.set_attn_implementation("eager")
+            # On the host: a position beyond a table's end would end a CUDA process.
+            longest = _longest(_subject(model))
+            model.to("cuda" if is_flash else device).set_attn_implementation(attention)
+            return _probe(_subject(model), longest)
     finally:
         model.train(was_training).to(device).set_attn_implementation(attention)
 
@@ -153,36 +169,34 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     return itertools.chain(model.named_parameters(), model.named_buffers())
 
 
-def _probe(model: PreTrainedModel) -> Measured:
-    is_classifier = any(name.rpartition(".")[2] == "score" for name, _ in model.named_modules())
-    if not is_classifier and model.get_output_embeddings() is None:
+def _subject(model: PreTrainedModel) -> Subject:
+    is_classifier = hasattr(model, "score")
+    head = model.score if is_classifier else model.get_output_embeddings()
+    if head is None:
         raise _refused(model, "it has neither a language model's head nor a reward head by the name of score")
-    head = score_head(model) if is_classifier else model.get_output_embeddings()
     rows = _rows(model)
-    batch = _batch(rows, model.device)
-    found: dict[str, float] = {}
-    together, attention = _beside_a_longer_row(model, head, rows, batch, found)
-    common = together.hidden[1:, : PROMPTS[1]]
-    why = _compare(found, "before other tokens", model, lambda: apart(common[0], common[1], typical=True))
-    if why:
-        raise _refused(model, f"a token's numbers depend on the tokens after it ({why})")
-    logits = None if is_classifier else measure_logit_map(model)
-    if is_classifier:
-        _check_score(model, head, rows[0], found)
+    return Subject(model, head, is_classifier, rows, _batch(rows, model.device), {})
+
+
+def _probe(of: Subject, longest: int | None) -> Measured:
+    model, logits = of.model, None
+    together, attention = _beside_a_longer_row(of)
+    _check_causal(of, together)
+    if of.is_classifier:
+        _check_score(of)
     else:
-        _check_logprobs(model, head, logits, batch, together, found)
-    unpacked = _try_packing(model, head, batch, found)
-    unsteady = _compare(found, "in training mode", model, lambda: _in_training(model, head, batch))
-    if not unsteady and attention != "eager" and not _same_with_gradients(model, head, batch):
+        logits = measure_logit_map(model)
+        _check_logprobs(of, logits, together)
+    unpacked = _try_packing(of)
+    unsteady = _compare(of, "in training mode", lambda: _in_training(of))
+    if not unsteady and attention != "eager" and not _same_with_gradients(of):
         attention, unpacked = "eager", "another kernel of its attention serves where gradients are wanted"
         model.set_attn_implementation(attention)
     generates = unsampled = ""
-    if not is_classifier:
-        generates = unpacked or _compare(found, "decoded", model, lambda: _decoded(model, rows, together))
-        if generates:
-            unsampled = _compare(found, "generated", model, lambda: _generated(model, rows, together))
-    longest = _longest(model, head, rows[0])
-    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, longest, _tolerance(model), found)
+    if not of.is_classifier:
+        generates = unpacked or _compare(of, "decoded", lambda: _decoded(of, together))
+        unsampled = generates and _compare(of, "generated", lambda: _generated(of, together))
+    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, longest, _tolerance(model), of.found)
 
 
 def _tolerance(model: PreTrainedModel) -> float:
@@ -221,23 +235,37 @@ def _plain(row: list[int], device: torch.device) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _tokens(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch) -> Tensor:
-    """The hidden states of a batch's tokens, (N, H), run in the way that the model is run."""
-    inputs, places = lay_out(model, *batch[:2], batch.shared)
-    hidden = _forward(model, head, inputs).hidden.flatten(0, 1)
-    return hidden[places[batch.attention_mask.bool().to(places.device)]]
+def _alone(of: Subject) -> Pass:
+    """The first row as the stock class runs it. UserError where it does not, or gives no numbers."""
+    try:
+        alone = _forward(of.model, of.head, _plain(of.rows[0], of.model.device))
+    except UserError:
+        raise
+    # As in `_compare`.
+    except Exception as error:
+        raise _refused(of.model, f"it does not run on a row of tokens alone: {_said(error)}") from error
+    if not alone.hidden.isfinite().all() or alone.output.isnan().any():
+        raise _refused(of.model, "it gives numbers that are not finite; its weights may be damaged")
+    return alone
 
 
-def _compare(found: dict[str, float], what: str, model: PreTrainedModel, measure: Callable[[], float]) -> str:
+def _tokens(of: Subject) -> Tensor:
+    """The hidden states of the batch's tokens, (N, H), run in the way that the model is run."""
+    inputs, places = lay_out(of.model, *of.batch[:2], of.batch.shared)
+    hidden = _forward(of.model, of.head, inputs).hidden.flatten(0, 1)
+    return hidden[places[of.batch.attention_mask.bool().to(places.device)]]
+
+
+def _compare(of: Subject, what: str, measure: Callable[[], float]) -> str:
     """Note what was measured, and return why it will not do; empty where it will."""
     try:
-        found[what] = measure()
+        of.found[what] = measure()
     # Whatever a model's code does to inputs that it was not written for.
     except Exception as error:
-        found[what] = float("inf")
+        of.found[what] = float("inf")
         return f"{what}: {_said(error)}"
-    tolerance = _tolerance(model)
-    return "" if found[what] <= tolerance else f"{what}: apart by {found[what]:.2g}, by more than {tolerance:g}"
+    tolerance = _tolerance(of.model)
+    return "" if of.found[what] <= tolerance else f"{what}: apart by {of.found[what]:.2g}, by more than {tolerance:g}"
 
 
 def _said(error: Exception) -> str:
@@ -245,103 +273,94 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
-def _alone(model: PreTrainedModel, head: nn.Module, row: list[int]) -> Pass:
-    """A row as the stock class runs it. UserError where it does not, or gives no numbers."""
-    try:
-        alone = _forward(model, head, _plain(row, model.device))
-    except UserError:
-        raise
-    # As in `_compare`.
-    except Exception as error:
-        raise _refused(model, f"it does not run on a row of tokens alone: {_said(error)}") from error
-    if not alone.hidden.isfinite().all() or alone.output.isnan().any():
-        raise _refused(model, "it gives numbers that are not finite; its weights may be damaged")
-    return alone
-
-
-def _beside_a_longer_row(
-    model: PreTrainedModel, head: nn.Module, rows: list[list[int]], batch: ResponseBatch, found: dict[str, float]
-) -> tuple[Pass, str]:
+def _beside_a_longer_row(of: Subject) -> tuple[Pass, str]:
     """All rows together, where the first has the numbers that it has alone, and the attention with which it has."""
 
     def attempt() -> str:
         def measure() -> float:
-            passes.append(_forward(model, head, lay_out(model, *batch[:2], None)[0]))
-            return apart(passes[-1].hidden[0, : len(rows[0])], alone.hidden[0], typical=True)
+            passes.append(_forward(of.model, of.head, lay_out(of.model, *of.batch[:2], None)[0]))
+            return apart(passes[-1].hidden[0, : len(of.rows[0])], alone.hidden[0], typical=True)
 
-        alone = _alone(model, head, rows[0])
-        return _compare(found, "beside a longer row", model, measure)
+        alone = _alone(of)
+        return _compare(of, "beside a longer row", measure)
 
     passes: list[Pass] = []
-    config = model.config.get_text_config()
+    config = of.model.config.get_text_config()
     why = attempt()
     if why and config._attn_implementation != "eager":
-        model.set_attn_implementation("eager")
+        of.model.set_attn_implementation("eager")
         why = attempt()
     if why:
-        raise _refused(model, f"a row's numbers depend on the rows beside it ({why})")
+        raise _refused(of.model, f"a row's numbers depend on the rows beside it ({why})")
     return passes[-1], config._attn_implementation
 
 
-def _check_score(model: PreTrainedModel, head: nn.Module, row: list[int], found: dict[str, float]) -> None:
-    """UserError unless the head's output at the last token is the score that the stock class gives."""
-    alone = _alone(model, head, row)
-    why = _compare(found, "the stock class's score", model, lambda: apart(head(alone.hidden[:, -1]), alone.output))
+def _check_causal(of: Subject, together: Pass) -> None:
+    """UserError where two rows that begin alike, and go on differently, have other numbers where they are alike."""
+    common = together.hidden[1:, : PROMPTS[1]]
+    why = _compare(of, "before other tokens", lambda: apart(common[0], common[1], typical=True))
     if why:
-        raise _refused(model, f"its head does not give its score ({why})")
+        raise _refused(of.model, f"a token's numbers depend on the tokens after it ({why})")
 
 
-def _check_logprobs(
-    model: PreTrainedModel, head: nn.Module, logits: LogitMap, batch: ResponseBatch, own: Pass, found: dict[str, float]
-) -> None:
+def _check_score(of: Subject) -> None:
+    """UserError unless the head's output at the last token is the score that the stock class gives."""
+    alone = _alone(of)
+    why = _compare(of, "the stock class's score", lambda: apart(of.head(alone.hidden[:, -1]), alone.output))
+    if why:
+        raise _refused(of.model, f"its head does not give its score ({why})")
+
+
+def _check_logprobs(of: Subject, logits: LogitMap, together: Pass) -> None:
     """UserError unless log-probabilities from hidden states are those of the model's own logits, in nats."""
-    mask = batch.attention_mask[:, 1:].bool().to(model.device)
-    tokens = batch.input_ids[:, 1:][mask]
+    mask = of.batch.attention_mask[:, 1:].bool().to(of.model.device)
+    tokens = of.batch.input_ids[:, 1:][mask]
 
     def measure() -> float:
-        ours = chunked_logprob_entropy(own.hidden[:, :-1][mask], tokens, head, logits, 1.0, False)[0]
-        theirs = own.output[:, :-1][mask].float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-        return _one_of((ours - theirs).abs(), model.dtype.itemsize < 4)
+        ours = chunked_logprob_entropy(together.hidden[:, :-1][mask], tokens, of.head, logits, 1.0, False)[0]
+        theirs = together.output[:, :-1][mask].float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        return _one_of((ours - theirs).abs(), of.model.dtype.itemsize < 4)
 
-    why = _compare(found, "log-probabilities (nats)", model, measure)
+    why = _compare(of, "log-probabilities (nats)", measure)
     if why:
-        raise _refused(model, f"its log-probabilities cannot be had from its hidden states ({why})")
+        raise _refused(of.model, f"its log-probabilities cannot be had from its hidden states ({why})")
 
 
-def _same_with_gradients(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch) -> bool:
+def _in_training(of: Subject) -> float:
+    before = _tokens(of)
+    of.model.train()
+    try:
+        return apart(_tokens(of), before)
+    finally:
+        of.model.eval()
+
+
+def _same_with_gradients(of: Subject) -> bool:
     """Whether a pass whose gradients are wanted gives the same bits as one without, so that PPO's first ratios are 1."""
     passes = []
     for with_gradients in (False, True):
         with torch.set_grad_enabled(with_gradients):
-            passes.append(_tokens(model, head, batch).detach())
+            passes.append(_tokens(of).detach())
     return torch.equal(*passes)
 
 
-def _in_training(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch) -> float:
-    before = _tokens(model, head, batch)
-    model.train()
-    try:
-        return apart(_tokens(model, head, batch), before)
-    finally:
-        model.eval()
-
-
-def _try_packing(model: PreTrainedModel, head: nn.Module, batch: ResponseBatch, found: dict[str, float]) -> str:
+def _try_packing(of: Subject) -> str:
     """Leave the model packed, or say why it is not."""
+    model, batch = of.model, of.batch
     before = model.config.get_text_config()._attn_implementation
     if before != "sdpa":
         return f"its attention is {before}"
 
     def measure() -> float:
         model.set_attn_implementation(STRETCHED)
-        padded = _tokens(model, head, batch)
+        padded = _tokens(of)
         model.set_attn_implementation(PACKED_ATTENTION)
         packing = _StretchedPacking(batch.attention_mask, batch.shared)
         tokens, positions = packing.tokens.to(model.device), packing.positions.to(model.device)
-        packed = _forward(model, head, packed_inputs(batch.input_ids.flatten()[tokens], positions, packing)).hidden
+        packed = _forward(model, of.head, packed_inputs(batch.input_ids.flatten()[tokens], positions, packing)).hidden
         return apart(packed[0][packing.slots[batch.attention_mask.bool()].to(model.device)], padded)
 
-    why = _compare(found, "without padding", model, measure)
+    why = _compare(of, "without padding", measure)
     if why:
         model.set_attn_implementation(before)
     return why
@@ -379,22 +398,22 @@ def _stretch(window: int) -> int:
     return max(1, 2 ** (window - 1).bit_length() // WINDOW)
 
 
-def _decoded(model: PreTrainedModel, rows: list[list[int]], own: Pass) -> float:
-    decoder, order = Decoder(model, SAMPLED), [2, 1]
-    logits = [decoder.admit([rows[b][: PROMPTS[b]] for b in order])]
+def _decoded(of: Subject, together: Pass) -> float:
+    decoder, order = Decoder(of.model, SAMPLED), [2, 1]
+    logits = [decoder.admit([of.rows[b][: PROMPTS[b]] for b in order])]
     for i in range(SAMPLED - 1):
-        logits.append(decoder.step(torch.tensor([rows[b][PROMPTS[b] + i] for b in order], device=model.device)))
-    return apart(torch.cat(logits).to(model.dtype), _next_logits(own, order))
+        logits.append(decoder.step(torch.tensor([of.rows[b][PROMPTS[b] + i] for b in order], device=of.model.device)))
+    return apart(torch.cat(logits).to(of.model.dtype), _next_logits(together, order))
 
 
-def _generated(model: PreTrainedModel, rows: list[list[int]], own: Pass) -> float:
-    order = [0, 1]
-    prompts = [rows[b][: PROMPTS[b]][::-1] for b in order]
-    forced = torch.tensor([rows[b][PROMPTS[b] :][:SAMPLED] for b in order], device=model.device)
-    ids = pad_rows(prompts, 0).flip(1).to(model.device)
-    output = model.generate(
+def _generated(of: Subject, together: Pass) -> float:
+    order, device = [0, 1], of.model.device
+    prompts = [of.rows[b][: PROMPTS[b]][::-1] for b in order]
+    forced = torch.tensor([of.rows[b][PROMPTS[b] :][:SAMPLED] for b in order], device=device)
+    ids = pad_rows(prompts, 0).flip(1).to(device)
+    output = of.model.generate(
         input_ids=ids,
-        attention_mask=pad_rows([[1] * len(prompt) for prompt in prompts], 0).flip(1).to(model.device),
+        attention_mask=pad_rows([[1] * len(prompt) for prompt in prompts], 0).flip(1).to(device),
         logits_processor=LogitsProcessorList([_Forced(forced, ids.shape[1])]),
         do_sample=False,
         max_new_tokens=SAMPLED,
@@ -404,7 +423,7 @@ def _generated(model: PreTrainedModel, rows: list[list[int]], own: Pass) -> floa
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return apart(torch.cat(output.logits).to(model.dtype), _next_logits(own, order))
+    return apart(torch.cat(output.logits).to(of.model.dtype), _next_logits(together, order))
 
 
 class _Forced(LogitsProcessor):
@@ -418,28 +437,29 @@ class _Forced(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
-def _next_logits(own: Pass, order: list[int]) -> Tensor:
+def _next_logits(together: Pass, order: list[int]) -> Tensor:
     """The model's logits of the tokens after the prompts, step by step."""
-    return torch.cat([own.output[order, [PROMPTS[b] - 1 + i for b in order]] for i in range(SAMPLED)])
+    return torch.cat([together.output[order, [PROMPTS[b] - 1 + i for b in order]] for i in range(SAMPLED)])
 
 
-def _longest(model: PreTrainedModel, head: nn.Module, row: list[int]) -> int | None:
+def _longest(of: Subject) -> int | None:
     """The most tokens of a row for which the first ones mean the same; found by moving the last one away from them."""
+    row, device = of.rows[0], of.model.device
 
     def moved(farthest: int) -> Tensor:
-        position = torch.arange(len(row), device=model.device)
+        position = torch.arange(len(row), device=device)
         position[-1] = farthest
-        return _forward(model, head, {**_plain(row, model.device), "position_ids": position[None]}).hidden[0, :-1]
+        return _forward(of.model, of.head, {**_plain(row, device), "position_ids": position[None]}).hidden[0, :-1]
 
     def changes(farthest: int) -> bool:
-        return apart(moved(farthest), near) > _tolerance(model)
+        return apart(moved(farthest), near) > _tolerance(of.model)
 
-    near = moved(len(row) - 1)
     try:
+        near = moved(len(row) - 1)
         if not changes(FAR - 1):
             return None
-    # A table of positions ends before; it has no such bound.
-    except (IndexError, RuntimeError):
+    # A table of positions ends before; or the model does not run at all, which is said later. Neither has such a bound.
+    except Exception:
         return None
     same, other = len(row), FAR
     while other - same > 1:
@@ -453,7 +473,7 @@ def _fingerprint(model: PreTrainedModel, path: str) -> str:
     digest = hashlib.sha256()
     told = [model.config.to_json_string(use_diff=False), vars(model.config).get("_commit_hash")]
     told += [model.config.get_text_config()._attn_implementation, model.dtype, model.device.type, torch.cuda.is_available()]
-    told += [torch.__version__, transformers.__version__, path]
+    told += [torch.__version__, transformers.__version__, type(model).__qualname__, path]
     if Path(path).is_dir():
         told += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(Path(path))]
     digest.update(repr(told).encode())
