@@ -23,8 +23,6 @@ from denserl.memory.search import (
 )
 from denserl.terminal import quiet_libraries, say
 
-WHOLE = "reference entropies"  # the phase that no stage changes
-
 if TYPE_CHECKING:
     from denserl.memory.phases import Planner
 
@@ -36,7 +34,7 @@ def run(options: Options) -> dict[str, Setting | None]:
     usable = usable_bytes(options)
     from denserl.memory.phases import Planner
 
-    planner = Planner(options)
+    planner = Planner(options, progress=True)
     phases = planner.phases()
     say("\n".join([heading(planner), "", table(phases, options), *reasons(planner), ""]))
     say(f"The first that fits {usable / GIB:.1f} GiB, {USABLE:.0%} of a GPU:")
@@ -45,6 +43,7 @@ def run(options: Options) -> dict[str, Setting | None]:
         own = [phase for phase in phases if phase.command == command]
         found[command] = first_fit(own, options, usable)
         say(f"{command:12}{advice(planner, command, own, found[command])}")
+    planner.counted.close()
     return found
 
 
@@ -83,7 +82,7 @@ def reasons(planner: "Planner") -> list[str]:
     found = [f"ZeRO {', '.join(same)} are one: {planner.dtype} runs at stage {stages_run[0]} at least"] if len(same) > 1 else []
     if options.gpus == 1:
         found.append("one GPU has nothing to share: the stages differ in their buffers alone")
-    return [*found, f"{WHOLE}: the whole SFT model on every GPU, whatever the stage"]
+    return found
 
 
 def advice(planner: "Planner", command: str, phases: list[Phase], setting: Setting | None) -> str:
@@ -91,8 +90,6 @@ def advice(planner: "Planner", command: str, phases: list[Phase], setting: Setti
     if setting is None:
         least = list(settings_in_order(planner.options))[-1]
         need, name = max((phase.needs(least) / GIB, phase.name) for phase in phases)
-        if name == WHOLE:
-            return f"nothing fits: {name} needs {need:.1f} GiB even so, for the SFT model is whole on every GPU"
         adapters = "" if planner.options.lora_rank else "--lora_rank 16, "
         return f"nothing fits: {name} needs {need:.1f} GiB even so; try {adapters}shorter sequences or more --gpus"
     need, host = max(phase.needs(setting) for phase in phases) / GIB, planner.host(command, setting) / GIB

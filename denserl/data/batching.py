@@ -187,6 +187,7 @@ def map_rows_in_batches(
     function: Callable[[list[int]], Tensor],
     max_tokens: int,
     progress: str,
+    together: bool = False,
 ) -> dict[int, np.ndarray]:
     """Apply a function to the numbers of all rows, in batches of like length, without gradient, each rank its share.
 
@@ -194,6 +195,7 @@ def map_rows_in_batches(
         prompts, responses: token ids of each row. function: B row numbers -> (B, T), or (B, T, ...).
         max_tokens: padded tokens per batch.
         progress: the label of the progress bar (rank 0).
+        together: see `in_halves`.
 
     Returns: row number -> fp32 array, as long as the row's own response, for the rows of this rank.
     """
@@ -209,7 +211,7 @@ def map_rows_in_batches(
         return {i: found[slot, : len(responses[i])] for slot, i in enumerate(rows)}
 
     for rows, counted in tqdm(list(rank_batches(batches)), desc=progress, disable=distributed.rank() > 0):
-        for part in in_halves(values, rows):
+        for part in in_halves(values, rows, together):
             if counted:
                 out.update(part)
     return out
@@ -224,13 +226,14 @@ def map_responses(
     max_tokens: int,
     device: torch.device | str,
     progress: str,
+    together: bool = False,
 ) -> dict[int, np.ndarray]:
     """`map_rows_in_batches` of a function of padded batches."""
 
     def of_rows(rows: list[int]) -> Tensor:
         return function(pad_responses([prompts[i] for i in rows], [responses[i] for i in rows], pad_id).to(device))
 
-    return map_rows_in_batches(prompts, responses, of_rows, max_tokens, progress)
+    return map_rows_in_batches(prompts, responses, of_rows, max_tokens, progress, together)
 
 
 class DemonstrationCollator:

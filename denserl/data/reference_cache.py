@@ -38,6 +38,7 @@ def add_entropies(
     cache_dir: str | Path,
     max_tokens: int,
     device: torch.device | str,
+    together: bool = False,
 ) -> Dataset:
     """Add the reference model's entropies and log-probabilities to tokenised preferences, in columns of each side.
 
@@ -53,6 +54,7 @@ def add_entropies(
             log-probability of each response token and the entropy of what predicts it.
         model_fingerprint: of the weights and their precision.
         cache_dir: where entries and fingerprints are kept.
+        together: the model is in shares, so that ranks compute together.
 
     Raises:
         UserError: a rank does not see rank 0's cache folder.
@@ -65,7 +67,7 @@ def add_entropies(
         is_stored = target.is_dir()
     target, is_stored = distributed.gather_objects((target, is_stored))[0]
     if not is_stored:
-        _compute(dataset, reference_function(), target, pad_id, max_tokens, device)
+        _compute(dataset, reference_function(), target, pad_id, max_tokens, device, together)
         distributed.barrier()
     else:
         log.info("reference model: found %s", target)
@@ -110,6 +112,7 @@ def _compute(
     pad_id: int,
     max_tokens: int,
     device: torch.device | str,
+    together: bool,
 ) -> None:
     """Every rank writes its share beside the target; rank 0 joins the shares and renames the whole into place."""
     prompts = list(dataset["prompt_ids"]) * len(SIDES)
@@ -124,6 +127,7 @@ def _compute(
         max_tokens=max_tokens,
         device=device,
         progress="reference model",
+        together=together and distributed.world_size() > 1,
     )
     np.savez(
         work / f"rank{rank}.npz",

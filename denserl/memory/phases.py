@@ -27,9 +27,9 @@ TRAINED = {"train-sft": ["policy"], "train-rm": ["reward"], "train-ppo": ["polic
 class Planner:
     """Bytes per GPU of each phase in a setting. Models are built on the meta device, and each pass is counted once."""
 
-    def __init__(self, options: PlanConfig):
+    def __init__(self, options: PlanConfig, progress: bool = False):
         self.options = options
-        self.counted = tqdm(desc="passes counted", unit="", leave=False)
+        self.counted = tqdm(desc="passes counted", unit="", leave=False, disable=not progress)
         self.dtype, self.width = ("fp32", 4) if options.dtype == "fp32" else ("bf16", 2)
         self.length = options.max_prompt_length + options.max_new_tokens
         scorers = [*(options.reward_model or [options.model]), *filter(None, [options.gold_reward_model])]
@@ -54,10 +54,11 @@ class Planner:
         return self._training("policy", setting, passing)
 
     def entropies(self, setting: Setting) -> int:
-        """The whole SFT model on each GPU, whatever the stage, before anything else is there."""
-        length = self.options.max_length
+        """The frozen SFT model, before anything else is there; at stage 3 each GPU has its share."""
+        size, sharding, length = self.size("reference"), self.sharding(setting), self.options.max_length
         rows = max(1, setting.score_tokens // length)
-        return self.width * self.size("reference").parameters + self.passing("reference", rows, length, length - 1)
+        held = formulas.weights(size, sharding) + formulas.gathered_weights(size, sharding)
+        return held + self.passing("reference", rows, length, length - 1)
 
     def reward_training(self, setting: Setting) -> int:
         """One model; a pair is two rows, whose common prompt is counted twice."""

@@ -1,16 +1,17 @@
 """Pairs as reward models read them: token ids, with what the frozen language model says of the responses, and their rewards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.config import ModelSourceConfig
-from denserl.data.batching import map_rows_in_batches, pad_rows
+from denserl.data.batching import ResponseBatch, map_rows_in_batches, pad_rows
 from denserl.data.config import ScoredPairsConfig
 from denserl.data.preferences import tokenize_preferences
 from denserl.data.reference_cache import SIDES, add_entropies, file_fingerprint
@@ -37,15 +38,19 @@ def prepare_pairs(
     dtype: str,
     on_bad_row: str,
     read_by: Sequence[str] = (),
+    in_shares: Callable[[PreTrainedModel], Callable[[ResponseBatch], Tensor]] | None = None,
 ) -> Dataset:
     """Tokenise preferences and add what the frozen SFT model says of them (`add_entropies`).
 
-    source: how models are loaded. read_by: those that will read the pairs beside the SFT model.
+    source: how models are loaded. read_by: those that will read the pairs beside the SFT model. in_shares: spreads the model
+    over the ranks, and gives what `response_logprobs_entropies` gives of a batch; without it each rank has the whole of it.
     """
 
     def reference_function():
         model = load_policy(sft_model, dtype, **source.model_source()).eval()
         match_embeddings(model, tokenizer)
+        if in_shares is not None:
+            return in_shares(model)
         model.to(device)
         return lambda batch: response_logprobs_entropies(model, batch)
 
@@ -64,6 +69,7 @@ def prepare_pairs(
         cache_dir=cache_dir,
         max_tokens=config.score_tokens,
         device=device,
+        together=in_shares is not None,
     )
 
 
@@ -97,7 +103,7 @@ def segment_rewards(
     entropies = [row for side in SIDES for row in pairs[f"{side}_entropy"]]
     mine: dict[int, np.ndarray] = {}
 
-    def read(rows: list[int]) -> torch.Tensor:
+    def read(rows: list[int]) -> Tensor:
         # Tokenised pairs hold no messages any more.
         record = of_ids([prompts[i] for i in rows], [responses[i] for i in rows], [True] * len(rows))
         record = record._replace(texts=tokenizer.batch_decode(record.response_ids, skip_special_tokens=True))

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import load_policy, load_reward_model, match_embeddings, new_reward_model
 from denserl.models.measured import check_steady
-from denserl.models.scoring import token_logprob_entropy
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, source_of
 from denserl.rewards.sources.reading import choose_segmenter
@@ -30,18 +29,8 @@ from denserl.trainer.engine import (
 )
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import Schedule
+from denserl.trainer.reference import PolicyModule
 from denserl.trainer.start import warn_of_shortage
-
-
-class PolicyModule(nn.Module):
-    """A language model whose forward gives log-probabilities and entropies of given tokens, so that an engine can wrap it."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kw: Any) -> tuple[Tensor, Tensor | None]:
-        return token_logprob_entropy(self.model, *args, **kw)
 
 
 class Models(NamedTuple):

@@ -3,6 +3,7 @@
 Optimiser steps, averages, evaluation and logs are those of every supervised training (denserl/trainer/supervised_trainer.py).
 """
 
+import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ from denserl.rewards.pairs import prepare_pairs, segment_lengths
 from denserl.rewards.sources.reading import new_segmenter, sft_fingerprint
 from denserl.segmentation import Segmenter, segment_scores
 from denserl.streams import Purpose, stream
+from denserl.trainer.reference import in_shares
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
@@ -301,10 +303,12 @@ def pairs_of(
         order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
         held_out, train = parts.select(order[:size]), parts.select(order[size:])
     _check_ratings(config, train["margin"])
+    how: dict[str, Any] = {"on_bad_row": config.on_bad_row, "in_shares": in_shares(config, dtype, device)}
     train, held_out = (
-        prepare_pairs(part, config, config, config.model, tokenizer, device, dtype, config.on_bad_row)
-        for part in (train, held_out)
+        prepare_pairs(part, config, config, config.model, tokenizer, device, dtype, **how) for part in (train, held_out)
     )
+    # An engine refers to itself; what it holds is needed for training.
+    gc.collect()
     return flip_labels(train, config.flip_frac, config.seed), held_out
 
 

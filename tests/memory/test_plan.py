@@ -128,6 +128,9 @@ def test_sharing_by_hand(model):
     assert stage1 == stage2 == pytest.approx(2 * 2 * both + 12 * both / 8, abs=8)
     # Four models in shares; fp32 weights and moments; fp32 gradients; two buckets; the whole copy that samples.
     assert stage3 == pytest.approx(2 * 2 * both / 8 + 12 * both / 8 + 4 * both / 8 + 2 * 2 * 500_000_000 + 2 * POLICY, abs=16)
+    # The frozen SFT model alone: whole, and at stage 3 its share, with two times what is gathered and its buffers.
+    whole, shares = (planner.entropies(setting_given(planner.options, stage)) for stage in (2, 3))
+    assert whole - shares == pytest.approx(2 * POLICY * 7 / 8 - 2 * 2 * POLICY, abs=8)
     # bf16 runs at stage 2 at least.
     assert len({planner.update(setting_given(planner.options, stage)) for stage in (0, 1, 2)}) == 1
 
@@ -195,16 +198,12 @@ def test_printed_flags_are_understood_by_the_command(command):
     ],
 )
 def test_equal_columns_have_a_reason(model, changed, said):
-    found = reasons(Planner(options(model, **changed)))
-    assert found == [*said, "reference entropies: the whole SFT model on every GPU, whatever the stage"]
+    assert reasons(Planner(options(model, **changed))) == said
 
 
 def test_what_is_on_is_not_advised():
     phases = [Phase("train-sft", "training", lambda setting: 2**40, "micro_batch_size")]
     assert "--lora_rank" not in advice(SimpleNamespace(options=PlanConfig(model="m", lora_rank=4)), "train-sft", phases, None)
-    whole = [Phase("train-rm", "reference entropies", lambda setting: 2**40, "score_tokens")]
-    said = advice(SimpleNamespace(options=PlanConfig(model="m")), "train-rm", whole, None)
-    assert "the SFT model is whole on every GPU" in said and "try" not in said
     given = PlanConfig(model="m")
     assert "gradient_checkpointing" not in " ".join(flags(setting_given(given, 3), given, phases))
     given.gradient_checkpointing = False

@@ -77,6 +77,23 @@ def count_gathers(notes: Path) -> None:
     PolicySampler.__call__ = noted
 
 
+def note_shares(notes: Path) -> None:
+    """Note how many numbers of the frozen language model a rank holds, and of how many."""
+    from denserl.trainer import reference
+
+    frozen_engine = reference.frozen_engine
+
+    def noted(*args):
+        engine = frozen_engine(*args)
+        parameters = list(engine.module.parameters())
+        note = [sum(p.ds_tensor.numel() for p in parameters), sum(p.ds_numel for p in parameters)]
+        with open(notes.with_suffix(f".{distributed.rank()}"), "a") as file:
+            file.write(json.dumps(note) + "\n")
+        return engine
+
+    reference.frozen_engine = noted
+
+
 def keep_outputs(path: Path) -> None:
     """Keep what each model says of a few rows right before it is written."""
     from denserl.trainer import ppo_trainer, reward_trainer, sft_trainer

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from rank_hooks import count_gathers, each, gather_every_parameter, small_chunks, uneven_responses
+from datasets import load_from_disk
+from rank_hooks import count_gathers, each, gather_every_parameter, note_shares, small_chunks, uneven_responses
 from ranks import deviations, run
 from test_parity import METRICS, WEIGHTS
 
@@ -58,6 +59,24 @@ def test_one_held_out_row_for_two_ranks(name, trainings, tmp_path):
     options = {"epochs": 1, "eval_steps": 1, "eval_data": tmp_path / "one.jsonl"}
     one = run(training, tmp_path / "one", **options)
     same_numbers(one, run(training, tmp_path / "two", 2, gather_every_parameter, zero_stage=3, micro_batch_size=2, **options))
+
+
+def test_reference_entropies_are_those_of_the_whole_model(trainings, tmp_path):
+    """Of responses of other lengths on each rank, by a model of which each has a share, gathered at every use."""
+    found = {}
+    for ranks, options in ((1, {}), (2, {"zero_stage": 3, "micro_batch_size": 2})):
+        cache = tmp_path / f"cache-{ranks}"
+        bent = partial(each, gather_every_parameter, partial(note_shares, tmp_path / f"notes-{ranks}"))
+        run(trainings["rm"], tmp_path / str(ranks), ranks, bent if ranks > 1 else None, epochs=1, cache_dir=cache, **options)
+        stored = [load_from_disk(str(path)).to_dict() for path in cache.glob("reference-*")]
+        found[ranks] = sorted(stored, key=lambda columns: len(columns["chosen_logprob"]))
+    for one, two in zip(found[1], found[2], strict=True):
+        assert one.keys() == two.keys()
+        for name, values in one.items():
+            for mine, theirs in zip(values, two[name], strict=True):
+                assert theirs == pytest.approx(mine, abs=METRICS)
+    held = [json.loads((tmp_path / f"notes-2.{rank}").read_text().splitlines()[0]) for rank in (0, 1)]
+    assert all(0 < own <= 0.6 * whole for own, whole in held)
 
 
 @pytest.mark.long
