@@ -6,6 +6,7 @@ There is no table of model names here; everything is found by rendering with the
 
 import copy
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -245,8 +246,30 @@ def _encode(
 def _encode_literal(
     tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, talk: Talk, add_generation_prompt: bool = False
 ) -> tuple[list[int], str]:
-    """Like `_encode`: texts go through the template with their control tokens guarded, are put back in the
-    rendering while the template's own control tokens take aliases, and the literal tokenizer tells the two apart."""
+    """Like `_encode`, where texts hold control tokens: the literal tokenizer tells them from the template's own."""
+    marked = _marked(tokenizer, chat, talk, add_generation_prompt)
+    return _literal_ids(tokenizer, chat, marked), render(tokenizer, chat.template, talk, add_generation_prompt)
+
+
+def _encode_split(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, talk: Talk, answer: dict) -> list[int]:
+    """Ids of the conversation where no token spans the start of the answer."""
+    _refuse_marks(talk.answered(answer))
+    whole = _marked(tokenizer, chat, talk.answered(answer))
+    if chat.has_generation_prompt:
+        opening = _marked(tokenizer, chat, talk, add_generation_prompt=True)
+    else:
+        opening = os.path.commonprefix([_marked(tokenizer, chat, talk.answered(ending)) for ending in chat.endings])
+        # not in the midst of an alias
+        opening = opening[: opening.rfind(_ALIAS)] if opening.rfind(_ALIAS) > opening.rfind(_STOP) else opening
+    parted = opening + _BOUNDARY + whole.removeprefix(opening) if whole.startswith(opening) else whole
+    return _literal_ids(tokenizer, chat, parted)
+
+
+def _marked(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, talk: Talk, add_generation_prompt: bool = False) -> str:
+    """The rendering with aliases in the place of the template's own control tokens.
+
+    Texts go through the template with their control tokens guarded, and get them back when its own have become aliases.
+    """
     texts = {str(i): text for text, i in chat.control.items()}
     guarded = talk.mapped(lambda text: chat.pattern.sub(lambda found: f"{_GUARD}{chat.control[found[0]]}{_STOP}", text))
 
@@ -256,23 +279,17 @@ def _encode_literal(
     rendered = render(tokenizer, chat.template, guarded, add_generation_prompt)
     if put_back(rendered) != render(tokenizer, chat.template, talk, add_generation_prompt):
         raise BadRow("the chat template reads control tokens in what it is given, and they cannot be kept apart from its own")
-    rendered = put_back(chat.pattern.sub(lambda found: _alias(chat.control[found[0]]), rendered))
+    return put_back(chat.pattern.sub(lambda found: _alias(chat.control[found[0]]), rendered))
+
+
+def _literal_ids(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, marked: str) -> list[int]:
+    """Ids of a rendering with aliases, with one BOS."""
     literal, alias_ids = _literal_tokenizer(tokenizer, tuple(chat.control.items()))
-    found = tokenize(literal, rendered, split_special_tokens=True)
+    found = tokenize(literal, marked, split_special_tokens=True)
     if not set(chat.control.values()).isdisjoint(found):
         raise BadRow("the tokenizer makes a control token of plain text")
     ids = [alias_ids.get(i, i) for i in found]
-    return _one_bos(chat, [i for i in ids if i is not None]), rendered
-
-
-def _encode_split(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, talk: Talk, answer: dict) -> list[int]:
-    """Ids of the conversation where no token spans the start of the response."""
-    _refuse_marks(talk.answered(answer))
-    trimmed = {**answer, "content": answer["content"].lstrip()}
-    shown = [render(tokenizer, chat.template, talk.answered(each)) for each in (answer, trimmed)]
-    # Where the template trims, which it could not do past the boundary, the answer is taken trimmed.
-    kept = trimmed if shown[0] == shown[1] else answer
-    return _encode_literal(tokenizer, chat, talk.answered({**kept, "content": _BOUNDARY + kept["content"]}))[0]
+    return _one_bos(chat, [i for i in ids if i is not None])
 
 
 def _refuse_marks(talk: Talk) -> None:

@@ -131,7 +131,7 @@ def _find_chat_format(
             "the template is given with `chat_template`",
         )
     plain = [assistant(text) for text in _PROBE_ANSWERS]
-    endings = (*plain, *(answer for answer in (_THOUGHT, _CALLS) if _is_shown(tokenizer, template, answer)))
+    endings = (*plain, _THOUGHT) if _is_shown(tokenizer, template, _THOUGHT) else tuple(plain)
     has_generation_prompt = opened != history and all(
         ids_of(talk.answered(answer))[: len(opening)] == opening
         for talk in (_PROBE, past)

@@ -180,6 +180,8 @@ PUBLISHED = {
     ),
     "lfm2": Published("<|startoftext|> <|im_end|> <|im_start|>", _OPENS, "{}<|im_end|>"),
     "internlm2": Published("<s> <|im_end|> </s> <unk> <|im_start|>", _OPENS, "{}<|im_end|>", sentencepiece=True),
+    "minimax_m2": Published("]~!b[ [e~[ ]~b] <|endoftext|>", "]~b]ai\n", "{}[e~[", _THINK),
+    "gemma4": Published("<bos> <turn|> <eos> <pad> <|turn> <|channel> <channel|>", "<|turn>model\n", "{}<turn|>"),
     "minicpm": Published("<s> </s> <unk>", "<AI>", sentencepiece=True),
     "nemotron_nano": Published("<s> <SPECIAL_12> </s> <SPECIAL_10> <SPECIAL_11>", "Assistant\n", "{}\n<SPECIAL_12>", _THINK),
 }

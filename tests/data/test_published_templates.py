@@ -42,16 +42,20 @@ SHOWN = {
     **dict.fromkeys(PUBLISHED, PLAIN | TOLD),
     **dict.fromkeys(("llama31", "llama32", "qwen25_tools", "command_r", "kimi_k2"), PLAIN | TOLD | {"result", "call"}),
     **dict.fromkeys(("qwen3", "qwen35"), set(TALKS) - {"documents"}),
+    "minimax_m2": set(TALKS) - {"documents"},
     **dict.fromkeys(("qwq", "deepseek_r1_distill", "deepseek_v31"), PLAIN),
-    "mistral_v3": {"one turn", "turns", "result", "call"} | TOLD,
+    # A space stands before the answers that are texts, in a token of its own with this tokenizer, and none before calls.
+    "mistral_v3": {"one turn", "turns", "result"} | TOLD,
     "granite": PLAIN | TOLD | {"result", "call", "documents"},
     "gpt_oss": set(TALKS) - {"call", "documents"},
 }
+# The line break that ends the prompt is one token with that which opens the answer; generation could not begin within it.
+MERGES = {("minimax_m2", "call")}
 # Why the others are refused: by the key, or in the template's own words.
 REASONS = {
     "system": "of a message of role 'system'",
     "result": "'(tool_calls|tools)'|roles",
-    "call": "'(tool_calls|tools)'|does not close this answer",
+    "call": "'(tool_calls|tools)'|does not (close this answer|continue)",
     "reasoning": "'reasoning_content' of a message of role 'assistant'",
     "past reasoning": "'reasoning_content' of a message of role 'assistant'",
     "reasoning in content": "the whole content of a message of role 'assistant'|reads control tokens",
@@ -94,7 +98,10 @@ def test_ids_are_the_tokenizers_own_of_the_whole_conversation(name):
         closed = full[: len(full) - full[::-1].index(end_of_turn_id(tokenizer))]
         prompt = encode_prompt(tokenizer, messages, values)
         response = encode_response(tokenizer, messages, answer, prompt, values)
-        assert prompt + response == closed, talk
+        if (name, talk) in MERGES:
+            assert tokenizer.decode(prompt + response) == tokenizer.decode(closed)
+        else:
+            assert prompt + response == closed, talk
         assert encode_pair(tokenizer, messages, [answer, "No."], 9999, 9990, values)[1][0] == response
         ends, text = tokenizer.decode(prompt), tokenizer.decode(response)
         if talk != "result":  # after which some templates open an answer otherwise
@@ -115,15 +122,16 @@ def test_a_template_that_closes_no_answer_is_refused_as_a_whole(name):
 
 
 def test_where_there_is_a_generation_prompt_that_answers_go_on_from_it_is_the_prompt():
-    """PPO samples from the very ids that the library's own generation starts with, but where these open reasoning."""
-    open_reasoning = {"qwen35", "qwq", "deepseek_r1_distill", "nemotron_nano"}
+    """PPO samples from the very ids that the library's own generation starts with, but where these open reasoning, or where all
+    answers begin with the same token."""
+    others = {"qwen35", "qwq", "deepseek_r1_distill", "nemotron_nano", "minimax_m2", "gemma4", "mistral_v3"}
     for name in sorted(set(PUBLISHED) - NONE_CLOSES):
         messages = [in_form(name, message) for message in [USER, SAID, USER2]]
         generated = tokenizer_of(name).apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
         same = encode_prompt(tokenizer_of(name), [USER, SAID, USER2]) == generated
-        assert same == (name not in open_reasoning), name
+        assert same == (name not in others), name
 
 
 MARKS = {
