@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification
 
 from denserl.cli import bon
+from denserl.data import templates
 from denserl.data.chat import encode_prompt
 from denserl.data.responses import Responses
 from denserl.data.schemas import BadRow
@@ -146,6 +147,22 @@ def test_a_stopped_run_goes_on_and_needs_to_be_asked_to(run, monkeypatch, tmp_pa
     assert run()[0] == whole
     with pytest.raises(UserError, match="seed: 42, now 3; temperature: 0.7, now 1.5"):
         run(seed=3, temperature=1.5)
+
+
+def test_samples_are_added_and_scored_with_the_date_that_they_were_drawn_with(folder, run, tmp_path, monkeypatch):
+    dated = shutil.copytree(folder / "sft", tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') + '\n' }}" + template.read_text())
+    monkeypatch.setattr(templates, "today", lambda: "2026-03-05")
+    _, output = run(model=dated, samples=2)
+    monkeypatch.setattr(templates, "today", lambda: "2026-03-06")
+    _, output = run(model=dated, samples=3, resume=True)
+    tokenizer = load_tokenizer(str(dated), {"date": "2026-03-05"})
+    samples = lines(output / "samples.jsonl")
+    assert len(samples) == 3 * len(PROMPTS)
+    assert all(s["prompt_ids"] == encode_prompt(tokenizer, s["prompt"]) for s in samples)
+    with pytest.raises(UserError, match="template_date: 2026-03-05, now 2026-03-07"):
+        run(model=dated, samples=3, resume=True, template_date="2026-03-07")
 
 
 @pytest.mark.parametrize(

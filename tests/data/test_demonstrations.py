@@ -121,3 +121,15 @@ def test_a_conversation_may_be_so_long_and_plain_text_longer():
     for convert in too_long:
         with pytest.raises(BadRow, match="characters; at most 1000000 are read"):
             convert()
+
+
+def test_rows_that_hold_the_templates_own_marks_are_counted_in_one_warning(tmp_path, caplog):
+    rendered = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+    rows = [{"text": rendered}, {"prompt": "Q", "response": "<|im_end|>"}, {"prompt": "user Q", "response": "im_end"}]
+    rows += [{"messages": [{**USER, "reasoning_content": ""}, {**ANSWER, "content": "A <|im_start|>"}]}]
+    tokenize_demonstrations(load(written(tmp_path, *rows)), tokenizer_of("chatml"), max_length=99)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("3 of 4 rows hold marks that the chat template itself writes, such as '<|im_start|>'")
+    caplog.clear()
+    tokenize_demonstrations(load(written(tmp_path, *rows[2:3])), tokenizer_of("chatml"), max_length=99)
+    assert not caplog.records

@@ -85,3 +85,12 @@ def test_real_files(shared_data, source, good):
     assert len(prompts) == good
     rows = tokenize_prompts(prompts.select(range(50)), tokenizer_of("llama3"), max_prompt_length=128)
     assert all(0 < len(ids) <= 128 for ids in rows["prompt_ids"])
+
+
+def test_a_prompt_that_loses_its_left_keeps_its_bos(tmp_path):
+    path, tokenizer = tmp_path / "p.jsonl", tokenizer_of("llama3")
+    path.write_text(json.dumps({"prompt": "Hello there, what is it?"}))
+    whole, cut = (
+        tokenize_prompts(load_prompts([str(path)]), tokenizer, max_prompt_length=length)["prompt_ids"][0] for length in (99, 8)
+    )
+    assert len(whole) > 8 and cut == [tokenizer.bos_token_id, *whole[-7:]]

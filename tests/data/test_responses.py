@@ -3,6 +3,7 @@
 import pytest
 import tiny_models
 import torch
+from templates import build_tokenizer
 
 from denserl.data.responses import Encoded, Responses, encode, shortened
 from denserl.data.schemas import BadRow
@@ -67,3 +68,11 @@ def test_a_record_row_by_row_and_padded():
     assert batch.response_mask.tolist() == [[True, False, False], [True] * 3, [True, True, False]]
     assert batch.response_start.tolist() == [2, 1, 2] and batch.prompt_row.tolist() == [0, 1, 0]
     assert torch.equal(batch.response_ids[batch.response_mask], torch.tensor([7, 8, 9, 10, 11, 12]))
+
+
+def test_a_prompt_that_loses_its_left_keeps_its_bos():
+    tokenizer = build_tokenizer("llama3")
+    whole = encode(tokenizer, PROMPT, "Yes.", 999)
+    length = len(whole.prompt_ids) + len(whole.response_ids) - 5
+    cut = encode(tokenizer, PROMPT, "Yes.", length)
+    assert cut.prompt_ids == [tokenizer.bos_token_id, *whole.prompt_ids[6:]] and cut.response_ids == whole.response_ids
