@@ -59,7 +59,7 @@ def read_file(path: Path, bad_rows: BadRows | None) -> Rows:
     if kind == ".jsonl":
         return _parsed(_lines(path, bad_rows), bad_rows)
     if kind == ".txt":
-        return ((place, {"text": line}) for place, line in _lines(path, bad_rows))
+        return _text_rows(path, bad_rows)
     return _table_rows(path, _DELIMITERS[kind], bad_rows)
 
 
@@ -97,6 +97,16 @@ def _lines(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, str]]:
                     yield place_of(path, number), text
     except _BROKEN as error:
         raise UserError(f"{path}:{number + 1}: cannot be read: {error}", "fetch or write the file again") from error
+
+
+def _text_rows(path: Path, bad_rows: BadRows | None) -> Rows:
+    """Each line as plain text. UserError where the first is an object in JSON, which nobody means to be learned as letters."""
+    is_first = True
+    for place, line in _lines(path, bad_rows):
+        if is_first and line.startswith("{") and isinstance(_parses(line.encode()), dict):
+            raise UserError(f"{place}: the line is an object in JSON; expected plain text", "name the file .jsonl")
+        is_first = False
+        yield place, {"text": line}
 
 
 def _parsed(lines: Iterator[tuple[str, str]], bad_rows: BadRows | None) -> Rows:

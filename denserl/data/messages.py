@@ -25,10 +25,11 @@ EXTRAS = ("tool_calls", "reasoning_content", "reasoning", "thinking", "name", "t
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _REFUSED = (*MEDIA, "function_call", "refusal")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+WHOLE = ("messages", "conversations")  # keys of a row under which a whole conversation stands
 _STYLES = (("role", "content"), ("from", "value"))
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_AS_TEXT = re.compile(r"\s*(\[\s*)?\{\s*[\"'](role|content|from|value|tool_calls)[\"']\s*:")
+_AS_TEXT = re.compile(r"\s*(\[\s*)?\{\s*[\"'](role|content|from|value|tool_calls|messages|conversations)[\"']\s*:")
 _ROLE_AS_TEXT = re.compile(rf"[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"']", re.IGNORECASE)
 
 
@@ -82,11 +83,20 @@ def written_messages(text: str, key: str) -> list | None:
         if text.rstrip()[-1] in "]}" and _ROLE_AS_TEXT.search(text):
             raise BadRow(f"{key!r} holds messages written as text that is no JSON", "write them as JSON") from error
         return None
-    first, *_ = items = value if isinstance(value, list) else [value]
+    if isinstance(value, dict) and any(_are_messages(value.get(name)) for name in WHOLE):
+        raise BadRow(f"{key!r} holds a whole row written as text", "give the row itself")
+    items = value if isinstance(value, list) else [value]
+    return items if _are_messages(items) else None
+
+
+def _are_messages(items: object) -> bool:
+    """Whether they are objects of one style, the first of which has a role that is known, and something to say."""
+    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+        return False
     for role, content in _STYLES:
-        if all(isinstance(item, dict) and role in item for item in items) and {content, *EXTRAS} & first.keys():
-            return items if _known_role(first[role]) else None
-    return None
+        if all(role in item for item in items) and {content, *EXTRAS} & items[0].keys():
+            return _known_role(items[0][role])
+    return False
 
 
 def dialogue(text: str, key: str) -> list[dict]:
@@ -134,7 +144,15 @@ def unicode_of(value: object, key: str) -> str:
 
 def kind_of(value: object) -> str:
     """What JSON calls a value of that kind."""
-    kinds = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    kinds = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 

@@ -16,6 +16,7 @@ from denserl.data.bad_rows import BadRow, LeftOut
 from denserl.data.messages import (
     BESIDE,
     MEDIA,
+    WHOLE,
     as_messages,
     content_of,
     dialogue,
@@ -41,7 +42,6 @@ RATING_KEYS = (
 _RATINGS = tuple(key for keys in RATING_KEYS for key in keys)
 PROMPT_KEYS = ("prompt", "conversations", "instruction")
 ANSWER_KEYS = ("response", "completion", "chosen", "messages", "conversations", "output", "text")
-WHOLE = ("messages", "conversations")
 SYSTEM_KEYS = ("system", "system_prompt")
 INPUT_KEYS = ("input", "context")
 CONTEXT = (*SYSTEM_KEYS, "history", *BESIDE)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from denserl.data.hub import HUB_NAME, go_offline_if_unreachable, is_hub_name
+from denserl.data.messages import kind_of
 from denserl.errors import UserError
 from denserl.files import refuse_lfs_pointer
 
@@ -116,7 +117,7 @@ def read_settings(file: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error})", "fetch or save the model again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}; expected an object", "fetch or save the model again")
+        raise UserError(f"{file} holds {kind_of(content)}; expected an object", "fetch or save the model again")
     return content
 
 

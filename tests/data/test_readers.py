@@ -287,6 +287,7 @@ def test_unreadable_lines_are_bad_rows(tmp_path, content, reasons):
         ("a.json", b'[{"a": 1},\n{"a": ]', r"a\.json:2: invalid JSON \(Expecting value\)"),
         ("a.json", b'[{"a": 1}\n', r"a\.json:1: invalid JSON \(no ',' or ']'"),
         ("a.json", b'[{"a": 1},\n"\xff"]', r"a\.json:2: the line is not valid UTF-8"),
+        ("a.txt", b'\n{"text": "a"}\n', r"a\.txt:2: the line is an object in JSON; expected plain text"),
         ("a.parquet", b"no parquet at all", r"a\.parquet:1: cannot be read"),
     ],
 )

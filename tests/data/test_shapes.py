@@ -103,8 +103,8 @@ PAIRS = {
     "messages as JSON in text columns": (lines({key: json.dumps(value) for key, value in SIDES.items()}), pair(ASKED)),
     "one message as JSON in a text column": (lines({**PLAIN, "prompt": json.dumps(ASKED)}), pair(ASKED)),
     "JSON that is no conversation": (
-        lines({**PLAIN, "chosen": '[{"role": "captain", "content": "Hook"}]', "rejected": '{"content": "x"}'}),
-        pair(ASKED, chosen='[{"role": "captain", "content": "Hook"}]', rejected='{"content": "x"}'),
+        lines({**PLAIN, "chosen": '[{"role": "captain", "content": "Hook"}]', "rejected": '{"messages": ["x"]}'}),
+        pair(ASKED, chosen='[{"role": "captain", "content": "Hook"}]', rejected='{"messages": ["x"]}'),
     ),
     "a margin": (lines({**PLAIN, "margin": 1.5}), pair(ASKED, margin=1.5)),
     "what is no content under a name of content": (lines({**PLAIN, "images": [], "thinking": False, "image": 7}), pair(ASKED)),
@@ -266,6 +266,8 @@ REFUSED = [
         {**PLAIN, "chosen": '[{"role": "user", "content": "Q"]'},
         "'chosen' holds messages written as text that is no JSON",
     ),
+    (as_demonstration, {"text": json.dumps({"messages": [ASKED, THOUGHT]})}, "'text' holds a whole row written as text"),
+    (as_prompt, {"prompt": json.dumps({"conversations": [from_value("human", "Q")]})}, "'prompt' holds a whole row written as"),
     (as_prompt, {"prompt": [ASKED, {"role": "wizard", "content": "x"}]}, "holds a message of role 'wizard'"),
 ]
 

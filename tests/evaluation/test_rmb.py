@@ -98,7 +98,7 @@ def test_records_of_both_sets_are_items():
         ({"conversation_input": []}, "'conversation_input' is neither"),
         ({"category_path": "elsewhere"}, "'category_path' is 'elsewhere'"),
         ({"bon_best": {"answer": "a"}, "loser_list": []}, "'loser_list' is empty"),
-        ({"bon_best": "a", "loser_list": [{"answer": "a"}]}, "an answer is a str"),
+        ({"bon_best": "a", "loser_list": [{"answer": "a"}]}, "an answer is a text"),
     ],
 )
 def test_a_bad_record_says_why(change, reason):

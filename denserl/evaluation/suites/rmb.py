@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from denserl.data.messages import kind_of
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item, Judged, Scorer
@@ -145,5 +146,5 @@ def _category(row: dict, part: str) -> str:
 
 def _text(answer: object) -> str:
     if not isinstance(answer, dict):
-        raise BadRow(f"an answer is a {type(answer).__name__}; expected an object with 'answer'")
+        raise BadRow(f"an answer is {kind_of(answer)}; expected an object with 'answer'")
     return field(answer, "answer")
