@@ -110,7 +110,6 @@ def hooked(handle: RemovableHandle):
         handle.remove()
 
 
-@torch.no_grad()
 def measure_logit_map(model: PreTrainedModel) -> LogitMap:
     """The map between a language-model head's output and the model's logits, found by giving values of ours for the output.
 
@@ -126,8 +125,11 @@ def measure_logit_map(model: PreTrainedModel) -> LogitMap:
         return given[-1]
 
     ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
-    with hooked(head.register_forward_hook(give)):
+    # With gradients, which show whether weights take part after the head: they would be left out of training.
+    with torch.enable_grad(), hooked(head.register_forward_hook(give)):
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+    if logits.requires_grad:
+        raise _no_map(model, "weights of its own follow the head")
     if len(given) != 1:
         raise _no_map(model, f"its head is called {len(given)} times in a forward pass")
     if logits.shape != given[0].shape:

@@ -9,9 +9,11 @@ import tiny_models
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from denserl.cli import check_model
+from denserl.cli import check_model, train_sft
 from denserl.data.batching import pad_responses
+from denserl.data.chat import encode_prompt, encode_response
 from denserl.errors import UserError
 from denserl.models import probe as probing
 from denserl.models.dropout import disable_dropout
@@ -114,6 +116,12 @@ def test_maps_of_no_known_name_are_found(change, expected):
 def test_other_maps_are_refused_with_what_was_measured(change):
     with pytest.raises(UserError, match="cannot be computed from its hidden states: .*(off by|the head gives)"):
         probe(other_logits(change))
+
+
+def test_a_scale_that_learns_is_refused():
+    scale = nn.Parameter(torch.tensor(2.0))
+    with pytest.raises(UserError, match="weights of its own follow the head"):
+        probe(other_logits(lambda x: x * scale))
 
 
 @pytest.mark.parametrize("window", [4, 1000, 4096])
@@ -343,6 +351,33 @@ def test_a_models_own_code_is_measured_like_any_other(tmp_path, monkeypatch):
     # Other code is measured anew.
     (folder / "halved.py").write_text(REMOTE.replace("/ 2", "/ 4"))
     assert measured(load_policy(str(folder), "fp32", trust_remote_code=True)).logits == LogitMap(0.25)
+
+
+@pytest.fixture
+def zero_3_ends():
+    """Models are loaded whole again after the test: transformers spreads them as long as it remembers the arguments."""
+    yield
+    unset_hf_deepspeed_config()
+
+
+def test_weights_that_zero_3_has_spread_are_measured_too(tmp_path, zero_3_ends):
+    tokenizer, folder = tiny_models.tiny_tokenizer(), tmp_path / "model"
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = language_model("hyperclovax", logits_scaling=4.0, **sizes)
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    rows = tiny_models.boat_pairs(2)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "response": row["chosen"]}) + "\n" for row in rows))
+    options = {"model": folder, "data": tmp_path / "rows.jsonl", "output_dir": tmp_path / "run", "zero_stage": 3, "lr": 0}
+    options |= {"batch_size": 2, "micro_batch_size": 2, "save_steps": 0, "logging_steps": 1, "device": "cpu"}
+    tiny_models.run_command(train_sft, "train-sft", tiny_models.as_argv(options))
+    logged = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    nats = []
+    for row in rows:
+        messages = [{"role": "user", "content": row["prompt"]}]
+        prompt = encode_prompt(tokenizer, messages)
+        nats.append(-logprobs_by_hand(model, prompt, encode_response(tokenizer, messages, row["chosen"])))
+    assert logged["loss"] == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("head", [Head(), Head(bias=True), Head("mlp", 1, 8, 0.0)])
