@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 
 from denserl.config import FIRST, ModelSourceConfig, Precision
 from denserl.errors import require
@@ -49,6 +49,8 @@ class PlanConfig(ModelSourceConfig):
     """Longest prompt of train-ppo."""
     max_new_tokens: Annotated[int, FIRST, Ge(1)] = 1024
     """Longest response of train-ppo."""
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of train-ppo's policy; 0 keeps none."""
     sample_batch_size: Annotated[int, FIRST, Ge(1)] = 64
     """Prompts that train-ppo samples at once on one rank."""
 

@@ -136,6 +136,11 @@ def sampling_copy(size: Size, sharding: Sharding) -> int:
     return sharding.width * size.parameters if sharding.stage == 3 else 0
 
 
+def moving_average(size: Size) -> int:
+    """The average of the trained weights, in fp32 and whole on each GPU: 4 x trained."""
+    return 4 * size.trained
+
+
 def offloaded(size: Size, sharding: Sharding) -> int:
     """Main memory of all ranks together when the optimiser is offloaded: 16 + 2 x width bytes a trained parameter.
 

@@ -114,8 +114,11 @@ class Planner:
         """What the models of train-ppo, and at stage 3 the copy that samples, hold all the time."""
         sharding = self.sharding(setting)
         trained = sum(formulas.at_rest(self.size(role), sharding) for role in TRAINED["train-ppo"])
-        frozen = sum(formulas.weights(self.size(role), sharding) for role in ("reference", *self.scorers))
-        return trained + frozen + formulas.sampling_copy(self.size("policy"), sharding)
+        # With adapters, the policy without them is the reference.
+        read = (*([] if self.options.lora_rank else ["reference"]), *self.scorers)
+        frozen = sum(formulas.weights(self.size(role), sharding) for role in read)
+        average = formulas.moving_average(self.size("policy")) if self.options.ema_decay else 0
+        return trained + frozen + average + formulas.sampling_copy(self.size("policy"), sharding)
 
     def _model(self, role: str, checkpointing: bool) -> PreTrainedModel:
         options = self.options

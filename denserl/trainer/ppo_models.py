@@ -34,11 +34,11 @@ from denserl.trainer.start import warn_of_shortage
 
 
 class Models(NamedTuple):
-    """actor and critic: DeepSpeed engines. reference: a frozen PolicyModule."""
+    """actor and critic: DeepSpeed engines. reference: what a PolicyModule gives, by the policy before training."""
 
     actor: nn.Module
     critic: nn.Module
-    reference: nn.Module
+    reference: Callable[..., tuple[Tensor, Tensor | None]]
     # The policy as it is now, an ordinary model (with its adapters, if any), for sampling and saving.
     current_policy: Callable[[], PreTrainedModel]
 
@@ -53,28 +53,41 @@ def load_models(
 ) -> Models:
     """Policy, reference and critic that the config names, loaded and made ready. others: what is on the device beside them."""
     policy = load_policy(config.model, dtype, **config.model_source())
-    reference = load_policy(config.model, dtype, **config.model_source())
+    # With adapters, the policy without them is the reference.
+    frozen_models = [] if config.lora_rank else [load_policy(config.model, dtype, **config.model_source())]
     critic = _new_critic(config, dtype)
-    for model in (policy, reference, critic):
+    for model in (policy, critic, *frozen_models):
         match_embeddings(model, tokenizer)
         check_steady(model)
         disable_dropout(model)
     actor = prepare_model(policy, config, "CAUSAL_LM", device.type)
     recompute_activations(critic, config.gradient_checkpointing, device.type)
-    warn_of_shortage(config, dtype, device, [actor, critic], [reference, *others])
+    warn_of_shortage(config, dtype, device, [actor, critic], [*frozen_models, *others])
     trained, frozen = _engine_configs(config, dtype)
-    reference = frozen_engine(PolicyModule(reference), frozen, device)
     whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor
     # With adapters, the base model inside already runs them; the wrapper is needed for saving.
     inside = actor.get_base_model() if config.lora_rank else actor
     steps = schedule.total_steps
     actor_steps = max(steps - config.freeze_actor_steps, 1)
+    engine = train_engine(PolicyModule(inside), trained, config, lr=config.actor_lr, total_steps=actor_steps)
     return Models(
-        actor=train_engine(PolicyModule(inside), trained, config, lr=config.actor_lr, total_steps=actor_steps),
+        actor=engine,
         critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=steps),
-        reference=reference,
+        reference=_without_adapters(engine, actor)
+        if config.lora_rank
+        else frozen_engine(PolicyModule(*frozen_models), frozen, device),
         current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
     )
+
+
+def _without_adapters(engine: nn.Module, adapted: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """An engine's forward with the adapters of the model inside switched off."""
+
+    def forward(*args: Any, **kw: Any) -> tuple[Tensor, Tensor | None]:
+        with adapted.disable_adapter():
+            return engine(*args, **kw)
+
+    return forward
 
 
 def freeze(members: Members | None, config: PPOConfig, device: torch.device, dtype: str) -> list[nn.Module]:
@@ -86,7 +99,7 @@ def freeze(members: Members | None, config: PPOConfig, device: torch.device, dty
 
 
 def gold_scorer(
-    gold: Members, models: Sequence[nn.Module], reference: nn.Module, trusted: Sequence[str | None] = ()
+    gold: Members, models: Sequence[nn.Module], reference: Callable, trusted: Sequence[str | None] = ()
 ) -> ResponseScorer:
     """The frozen gold reward model, read as it was trained, by the reference model's entropies.
 
@@ -127,7 +140,7 @@ def _engine_configs(config: PPOConfig, dtype: str) -> tuple[dict, dict]:
     return trained, {**trained, "zero_optimization": {"stage": config.zero_stage}}
 
 
-def _entropies(reference: nn.Module, batch: ResponseBatch) -> Tensor:
+def _entropies(reference: Callable, batch: ResponseBatch) -> Tensor:
     return reference(*batch[:3], response_length=batch.response_mask.shape[1], shared=batch.shared)[1]
 
 

@@ -411,7 +411,7 @@ class PPOTrainer:
         logprobs, _ = self._logprob_entropy(self.models.actor, batch, 1.0, with_entropy=False)
         return -masked_average(logprobs, batch.response_mask, "token_mean", share)
 
-    def _logprob_entropy(self, module: nn.Module, batch: ResponseBatch, temperature: float, with_entropy: bool = True):
+    def _logprob_entropy(self, module: Callable, batch: ResponseBatch, temperature: float, with_entropy: bool = True):
         settings = {"temperature": temperature, "shared": batch.shared, "with_entropy": with_entropy}
         return module(*batch[:3], response_length=batch.response_mask.shape[1], **settings)
 

@@ -151,6 +151,22 @@ def test_what_lowers_the_need(model, phase, changed):
     assert needs_of(given._replace(**changed)) < needs_of(given)
 
 
+def test_the_moving_average_is_whole_in_fp32_on_every_gpu(model):
+    given = [setting_given(options(model, gpus=4), stage) for stage in (0, 2, 3)]
+    with_average, without = (Planner(options(model, gpus=4, **more)) for more in ({"ema_decay": 0.9}, {}))
+    for phase in ("rollout", "scoring", "update"):
+        differences = {getattr(with_average, phase)(each) - getattr(without, phase)(each) for each in given}
+        assert differences == {4 * POLICY}
+
+
+def test_with_adapters_the_reference_takes_no_room(model):
+    pytest.importorskip("peft")
+    planner, given = Planner(options(model, lora_rank=2, dtype="fp32")), setting_given(options(model), 0)
+    adapters = planner.size("policy").trained
+    # Policy and reward model in fp32, the critic with Adam's moments, and the adapters' moments.
+    assert planner._ppo_at_rest(given) == 4 * (POLICY + adapters + CLASSIFIER) + 12 * CLASSIFIER + 8 * adapters
+
+
 def test_adapters_lower_the_need(model):
     pytest.importorskip("peft")
     given = setting_given(options(model), 2)

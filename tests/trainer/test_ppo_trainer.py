@@ -21,8 +21,9 @@ from denserl.models.loading import load_policy, load_reward_model, load_tokenize
 from denserl.models.measured import Measured
 from denserl.rollouts.base import Rollouts
 from denserl.rollouts.policy import PolicySampler
-from denserl.trainer import ppo_trainer
+from denserl.trainer import ppo_models, ppo_trainer
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
+from denserl.trainer.ppo_models import PolicyModule
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.start import as_saved_now
 from denserl.trainer.trackers import read_metrics
@@ -495,6 +496,37 @@ def test_adapters_alone_are_trained_and_merged(ppo, world):
         else:
             assert not change.any(), name
     assert len(changed) == sum("proj" in name for name in before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"zero_stage": 3}, {"dtype": "bf16"}], ids=str)
+def test_with_adapters_the_policy_without_them_is_the_reference(settings, ppo, world, monkeypatch):
+    """To the bit what a separately loaded one says, after updates as well, and no second model is loaded for it."""
+    pytest.importorskip("peft")
+    score, loads, seen = PPOTrainer.score, [], []
+
+    def load(path, dtype, **kw):
+        loads.append(path)
+        return load_policy(path, dtype, **kw)
+
+    def compared(self, responses):
+        apart = load_policy(str(world.sft), settings.get("dtype", "fp32")).eval()
+        for first in range(0, len(responses.texts), 4):
+            batch = self._batch(responses.rows(list(range(first, first + 4))))
+            with torch.no_grad():
+                own = self._logprob_entropy(self.models.reference, batch, 0.8)
+                other = PolicyModule(apart)(*batch[:3], batch.response_mask.shape[1], 0.8, batch.shared)
+                policy = self._logprob_entropy(self.models.actor, batch, 0.8)
+            assert any(map(torch.equal, own, policy)) == (self.iteration == 0)
+            seen.append([(a - b).abs().max().item() for a, b in zip(own, other, strict=True)])
+        return score(self, responses)
+
+    monkeypatch.setattr(ppo_models, "load_policy", load)
+    monkeypatch.setattr(PPOTrainer, "score", compared)
+    output = ppo(iterations=3, lora_rank=2, lora_alpha=16, actor_lr=1e-2, **settings)
+    # Under ZeRO-3 the head is called, elsewhere its weight is read a block at a time.
+    largest = max(difference for pair in seen for difference in pair)
+    assert len(seen) == 6 and largest <= (1e-5 if settings.get("zero_stage") == 3 else 0)
+    assert loads == [str(world.sft)] and metrics(output)[0]["kl"] == 0 < abs(metrics(output)[2]["kl"])
 
 
 @pytest.mark.parametrize("critic_init", ["sft", "reward_model"])
