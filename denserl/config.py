@@ -46,6 +46,7 @@ class Mark:
 
 FIRST = Mark()  # among those that everyone sets, which --help lists first
 INPUT = Mark()  # names a file, folder or hub repository that is read, of which an output folder keeps the fingerprint
+MODEL = Mark()  # names models, each a folder or a hub name
 RESUMABLE = Mark()  # may change when a run is resumed: at most the rounding of what is learned depends on it
 
 
@@ -210,6 +211,31 @@ class ModelSourceConfig(Config):
     """Attention kernel; flash_attention_2 needs the extra denserl[flash]."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model folder or hub repository."""
+    revision: Annotated[
+        str | None,
+        RESUMABLE,
+        Only("where no model is a hub name without a revision of its own", lambda c: c.has_pinned()),
+    ] = None
+    """Commit, tag or branch of the models that are hub names; of one of several: NAME@REVISION in the place of its name."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.revision:
+            for name in self._model_options():
+                value = getattr(self, name)
+                setattr(self, name, list(map(self._pinned, value)) if isinstance(value, (list, tuple)) else self._pinned(value))
+
+    def has_pinned(self) -> bool:
+        """Whether `revision` is that of a model."""
+        named = [name for option in self._model_options() for name in _each(getattr(self, option)) if name]
+        return any(name.endswith(f"@{self.revision}") and not os.path.exists(name) for name in named)
+
+    def _model_options(self) -> list[str]:
+        return [option.name for option in options_of(type(self)) if MODEL in option.marks]
+
+    def _pinned(self, name: str | None) -> str | None:
+        """A hub name with the revision, as `data.hub.split_revision` reads it; a folder, or a name that has one, as it is."""
+        return name if not name or "@" in name or os.path.exists(name) else f"{name}@{self.revision}"
 
     def tokenizer_source(self) -> dict[str, Any]:
         """The arguments that the loading of tokenizers and configs takes."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from denserl.cli.launch import launch
-from denserl.config import FIRST, ModelSourceConfig
+from denserl.config import FIRST, MODEL, ModelSourceConfig
 from denserl.terminal import quiet_libraries, say, visible
 
 
@@ -14,7 +14,7 @@ from denserl.terminal import quiet_libraries, say, visible
 class Options(ModelSourceConfig):
     """Measure a language model or a reward model: how it can be run, and how far results are apart that should be equal."""
 
-    model: Annotated[Positional[str], FIRST, arg(metavar="PATH")]
+    model: Annotated[Positional[str], MODEL, FIRST, arg(metavar="PATH")]
     """Model to measure: folder or hub name."""
     dtype: Annotated[Literal["fp32", "bf16"], FIRST] = "fp32"
     """Precision of the weights."""

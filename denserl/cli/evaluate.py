@@ -10,7 +10,7 @@ from annotated_types import Ge
 from tyro.conf import Positional, arg
 
 from denserl.cli.launch import launch
-from denserl.config import FIRST, INPUT, Only
+from denserl.config import FIRST, INPUT, MODEL, Only
 from denserl.data.columns import parse_columns
 from denserl.data.config import has_splits
 from denserl.errors import require
@@ -37,18 +37,19 @@ class Options(ReadConfig, ScoringConfig):
     scorer: Annotated[
         list[str],
         INPUT,
+        MODEL,
         FIRST,
         Only(
             "with `scorer` length or random",
-            lambda c: not WORDS & {*c.scorer},
+            lambda c: not WORDS & {name.partition("@")[0] for name in c.scorer},
             of=(
                 *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
-                *("chat_template", "system_prompt", "template_date"),
+                *("chat_template", "system_prompt", "template_date", "revision"),
             ),
         ),
     ]
     """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random."""
-    sft_model: Annotated[str | None, INPUT] = None
+    sft_model: Annotated[str | None, INPUT, MODEL] = None
     """Model whose entropies cut the responses; default: the one in the reward model's config."""
     split: Annotated[
         str | None,

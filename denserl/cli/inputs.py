@@ -76,9 +76,12 @@ def _revision(name: str) -> dict[str, str]:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    from denserl.data.hub import split_revision
+
+    repository, revision = split_revision(name.partition(":")[0])
     for kind, file in (("model", CONFIG), ("dataset", "README.md")):
         with contextlib.suppress(HFValidationError):  # words, and paths that lead nowhere
-            found = try_to_load_from_cache(name.partition(":")[0], file, repo_type=kind)
+            found = try_to_load_from_cache(repository, file, revision=revision, repo_type=kind)
             if isinstance(found, str):
                 return {"revision": Path(found).parent.name}
     return {}

@@ -25,6 +25,12 @@ def is_hub_name(text: str) -> bool:
     return bool(HUB_NAME.fullmatch(text)) and not ("/" in text and Path(text).parent.is_dir())
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """NAME@REVISION -> the hub name and its commit, tag or branch; another hub name, or a path, and None."""
+    before, at, revision = name.rpartition("@")
+    return (before, revision) if at and revision and is_hub_name(before) and not Path(name).exists() else (name, None)
+
+
 @functools.cache
 def go_offline_if_unreachable() -> None:
     """Where the hub cannot be reached, let the libraries use only what is stored: they would retry for half a minute."""

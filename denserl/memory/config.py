@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, ModelSourceConfig, Precision
+from denserl.config import FIRST, MODEL, ModelSourceConfig, Precision
 from denserl.errors import require
 from denserl.models.config import WITHOUT_ADAPTERS
 
@@ -14,11 +14,11 @@ from denserl.models.config import WITHOUT_ADAPTERS
 class PlanConfig(ModelSourceConfig):
     """Print the memory each phase needs per GPU, and the first setting that fits. Reads no weights and needs no GPU."""
 
-    model: Annotated[str, FIRST]
+    model: Annotated[str, MODEL, FIRST]
     """Language model: folder or hub name, of which config.json is read."""
-    reward_model: Annotated[list[str] | None, FIRST] = None
+    reward_model: Annotated[list[str] | None, MODEL, FIRST] = None
     """Reward model of train-ppo, or all of an ensemble; default: one of the language model's shape, with a reward head."""
-    gold_reward_model: str | None = None
+    gold_reward_model: Annotated[str | None, MODEL] = None
     """Reward model that judges held-out rollouts of train-ppo."""
     critic_init: Literal["sft", "reward_model"] = "sft"
     """Backbone of the critic of train-ppo."""

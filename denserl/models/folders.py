@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from denserl.data.hub import HUB_NAME, go_offline_if_unreachable, is_hub_name
+from denserl.data.hub import HUB_NAME, go_offline_if_unreachable, is_hub_name, split_revision
 from denserl.data.messages import kind_of
 from denserl.errors import UserError
 from denserl.files import refuse_lfs_pointer
@@ -48,12 +48,12 @@ def check_source(path: str, files: tuple[str, ...]) -> None:
                 read_settings(folder / name)
     elif path and folder.exists():
         raise UserError(f"{path} is a file; expected a model folder or a hub name", "give the folder that holds config.json")
-    elif is_hub_name(path):
+    elif is_hub_name(split_revision(path)[0]):
         go_offline_if_unreachable()
     else:
         in_the_way = f"; {folder.parent} is a folder here, so that it is no hub name" if HUB_NAME.fullmatch(path) else ""
         raise UserError(
-            f"there is no model folder {path!r}; expected one, or a hub name (user/model){in_the_way}",
+            f"there is no model folder {path!r}; expected one, or a hub name (user/model, or user/model@revision){in_the_way}",
             "give the path of a model folder",
         )
 

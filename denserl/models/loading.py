@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from denserl.data.chat import check_system_prompt, end_of_turn_id
 from denserl.data.chat_format import is_free
+from denserl.data.hub import split_revision
 from denserl.data.templates import set_template
 from denserl.errors import UserError
 from denserl.models.dropout import disable_dropout
@@ -299,7 +300,8 @@ def local_folder(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+        name, revision = split_revision(path)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is neither a model folder nor a hub model that can be fetched", "give the folder's present path"
@@ -371,7 +373,9 @@ def _load(auto_class: type[Any], path: str | Path, **kw: Any) -> Any:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        return auto_class.from_pretrained(path, **{"trust_remote_code": False, **kw})
+        name, revision = split_revision(path)
+        which = {"revision": revision} if revision else {}
+        return auto_class.from_pretrained(name, **{"trust_remote_code": False, **which, **kw})
     except UNREADABLE as error:
         raise not_loaded(path, is_tokenizer, error) from error
     finally:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only, RunConfig
+from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Config, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.models.config import AdapterConfig
 
@@ -52,7 +52,7 @@ class SupervisedConfig(OptimisationConfig, DataConfig, RunConfig):
 
     group: ClassVar[str] = "training"
 
-    model: Annotated[str, INPUT, FIRST, RESUMABLE]
+    model: Annotated[str, INPUT, MODEL, FIRST, RESUMABLE]
     """Model to start from: folder or hub name."""
     epochs: Annotated[float, FIRST, Gt(0)] = 1.0
     """Passes over the data."""

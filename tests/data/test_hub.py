@@ -102,3 +102,12 @@ def test_a_mistyped_path_is_refused_without_asking_the_hub(answers, tmp_path, mo
         with pytest.raises(UserError, match="there is no file or folder"):
             next(read_rows(path, "train"))
     assert not asked
+
+
+def test_a_name_may_hold_a_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder@home").mkdir()
+    assert hub.split_revision("user/model@v2") == ("user/model", "v2")
+    assert hub.split_revision("user/model@refs/pr/1") == ("user/model", "refs/pr/1")
+    for name in ("user/model", "user/model@", "folder@home", "../a/b@c", "@v2"):
+        assert hub.split_revision(name) == (name, None)
