@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +70,14 @@ def load_models(
     steps = schedule.total_steps
     actor_steps = max(steps - config.freeze_actor_steps, 1)
     engine = train_engine(PolicyModule(inside), trained, config, lr=config.actor_lr, total_steps=actor_steps)
+    if config.lora_rank:
+        reference = _without_adapters(engine, actor)
+    else:
+        reference = frozen_engine(PolicyModule(*frozen_models), frozen, device)
     return Models(
         actor=engine,
         critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=steps),
-        reference=_without_adapters(engine, actor)
-        if config.lora_rank
-        else frozen_engine(PolicyModule(*frozen_models), frozen, device),
+        reference=reference,
         current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
     )
 
