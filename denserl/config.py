@@ -46,7 +46,7 @@ class Mark:
 
 FIRST = Mark()  # among those that everyone sets, which --help lists first
 INPUT = Mark()  # names a file, folder or hub repository that is read, of which an output folder keeps the fingerprint
-MODEL = Mark()  # names models, each a folder or a hub name
+MODEL = Mark()  # the same, of models alone
 RESUMABLE = Mark()  # may change when a run is resumed: at most the rounding of what is learned depends on it
 
 

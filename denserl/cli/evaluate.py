@@ -36,7 +36,6 @@ class Options(ReadConfig, ScoringConfig):
     """File, folder or hub name (NAME or NAME:CONFIG) of the suite's rows."""
     scorer: Annotated[
         list[str],
-        INPUT,
         MODEL,
         FIRST,
         Only(
@@ -49,7 +48,7 @@ class Options(ReadConfig, ScoringConfig):
         ),
     ]
     """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random."""
-    sft_model: Annotated[str | None, INPUT, MODEL] = None
+    sft_model: Annotated[str | None, MODEL] = None
     """Model whose entropies cut the responses; default: the one in the reward model's config."""
     split: Annotated[
         str | None,

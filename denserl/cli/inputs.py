@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from denserl.config import INPUT, Config, options_of
+from denserl.config import INPUT, MODEL, Config, options_of
 
 LARGEST_HASHED = 2**30  # bytes of data; of more, size and time must do
 CONFIG = "config.json"  # which makes a folder a model's
@@ -23,7 +23,8 @@ def of_inputs(options: Config, about: Callable[[str], dict[str, Any]]) -> dict[s
         except (OSError, ValueError) as error:  # gone or not to be read, or a name that no file has
             return {"unreadable": str(error)}
 
-    named = {option.name: getattr(options, option.name) for option in options_of(type(options)) if INPUT in option.marks}
+    inputs = [option.name for option in options_of(type(options)) if INPUT in option.marks or MODEL in option.marks]
+    named = {name: getattr(options, name) for name in inputs}
     paths = {name: [value] if isinstance(value, str) else list(value) for name, value in named.items() if value}
     return {name: {path: known(path) for path in values} for name, values in paths.items()}
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, INPUT, MODEL
+from denserl.config import FIRST, MODEL
 from denserl.data.config import DataConfig
 from denserl.rewards.config import ReadConfig, RewardModelConfig, ScoringConfig
 from denserl.rollouts.config import SamplingConfig
@@ -17,13 +17,13 @@ class BestOfNConfig(SamplingConfig, RewardModelConfig, ReadConfig, ScoringConfig
 
     group: ClassVar[str] = "sampling"
 
-    model: Annotated[str, INPUT, MODEL, FIRST]
+    model: Annotated[str, MODEL, FIRST]
     """Policy to sample from: folder or hub name."""
-    gold_reward_model: Annotated[str | None, INPUT, MODEL, FIRST] = None
+    gold_reward_model: Annotated[str | None, MODEL, FIRST] = None
     """Reward model that says what responses are worth: folder or hub name, of any tokenizer."""
     true_reward: Annotated[str | None, FIRST] = None
     """module:function of (prompts, responses) -> rewards that say it instead."""
-    sft_model: Annotated[str | None, INPUT, MODEL] = None
+    sft_model: Annotated[str | None, MODEL] = None
     """Model whose entropies cut the responses for `reward_model`; default: the one in its config."""
     samples: Annotated[int, FIRST, Ge(1)] = 16
     """Responses to each prompt; n goes up to this."""

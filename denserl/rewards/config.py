@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Config, Level, Only, RunConfig
+from denserl.config import FIRST, MODEL, RESUMABLE, Config, Level, Only, RunConfig
 
 Aggregation = Literal["avg", "sum", "min", "last", "logsumexp"]
 ReadAt = Literal["end_of_turn", "last_token"]
@@ -34,7 +34,7 @@ class EnsembleConfig(Config, ABC):
 class RewardModelConfig(EnsembleConfig):
     """Reward models, and how several are one."""
 
-    reward_model: Annotated[list[str], INPUT, MODEL, FIRST, RESUMABLE]
+    reward_model: Annotated[list[str], MODEL, FIRST, RESUMABLE]
     """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
 
     def members(self) -> list[str]:

@@ -52,7 +52,7 @@ class SupervisedConfig(OptimisationConfig, DataConfig, RunConfig):
 
     group: ClassVar[str] = "training"
 
-    model: Annotated[str, INPUT, MODEL, FIRST, RESUMABLE]
+    model: Annotated[str, MODEL, FIRST, RESUMABLE]
     """Model to start from: folder or hub name."""
     epochs: Annotated[float, FIRST, Gt(0)] = 1.0
     """Passes over the data."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from denserl.config import FIRST, INPUT, MODEL, RunConfig
+from denserl.config import FIRST, MODEL, RunConfig
 from denserl.data.config import DataConfig, ScoredPairsConfig
 from denserl.rewards.config import Aggregation, ReadConfig, RewardModelConfig
 
@@ -24,7 +24,7 @@ class FitConfig(RewardModelConfig, ReadConfig, ScoredPairsConfig, DataConfig, Ru
     fit: Annotated[str | None, FIRST] = None
     """File to write; default: fits.json in the reward model's folder, where train-ppo looks for it; of an ensemble, or a model
     from the hub, fits.json in output_dir."""
-    sft_model: Annotated[str | None, INPUT, MODEL] = None
+    sft_model: Annotated[str | None, MODEL] = None
     """Model whose entropies cut the responses; default: the one in the reward model's config."""
     agg_func: Aggregation | None = None
     """How segment scores make the score of a response; default: the one in the reward model's config."""

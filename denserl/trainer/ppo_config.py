@@ -27,9 +27,9 @@ class PPOConfig(
 
     group: ClassVar[str] = "PPO"
 
-    model: Annotated[str, INPUT, MODEL, FIRST, RESUMABLE]
+    model: Annotated[str, MODEL, FIRST, RESUMABLE]
     """Policy to start from, and the reference: the SFT model, folder or hub name."""
-    reward_model: Annotated[list[str] | None, INPUT, MODEL, FIRST, RESUMABLE] = None
+    reward_model: Annotated[list[str] | None, MODEL, FIRST, RESUMABLE] = None
     """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
     reward_function: list[str] | None = None
     """module:function of (prompts, responses) -> one number each, or a list of (end character, number) each. Beside a reward
@@ -85,7 +85,7 @@ class PPOConfig(
     """Iterations between held-out rollouts; 0 none."""
     true_reward: Annotated[str | None, RESUMABLE, HELD_OUT] = None
     """module:function of (prompts, responses) -> true rewards of held-out rollouts, where they are known; only reported."""
-    gold_reward_model: Annotated[str | None, INPUT, MODEL, RESUMABLE, HELD_OUT] = None
+    gold_reward_model: Annotated[str | None, MODEL, RESUMABLE, HELD_OUT] = None
     """Reward model that only judges held-out rollouts, at the level in its config, by this run's entropies."""
     save_every: Annotated[int, Ge(0), RESUMABLE] = 5
     """Iterations between checkpoints; 0 none."""

@@ -14,7 +14,7 @@ from denserl.models.loading import gathered, load_policy, new_reward_model
 from denserl.models.scoring import read_rewards, score_head, token_rewards
 from denserl.trainer import engine as engines
 from denserl.trainer.config import OptimisationConfig
-from denserl.trainer.ppo_models import PolicyModule
+from denserl.trainer.reference import PolicyModule
 
 MICRO_BATCHES = 128
 STAGES = [0, 1, 2, 3]

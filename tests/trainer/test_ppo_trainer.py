@@ -23,8 +23,8 @@ from denserl.rollouts.base import Rollouts
 from denserl.rollouts.policy import PolicySampler
 from denserl.trainer import ppo_models, ppo_trainer
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
-from denserl.trainer.ppo_models import PolicyModule
 from denserl.trainer.ppo_trainer import PPOTrainer
+from denserl.trainer.reference import PolicyModule
 from denserl.trainer.start import as_saved_now
 from denserl.trainer.trackers import read_metrics
 
