@@ -81,7 +81,9 @@ def written_messages(text: str, key: str) -> list | None:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         if text.rstrip()[-1] in "]}" and _ROLE_AS_TEXT.search(text):
-            raise BadRow(f"{key!r} holds messages written as text that is no JSON", "write them as JSON") from error
+            raise BadRow(
+                f"{key!r} holds messages written as text that is no JSON", "write them as JSON, or the rows into a .jsonl file"
+            ) from error
         return None
     if isinstance(value, dict) and any(_are_messages(value.get(name)) for name in WHOLE):
         raise BadRow(f"{key!r} holds a whole row written as text", "give the row itself")
