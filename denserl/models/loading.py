@@ -30,6 +30,7 @@ from denserl.data.hub import split_revision
 from denserl.data.templates import set_template
 from denserl.errors import UserError
 from denserl.models.dropout import disable_dropout
+from denserl.models.findings import measure
 from denserl.models.folders import (
     MODEL_FILES,
     TOKENIZER_FILES,
@@ -52,7 +53,7 @@ from denserl.models.heads import (
     stored_head,
 )
 from denserl.models.measured import Measured, logit_map, measured, remember
-from denserl.models.probe import check_same_hidden, measure, run_as
+from denserl.models.probe import check_same_hidden, run_as
 
 log = logging.getLogger(__name__)
 

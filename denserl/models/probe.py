@@ -5,42 +5,26 @@ A model that gives other numbers without padding runs with it; one that gives ot
 """
 
 import contextlib
-import functools
-import hashlib
-import inspect
 import itertools
-import json
-import logging
 import math
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from denserl import distributed
 from denserl.data.batching import ResponseBatch, pad_responses, pad_rows
 from denserl.errors import UserError
 from denserl.models.decoding import Decoder
 from denserl.models.dropout import without_dropout
-from denserl.models.folders import weight_files
 from denserl.models.gathering import gathered
 from denserl.models.logprob import chunked_logprob_entropy
 from denserl.models.measured import LogitMap, Measured, hooked, measure_logit_map, remember
-from denserl.models.packing import PACKED_ATTENTION, Packing, lay_out, packed_inputs
+from denserl.models.packing import PACKED_ATTENTION, lay_out, packed_inputs
 from denserl.models.scoring import score_head
+from denserl.models.stretched import STRETCHED, StretchedPacking
 
-log = logging.getLogger(__name__)
-
-# Where findings are kept between runs.
-CACHE = Path.home() / ".cache" / "denserl" / "measured"
 # Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32 and in narrower types.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 0.25
 # Models of up to so many weights are measured in fp32 whatever their precision: faults show there that rounding hides.
@@ -49,11 +33,8 @@ WIDENED = 2 * 10**9
 PROMPTS, LENGTHS = (3, 5, 5), (6, 17, 13)
 # Tokens that are sampled after each prompt.
 SAMPLED = 3
-# The farthest position that is tried, and the farthest token looked for in a mask.
+# The farthest position that is tried.
 FAR = 2**22
-# Windows of attention are made to end among this many tokens.
-WINDOW = 8
-STRETCHED = "denserl_stretched"
 
 
 class Pass(NamedTuple):
@@ -72,21 +53,6 @@ class Subject(NamedTuple):
     rows: list[list[int]]
     batch: ResponseBatch
     found: dict[str, float]
-
-
-def measure(model: PreTrainedModel, path: str) -> Measured:
-    """`probe`, once for the same weights, code and way of running; findings are read from CACHE after that."""
-    file = CACHE / f"{_fingerprint(model, path)}.json"
-    partitioned = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    found = _read(file)
-    if partitioned:
-        # All ranks gather the weights for the forwards, or none does.
-        found = distributed.gather_objects(found)[0]
-    if found is None:
-        with gathered(partitioned):
-            found = probe(model)
-        _write(file, found)
-    return found
 
 
 def run_as(model: PreTrainedModel, found: Measured) -> PreTrainedModel:
@@ -355,7 +321,7 @@ def _try_packing(of: Subject) -> str:
         model.set_attn_implementation(STRETCHED)
         padded = _tokens(of)
         model.set_attn_implementation(PACKED_ATTENTION)
-        packing = _StretchedPacking(batch.attention_mask, batch.shared)
+        packing = StretchedPacking(batch.attention_mask, batch.shared)
         tokens, positions = packing.tokens.to(model.device), packing.positions.to(model.device)
         packed = _forward(model, of.head, packed_inputs(batch.input_ids.flatten()[tokens], positions, packing)).hidden
         return apart(packed[0][packing.slots[batch.attention_mask.bool()].to(model.device)], padded)
@@ -364,38 +330,6 @@ def _try_packing(of: Subject) -> str:
     if why:
         model.set_attn_implementation(before)
     return why
-
-
-class _StretchedPacking(Packing):
-    """Packed attention in which windows are narrower, as in `_stretched_mask`."""
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
-        window = kw.get("sliding_window")
-        if window:
-            kw["sliding_window"] = -(-window // _stretch(window))
-        return super().attend(module, query, key, value, **kw)
-
-
-def _stretched_mask(mask_function: Callable = causal_mask_function, **kw: Any) -> Tensor:
-    """transformers' mask of a longer text, of which the tokens are so many apart that a window ends among those of a short row.
-
-    In this way a window, however long and wherever the model keeps it, shows in a few tokens.
-    """
-    device = kw["device"]
-    zero, last = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device), FAR - 1
-    distance = 2 ** torch.arange(FAR.bit_length() - 1, device=device).view(1, 1, 1, -1)
-    seen = mask_function(zero, zero, zero + last, last - distance).expand(1, 1, 1, distance.numel()).flatten()
-    factor = 1 if seen.all() else _stretch(int(distance.flatten()[~seen][0]))
-
-    def stretched(row: Tensor, attention_head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return mask_function(row, attention_head, query * factor, key * factor)
-
-    return sdpa_mask(**{**kw, "mask_function": stretched, "allow_is_causal_skip": False})
-
-
-def _stretch(window: int) -> int:
-    """How far apart tokens stand so that a window, or the next power of two, ends within WINDOW of them."""
-    return max(1, 2 ** (window - 1).bit_length() // WINDOW)
 
 
 def _decoded(of: Subject, together: Pass) -> float:
@@ -468,54 +402,8 @@ def _longest(of: Subject) -> int | None:
     return same
 
 
-def _fingerprint(model: PreTrainedModel, path: str) -> str:
-    """Of the weights' files, the model's settings, all code that runs it, and how it is run."""
-    digest = hashlib.sha256()
-    told = [model.config.to_json_string(use_diff=False), vars(model.config).get("_commit_hash")]
-    told += [model.config.get_text_config()._attn_implementation, model.dtype, model.device.type, torch.cuda.is_available()]
-    told += [torch.__version__, transformers.__version__, type(model).__qualname__, path]
-    if Path(path).is_dir():
-        told += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(Path(path))]
-    digest.update(repr(told).encode())
-    for file in sorted({inspect.getfile(type(module)) for module in model.modules()} | {*_own_code()}):
-        digest.update(_hash_of(file))
-    return digest.hexdigest()[:32]
-
-
-def _own_code() -> list[str]:
-    return [str(file) for file in Path(__file__).parent.glob("*.py")]
-
-
-@functools.cache
-def _hash_of(file: str) -> bytes:
-    return hashlib.sha256(Path(file).read_bytes()).digest()
-
-
-def _read(file: Path) -> Measured | None:
-    try:
-        stored = json.loads(file.read_text())
-        return Measured(**{**stored, "logits": stored["logits"] and LogitMap(**stored["logits"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _write(file: Path, found: Measured) -> None:
-    """Whole or not at all, since other runs may be reading; a folder that cannot be written costs a measurement each time."""
-    own = file.with_suffix(f".{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text(json.dumps(found._asdict(), default=asdict))
-        os.replace(own, file)
-    except OSError as error:
-        log.info("what was measured of the model is not kept: %s", error)
-
-
 def _refused(model: PreTrainedModel, found: str) -> UserError:
     return UserError(
         f"{type(model).__name__} cannot be used: {found}",
         "use another model; denserl check-model PATH says what was measured of one",
     )
-
-
-AttentionInterface.register(STRETCHED, sdpa_attention_forward)
-AttentionMaskInterface.register(STRETCHED, _stretched_mask)

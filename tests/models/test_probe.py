@@ -15,6 +15,7 @@ from denserl.cli import check_model, train_sft
 from denserl.data.batching import pad_responses
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.errors import UserError
+from denserl.models import findings
 from denserl.models import probe as probing
 from denserl.models.dropout import disable_dropout
 from denserl.models.heads import Head
@@ -34,7 +35,7 @@ from families import small_config, small_model
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     """Where findings are kept, empty at first."""
-    monkeypatch.setattr(probing, "CACHE", tmp_path / "measured")
+    monkeypatch.setattr(findings, "CACHE", tmp_path / "measured")
     return tmp_path / "measured"
 
 
@@ -298,11 +299,11 @@ def test_findings_are_kept_until_weights_or_settings_change(tmp_path, cache, mon
     tiny_models.language_model("llama").save_pretrained(folder)
     first = measured(load_policy(folder, "fp32"))
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "probe", lambda model: pytest.fail("measured again"))
+        patch.setattr(findings, "probe", lambda model: pytest.fail("measured again"))
         again = load_policy(folder, "fp32")
         assert measured(again) == first and is_packed(again)
     calls = []
-    monkeypatch.setattr(probing, "probe", lambda model: calls.append(1) or probe(model))
+    monkeypatch.setattr(findings, "probe", lambda model: calls.append(1) or probe(model))
     load_policy(folder, "bf16")
     tiny_models.language_model("llama", seed=1).save_pretrained(folder)
     load_policy(folder, "fp32")

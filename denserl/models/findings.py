@@ -1,0 +1,81 @@
+"""What was measured of models, kept between runs: a model is probed once for the same weights, code and way of running."""
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from denserl import distributed
+from denserl.models.folders import weight_files
+from denserl.models.gathering import gathered
+from denserl.models.measured import LogitMap, Measured
+from denserl.models.probe import probe
+
+log = logging.getLogger(__name__)
+
+CACHE = Path.home() / ".cache" / "denserl" / "measured"
+
+
+def measure(model: PreTrainedModel, path: str) -> Measured:
+    """`probe`, once for the same weights, code and way of running; findings are read from CACHE after that."""
+    file = CACHE / f"{_fingerprint(model, path)}.json"
+    partitioned = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    found = _read(file)
+    if partitioned:
+        # All ranks gather the weights for the forwards, or none does.
+        found = distributed.gather_objects(found)[0]
+    if found is None:
+        with gathered(partitioned):
+            found = probe(model)
+        _write(file, found)
+    return found
+
+
+def _fingerprint(model: PreTrainedModel, path: str) -> str:
+    """Of the weights' files, the model's settings, all code that runs it, and how it is run."""
+    digest = hashlib.sha256()
+    told = [model.config.to_json_string(use_diff=False), vars(model.config).get("_commit_hash")]
+    told += [model.config.get_text_config()._attn_implementation, model.dtype, model.device.type, torch.cuda.is_available()]
+    told += [torch.__version__, transformers.__version__, type(model).__qualname__, path]
+    if Path(path).is_dir():
+        told += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(Path(path))]
+    digest.update(repr(told).encode())
+    for file in sorted({inspect.getfile(type(module)) for module in model.modules()} | {*_own_code()}):
+        digest.update(_hash_of(file))
+    return digest.hexdigest()[:32]
+
+
+def _own_code() -> list[str]:
+    return [str(file) for file in Path(__file__).parent.glob("*.py")]
+
+
+@functools.cache
+def _hash_of(file: str) -> bytes:
+    return hashlib.sha256(Path(file).read_bytes()).digest()
+
+
+def _read(file: Path) -> Measured | None:
+    try:
+        stored = json.loads(file.read_text())
+        return Measured(**{**stored, "logits": stored["logits"] and LogitMap(**stored["logits"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(file: Path, found: Measured) -> None:
+    """Whole or not at all, since other runs may be reading; a folder that cannot be written costs a measurement each time."""
+    own = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(json.dumps(found._asdict(), default=asdict))
+        os.replace(own, file)
+    except OSError as error:
+        log.info("what was measured of the model is not kept: %s", error)
