@@ -6,6 +6,7 @@ batches.
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -52,7 +53,7 @@ def add_entropies(
         dataset: columns prompt_ids, chosen_ids, rejected_ids.
         reference_function: called only when nothing is stored; loads the model and returns batch -> (B, T, 2), the
             log-probability of each response token and the entropy of what predicts it.
-        model_fingerprint: of the weights and their precision.
+        model_fingerprint: of the weights and how they are read (`reading_fingerprint`).
         cache_dir: where entries and fingerprints are kept.
         together: the model is in shares, so that ranks compute together.
 
@@ -82,6 +83,17 @@ def file_fingerprint(folder: str | Path, dtype: str) -> str:
     """
     paths = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
     return _hash_of_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths), dtype)
+
+
+def reading_fingerprint(folder: str | Path, dtype: str, attention: str, trust_remote_code: bool) -> str:
+    """`file_fingerprint` with all else that changes what a model says: attention kernel, libraries, and code of its own.
+
+    trust_remote_code: whether Python files in the folder are run.
+    """
+    code = sorted(Path(folder).rglob("*.py")) if trust_remote_code else []
+    own = _hash_of_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in code), "") if code else ""
+    libraries = [importlib.metadata.version(name) for name in ("torch", "transformers")]
+    return " ".join([file_fingerprint(folder, dtype), attention, *libraries, own])
 
 
 @functools.cache

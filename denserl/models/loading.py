@@ -302,7 +302,7 @@ def local_folder(path: str) -> Path:
 
     try:
         name, revision = split_revision(path)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.py"]))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is neither a model folder nor a hub model that can be fetched", "give the folder's present path"

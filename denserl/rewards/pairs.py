@@ -14,7 +14,7 @@ from denserl.config import ModelSourceConfig
 from denserl.data.batching import ResponseBatch, map_rows_in_batches, pad_rows
 from denserl.data.config import ScoredPairsConfig
 from denserl.data.preferences import tokenize_preferences
-from denserl.data.reference_cache import SIDES, add_entropies, file_fingerprint
+from denserl.data.reference_cache import SIDES, add_entropies, reading_fingerprint
 from denserl.data.responses import of_ids
 from denserl.files import make_folder
 from denserl.models.loading import load_policy, local_folder, match_embeddings
@@ -64,7 +64,7 @@ def prepare_pairs(
     return add_entropies(
         rows,
         reference_function,
-        file_fingerprint(local_folder(sft_model), dtype),
+        reading_fingerprint(local_folder(sft_model), dtype, source.attention, source.trust_remote_code),
         pad_id=tokenizer.pad_token_id,
         cache_dir=cache_dir,
         max_tokens=config.score_tokens,

@@ -16,7 +16,7 @@ from denserl.cli.inputs import stamp
 from denserl.cli.launch import launch
 from denserl.cli.record import RECORD
 from denserl.cli.versions import version
-from denserl.config import INPUT, Config, options_of
+from denserl.config import INPUT, MODEL, Config, options_of
 from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import Stopped, UserError
 
@@ -140,7 +140,7 @@ def test_of_a_hub_name_the_revision_that_was_fetched_is_kept(here, monkeypatch):
 @pytest.mark.parametrize("command", main.COMMANDS)
 def test_every_option_that_names_what_is_read_is_an_input(command):
     module = __import__(f"denserl.cli.{command.replace('-', '_')}", fromlist=["Options"])
-    found = {option.name for option in options_of(module.Options) if INPUT in option.marks}
+    found = {option.name for option in options_of(module.Options) if {INPUT, MODEL} & set(option.marks)}
     named = {"data", "eval_data", "eval_prompts", "ptx_data", "model", "reward_model", "gold_reward_model", "sft_model"}
     named |= {"scorer", "path", "adapter", "chat_template"} | ({"fit"} if command == "train-ppo" else set())
     has_folder = any(option.name == "output_dir" for option in options_of(module.Options))

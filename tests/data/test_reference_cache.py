@@ -1,6 +1,7 @@
 """What the reference model says: equal to a direct computation, stored once, computed again when model or data change."""
 
 import builtins
+import importlib.metadata
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from denserl import distributed
 from denserl.data.preferences import load_preferences
-from denserl.data.reference_cache import add_entropies, file_fingerprint
+from denserl.data.reference_cache import add_entropies, file_fingerprint, reading_fingerprint
 from denserl.errors import UserError
 from denserl.models.loading import load_policy, load_tokenizer
 from denserl.models.scoring import response_logprobs_entropies
@@ -172,6 +173,44 @@ def test_weights_are_read_once_for_their_fingerprint(entropies, monkeypatch):
     weights.write_bytes(content)
     os.utime(weights, ns=(0, 0))
     assert file_fingerprint(entropies.folder, "fp32") != first
+
+
+def test_what_changes_what_a_model_says_changes_its_fingerprint(entropies, monkeypatch):
+    def now(dtype="fp32", attention="sdpa", trust_remote_code=False) -> str:
+        return reading_fingerprint(entropies.folder, dtype, attention, trust_remote_code)
+
+    first = now()
+    assert now() == first and len({first, now(dtype="bf16"), now(attention="eager")}) == 3
+    # Code beside the weights counts where it is run.
+    code = entropies.folder / "own" / "modeling.py"
+    code.parent.mkdir()
+    code.write_text("scale = 1\n")
+    trusted = now(trust_remote_code=True)
+    assert now() == first != trusted
+    code.write_text("scale = 2\n")
+    os.utime(code, ns=(0, 0))
+    assert now(trust_remote_code=True) != trusted
+    version = importlib.metadata.version
+    for library in ("torch", "transformers"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, of=library: "0" if name == of else version(name))
+        assert now() != first
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("changed", [{"attention": "eager"}, {"trust_remote_code": True}], ids=str)
+def test_entropies_are_computed_again_where_the_model_is_read_otherwise(entropies, changed, tmp_path, monkeypatch):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "Question?", "chosen": "Answer.", "rejected": "No."}) + "\n")
+    (entropies.folder / "own.py").write_text("")
+    loads, folder = [], str(entropies.folder)
+    monkeypatch.setattr(
+        reward_pairs, "load_policy", lambda path, dtype, **kw: loads.append(kw) or load_policy(path, dtype, **kw)
+    )
+    for more in ({}, changed, {}, changed):
+        given = {"data": [str(tmp_path / "pairs.jsonl")], "output_dir": str(tmp_path), "cache_dir": str(entropies.cache)}
+        options = RewardConfig(model=folder, **given, **more)
+        made_with = (folder, load_tokenizer(folder), "cpu", "fp32", options.on_bad_row)
+        reward_pairs.prepare_pairs(load_preferences(**options.source()), options, options, *made_with)
+    assert len(loads) == 2
 
 
 def test_another_threshold_uses_what_is_stored(entropies, tmp_path, monkeypatch):
