@@ -36,14 +36,15 @@ def set_template(
     system_prompt: str | None = None,
     date: str | None = None,
     default_date: str | None = None,
+    default_prompt: str | None = None,
 ) -> None:
     """Give a tokenizer the template of a file, a system prompt before rows without one, and the one date that it writes.
 
-    What is not given stays as it was saved with the tokenizer; a date that the template would read off the clock becomes
-    `default_date`, else today's.
+    What is not given stays as it was saved with the tokenizer, and what was not saved is the default; a date that the template
+    would read off the clock is else today's.
 
     Args:
-        system_prompt: empty for none. date, default_date: YYYY-MM-DD.
+        system_prompt, default_prompt: empty for none. date, default_date: YYYY-MM-DD.
 
     Raises:
         UserError: the file holds no template, the date is none, or the template writes no date.
@@ -63,7 +64,7 @@ def set_template(
         return saved
 
     day, prompt = taken_off(DATE, _dated), taken_off(SYSTEM_PROMPT, _instructed)
-    prompt = prompt if system_prompt is None else system_prompt
+    prompt = next((each for each in (system_prompt, prompt, default_prompt) if each is not None), None)
     reads_clock = any(_reads_clock(text) for text in texts.values())
     require(
         date is None or reads_clock,

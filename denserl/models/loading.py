@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from denserl.data.chat import check_system_prompt, end_of_turn_id
 from denserl.data.chat_format import is_free
 from denserl.data.hub import split_revision
-from denserl.data.templates import set_template
+from denserl.data.templates import SYSTEM_PROMPT, set_template, template_settings
 from denserl.errors import UserError
 from denserl.models.dropout import disable_dropout
 from denserl.models.findings import measure
@@ -89,7 +89,7 @@ def load_tokenizer(path: str, template: Mapping[str, Any] | None = None, **kw: A
     """
     tokenizer, template = _load(AutoTokenizer, path, **kw), template or {}
     set_template(tokenizer, **template)
-    check_system_prompt(tokenizer, template.get("system_prompt"))
+    check_system_prompt(tokenizer, template_settings(tokenizer)[SYSTEM_PROMPT])
     try:
         closing = end_of_turn_id(tokenizer)
     except UserError as error:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from denserl import distributed
 from denserl.config import RunConfig, resumable_options
 from denserl.data.reference_cache import file_fingerprint, rows_fingerprint
-from denserl.data.templates import DATE, fingerprint, template_settings, today
+from denserl.data.templates import DATE, SYSTEM_PROMPT, fingerprint, template_settings, today
 from denserl.errors import require
 from denserl.files import make_folder
 from denserl.memory.formulas import Sharding, Size
@@ -98,13 +98,15 @@ def checkpoint_to_resume(config: OptimisationConfig, output_dir: str) -> Path | 
 def template_of_run(config: RunConfig, checkpoint: Path | None, model: str | None = None) -> dict[str, Any]:
     """What the run's chat template is to be (see `data.templates.set_template`): its date is one for the run. Collective.
 
-    model: one whose template has the date that a new run takes, if it has any.
+    model: one whose system prompt and date are taken over where nothing else is said.
     """
     saved = read_state(checkpoint)["settings"].get(DATE) if checkpoint else None
-    if saved is None and model is not None:
-        saved = template_settings(load_tokenizer(model, **config.tokenizer_source()))[DATE]
+    its = template_settings(load_tokenizer(model, **config.tokenizer_source())) if model else {}
     # At midnight ranks could be of two minds.
-    return {**config.template(), "default_date": distributed.gather_objects(saved or today())[0]}
+    date = distributed.gather_objects(saved or its.get(DATE) or today())[0]
+    if its.get(SYSTEM_PROMPT) and config.system_prompt is None:
+        log.info("system prompt: that of %s, unless the policy has one of its own", model)
+    return {**config.template(), "default_date": date, "default_prompt": its.get(SYSTEM_PROMPT)}
 
 
 def run_settings(

@@ -111,6 +111,11 @@ def test_ppo_samples_after_the_prompts_that_its_reward_model_was_trained_on(fold
         tiny_models.run_command(train_ppo, "train-ppo", tiny_models.as_argv(settings | options))
         return kept(tmp_path / name), "writes conversations otherwise" in caplog.text
 
+    instructed = run(train_rm, folder, tmp_path / "instructed", reward_level="bandit", system_prompt="Be brief.")
+    assert ppo("taken over", reward_model=instructed) == ("2026-03-06", False)
+    saved = AutoTokenizer.from_pretrained(tmp_path / "taken over")
+    assert "system\nBe brief.<" in saved.apply_chat_template([{"role": "user", "content": "Boats?"}], tokenize=False)
+    assert ppo("refused", reward_model=instructed, system_prompt="Be long.") == ("2026-03-06", True)
     assert ppo("same") == ("2026-03-05", False)
     assert ppo("other", template_date="2026-03-06") == ("2026-03-06", True)
     assert ppo("told", system_prompt="Be brief.") == ("2026-03-05", True)
