@@ -474,5 +474,6 @@ def _ids_in_settings(path: str) -> set[int]:
             elif key.endswith("_token_id") and key != "pad_token_id":
                 yield from (i for i in (value if isinstance(value, list) else [value]) if type(i) is int)
 
-    found = {name: cached_file(path, name, **_OPTIONAL) for name in MODEL_FILES[:2]}
-    return {i for file in found.values() if file for i in ids(read_settings(Path(file)))}
+    name, revision = split_revision(path)
+    found = [cached_file(name, file, revision=revision, **_OPTIONAL) for file in MODEL_FILES[:2]]
+    return {i for file in found if file for i in ids(read_settings(Path(file)))}
