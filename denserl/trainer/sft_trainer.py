@@ -72,6 +72,9 @@ class SFTTrainer(SupervisedTrainer):
         save_trained(self, self.args.output_dir)
         steps, rows, took = self.state.global_step, len(self.train_dataset), in_words(time.perf_counter() - began)
         log.info("%s: trained to step %d on %d rows, %s", self.args.output_dir, steps, rows, took)
+        logged = [row["loss"] for row in self.state.log_history if "loss" in row]
+        if logged:
+            log.info("  loss %.4f nats a token at last, %.4f at first", logged[-1], logged[0])
         if metrics:
             log.info("  loss %.4f nats a token on %d held-out rows", metrics["eval_loss"], len(self.eval_dataset))
         return metrics

@@ -105,9 +105,11 @@ def test_a_reward_model_ends_with_its_accuracy_and_what_comes_next(world, tmp_pa
 def test_fine_tuning_ends_with_its_loss_and_what_comes_next(world, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     options = {"model": world.sft, "data": world.text, "eval_data": world.text, "batch_size": 1, "micro_batch_size": 1}
-    options |= {"output_dir": tmp_path / "sft", "save_steps": 0}
+    options |= {"output_dir": tmp_path / "sft", "save_steps": 0, "logging_steps": 1}
     metrics = tiny_models.run_command(train_sft, "train-sft", tiny_models.as_argv(options))
     said, following = ended_with(caplog, "train-sft")
+    (logged,) = (row["loss"] for row in read_metrics(tmp_path / "sft/metrics.jsonl") if "loss" in row)
+    assert f"loss {logged:.4f} nats a token at last, {logged:.4f} at first" in said
     assert (
         "trained to step 1 on 1 rows, " in said and f"loss {metrics['eval_loss']:.4f} nats a token on 1 held-out rows" in said
     )
