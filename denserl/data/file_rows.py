@@ -100,11 +100,13 @@ def _lines(path: Path, bad_rows: BadRows | None) -> Iterator[tuple[str, str]]:
 
 
 def _text_rows(path: Path, bad_rows: BadRows | None) -> Rows:
-    """Each line as plain text. UserError where the first is an object in JSON, which nobody means to be learned as letters."""
+    """Each line as plain text. UserError where the first is JSON, which nobody means to be learned as letters."""
     is_first = True
     for place, line in _lines(path, bad_rows):
-        if is_first and line.startswith("{") and isinstance(_parses(line.encode()), dict):
-            raise UserError(f"{place}: the line is an object in JSON; expected plain text", "name the file .jsonl")
+        found = _objects(_parses(line.encode())) if is_first and line.startswith(("{", "[")) else ""
+        if found:
+            suffix = ".json" if line.startswith("[") else ".jsonl"
+            raise UserError(f"{place}: the line is {found} in JSON; expected plain text", f"name the file {suffix}")
         is_first = False
         yield place, {"text": line}
 
@@ -142,6 +144,13 @@ def _parses(data: bytes) -> object:
         return json.loads(data)
     except (ValueError, RecursionError):
         return None
+
+
+def _objects(value: object) -> str:
+    """What a value is called that is an object, or a list of some; empty for any other."""
+    if isinstance(value, dict):
+        return "an object"
+    return "a list of objects" if isinstance(value, list) and any(isinstance(item, dict) for item in value) else ""
 
 
 def _refuse_object(path: Path, data: bytes) -> None:
@@ -209,6 +218,8 @@ def _header(path: Path, table: Iterator[list[str]], delimiter: str) -> list[str]
         header = next((cells for cells in table if cells), [])
     except csv.Error as error:
         raise UserError(f"{path}:1: the header is no row of a table ({error})", "correct the file") from error
+    if any(map(_NO_UTF_8.search, header)):
+        raise UserError(f"{path}: its header is not valid UTF-8", "write the file in UTF-8")
     other = next((mark for mark in ",;\t|" if mark in header[0]), None) if len(header) == 1 else None
     if other is not None:
         expected = {",": "commas", "\t": "tabs"}[delimiter]

@@ -205,6 +205,7 @@ def test_a_bad_row_of_a_table_has_its_line_and_the_others_are_read(tmp_path):
         ("a.csv", 'a,b\n1,2\n"1,2\n1,2\n', r"a\.csv:3: a quoted cell is never closed"),
         ("a.csv", "a,a\n1,2\n", "has 'a' more than once"),
         ("a.csv", 'a,"b\n1,2\n', "header is no row of a table"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "header is not valid UTF-8"),
     ],
 )
 def test_a_table_that_is_none_is_an_error(tmp_path, name, content, words):
@@ -288,6 +289,7 @@ def test_unreadable_lines_are_bad_rows(tmp_path, content, reasons):
         ("a.json", b'[{"a": 1}\n', r"a\.json:1: invalid JSON \(no ',' or ']'"),
         ("a.json", b'[{"a": 1},\n"\xff"]', r"a\.json:2: the line is not valid UTF-8"),
         ("a.txt", b'\n{"text": "a"}\n', r"a\.txt:2: the line is an object in JSON; expected plain text"),
+        ("a.txt", b'[{"text": "a"}]\n', r"a list of objects in JSON; expected plain text\n  fix: name the file .json$"),
         ("a.parquet", b"no parquet at all", r"a\.parquet:1: cannot be read"),
     ],
 )
