@@ -24,12 +24,17 @@ EXTRAS = ("tool_calls", "reasoning_content", "reasoning", "thinking", "name", "t
 # What a language model would not be shown.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _REFUSED = (*MEDIA, "function_call", "refusal")
+_TAKE_OUT = "take it out, or leave it unread with `columns` {}="
 _TEXT_PARTS = ("text", "input_text", "output_text")
 WHOLE = ("messages", "conversations")  # keys of a row under which a whole conversation stands
 _STYLES = (("role", "content"), ("from", "value"))
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_AS_TEXT = re.compile(r"\s*(\[\s*)?\{\s*[\"'](role|content|from|value|tool_calls|messages|conversations)[\"']\s*:")
+_AS_TEXT = re.compile(r"\s*(\[\s*)?\{")
+# What other languages write for JSON. A text that only begins like that is taken for code.
+_LIKE_JSON = re.compile(
+    r"\s*(\[\s*\{|\{\s*[\"'](role|content|from|value|tool_calls|messages|conversations)[\"']\s*:).*[\]}]\s*", re.DOTALL
+)
 _ROLE_AS_TEXT = re.compile(rf"[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"']", re.IGNORECASE)
 
 
@@ -45,7 +50,8 @@ def as_messages(value: object, key: str) -> list[dict]:
         value = written
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list) or not value:
-        raise BadRow(f"{key!r} is neither text nor a list of messages")
+        found = "an empty list" if value == [] else kind_of(value)
+        raise BadRow(f"{key!r} is neither text nor a list of messages but {found}")
     messages = [_as_message(item, key) for item in value]
     for name in BESIDE:
         if any(name in message for message in messages[1:]):
@@ -80,7 +86,7 @@ def written_messages(text: str, key: str) -> list | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if text.rstrip()[-1] in "]}" and _ROLE_AS_TEXT.search(text):
+        if _LIKE_JSON.fullmatch(text) and _ROLE_AS_TEXT.search(text):
             raise BadRow(
                 f"{key!r} holds messages written as text that is no JSON", "write them as JSON, or the rows into a .jsonl file"
             ) from error
@@ -163,25 +169,31 @@ def is_filled(value: object) -> bool:
     return value is not None and not (isinstance(value, (str, list, dict, tuple)) and not value)
 
 
-def refuse(holder: dict, names: Collection[str], where: str) -> None:
+def refuse(holder: dict, names: Collection[str], where: str, fix: str = _TAKE_OUT) -> None:
     """BadRow where the object holds content under one of the names, which could only be dropped; a number is none."""
     numbers = (bool, int, float)
     found = next((n for n in names if is_filled(holder.get(n)) and not isinstance(holder[n], numbers)), None)
     if found is not None:
-        raise BadRow(f"{where} {found!r}, which is not read", f"take it out, or leave it unread with `columns` {found}=")
+        raise BadRow(f"{where} {found!r}, which is not read", fix.format(found))
 
 
 def unread_in(value: object, key: str) -> set[str]:
-    """The keys of a list of messages, and of their parts, that say something and are not read, as `key[].name`."""
+    """The keys of messages, and of their parts, that say something and are not read, as `key[].name`."""
     found = set()
     value = written_messages(value, key) if isinstance(value, str) else value
+    value = [value] if isinstance(value, dict) else value
     for message in value if isinstance(value, list) else []:
         if isinstance(message, dict):
-            found |= {f"{key}[].{name}" for name in _others(message, {*EXTRAS, *_STYLES[0], *_STYLES[1]})}
-            parts = message.get("content")
-            for part in parts if isinstance(parts, list) else []:
-                found |= {f"{key}[].content[].{name}" for name in _others(part, {"type", "text"})}
+            style = _style(message)
+            found |= {f"{key}[].{name}" for name in _others(message, {*EXTRAS, *style})}
+            found |= unread_in_parts(message.get(style[1]), f"{key}[].{style[1]}")
     return found
+
+
+def unread_in_parts(content: object, key: str) -> set[str]:
+    """The keys of a content's parts that say something and are not read, as `key[].name`."""
+    parts = content if isinstance(content, list) else []
+    return {f"{key}[].{name}" for part in parts for name in _others(part, {"type", "text"})}
 
 
 def _others(holder: object, known: set[str]) -> set[str]:
@@ -189,20 +201,25 @@ def _others(holder: object, known: set[str]) -> set[str]:
     return {name for name, value in items if name not in known and is_filled(value)}
 
 
+def _style(message: dict) -> tuple[str, str]:
+    """The keys of its role and its content."""
+    return _STYLES["role" not in message and "from" in message]
+
+
 def _as_message(item: object, key: str) -> dict:
     if not isinstance(item, dict):
-        raise BadRow(f"{key!r} holds a message that is not an object")
-    role_key, content_key = _STYLES["role" not in item and "from" in item]
+        raise BadRow(f"{key!r} holds a message that is not an object but {kind_of(item)}")
+    role_key, content_key = _style(item)
     role = item.get(role_key)
     if not _known_role(role):
         raise BadRow(f"{key!r} holds a message of role {_shown(role)}; expected system, user, assistant, tool or developer")
-    refuse(item, _REFUSED, f"{key!r} holds a message with")
+    refuse(item, _REFUSED, f"{key!r} holds a message with", "take it out of the messages")
     extras = {name: _extra(item[name], name, key) for name in EXTRAS if item.get(name) not in (None, [], {})}
     if role.lower() == "function_call":
         calls = plain_value(item.get(content_key), key)
         return {"role": "assistant", "content": "", **extras, "tool_calls": _tool_calls(calls, key)}
     if content_key not in item and "tool_calls" not in extras:
-        raise BadRow(f"{key!r} holds a message without {content_key!r}")
+        raise BadRow(f"{key!r} holds a message without {content_key!r}; it has {', '.join(map(str, item))}")
     content = item.get(content_key)
     if content is None and "tool_calls" not in extras:
         raise BadRow(f"{key!r} holds a message whose content is null")

@@ -164,7 +164,7 @@ def blend(parts: list, weights: list[float] | None, limit: int | None, seed: int
 
 def not_read(keys: Collection[str]) -> str:
     """The end of a line that names the keys of rows that are not read; empty where there are none."""
-    names = [visible(name, kept="") for name in sorted(keys)]
+    names = [visible(name, kept="") or "''" for name in sorted(keys)]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"; not read: {', '.join(names[:_NAMED])}{more}" if names else ""
 

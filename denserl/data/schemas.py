@@ -21,12 +21,14 @@ from denserl.data.messages import (
     content_of,
     dialogue,
     is_filled,
+    kind_of,
     plain_value,
     refuse,
     response_of,
     text_of,
     unicode_of,
     unread_in,
+    unread_in_parts,
     written_messages,
 )
 
@@ -45,6 +47,10 @@ ANSWER_KEYS = ("response", "completion", "chosen", "messages", "conversations", 
 SYSTEM_KEYS = ("system", "system_prompt")
 INPUT_KEYS = ("input", "context")
 CONTEXT = (*SYSTEM_KEYS, "history", *BESIDE)
+_BESIDE_CONV_A = ("conv_B", "conv_A_rating", "conv_B_rating")
+# Answers, which are not what prompts are for.
+_BESIDE_PROMPTS = ("chosen", "rejected", "response", "completion", "output", *_BESIDE_CONV_A)
+_OF_MESSAGES = {*PROMPT_KEYS, *ANSWER_KEYS, "rejected", "history", "conv_A", "conv_B"}
 # All that is read in rows of some shape.
 READ_KEYS = {
     *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, "metadata", *_RATINGS,
@@ -127,22 +133,30 @@ def unread(row: Any, convert: Any, also: Collection[str] = ()) -> set[str]:
     if not isinstance(row, dict):
         return set()
     read = {*also, *CONTEXT, *_keys_read(row, convert)}
-    found = {str(name) for name, value in row.items() if name not in read and is_filled(value)}
-    if convert is as_preference and isinstance(row.get("metadata"), dict):
-        ratings = {*also, *_RATINGS}
-        found |= {f"metadata.{name}" for name, value in row["metadata"].items() if name not in ratings and is_filled(value)}
-    return found.union(*(unread_in(row[name], name) for name in read & row.keys() - {*BESIDE}))
+    known = {*read, *_BESIDE_PROMPTS} if convert is as_prompt else read
+    found = {str(name) for name, value in row.items() if name not in known and is_filled(value)}
+    if "metadata" in read and is_filled(row.get("metadata")):
+        found |= _unread_metadata(row["metadata"], {*also, *_RATINGS})
+    parts = (unread_in_parts(row.get(name), name) for name in SYSTEM_KEYS)
+    return found.union(*parts, *(unread_in(row[name], name) for name in read & _OF_MESSAGES & row.keys()))
+
+
+def _unread_metadata(metadata: object, ratings: Collection[str]) -> set[str]:
+    if not isinstance(metadata, dict):
+        return {"metadata"}
+    return {f"metadata.{name}" for name, value in metadata.items() if name not in ratings and is_filled(value)}
 
 
 def _keys_read(row: dict, convert: Any) -> Iterator[str]:
     prompts: Sequence[str] = PROMPT_KEYS
+    if convert is not as_demonstration and row.get("conv_A") is not None:
+        yield from ("conv_A", "source")
+        yield from _BESIDE_CONV_A if convert is as_preference else ()
+        return
     if convert is as_preference:
         yield from ("chosen", "rejected", MARGIN, "metadata", *_RATINGS)
-        yield from ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating")
-        yield from ("source",) if "conv_A" in row else ()
     elif convert is as_prompt:
-        yield from ("rejected", "response", "completion", "output", "chosen", "conv_A", "conv_B")
-        prompts = (*PROMPT_KEYS, "messages")
+        prompts = (*PROMPT_KEYS, "messages", "chosen")
     else:
         answer = next((key for key in ANSWER_KEYS if row.get(key) is not None), "text")
         yield answer
@@ -193,13 +207,13 @@ def _around(row: dict) -> dict:
 
 def _given(row: object, key: str) -> bool:
     if not isinstance(row, dict):
-        raise BadRow("the row is not an object")
+        raise BadRow(f"the row is not an object but {kind_of(row)}")
     return row.get(key) is not None
 
 
 def _missing(row: dict, found: str, columns: str) -> BadRow:
     """The bad row that lacks what is read; it names what is there."""
-    there = ", ".join(map(str, row))
+    there = ", ".join(str(name) if value is not None else f"{name} (null)" for name, value in row.items())
     return BadRow(
         f"{found}; the row has {there or 'no key'}", f"name those that are meant: `columns` {columns}" if there else ""
     )

@@ -101,6 +101,10 @@ PAIRS = {
         pair(ASKED, CALLED, FOUND),
     ),
     "messages as JSON in text columns": (lines({key: json.dumps(value) for key, value in SIDES.items()}), pair(ASKED)),
+    "messages as JSON, their roles not first": (
+        lines({**PLAIN, "prompt": json.dumps([{"turn": 1, **ASKED}])}),
+        pair(ASKED),
+    ),
     "one message as JSON in a text column": (lines({**PLAIN, "prompt": json.dumps(ASKED)}), pair(ASKED)),
     "JSON that is no conversation": (
         lines({**PLAIN, "chosen": '[{"role": "captain", "content": "Hook"}]', "rejected": '{"messages": ["x"]}'}),
@@ -268,7 +272,17 @@ REFUSED = [
     ),
     (as_demonstration, {"text": json.dumps({"messages": [ASKED, THOUGHT]})}, "'text' holds a whole row written as text"),
     (as_prompt, {"prompt": json.dumps({"conversations": [from_value("human", "Q")]})}, "'prompt' holds a whole row written as"),
+    (as_prompt, {"prompt": json.dumps({"id": 1, "messages": [ASKED]})}, "'prompt' holds a whole row written as text"),
+    (
+        as_prompt,
+        {"prompt": "[{'id': 1, 'role': 'user', 'content': 'Q'}]"},
+        "'prompt' holds messages written as text that is no JSON",
+    ),
     (as_prompt, {"prompt": [ASKED, {"role": "wizard", "content": "x"}]}, "holds a message of role 'wizard'"),
+    (as_prompt, {"prompt": [ASKED, None]}, "'prompt' holds a message that is not an object but null"),
+    (as_prompt, {"prompt": [{"role": "user", "text": "Q"}]}, "a message without 'content'; it has role, text"),
+    (as_prompt, {"prompt": []}, "'prompt' is neither text nor a list of messages but an empty list"),
+    (as_prompt, {"prompt": None, "id": 1}, "the row has prompt (null), id"),
 ]
 
 
@@ -277,6 +291,12 @@ def test_what_cannot_be_handed_on_is_refused_by_its_name(convert, row, reason):
     with pytest.raises(BadRow) as caught:
         convert(row)
     assert reason in str(caught.value)
+
+
+def test_what_messages_hold_cannot_be_left_unread_as_a_column():
+    with pytest.raises(BadRow) as caught:
+        as_prompt({"prompt": [{**ASKED, "audio": {"id": "a"}}]})
+    assert caught.value.fix == "take it out of the messages"
 
 
 def test_an_answer_of_weight_0_is_left_out(tmp_path):
@@ -302,6 +322,10 @@ def test_a_column_that_only_annotates_is_named_once(tmp_path, caplog):
     ]
 
 
+RATED = {f"conv_{side}": SIDES[key] for side, key in (("A", "chosen"), ("B", "rejected"))}
+RATED |= {"conv_A_rating": 2, "conv_B_rating": 1}
+
+
 @pytest.mark.parametrize(
     ("load", "row", "unread"),
     [
@@ -311,6 +335,21 @@ def test_a_column_that_only_annotates_is_named_once(tmp_path, caplog):
         (load_demonstrations, PLAIN, "; not read: rejected"),
         (load_demonstrations, {"messages": json.dumps([ASKED, {**THOUGHT, "lang": "en"}])}, "; not read: messages[].lang"),
         (load_preferences, {**PLAIN, "messages": [ASKED], "instruction": "Q"}, "; not read: instruction, messages"),
+        (load_prompts, {**PLAIN, "chosen": "[{'role': 'user', 'content': 'Q'}]"}, ""),
+        (load_prompts, {**PLAIN, "rejected": json.dumps({"messages": [ASKED]})}, ""),
+        (
+            load_demonstrations,
+            {"messages": [{**ASKED, "value": "x", "from": "Jim"}, THOUGHT]},
+            ": messages[].from, messages[].value",
+        ),
+        (load_demonstrations, {"instruction": "Q", "input": "{'role': 'user'}", "output": "A"}, ""),
+        (load_preferences, {**PLAIN, "chosen": {**THOUGHT, "lang": "en"}}, "; not read: chosen[].lang"),
+        (load_preferences, {**PLAIN, "metadata": "by hand"}, "; not read: metadata"),
+        (load_preferences, {**PLAIN, "system": [{"type": "text", "text": "Hm."}]}, ""),
+        (load_prompts, {**PLAIN, "system": [{"type": "text", "text": "Hm.", "lang": "en"}]}, "; not read: system[].lang"),
+        (load_preferences, {**PLAIN, "system": "{'role': 'user', 'content': 'Q'}"}, ""),
+        (load_preferences, {**RATED, "prompt": "Q", "margin": 1}, "; not read: margin, prompt"),
+        (load_preferences, {**PLAIN, "": "x"}, "; not read: ''"),
         (load_preferences, {**PLAIN, **{f"k{n:02}": "x" for n in range(14)}}, ", k10, k11 and 2 more"),
     ],
 )
