@@ -210,3 +210,19 @@ def test_scores_that_are_lengths_are_all_bias():
 def test_what_does_not_vary_correlates_with_nothing():
     found = length_bias(np.ones(3), np.zeros(3), np.full(3, 5.0), np.full(3, 5.0))
     assert found["gap_correlation"] is None and found["correlation"] is None and found["preferred_longer"] is None
+
+
+def test_two_pairs_and_small_numbers_correlate_like_any_others():
+    """Scores within 0.02 and lengths within half a character; a tie is no preference for the longer answer."""
+    found = length_bias(np.array([0.01, 0.03]), np.zeros(2), np.array([0.5, 1.0]), np.array([0.25, 0.25]))
+    assert found["gap_correlation"] == pytest.approx(1)
+    tied = length_bias(np.array([1.0, 2.0]), np.array([1.0, 1.0]), np.array([5.0, 9.0]), np.array([1.0, 1.0]), bins=1)
+    assert tied["preferred_longer"] == 0.5 and [row["accuracy"] for row in tied["by_gap"]] == [0.5]
+    assert length_bias(np.ones(1), np.zeros(1), np.ones(1), np.zeros(1))["gap_correlation"] is None
+
+
+def test_a_confidence_on_an_edge_is_of_the_bin_above():
+    """sigmoid(ln 3) = 0.75, in two bins."""
+    found = calibration(np.array([math.log(3) + 1e-9]), np.zeros(1), bins=2)["bins"]
+    assert [(row["low"], row["high"]) for row in found] == [(0.75, 1.0)]
+    assert [row["low"] for row in calibration(np.zeros(1), np.zeros(1), bins=2)["bins"]] == [0.5]

@@ -203,3 +203,11 @@ def test_one_source_of_weight_one_is_itself():
     assert weighted_sum([value], [1.0]) is value and weighted_sum([value], [2.0])[0, 2].isnan()
     with pytest.raises(ValueError):
         weighted_sum([value, value], [1.0])
+
+
+def test_a_response_of_one_token_is_divided_by_one():
+    mask = torch.ones(1, 1).bool()
+    segments = segment_by_entropy(torch.zeros(1, 1), mask, 0.0)
+    settings = {"assignment": "even", "length_norm": True}
+    (rewards, *_) = DenseReward(normalizer=None, **settings)(torch.tensor([[3.0]]), segments, mask)
+    assert rewards.item() == 3

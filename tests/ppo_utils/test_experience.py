@@ -82,3 +82,34 @@ def test_rewards_that_are_all_the_same_give_numbers():
     got, log = make_experience(scored, zero, beta=0.1, reward_clip=10.0, gamma=1.0, lam=0.95, kl_estimator="k1")
     assert not got.advantages.any() and not got.returns.any()
     assert all(torch.isfinite(value) for value in log.values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_response_that_is_not_finite_leaves_the_others_as_they_would_be_without_it(bad):
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(3, 4).bool()
+    logprobs, ref_logprobs, entropy, values = torch.randn(4, 3, 4, generator=generator)
+    rewards = torch.randn(3, 4, generator=generator)
+    settings = {"beta": 0.1, "reward_clip": 10.0, "gamma": 1.0, "lam": 0.9, "kl_estimator": "k1"}
+
+    def made(rows: list[int], rewards):
+        scored = ScoredRollouts(mask, mask.any(1), logprobs, ref_logprobs, entropy, rewards, [])
+        scored = ScoredRollouts(*(x[rows] for x in scored[:-1]), [])
+        return make_experience(scored, values[rows], **settings)
+
+    spoiled = rewards.clone()
+    spoiled[1, 2] = bad
+    (whole, log), (others, of_others) = made([0, 1, 2], spoiled), made([0, 2], rewards)
+    assert whole.advantages[1].isnan().all() and whole.returns[1].isnan().all()
+    for name in ("advantages", "returns"):
+        torch.testing.assert_close(getattr(whole, name)[[0, 2]], getattr(others, name))
+    assert {key: value.item() for key, value in log.items()} == pytest.approx({k: v.item() for k, v in of_others.items()})
+
+
+def test_variance_is_explained_whatever_the_size_of_returns():
+    """Two responses of one token: returns +-0.01, values +-0.005, so that a quarter of the variance is left."""
+    one, zero = torch.ones(2, 1).bool(), torch.zeros(2, 1)
+    rewards = torch.tensor([[0.01], [-0.01]])
+    scored = ScoredRollouts(one, one[:, 0], zero, zero, zero, rewards, [])
+    _, log = make_experience(scored, rewards / 2, beta=0.0, reward_clip=10.0, gamma=1.0, lam=1.0, kl_estimator="k1")
+    assert log["explained_variance"].item() == pytest.approx(0.75, abs=1e-5)

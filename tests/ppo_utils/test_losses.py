@@ -158,3 +158,22 @@ def test_unknown_average(count):
         policy_loss(one, one, one, one, average="mean", count=count)
     with pytest.raises(ValueError, match="unknown average"):
         value_loss(one, one, one, one, average="mean", count=count)
+
+
+def test_a_part_of_a_step_is_divided_by_its_share_below_one():
+    mask = torch.ones(1, 2)
+    assert masked_average(torch.tensor([[1.0, 3.0]]), mask, "token_mean", 0.5).item() == pytest.approx(8)
+
+
+@pytest.mark.parametrize("gap, log_ratio", [(25.0, 20.0), (-25.0, -20.0), (19.0, 19.0)])
+def test_log_ratios_are_held_within_twenty(gap, log_ratio):
+    """A negative advantage takes the larger of both terms, a positive one the smaller: here the ratio itself."""
+    advantage = -1.0 if gap > 0 else 1.0
+    loss, _ = policy_loss(torch.tensor([[gap]]), torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1), 1e9)
+    assert loss.item() == pytest.approx(-advantage * math.exp(log_ratio), rel=1e-5)
+
+
+def test_values_move_by_a_fifth_unless_told_otherwise():
+    """From 0 to 1 with a return of 0.5: clipped at 0.2 the loss is max(0.25, 0.09) / 2, of a return of 2 max(1, 3.24) / 2."""
+    found = [value_loss(torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([[r]]), torch.ones(1, 1))[0].item() for r in (0.5, 2)]
+    assert found == pytest.approx([0.125, 1.62])

@@ -229,3 +229,7 @@ def test_an_empty_file_has_none(tmp_path):
     path.write_text("{}")
     with pytest.raises(NormalizerNotFound, match="it has: none"):
         LocationNormalizer.load("m", "t", "peak", "avg", 1, path)
+
+
+def test_a_standard_deviation_below_one_is_one_like_any_other():
+    assert ScalarNormalizer(0.5, 0.25)(torch.tensor([[1.0]]), torch.tensor([1])).item() == pytest.approx(2)

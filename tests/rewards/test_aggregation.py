@@ -108,3 +108,8 @@ def test_unknown_aggregation():
     for function in (aggregate, running_aggregate):
         with pytest.raises(ValueError, match="'median'.*avg.*logsumexp"):
             function(torch.zeros(1, 1), torch.tensor([1]), "median")
+
+
+def test_the_mean_is_what_is_taken_unless_told_otherwise():
+    scores, counts = torch.tensor([[1.0, 3.0, 8.0]]), torch.tensor([3])
+    assert running_aggregate(scores, counts).tolist() == [[1.0, 2.0, 4.0]] and aggregate(scores, counts).item() == 4

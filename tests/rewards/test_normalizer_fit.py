@@ -148,3 +148,15 @@ def test_too_few_places_say_what_to_do(rewards):
 def test_a_group_of_one_has_no_spread():
     with pytest.raises(ValueError, match="at least 2"):
         group_by_place([np.arange(4.0)], smallest=1)
+
+
+def test_a_spread_below_one_is_fitted_and_judged_like_any_other():
+    """Means on a line but one, all within 0.1: R^2 is 1 - (what is left) / (what there is), as for any other unit."""
+    place = np.array([0.25, 0.5, 0.75, 1.0])
+    x = np.log(place)
+    deviation = np.array([0.0, 0.004, -0.004, 0.0])
+    groups = Groups(place, 0.05 * x + deviation, 0.3 + 0.1 * x, np.full(4, 10))
+    mean, std = fit_lines(groups)
+    assert (std.slope, std.intercept, std.r2) == pytest.approx((0.1, 0.3, 1.0), abs=1e-6)
+    left = groups.mean - mean.slope * x - mean.intercept
+    assert mean.r2 == pytest.approx(1 - np.sum(left**2) / np.sum((groups.mean - groups.mean.mean()) ** 2)) and mean.r2 < 0.999

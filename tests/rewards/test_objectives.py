@@ -526,3 +526,10 @@ def test_a_number_may_be_written_with_an_exponent():
 def test_an_objective_that_cannot_be_made_is_named(words):
     with pytest.raises(UserError, match="^`objective` "):
         named_objective(HERE + words)
+
+
+def test_the_mean_loss_has_all_that_the_losses_of_pairs_have():
+    options = (MARGIN, 0.1, 0.01, torch.tensor([0.7, 0.2]))
+    assert bradley_terry(CHOSEN, REJECTED, *options).item() == pytest.approx(
+        pair_losses(CHOSEN, REJECTED, *options).mean().item()
+    )

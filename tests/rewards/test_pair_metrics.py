@@ -164,3 +164,11 @@ def test_few_pairs_and_exploded_scores_are_remarked_on():
     (line,) = remarks(1.0, 1000, 2.5e6)
     assert line.startswith("scores reach 2.5e+06 in magnitude")
     assert remarks(0.6, 100, 900.0) == [] and len(remarks(1.0, 2, 1e6)) == 2
+
+
+def test_the_length_of_a_single_segment_and_the_score_of_a_single_response():
+    mask = torch.ones(1, 3).bool()
+    segments = segment_by_entropy(torch.zeros(1, 3), mask, 1000)
+    sums = group_sums(torch.tensor([[2.0]]), segments, mask.sum(1)[:, None], torch.tensor([True]))
+    found = group_metrics({name: float(value) for name, value in sums.items()})
+    assert found["segment_length"] == 3 and found["score_mean"] == 2
