@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads must not spin on few cores.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test faults lint models levels study bench bench-peers real clean
+.PHONY: demo test faults lint models levels study bench bench-peers mutants real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -48,6 +48,16 @@ $(PEERS)/trl-%/installed: constraints.txt
 	$(@D)/bin/pip install -q "trl==$*.0" -c constraints.txt
 	touch $@
 
+# Changes of the numerics, one at a time, and whether the tests notice: docs/mutants.md. Half an hour on two quiet cores.
+mutants: .venv/mutants
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+	$(BIN)/python benchmarks/mutants.py
+
+.venv/mutants: .venv/installed
+	$(BIN)/pip install -q -e '.[mutants]' -c constraints.txt
+	touch $@
+
 # DATA: a folder with text/, ultrafeedback-1k/, hh-harmless/ and prompts/
 real: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_text.sh $(DATA)
@@ -60,4 +70,4 @@ real: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist *.egg-info runs mutants

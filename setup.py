@@ -66,6 +66,7 @@ setup(
             "types-PyYAML",
             "pre-commit>=3",
         ],
+        "mutants": ["mutmut>=3.8.1"],
         "lora": ["peft>=0.18"],
         "flash": ["flash-attn>=2.7"],
         "wandb": ["wandb>=0.19"],
