@@ -14,6 +14,7 @@ from denserl.ppo_utils.normalizer import (
     LocationNormalizer,
     NormalizerNotFound,
     ScalarNormalizer,
+    checked_constants,
     log_places,
     read_params,
 )
@@ -233,3 +234,7 @@ def test_an_empty_file_has_none(tmp_path):
 
 def test_a_standard_deviation_below_one_is_one_like_any_other():
     assert ScalarNormalizer(0.5, 0.25)(torch.tensor([[1.0]]), torch.tensor([1])).item() == pytest.approx(2)
+
+
+def test_a_stored_spread_below_one_is_read_like_any_other():
+    assert checked_constants([0.1, 0.2, 0.3, 0.25], "here") == [0.1, 0.2, 0.3, 0.25]

@@ -160,3 +160,11 @@ def test_a_spread_below_one_is_fitted_and_judged_like_any_other():
     assert (std.slope, std.intercept, std.r2) == pytest.approx((0.1, 0.3, 1.0), abs=1e-6)
     left = groups.mean - mean.slope * x - mean.intercept
     assert mean.r2 == pytest.approx(1 - np.sum(left**2) / np.sum((groups.mean - groups.mean.mean()) ** 2)) and mean.r2 < 0.999
+
+
+def test_two_places_are_enough_for_a_line():
+    groups = group_by_place([np.array([1.0, 2.0]), np.array([3.0, 5.0])])
+    assert groups.place.tolist() == [0.5, 1.0] and groups.mean.tolist() == [2.0, 3.5] and groups.std.tolist() == [1.0, 1.5]
+    mean, std = fit_lines(groups)
+    assert (mean.intercept, std.intercept) == pytest.approx((3.5, 1.5), abs=1e-5)
+    assert (mean.slope, std.slope) == pytest.approx((1.5 / math.log(2), 0.5 / math.log(2)), abs=1e-5)
