@@ -66,11 +66,13 @@ def _names(file: Path, folder: Path) -> list[str]:
 
 
 def _is_of(name: str, split: str) -> bool:
+    name, split = name.casefold(), split.casefold()
     return name.startswith(split) and (name == split or _SHARD.fullmatch(name[len(split) :]) is not None)
 
 
 def _splits_in(files: Iterable[list[str]], asked: str) -> list[str]:
     """What the names of files that speak of a split call it, without the numbers of shards."""
-    word = re.compile(rf"(?<![A-Za-z])({'|'.join(map(re.escape, (asked, *_SPLITS)))})(?![A-Za-z])")
+    words = "|".join(map(re.escape, (asked, *_SPLITS)))
+    word = re.compile(rf"(?<![A-Za-z])({words})(set|ing|data)?(?![A-Za-z])", re.IGNORECASE)
     found = (next((name for name in names if word.search(name)), None) for names in files)
     return sorted({_SHARD.sub("", name) or name for name in found if name is not None})

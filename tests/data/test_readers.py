@@ -63,7 +63,8 @@ def test_rows_of_a_parquet_file(tmp_path):
         (["data/train-0.jsonl", "data/test-0.jsonl", "dataset_infos.json"], "train", ["data/train-0.jsonl"]),
         (["train/a.jsonl", "test/a.jsonl"], "test", ["test/a.jsonl"]),
         (["b.jsonl", "a.jsonl", "notes.md", ".cache/c.jsonl"], "train", ["a.jsonl", "b.jsonl"]),
-        (["trainset.jsonl", "other.jsonl"], "train", ["other.jsonl", "trainset.jsonl"]),
+        (["trained.jsonl", "other.jsonl"], "train", ["other.jsonl", "trained.jsonl"]),
+        (["Train.jsonl", "TEST.jsonl"], "train", ["Train.jsonl"]),
         (["train.jsonl", "train_old.jsonl", "train.clean.jsonl"], "train", ["train.jsonl"]),
         (["train_1.jsonl", "train_2.csv", "train_1b.jsonl"], "train", ["train_1.jsonl", "train_2.csv"]),
         (
@@ -100,6 +101,8 @@ def test_a_folder_without_the_split_says_which_it_has(tmp_path):
         (["train_sft/a.jsonl", "test_sft/a.jsonl"], "test", "'test' but test_sft, train_sft\n"),
         (["pairs-train.jsonl", "pairs-test.jsonl"], "train", "'train' but pairs-test, pairs-train\n"),
         (["train.clean.jsonl"], "train", "'train' but train.clean\n"),
+        (["trainset.jsonl", "testset.jsonl"], "train", "'train' but testset, trainset\n"),
+        (["Training.jsonl", "Testing.jsonl"], "test", "'test' but Testing, Training\n"),
         (["best.jsonl", "best_2.jsonl", "best_of.jsonl"], "best_o", None),
     ],
 )  # fmt: skip
