@@ -28,6 +28,9 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("linear_num_value_heads", "linear_num_key_heads"), 2),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size"), 4),
+    # Of attention to a few tokens: fewer than a row has.
+    **dict.fromkeys(("index_topk", "index_topk_blocks", "index_block_size", "index_n_heads"), 4),
+    "index_head_dim": 8,
     # Large enough that logits differ by whole nats, so that an error in them shows.
     **dict.fromkeys(("initializer_range", "init_std"), 0.3),
     # Families that are else encoders.

@@ -43,7 +43,7 @@ class Row(NamedTuple):
     found: Measured | None  # None: refused
     why: str  # it is refused, or not built
     logprob: float = 0.0  # of log-probabilities and entropies, relative to 1 nat and their size
-    gradient: float = 0.0  # relative to a weight's largest
+    gradient: float | None = 0.0  # None: the stock class has none; relative to a weight's largest
     ratio: float = 1.0  # of PPO's first update, the one farthest from 1
     classifier: Measured | None = None
     classifier_why: str = "none in transformers"
@@ -74,7 +74,7 @@ def measure(family: str) -> Row:
     return row._replace(**_of_classifier(family))
 
 
-def _of_language_model(model: PreTrainedModel, stock: PreTrainedModel) -> tuple[float, float, float]:
+def _of_language_model(model: PreTrainedModel, stock: PreTrainedModel) -> tuple[float, float | None, float]:
     for each in (model, stock):
         disable_dropout(each)
     batch = pad_responses(PROMPTS, RESPONSES, 0)
@@ -100,7 +100,7 @@ def _of_language_model(model: PreTrainedModel, stock: PreTrainedModel) -> tuple[
     try:
         total.backward()
     except RuntimeError:  # a stock class that cannot be trained
-        return max(errors), math.nan, ratio
+        return max(errors), None, ratio
     return max(errors), _gradients_apart(model, stock), ratio
 
 
@@ -158,7 +158,8 @@ def _or_zero(gradient: Tensor | None, other: Tensor | None) -> Tensor:
 
 
 def _most(values: Tensor) -> float:
-    return values.detach().abs().max().item()
+    found = values.detach().abs().max().item()
+    return found if math.isfinite(found) else math.inf
 
 
 def _said(error: Exception) -> str:
@@ -179,7 +180,7 @@ def line(row: Row, reasons: list[str]) -> str:
         logits = "" if found.logits.scale == 1 and found.logits.cap is None else f"x {found.logits.scale:g}"
         logits += "" if found.logits.cap is None else f", cap {found.logits.cap:g}"
         trains = "no" + _note(found.unsteady, reasons) if found.unsteady else f"{row.ratio:g}"
-        errors = [f"{row.logprob:.0e}", "stock fails" if math.isnan(row.gradient) else f"{row.gradient:.0e}"]
+        errors = [f"{row.logprob:.0e}", "stock fails" if row.gradient is None else f"{row.gradient:.0e}"]
         cells = ["tied" if row.tied else "", runs, decoder, logits, *errors, trains]
         cells = [cells[1], cells[0], *cells[2:]]
     if row.classifier is None:

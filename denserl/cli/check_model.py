@@ -23,6 +23,7 @@ class Options(ModelSourceConfig):
 def run(options: Options) -> None:
     from denserl.models.loading import holds_reward_head, load_policy, load_reward_model
     from denserl.models.measured import measured
+    from denserl.models.probe import TOLERANCE
 
     quiet_libraries()
     is_reward_model = holds_reward_head(options.model)
@@ -48,7 +49,7 @@ def run(options: Options) -> None:
         ("", found.unsteady),
         ("longest row", "as its positions allow" if found.longest is None else f"{found.longest} tokens"),
         ("", "" if found.longest is None else "beyond that, a row's positions change what its first tokens mean"),
-        *((f"apart, {what}", f"{value:.1e} of at most {found.tolerance:g}") for what, value in found.apart.items()),
+        *((f"apart, {what}", f"{value:.1e} of at most {TOLERANCE:g}") for what, value in found.apart.items()),
     ]
     say("\n".join(f"{name:36}{visible(text, kept='')}" for name, text in rows if text))
 

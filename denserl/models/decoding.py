@@ -4,12 +4,14 @@ Keys and values stand in groups of rows of like length, so that little padding i
 all groups together. Sampling and end-of-row checks are done by the caller.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from denserl.data.batching import pad_rows
@@ -172,3 +174,14 @@ def _alike(lengths: list[int], max_new_tokens: int) -> Iterator[slice]:
         if row == len(lengths) or lengths[row] + max_new_tokens < (1 - PADDING) * (lengths[first] + max_new_tokens):
             yield slice(first, row)
             first = row
+
+
+@contextlib.contextmanager
+def plain_settings(model: PreTrainedModel):
+    """The model's own generation settings set aside: a repetition penalty, say, would bend the distribution that is trained."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = kept

@@ -15,26 +15,23 @@ from transformers import PreTrainedModel
 
 from denserl import distributed
 from denserl.models.folders import weight_files
-from denserl.models.gathering import gathered
 from denserl.models.measured import LogitMap, Measured
 from denserl.models.probe import probe
 
 log = logging.getLogger(__name__)
 
-CACHE = Path.home() / ".cache" / "denserl" / "measured"
+CACHE = Path("~/.cache/denserl/measured")
 
 
 def measure(model: PreTrainedModel, path: str) -> Measured:
     """`probe`, once for the same weights, code and way of running; findings are read from CACHE after that."""
     file = CACHE / f"{_fingerprint(model, path)}.json"
-    partitioned = [p for p in model.parameters() if hasattr(p, "ds_id")]
     found = _read(file)
-    if partitioned:
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
         # All ranks gather the weights for the forwards, or none does.
         found = distributed.gather_objects(found)[0]
     if found is None:
-        with gathered(partitioned):
-            found = probe(model)
+        found = probe(model)
         _write(file, found)
     return found
 
@@ -48,34 +45,35 @@ def _fingerprint(model: PreTrainedModel, path: str) -> str:
     if Path(path).is_dir():
         told += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(Path(path))]
     digest.update(repr(told).encode())
-    for file in sorted({inspect.getfile(type(module)) for module in model.modules()} | {*_own_code()}):
-        digest.update(_hash_of(file))
+    # With what stands beside the files of its classes, which they may import.
+    folders = {Path(inspect.getfile(type(module))).parent for module in model.modules()} | {Path(__file__).parent}
+    for file in sorted(file for folder in folders for file in folder.glob("*.py")):
+        digest.update(_hash_of(file, file.stat().st_mtime_ns))
     return digest.hexdigest()[:32]
 
 
-def _own_code() -> list[str]:
-    return [str(file) for file in Path(__file__).parent.glob("*.py")]
-
-
 @functools.cache
-def _hash_of(file: str) -> bytes:
-    return hashlib.sha256(Path(file).read_bytes()).digest()
+def _hash_of(file: Path, time: int) -> bytes:
+    """time: of the file, which tells whether the hash still holds."""
+    return hashlib.sha256(file.read_bytes()).digest()
 
 
 def _read(file: Path) -> Measured | None:
     try:
-        stored = json.loads(file.read_text())
+        stored = json.loads(file.expanduser().read_text())
         return Measured(**{**stored, "logits": stored["logits"] and LogitMap(**stored["logits"])})
-    except (OSError, ValueError, TypeError, KeyError):
+    # RuntimeError: there is no home.
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError):
         return None
 
 
 def _write(file: Path, found: Measured) -> None:
     """Whole or not at all, since other runs may be reading; a folder that cannot be written costs a measurement each time."""
-    own = file.with_suffix(f".{os.getpid()}")
     try:
+        file = file.expanduser()
+        own = file.with_suffix(f".{os.getpid()}")
         file.parent.mkdir(parents=True, exist_ok=True)
         own.write_text(json.dumps(found._asdict(), default=asdict))
         os.replace(own, file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         log.info("what was measured of the model is not kept: %s", error)

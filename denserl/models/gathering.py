@@ -1,8 +1,12 @@
-"""Weights that ZeRO-3 has spread over ranks, made whole for a while."""
+"""Weights made whole, or fp32, for a while: all that ZeRO-3 has spread over ranks, or those of one layer at a time."""
 
 import contextlib
+from collections.abc import Iterable, Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from denserl.models.measured import hooked
 
 
 def gathered(parameters: list[nn.Parameter], write: bool = False):
@@ -16,3 +20,65 @@ def gathered(parameters: list[nn.Parameter], write: bool = False):
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if write else None)
+
+
+@contextlib.contextmanager
+def widened(model: nn.Module):
+    """Within the context a model's forward runs in fp32 with whole weights, a layer at a time; then all is as it was.
+
+    Layers are the members of the outermost module lists. What stands beside them (embeddings, heads) is wide throughout.
+    """
+    layers = list({id(layer): layer for layer in _layers(model)}.values())
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    beside = [p for p in model.parameters() if id(p) not in inside]
+    with _wide(beside), _wide_buffers(model), contextlib.ExitStack() as hooks:
+        for layer in layers:
+            running = contextlib.ExitStack()
+
+            def enter(module: nn.Module, args: tuple, running=running) -> None:
+                running.enter_context(_wide(list(module.parameters())))
+
+            def leave(module: nn.Module, args: tuple, output: object, running=running) -> None:
+                running.close()
+
+            hooks.enter_context(hooked(layer.register_forward_pre_hook(enter)))
+            hooks.enter_context(hooked(layer.register_forward_hook(leave, always_call=True)))
+        yield
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
+
+
+@contextlib.contextmanager
+def _wide(parameters: list[nn.Parameter]):
+    with gathered(parameters), _in_fp32(parameters):
+        yield
+
+
+@contextlib.contextmanager
+def _wide_buffers(model: nn.Module):
+    """Buffers may be replaced, or written to in training mode: the values come back, too."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with _in_fp32([buffer for _, buffer in model.named_buffers()]):
+            yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.data = before[name]
+
+
+@contextlib.contextmanager
+def _in_fp32(tensors: Iterable[Tensor]):
+    narrow = [(tensor, tensor.data) for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize < 4]
+    for tensor, data in narrow:
+        tensor.data = data.to(torch.float32)
+    try:
+        yield
+    finally:
+        for tensor, data in narrow:
+            tensor.data = data

@@ -41,8 +41,7 @@ class Measured(NamedTuple):
     unsampled: why it cannot be sampled from.
     unsteady: why it cannot be trained where scores or ratios are used: two passes in training mode differ.
     longest: the most tokens of a row whose positions mean the same in every row; None without such a bound.
-    tolerance: how far apart results may be that should be equal (see probe.py), at the precision in which it was measured.
-    apart: how far they were apart, by what was compared.
+    apart: how far results were apart that should be equal, by what was compared (see probe.py).
     """
 
     logits: LogitMap | None = LogitMap()
@@ -52,7 +51,6 @@ class Measured(NamedTuple):
     unsampled: str = ""
     unsteady: str = ""
     longest: int | None = None
-    tolerance: float = 0.0
     apart: dict[str, float] = {}
 
 

@@ -18,6 +18,8 @@ from denserl.models.measured import check_longest, measured
 
 PACKED_ATTENTION = "denserl_packed"
 NO_MASK = (1, 1, 1, 1)
+# What attention may be told in numbers beside queries, keys and values; any other may change what it attends to, and how.
+HONOURED = {"dropout", "scaling", "position_ids", "cache_position"}
 
 
 class Attending(Protocol):
@@ -137,6 +139,9 @@ def packed_attention(
     marked = attention_mask is not None and attention_mask.shape == NO_MASK
     if packing is None and not (marked and key.shape[2] > 1):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kw)
+    unread = sorted(name for name, value in kw.items() if isinstance(value, (Tensor, float)) and name not in HONOURED)
+    if unread:
+        raise not_packable(module, f"its attention is given {', '.join(unread)}, which packed attention does not read")
     if packing is None or not marked:
         raise not_packable(module, "it keeps from its attention how the batch is laid out, or masks it in a way of its own")
     return packing.attend(module, query, key, value, **kw), None

@@ -4,36 +4,35 @@ A model that gives other numbers without padding runs with it; one that gives ot
 `generate`; what has no way out is refused with the difference. Findings are kept on the model (measured.py).
 """
 
-import contextlib
-import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 
 from denserl.data.batching import ResponseBatch, pad_responses, pad_rows
 from denserl.errors import UserError
-from denserl.models.decoding import Decoder
+from denserl.models.decoding import Decoder, plain_settings
 from denserl.models.dropout import without_dropout
-from denserl.models.gathering import gathered
+from denserl.models.gathering import widened
 from denserl.models.logprob import chunked_logprob_entropy
 from denserl.models.measured import LogitMap, Measured, hooked, measure_logit_map, remember
 from denserl.models.packing import PACKED_ATTENTION, lay_out, packed_inputs
 from denserl.models.scoring import score_head
 from denserl.models.stretched import STRETCHED, StretchedPacking
 
-# Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32 and in narrower types.
-TOLERANCE, HALF_TOLERANCE = 1e-4, 0.25
-# Models of up to so many weights are measured in fp32 whatever their precision: faults show there that rounding hides.
-WIDENED = 2 * 10**9
+# Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32.
+TOLERANCE = 1e-4
 # Tokens of the prompts and of the rows that are run; the second and third begin alike.
 PROMPTS, LENGTHS = (3, 5, 5), (6, 17, 13)
 # Tokens that are sampled after each prompt.
 SAMPLED = 3
-# The farthest position that is tried.
+# Passes of a model that draws random numbers: of layers that drop one token in twenty, one pass would often show nothing.
+DRAWS = 32
+# The farthest position that is tried, where a model's positions do not end before.
 FAR = 2**22
 
 
@@ -71,72 +70,52 @@ def probe(model: PreTrainedModel) -> Measured:
         UserError: a row's numbers depend on the rows beside it, or on tokens to come; log-probabilities or scores cannot be had
             from hidden states.
     """
-    was_training, device = model.training, model.device
-    attention = model.config.get_text_config()._attn_implementation
-    # It runs on CUDA alone, in narrow types alone; loaded models are on the host.
-    is_flash = attention.startswith("flash")
+    was_training, attention = model.training, model.config.get_text_config()._attn_implementation
     try:
-        with torch.no_grad(), without_dropout(model), contextlib.nullcontext() if is_flash else _widened(model.eval()):
-            if is_flash:
+        with torch.no_grad(), without_dropout(model):
+            if attention.startswith("flash"):
+                # It runs on CUDA alone, in narrow types alone; another kernel stands in for it.
                 model.set_attn_implementation("eager")
-            # On the host: a position beyond a table's end would end a CUDA process.
-            longest = _longest(_subject(model))
-            model.to("cuda" if is_flash else device).set_attn_implementation(attention)
-            return _probe(_subject(model), longest)
+            found = _measured(model.eval())
+            if not found.unsteady and found.attention != "eager" and not _same_with_gradients(run_as(model, found)):
+                model.set_attn_implementation("eager")
+                found = _measured(model)._replace(unpacked="another kernel serves its attention where gradients are wanted")
+        return found if not attention.startswith("flash") else found._replace(attention=attention)
     finally:
-        model.train(was_training).to(device).set_attn_implementation(attention)
+        model.train(was_training).set_attn_implementation(attention)
 
 
 def check_same_hidden(policy: PreTrainedModel, classifier: PreTrainedModel) -> None:
     """UserError unless the head of a language model and that of the classifier made from it read the same hidden states."""
     heads, row = (policy.get_output_embeddings(), score_head(classifier)), _plain(_rows(policy)[0], policy.device)
-    whole = gathered([*policy.parameters(), *classifier.parameters()])
-    with torch.no_grad(), without_dropout(policy), without_dropout(classifier), whole:
+    with torch.no_grad(), without_dropout(policy), without_dropout(classifier), widened(policy), widened(classifier):
         own, other = (_forward(*of, row).hidden[0] for of in zip((policy, classifier), heads, strict=True))
-    if not apart(other, own) <= _tolerance(policy):
+    if not apart(other, own) <= TOLERANCE:
         raise _refused(policy, f"its own head reads other hidden states than a reward head, apart by {apart(other, own):.2g}")
 
 
-def apart(found: Tensor, expected: Tensor, typical: bool = False) -> float:
+def apart(found: Tensor, expected: Tensor) -> float:
     """How far two (N, H) results are apart: of the worst row, the norm of the difference relative to that of the row.
-
-    typical: of the median row in types narrower than fp32, where a rounded router may send a single token elsewhere.
 
     Returns: infinity for other shapes, and where something is not a number.
     """
     if found.shape != expected.shape:
         return float("inf")
-    error = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)
-    return _one_of(error, typical and expected.dtype.itemsize < 4)
+    return _most((found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12))
 
 
-def _one_of(error: Tensor, typical: bool) -> float:
-    found = (error.median() if typical else error.max()).item()
+def _most(error: Tensor) -> float:
+    found = error.max().item()
     return found if math.isfinite(found) else float("inf")
 
 
-@contextlib.contextmanager
-def _widened(model: PreTrainedModel):
-    """Within the context a model of moderate size is in fp32."""
-    before = {name: tensor.dtype for name, tensor in _tensors(model)}
-    is_large = sum(tensor.numel() for _, tensor in _tensors(model)) > WIDENED
-    if is_large or any(hasattr(tensor, "ds_id") for _, tensor in _tensors(model)):
-        yield
-        return
-    model.float()
-    try:
-        yield
-    finally:
-        for name, tensor in _tensors(model):
-            tensor.data = tensor.data.to(before[name])
-
-
-def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    return itertools.chain(model.named_parameters(), model.named_buffers())
+def _measured(model: PreTrainedModel) -> Measured:
+    with widened(model):
+        return _probe(_subject(model))
 
 
 def _subject(model: PreTrainedModel) -> Subject:
-    is_classifier = hasattr(model, "score")
+    is_classifier = model.get_output_embeddings() is None and hasattr(model, "score")
     head = model.score if is_classifier else model.get_output_embeddings()
     if head is None:
         raise _refused(model, "it has neither a language model's head nor a reward head by the name of score")
@@ -144,7 +123,7 @@ def _subject(model: PreTrainedModel) -> Subject:
     return Subject(model, head, is_classifier, rows, _batch(rows, model.device), {})
 
 
-def _probe(of: Subject, longest: int | None) -> Measured:
+def _probe(of: Subject) -> Measured:
     model, logits = of.model, None
     together, attention = _beside_a_longer_row(of)
     _check_causal(of, together)
@@ -153,32 +132,32 @@ def _probe(of: Subject, longest: int | None) -> Measured:
     else:
         logits = measure_logit_map(model)
         _check_logprobs(of, logits, together)
-    unpacked = _try_packing(of)
+    longest = _longest(of)
+    unpacked = _try_packing(of, together)
     unsteady = _compare(of, "in training mode", lambda: _in_training(of))
-    if not unsteady and attention != "eager" and not _same_with_gradients(of):
-        attention, unpacked = "eager", "another kernel of its attention serves where gradients are wanted"
-        model.set_attn_implementation(attention)
     generates = unsampled = ""
     if not of.is_classifier:
         generates = unpacked or _compare(of, "decoded", lambda: _decoded(of, together))
         unsampled = generates and _compare(of, "generated", lambda: _generated(of, together))
-    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, longest, _tolerance(model), of.found)
-
-
-def _tolerance(model: PreTrainedModel) -> float:
-    return TOLERANCE if model.dtype.itemsize >= 4 else HALF_TOLERANCE
+    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, longest, of.found)
 
 
 def _rows(model: PreTrainedModel) -> list[list[int]]:
     """Rows of ids of which the config makes no use of its own."""
-    used = {value for name, value in model.config.get_text_config().to_dict().items() if name.endswith("token_id")}
-    used |= {value for name, value in model.config.to_dict().items() if name.endswith("token_id")}
+    used = {i for config in (model.config, model.config.get_text_config()) for i in _own_ids(config)}
     vocabulary = min(model.config.get_text_config().vocab_size, model.get_input_embeddings().num_embeddings)
     free = [i for i in range(min(vocabulary, 512)) if i not in used]
     draw = torch.Generator().manual_seed(0)
     rows = [[free[i] for i in torch.randint(len(free), (length,), generator=draw)] for length in LENGTHS]
     rows[2][: PROMPTS[2]] = rows[1][: PROMPTS[1]]
     return rows
+
+
+def _own_ids(config: PreTrainedConfig) -> Iterator[int]:
+    """The ids that a config names: of one token, or lists of them."""
+    for name, value in config.to_dict().items():
+        if re.search("token_(id|ids|index)$", name):
+            yield from value if isinstance(value, (list, tuple)) else [value]
 
 
 def _batch(rows: list[list[int]], device: torch.device) -> ResponseBatch:
@@ -205,7 +184,7 @@ def _alone(of: Subject) -> Pass:
     """The first row as the stock class runs it. UserError where it does not, or gives no numbers."""
     try:
         alone = _forward(of.model, of.head, _plain(of.rows[0], of.model.device))
-    except UserError:
+    except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     # As in `_compare`.
     except Exception as error:
@@ -226,12 +205,13 @@ def _compare(of: Subject, what: str, measure: Callable[[], float]) -> str:
     """Note what was measured, and return why it will not do; empty where it will."""
     try:
         of.found[what] = measure()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     # Whatever a model's code does to inputs that it was not written for.
     except Exception as error:
         of.found[what] = float("inf")
         return f"{what}: {_said(error)}"
-    tolerance = _tolerance(of.model)
-    return "" if of.found[what] <= tolerance else f"{what}: apart by {of.found[what]:.2g}, by more than {tolerance:g}"
+    return "" if of.found[what] <= TOLERANCE else f"{what}: apart by {of.found[what]:.2g}, by more than {TOLERANCE:g}"
 
 
 def _said(error: Exception) -> str:
@@ -245,7 +225,7 @@ def _beside_a_longer_row(of: Subject) -> tuple[Pass, str]:
     def attempt() -> str:
         def measure() -> float:
             passes.append(_forward(of.model, of.head, lay_out(of.model, *of.batch[:2], None)[0]))
-            return apart(passes[-1].hidden[0, : len(of.rows[0])], alone.hidden[0], typical=True)
+            return apart(passes[-1].hidden[0, : len(of.rows[0])], alone.hidden[0])
 
         alone = _alone(of)
         return _compare(of, "beside a longer row", measure)
@@ -257,14 +237,24 @@ def _beside_a_longer_row(of: Subject) -> tuple[Pass, str]:
         of.model.set_attn_implementation("eager")
         why = attempt()
     if why:
-        raise _refused(of.model, f"a row's numbers depend on the rows beside it ({why})")
+        raise _refused(of.model, f"{_cause(of)} ({why})")
     return passes[-1], config._attn_implementation
+
+
+def _cause(of: Subject) -> str:
+    """Why a row has other numbers beside a longer one."""
+    alone, row = _alone(of), _plain(of.rows[0], of.model.device)
+    counted = {**row, "position_ids": torch.arange(len(of.rows[0]), device=of.model.device)[None]}
+    own = _compare(
+        of, "with positions counted from 0", lambda: apart(_forward(of.model, of.head, counted).hidden[0], alone.hidden[0])
+    )
+    return "it counts positions otherwise than from 0" if own else "a row's numbers depend on the rows beside it"
 
 
 def _check_causal(of: Subject, together: Pass) -> None:
     """UserError where two rows that begin alike, and go on differently, have other numbers where they are alike."""
     common = together.hidden[1:, : PROMPTS[1]]
-    why = _compare(of, "before other tokens", lambda: apart(common[0], common[1], typical=True))
+    why = _compare(of, "before other tokens", lambda: apart(common[0], common[1]))
     if why:
         raise _refused(of.model, f"a token's numbers depend on the tokens after it ({why})")
 
@@ -285,7 +275,7 @@ def _check_logprobs(of: Subject, logits: LogitMap, together: Pass) -> None:
     def measure() -> float:
         ours = chunked_logprob_entropy(together.hidden[:, :-1][mask], tokens, of.head, logits, 1.0, False)[0]
         theirs = together.output[:, :-1][mask].float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-        return _one_of((ours - theirs).abs(), of.model.dtype.itemsize < 4)
+        return _most((ours - theirs).abs() / (1 + theirs.abs()))
 
     why = _compare(of, "log-probabilities (nats)", measure)
     if why:
@@ -293,24 +283,34 @@ def _check_logprobs(of: Subject, logits: LogitMap, together: Pass) -> None:
 
 
 def _in_training(of: Subject) -> float:
+    """How far passes in training mode are from one that is not; several, where they draw random numbers."""
     before = _tokens(of)
     of.model.train()
     try:
-        return apart(_tokens(of), before)
+        with torch.random.fork_rng(devices=[]):
+            state = torch.get_rng_state()
+            found = apart(_tokens(of), before)
+            draws = 0 if torch.equal(torch.get_rng_state(), state) else DRAWS
+            return max([found, *(apart(_tokens(of), before) for _ in range(draws))])
     finally:
         of.model.eval()
 
 
-def _same_with_gradients(of: Subject) -> bool:
-    """Whether a pass whose gradients are wanted gives the same bits as one without, so that PPO's first ratios are 1."""
-    passes = []
+def _same_with_gradients(model: PreTrainedModel) -> bool:
+    """Whether a pass whose gradients are wanted gives the same bits as one without, so that PPO's first ratios are 1.
+
+    Weights that ZeRO-3 has spread are not looked at: a policy is loaded whole.
+    """
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        return True
+    passes, of = [], _subject(model)
     for with_gradients in (False, True):
         with torch.set_grad_enabled(with_gradients):
             passes.append(_tokens(of).detach())
     return torch.equal(*passes)
 
 
-def _try_packing(of: Subject) -> str:
+def _try_packing(of: Subject, together: Pass) -> str:
     """Leave the model packed, or say why it is not."""
     model, batch = of.model, of.batch
     before = model.config.get_text_config()._attn_implementation
@@ -324,7 +324,8 @@ def _try_packing(of: Subject) -> str:
         packing = StretchedPacking(batch.attention_mask, batch.shared)
         tokens, positions = packing.tokens.to(model.device), packing.positions.to(model.device)
         packed = _forward(model, of.head, packed_inputs(batch.input_ids.flatten()[tokens], positions, packing)).hidden
-        return apart(packed[0][packing.slots[batch.attention_mask.bool()].to(model.device)], padded)
+        stretched = apart(packed[0][packing.slots[batch.attention_mask.bool()].to(model.device)], padded)
+        return max(stretched, apart(_tokens(of), together.hidden[batch.attention_mask.bool().to(model.device)]))
 
     why = _compare(of, "without padding", measure)
     if why:
@@ -345,18 +346,19 @@ def _generated(of: Subject, together: Pass) -> float:
     prompts = [of.rows[b][: PROMPTS[b]][::-1] for b in order]
     forced = torch.tensor([of.rows[b][PROMPTS[b] :][:SAMPLED] for b in order], device=device)
     ids = pad_rows(prompts, 0).flip(1).to(device)
-    output = of.model.generate(
-        input_ids=ids,
-        attention_mask=pad_rows([[1] * len(prompt) for prompt in prompts], 0).flip(1).to(device),
-        logits_processor=LogitsProcessorList([_Forced(forced, ids.shape[1])]),
-        do_sample=False,
-        max_new_tokens=SAMPLED,
-        eos_token_id=None,
-        pad_token_id=0,
-        use_cache=True,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
+    with plain_settings(of.model):
+        output = of.model.generate(
+            input_ids=ids,
+            attention_mask=pad_rows([[1] * len(prompt) for prompt in prompts], 0).flip(1).to(device),
+            logits_processor=LogitsProcessorList([_Forced(forced, ids.shape[1])]),
+            do_sample=False,
+            max_new_tokens=SAMPLED,
+            eos_token_id=None,
+            pad_token_id=0,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     return apart(torch.cat(output.logits).to(of.model.dtype), _next_logits(together, order))
 
 
@@ -377,29 +379,56 @@ def _next_logits(together: Pass, order: list[int]) -> Tensor:
 
 
 def _longest(of: Subject) -> int | None:
-    """The most tokens of a row for which the first ones mean the same; found by moving the last one away from them."""
-    row, device = of.rows[0], of.model.device
+    """The most tokens of a row for which its tokens mean the same; found by moving the last one away from the others."""
+    row, device = of.rows[1], of.model.device
 
-    def moved(farthest: int) -> Tensor:
-        position = torch.arange(len(row), device=device)
-        position[-1] = farthest
+    def moved(spread: int, last: int) -> Tensor:
+        """Hidden states of all tokens but the last, spread over the first `spread` positions."""
+        position = torch.linspace(0, spread - 1, len(row) - 1, device=device, dtype=torch.float64).long()
+        position = torch.cat([position, position.new_tensor([last])])
         return _forward(of.model, of.head, {**_plain(row, device), "position_ids": position[None]}).hidden[0, :-1]
 
-    def changes(farthest: int) -> bool:
-        return apart(moved(farthest), near) > _tolerance(of.model)
+    def changes(same: int, tokens: int) -> bool:
+        """Whether in a row of so many tokens those before `same` mean something else than in a row of `same`.
 
-    try:
-        near = moved(len(row) - 1)
-        if not changes(FAR - 1):
-            return None
-    # A table of positions ends before; or the model does not run at all, which is said later. Neither has such a bound.
-    except Exception:
+        To the bit: all that differs is where the last token stands, which the others do not see.
+        """
+        return not torch.equal(moved(same - 1, tokens - 1), moved(same - 1, same - 1))
+
+    first = len(row)
+    most = next((tokens for tokens in _tried(of.model) if tokens > first and _runs(moved, first - 1, tokens - 1)), first)
+    if most == first or not changes(first, most):
         return None
-    same, other = len(row), FAR
-    while other - same > 1:
-        middle = (same + other) // 2
-        same, other = (same, middle) if changes(middle - 1) else (middle, other)
-    return same
+    jump = _last(first, most, lambda tokens: not changes(first, tokens))
+    # What changes with every further token changes little at first, and most far from the row's beginning.
+    return _last(first, jump + 1, lambda tokens: not changes(tokens - 1, tokens))
+
+
+def _last(yes: int, no: int, holds: Callable[[int], bool]) -> int:
+    """The last number from `yes` on for which something holds that does not hold for `no` and beyond."""
+    while no - yes > 1:
+        middle = (yes + no) // 2
+        yes, no = (middle, no) if holds(middle) else (yes, middle)
+    return yes
+
+
+def _tried(model: PreTrainedModel) -> list[int]:
+    """Lengths of a row in which positions may mean something else: far beyond what the model is for, and the most it is for.
+
+    On CUDA the latter alone: a position beyond the end of a table would end the process. Longer rows are refused anyway
+    (positions.py).
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or FAR
+    return [most] if model.device.type == "cuda" else [FAR, most]
+
+
+def _runs(forward: Callable[..., Tensor], *arguments: int) -> bool:
+    try:
+        forward(*arguments)
+        return True
+    # A table of positions that ends before; or what else a model's code does.
+    except Exception:
+        return False
 
 
 def _refused(model: PreTrainedModel, found: str) -> UserError:

@@ -1,6 +1,5 @@
 """Responses sampled from the policy as it is: by the own decoder, or by transformers' `generate` where it cannot be packed."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import (
-    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -21,7 +19,7 @@ from transformers import (
 from denserl.data.batching import in_batches_of, pad_rows
 from denserl.data.chat import stop_ids
 from denserl.errors import UserError
-from denserl.models.decoding import Decoder
+from denserl.models.decoding import Decoder, plain_settings
 from denserl.models.measured import Measured, check_longest, measured, stock_model
 from denserl.models.packing import is_packed
 from denserl.rollouts.base import Rollouts, Stream
@@ -145,7 +143,7 @@ class PolicySampler:
         reversed_ids = pad_rows([prompt[::-1] for prompt, _ in rows], self.pad_id)
         reversed_mask = pad_rows([[1] * len(prompt) for prompt, _ in rows], 0)
         choose = InverseCDF(self._uniforms(rows).to(model.device), reversed_ids.shape[1])
-        with _plain_settings(model):
+        with plain_settings(model):
             output = model.generate(
                 input_ids=reversed_ids.flip(1).to(model.device),
                 attention_mask=reversed_mask.flip(1).to(model.device),
@@ -166,14 +164,3 @@ class PolicySampler:
     def _warpers(self) -> list[LogitsProcessor]:
         temperature = [TemperatureLogitsWarper(float(self.temperature))] if self.temperature != 1 else []
         return temperature + ([TopPLogitsWarper(self.top_p)] if self.top_p < 1 else [])
-
-
-@contextlib.contextmanager
-def _plain_settings(model: PreTrainedModel):
-    """The model's own generation settings set aside: a repetition penalty, say, would bend the distribution that is trained."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kept, base.generation_config = base.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        base.generation_config = kept
