@@ -25,6 +25,7 @@ _ASKED, _SAID, _MORE = "Zqasked", "Zqsaid", "Zqmore"
 # Keys that say which message or call belongs to which, and hold nothing that could be shown; of a tool's result, its name too.
 _LINKS = ("id", "tool_call_id", "type", "index")
 _ANOTHER = "give a template that shows it with `chat_template`, or leave it out of the data"
+_ANY_DEPTH = 99
 _KNOWN_ROLES = ("system", "user", "assistant", "developer")
 
 
@@ -105,11 +106,14 @@ def check_shown(
             raise _left_out("content", message)
         if looked_at and (message.keys() - {"role", "content"} or message["role"] not in _KNOWN_ROLES or not found):
             _check_message(tokenizer, template, talk, number, add_generation_prompt)
-    for key in () if answer_only else filter(lambda key: _holds_text(talk.values[key]), talk.values):
-        without = talk._replace(values={k: v for k, v in talk.values.items() if k != key})
-        both = [render(tokenizer, template, each, add_generation_prompt) for each in (talk, without)]
-        if both[0] == both[1]:
-            raise BadRow(f"the chat template does not show {key!r}", _ANOTHER)
+    values = {} if answer_only else {key: value for key, value in talk.values.items() if _holds_text(value)}
+    whole = render(tokenizer, template, talk, add_generation_prompt) if values else ""
+    for key in values:
+        # Of a tool's schema templates show what they need.
+        for place, less in _less({key: values[key]}, whole, depth=2 if key == "tools" else _ANY_DEPTH):
+            without = talk._replace(values={k: v for k, v in {**talk.values, key: less.get(key)}.items() if v is not None})
+            if _is_same(tokenizer, template, without, whole, add_generation_prompt):
+                raise BadRow(f"the chat template does not show {place!r}", _ANOTHER)
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -131,24 +135,50 @@ def _check_message(
     whole = render(tokenizer, template, talk, add_generation_prompt)
 
     def is_dropped(**changed: Any) -> bool:
-        try:
-            return render(tokenizer, template, talk.with_message(number, **changed), add_generation_prompt) == whole
-        except BadRow:
-            return False  # it is read at the least
+        return _is_same(tokenizer, template, talk.with_message(number, **changed), whole, add_generation_prompt)
 
     is_result = message["role"] not in _KNOWN_ROLES
     for key in message.keys() - {"role", *_LINKS, *(["name"] if is_result else [])}:
-        value = message[key]
-        parts = [value[:i] + value[i + 1 :] for i in range(len(value))] if isinstance(value, list) else []
-        less = [*parts, "" if key == "content" else None] if _holds_text(value) else []
-        if any(is_dropped(**{key: part}) for part in less):
+        missing = "" if key == "content" else None
+        lesser = _less({key: _with_arguments(message, as_text=False)[key]}, whole)
+        left_out = next((place for place, less in lesser if is_dropped(**{key: less.get(key, missing)})), None)
+        if left_out is not None:
             is_past_turn = message["role"] == "assistant" and number < len(talk.messages) - 1
-            if not is_past_turn:
-                raise _left_out(key, message)
+            if not is_past_turn or (key == "content" and is_dropped(content=_SAID)):  # not a part of it alone
+                raise _left_out(left_out, message)
             _check_message(tokenizer, template, talk._replace(messages=talk.messages[: number + 1]), number, False)
     for role in ("user", "assistant"):
         if is_result and is_dropped(role=role):
             raise BadRow(f"the chat template writes a message of role {message['role']!r} like one of role {role!r}", _ANOTHER)
+
+
+def _is_same(tokenizer: "PreTrainedTokenizerBase", template: str, talk: Talk, whole: str, add_generation_prompt: bool) -> bool:
+    try:
+        return render(tokenizer, template, talk, add_generation_prompt) == whole
+    except BadRow:
+        return False  # what was taken away is read at the least
+
+
+def _less(value: Any, rendered: str, depth: int = _ANY_DEPTH, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The value without one of the things in it that hold texts, down to some depth, each with where that stands.
+
+    A text inside a list that is in the rendering is shown, whatever it was taken from: a call's id may name its function.
+    """
+    pairs: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, Mapping) else []
+    pairs = list(enumerate(value)) if isinstance(value, list) else pairs
+    for at, item in pairs if depth else ():
+        is_shown = place and isinstance(item, str) and _found(rendered, item, 0)[1]
+        if at in _LINKS or is_shown or not _holds_text(item):
+            continue
+        here = f"{place}[{at}]" if isinstance(value, list) else f"{place}.{at}".removeprefix(".")
+        yield here, _with_item(value, pairs, at)
+        yield from ((there, _with_item(value, pairs, at, less)) for there, less in _less(item, rendered, depth - 1, here))
+
+
+def _with_item(value: Any, pairs: list[tuple[Any, Any]], at: Any, *items: Any) -> Any:
+    """The value with another item in a place, or without the one that is there."""
+    changed = [(key, new) for key, item in pairs for new in (items if key == at else (item,))]
+    return dict(changed) if isinstance(value, Mapping) else [item for _, item in changed]
 
 
 def _left_out(key: str, message: dict) -> BadRow:

@@ -46,6 +46,18 @@ PARTS = CHATML.replace(
 )
 
 
+NO_PAST = CHATML.replace("message['content'] +", "(message['content'] if loop.last or message['role'] == 'user' else '') +")
+ONLY_NAMES = CHATML.replace(
+    "message['content'] +", "(message['content'] or message.tool_calls | map(attribute='function.name') | join) +"
+)
+ONE_ARGUMENT = SHOWS_CALLS.replace(
+    "['function'] | tojson", "['function']['name'] + message.tool_calls[0]['function']['arguments']['at']"
+)
+TWO_ARGUMENTS = {**CALLS, "tool_calls": [{"name": "look", "arguments": '{"at": "sea", "by": "night"}'}]}
+DOCUMENTS = "{% if documents %}{{ documents[0].title or documents[0] }}{% endif %}" + CHATML
+LOOK = {"name": "look", "description": "Looks.", "parameters": {"type": "object", "title": "Look"}}
+
+
 def tokenizer_with(template):
     tokenizer = build_tokenizer("chatml")
     tokenizer.chat_template = template
@@ -72,7 +84,7 @@ LEFT_OUT = [
     (ONLY_LAST, [SYSTEM, USER], "Yes.", {}, "the whole content of a message of role 'system'"),
     (CHATML, [USER, CALLS, TOOL], "Yes.", {}, "'tool_calls' of a message of role 'assistant'"),
     (SHOWS_CALLS, [USER, CALLS, TOOL], "Yes.", {}, None),
-    (SHOWS_CALLS, [USER, {**CALLS, "tool_calls": [CALL, CALL]}, TOOL], "Yes.", {}, "'tool_calls'"),
+    (SHOWS_CALLS, [USER, {**CALLS, "tool_calls": [CALL, CALL]}, TOOL], "Yes.", {}, "'tool_calls[0]'"),
     (SHOWS_CALLS, [USER], CALLS, {}, None),
     (CHATML, [USER], CALLS, {}, "'tool_calls' of a message of role 'assistant'"),
     (JSON_RESULTS, [USER, CALLS, TOOL], "Yes.", {}, None),
@@ -84,12 +96,23 @@ LEFT_OUT = [
     (STRIPS, [USER], PAST, {}, "the whole content of a message of role 'assistant'"),
     (STRIPS, [USER, PAST, USER], "Yes.", {}, None),
     (STRIPS_PAST, [USER], PAST, {}, None),
+    (NO_PAST, [USER, {**PAST, "content": "Aye."}, USER], "Yes.", {}, "the whole content of a message of role 'assistant'"),
     (STRIPS_PAST, [USER, PAST, USER], "Yes.", {}, None),
     (CHATML, [{**USER, "name": "Ann"}], "Yes.", {}, "'name' of a message of role 'user'"),
     (CHATML, [USER], "Yes.", {"tools": [CALL]}, "does not show 'tools'"),
     (CHATML, [USER], "Yes.", {"tools": [], "enable_thinking": False}, None),
     (TRIMS, [{"role": "user", "content": "  Hello\n"}], " Yes.\n", {}, None),
     (QWEN25, [SYSTEM, USER], "Yes.", {}, None),
+    (ONLY_NAMES, [USER], CALLS, {}, "'tool_calls[0].function.arguments' of a message of role 'assistant'"),
+    (ONLY_NAMES, [USER, CALLS, USER], "Yes.", {}, "'tool_calls[0].function.arguments' of a message of role 'assistant'"),
+    (ONE_ARGUMENT, [USER], CALLS, {}, None),
+    (ONE_ARGUMENT, [USER], TWO_ARGUMENTS, {}, "'tool_calls[0].function.arguments.by'"),
+    (DOCUMENTS, [USER], "Yes.", {"documents": [{"title": "Sea", "text": "Deep."}]}, "does not show 'documents[0].text'"),
+    (DOCUMENTS.replace("title", "text"), [USER], "Yes.", {"documents": [{"text": "Deep."}]}, None),
+    (DOCUMENTS, [USER], "Yes.", {"documents": [{"title": "Sea"}, {"title": "Land"}]}, "does not show 'documents[1]'"),
+    (DOCUMENTS.replace("documents", "tools"), [USER], "Yes.", {"tools": [CALL, LOOK]}, "does not show 'tools[1]'"),
+    # What of a schema is written is the template's own affair.
+    (DOCUMENTS.replace("documents", "tools").replace("title", "name"), [USER], "Yes.", {"tools": [LOOK]}, None),
 ]
 
 
