@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import select
 import sys
 
 from denserl.terminal import say
@@ -25,7 +27,24 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still writes at its end
+        raise SystemExit(1) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         say("usage: denserl COMMAND [OPTIONS]      (denserl COMMAND --help lists its options)\n")
         for name, what in COMMANDS.items():
