@@ -47,7 +47,11 @@ def load_members(
         if own is not tokenizer:
             check_same_tokenizer(tokenizer, own, path)
             if not renders_alike(tokenizer, own):
-                log.warning("%s: its chat template writes conversations otherwise than the one whose ids it is given", path)
+                log.warning(
+                    "%s: its chat template writes conversations otherwise than the one whose ids it is given; its own, "
+                    "chat_template.jinja in its folder, is taken with `chat_template`",
+                    path,
+                )
     models = [load_reward_model(path, dtype, **config.model_source()) for path in paths]
     for model in models:
         match_embeddings(model, tokenizer)
