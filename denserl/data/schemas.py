@@ -302,7 +302,10 @@ def _check_filled(prompt: list[dict], **answers: str | dict) -> None:
         raise BadRow("the prompt's last turn is empty")
     for key, answer in answers.items():
         if isinstance(answer, str) or "tool_calls" not in answer:
-            text_of(_trimmed(answer)["content"], key)
+            content = _trimmed(answer)["content"]
+            if key in WHOLE and not content:
+                raise BadRow(f"the answer at the end of {key!r} is empty")
+            text_of(content, key)
 
 
 def _system_texts(row: dict) -> dict[str, str]:

@@ -281,6 +281,7 @@ REFUSED = [
     (as_prompt, {"prompt": [ASKED, {"role": "wizard", "content": "x"}]}, "holds a message of role 'wizard'"),
     (as_prompt, {"prompt": [ASKED, None]}, "'prompt' holds a message that is not an object but null"),
     (as_prompt, {"prompt": [{"role": "user", "text": "Q"}]}, "a message without 'content'; it has role, text"),
+    (as_demonstration, {"messages": [ASKED, {**THOUGHT, "content": ""}]}, "the answer at the end of 'messages' is empty"),
     (as_prompt, {"prompt": []}, "'prompt' is neither text nor a list of messages but an empty list"),
     (as_prompt, {"prompt": None, "id": 1}, "the row has prompt (null), id"),
 ]
