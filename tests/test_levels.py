@@ -45,6 +45,7 @@ def parsed(monkeypatch, tmp_path):
     return commands
 
 
+@pytest.mark.long
 def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
     options = levels.Options(seeds=[0, 1], coefficients=[0.2], runs=tmp_path)
     levels.main(options)

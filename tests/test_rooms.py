@@ -96,15 +96,15 @@ def test_the_bandit_threshold_is_written_once():
         ("denserl", ["torch", "transformers", "numpy", *HEAVY]),
         ("denserl.cli.main", ["torch", "transformers", *HEAVY]),
         ("denserl.cli.train_ppo", ["torch", "transformers", *HEAVY]),
-        ("denserl.cli.train_rm", ["torch", "transformers", *HEAVY]),
+        pytest.param("denserl.cli.train_rm", ["torch", "transformers", *HEAVY], marks=pytest.mark.long),
         ("denserl.segmentation", ["transformers", "datasets", *HEAVY]),
         ("denserl.ppo_utils.experience", ["transformers", "datasets", *HEAVY]),
         ("denserl.rewards.pair_metrics", HEAVY),
         ("denserl.evaluation.plots", HEAVY),
         # transformers' Trainer imports peft where it is installed.
         ("denserl.trainer.ppo_trainer", ["denserl.cli", *WITHOUT_PEFT]),
-        ("denserl.trainer.reward_trainer", ["denserl.cli", *WITHOUT_PEFT]),
-        ("denserl.evaluation.scorers", ["denserl.cli", *HEAVY]),
+        pytest.param("denserl.trainer.reward_trainer", ["denserl.cli", *WITHOUT_PEFT], marks=pytest.mark.long),
+        pytest.param("denserl.evaluation.scorers", ["denserl.cli", *HEAVY], marks=pytest.mark.long),
     ],
 )
 def test_importing_stays_light(module, unwanted):

@@ -37,6 +37,7 @@ def parsed(monkeypatch, tmp_path):
     return commands
 
 
+@pytest.mark.long
 def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path, shared_data):
     options = study.Options(seeds=[0], data=shared_data, runs=tmp_path)
     study.main(options)

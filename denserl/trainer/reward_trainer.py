@@ -307,8 +307,9 @@ def pairs_of(
     train, held_out = (
         prepare_pairs(part, config, config, config.model, tokenizer, device, dtype, **how) for part in (train, held_out)
     )
-    # An engine refers to itself; what it holds is needed for training.
-    gc.collect()
+    if how["in_shares"]:
+        # An engine refers to itself; what it holds is needed for training.
+        gc.collect()
     return flip_labels(train, config.flip_frac, config.seed), held_out
 
 

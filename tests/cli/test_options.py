@@ -129,7 +129,8 @@ COMMANDS_OPTIONS = {name: importlib.import_module(f"denserl.cli.{name.replace('-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_a_help_text(command):
     options_class = COMMANDS_OPTIONS[command]
-    assert [option.name for option in options_of(options_class) if not help_of(options_class).get(option.name)] == []
+    texts = help_of(options_class)
+    assert [option.name for option in options_of(options_class) if not texts.get(option.name)] == []
 
 
 @pytest.mark.parametrize("command", ["train-sft", "train-rm", "train-ppo", "fit-normalizer", "evaluate", "bon"])

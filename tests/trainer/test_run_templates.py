@@ -58,7 +58,7 @@ def kept(folder):
     return json.loads((folder / "tokenizer_config.json").read_text()).get("template_date")
 
 
-@pytest.mark.parametrize("command", [train_sft, train_rm])
+@pytest.mark.parametrize("command", [train_sft, pytest.param(train_rm, marks=pytest.mark.long)])
 def test_a_run_that_is_resumed_on_a_later_day_keeps_its_date(folder, tmp_path, on_day, command):
     on_day("2026-03-05")
     output = run(command, folder, tmp_path / "run")
