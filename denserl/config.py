@@ -91,7 +91,6 @@ class Option(typing.NamedTuple):
         return "main" if FIRST in self.marks else self.owner.group
 
 
-@functools.cache
 def options_of(config: type) -> list[Option]:
     """The options of a config class, in order."""
     hints = typing.get_type_hints(config, include_extras=True)
