@@ -187,7 +187,8 @@ def test_another_reward_model_and_a_critic_from_it(model, tmp_path):
     assert three._ppo_at_rest(given) - base._ppo_at_rest(given) == 4 * (2 * layer + 2 * CLASSIFIER)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# Each is parsed for every setting, train-ppo's the longest.
+@pytest.mark.parametrize("command", ["train-sft", "train-rm", pytest.param("train-ppo", marks=pytest.mark.long)])
 def test_printed_flags_are_understood_by_the_command(command):
     batches = {"train-ppo": ["micro_batch_size", "sample_batch_size"], "train-rm": ["micro_batch_size", "score_tokens"]}
     phases = [Phase(command, "p", lambda setting: 2**30, batch) for batch in batches.get(command, ["micro_batch_size"])]

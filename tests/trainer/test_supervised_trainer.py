@@ -256,7 +256,7 @@ def test_the_best_checkpoint_is_kept_and_its_weights_are_written_after_a_resume_
     assert json.loads((output / "config.json").read_text())["mean"] == mean
 
 
-@pytest.mark.parametrize("command", [train_rm, train_sft])
+@pytest.mark.parametrize("command", [pytest.param(train_rm, marks=pytest.mark.long), train_sft])
 @pytest.mark.parametrize(("eval_steps", "steps"), [(0, [3]), (1, [1, 2, 3]), (2, [2, 3]), (3, [3])])
 def test_the_last_step_is_evaluated_once(command, eval_steps, steps, train):
     output = train("run", command, eval_steps=eval_steps, lr=0.01)
