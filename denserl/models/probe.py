@@ -4,10 +4,11 @@ A model that gives other numbers without padding runs with it; one that gives ot
 `generate`; what has no way out is refused with the difference. Findings are kept on the model (measured.py).
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from denserl.models.measured import LogitMap, Measured, hooked, measure_logit_ma
 from denserl.models.packing import PACKED_ATTENTION, lay_out, packed_inputs
 from denserl.models.scoring import score_head
 from denserl.models.stretched import STRETCHED, StretchedPacking
+
+Result = TypeVar("Result")
 
 # Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32.
 TOLERANCE = 1e-4
@@ -180,14 +183,25 @@ def _plain(row: list[int], device: torch.device) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def _attempt(run: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """What a pass gives, or what it ended in: anything, with a model's code and inputs that it was not written for.
+
+    Lack of memory says nothing of the model, and is raised.
+    """
+    try:
+        return run(), None
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        return None, error
+
+
 def _alone(of: Subject) -> Pass:
     """The first row as the stock class runs it. UserError where it does not, or gives no numbers."""
-    try:
-        alone = _forward(of.model, of.head, _plain(of.rows[0], of.model.device))
-    except (UserError, torch.OutOfMemoryError, MemoryError):
-        raise
-    # As in `_compare`.
-    except Exception as error:
+    alone, error = _attempt(lambda: _forward(of.model, of.head, _plain(of.rows[0], of.model.device)))
+    if isinstance(error, UserError):
+        raise error
+    if error is not None:
         raise _refused(of.model, f"it does not run on a row of tokens alone: {_said(error)}") from error
     if not alone.hidden.isfinite().all() or alone.output.isnan().any():
         raise _refused(of.model, "it gives numbers that are not finite; its weights may be damaged")
@@ -203,13 +217,9 @@ def _tokens(of: Subject) -> Tensor:
 
 def _compare(of: Subject, what: str, measure: Callable[[], float]) -> str:
     """Note what was measured, and return why it will not do; empty where it will."""
-    try:
-        of.found[what] = measure()
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    # Whatever a model's code does to inputs that it was not written for.
-    except Exception as error:
-        of.found[what] = float("inf")
+    value, error = _attempt(measure)
+    of.found[what] = float("inf") if value is None else value
+    if error is not None:
         return f"{what}: {_said(error)}"
     return "" if of.found[what] <= TOLERANCE else f"{what}: apart by {of.found[what]:.2g}, by more than {TOLERANCE:g}"
 
@@ -396,8 +406,10 @@ def _longest(of: Subject) -> int | None:
         return not torch.equal(moved(same - 1, tokens - 1), moved(same - 1, same - 1))
 
     first = len(row)
-    most = next((tokens for tokens in _tried(of.model) if tokens > first and _runs(moved, first - 1, tokens - 1)), first)
-    if most == first or not changes(first, most):
+    # A table of positions may end before the farthest.
+    tried = [tokens for tokens in _tried(of.model) if tokens > first]
+    most = next((tokens for tokens in tried if _attempt(functools.partial(moved, first - 1, tokens - 1))[1] is None), None)
+    if most is None or not changes(first, most):
         return None
     jump = _last(first, most, lambda tokens: not changes(first, tokens))
     # What changes with every further token changes little at first, and most far from the row's beginning.
@@ -420,15 +432,6 @@ def _tried(model: PreTrainedModel) -> list[int]:
     """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or FAR
     return [most] if model.device.type == "cuda" else [FAR, most]
-
-
-def _runs(forward: Callable[..., Tensor], *arguments: int) -> bool:
-    try:
-        forward(*arguments)
-        return True
-    # A table of positions that ends before; or what else a model's code does.
-    except Exception:
-        return False
 
 
 def _refused(model: PreTrainedModel, found: str) -> UserError:

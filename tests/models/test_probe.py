@@ -294,6 +294,19 @@ def test_measured_in_fp32_a_narrow_model_comes_back_as_it_was():
     assert max(found.apart.values()) < 1e-5
 
 
+@pytest.mark.parametrize("passes", range(0, 12, 3))
+def test_lack_of_memory_is_no_property_of_a_model(passes):
+    model, left = tiny_models.language_model("llama"), iter(range(passes))
+
+    def run_out(*args):
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.model.norm.register_forward_pre_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe(model)
+
+
 def test_several_end_tokens_are_no_obstacle():
     model = tiny_models.language_model("llama")
     model.config.eos_token_id = [2, 3]
