@@ -1,12 +1,19 @@
-"""From segment scores to the one score of a response that the Bradley-Terry loss compares, also of its first segments alone."""
+"""From segment scores to the one score of a response that the Bradley-Terry loss compares, also of its first segments alone.
+
+From logits of steps to one number for a solution.
+"""
+
+import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import logsigmoid, pad
 
 AGGREGATIONS = ("avg", "sum", "min", "last", "logsumexp")
 # Those that commute with shifting and scaling every segment's score alike.
 SHIFTED_WHOLE = ("avg", "min", "last")
+# Of the steps of a solution. There is no sum: it would pay for steps.
+STEP_AGGREGATIONS = ("min", "mean", "last", "prod", "mean_logit")
 
 
 def aggregate(segment_scores: Tensor, counts: Tensor, how: str = "avg") -> Tensor:
@@ -50,6 +57,48 @@ def running_aggregate(segment_scores: Tensor, counts: Tensor, how: str = "avg") 
 
 def valid_scores(segment_scores: Tensor, counts: Tensor) -> Tensor:
     """(B, K_max) scores with 0 past each row's K, fp32 (fp64 where they were)."""
-    within = torch.arange(segment_scores.shape[1], device=counts.device) < counts[:, None]
+    within = is_within(segment_scores, counts)
     scores = segment_scores if segment_scores.dtype == torch.float64 else segment_scores.float()
     return torch.where(within, scores, 0.0)
+
+
+def is_within(segment_scores: Tensor, counts: Tensor) -> Tensor:
+    """(B, K_max) bool: the slots of each row's K."""
+    return torch.arange(segment_scores.shape[1], device=counts.device) < counts[:, None]
+
+
+def aggregate_steps(logits: Tensor, counts: Tensor, how: str = "min") -> Tensor:
+    """One number for each solution, of the chances p_k = sigmoid(l_k) that its steps are right.
+
+    Args:
+        logits: (B, K_max) l_k, anything past a row's K.
+        counts: (B,) long, K of each row; a row without steps has 0 (first_error: -1).
+        how: one of STEP_AGGREGATIONS or first_error. min, mean, last, prod: of the p_k; mean_logit: the mean l_k;
+            first_error: `first_error`.
+
+    Returns: (B,) fp64, in which a step that is all but sure is not rounded to one that is.
+
+    Raises:
+        ValueError: unknown `how`.
+    """
+    logits = valid_scores(logits.double(), counts)
+    if how == "first_error":
+        return first_error(logits, counts).double()
+    if how == "mean_logit":
+        return aggregate(logits, counts, "avg")
+    if how == "prod":
+        return torch.where(counts > 0, valid_scores(logsigmoid(logits), counts).sum(1).exp(), 0.0)
+    if how not in STEP_AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {how!r}; known: {', '.join(STEP_AGGREGATIONS)}, first_error")
+    return aggregate(logits.sigmoid(), counts, "avg" if how == "mean" else how)
+
+
+def first_error(logits: Tensor, counts: Tensor, threshold: float = 0.5) -> Tensor:
+    """The place, from 0, of the first step whose chance of being right is below the threshold: (B,) long, -1 where none is.
+
+    Args:
+        logits, counts: as of `aggregate_steps`. threshold: above 0 and below 1.
+    """
+    wrong = is_within(logits, counts) & (logits < math.log(threshold) - math.log1p(-threshold))
+    # A slot more, for argmax wants one, and takes the first of equal ones.
+    return torch.where(wrong.any(1), pad(wrong, (0, 1)).long().argmax(1), -1)

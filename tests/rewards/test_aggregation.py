@@ -8,7 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.rewards.aggregation import AGGREGATIONS, SHIFTED_WHOLE, aggregate, running_aggregate, valid_scores
+from denserl.rewards.aggregation import (
+    AGGREGATIONS,
+    SHIFTED_WHOLE,
+    STEP_AGGREGATIONS,
+    aggregate,
+    aggregate_steps,
+    first_error,
+    running_aggregate,
+    valid_scores,
+)
 
 COUNTS = st.lists(st.integers(0, 6), max_size=5)
 HOWS = st.sampled_from(AGGREGATIONS)
@@ -113,3 +122,47 @@ def test_unknown_aggregation():
 def test_the_mean_is_what_is_taken_unless_told_otherwise():
     scores, counts = torch.tensor([[1.0, 3.0, 8.0]]), torch.tensor([3])
     assert running_aggregate(scores, counts).tolist() == [[1.0, 2.0, 4.0]] and aggregate(scores, counts).item() == 4
+
+
+def test_steps_by_hand():
+    """Two-way logits 4 .6 -1 -.9, whose chances are .98201379 .64565631 .26894142 .28905050; and a solution of one step."""
+    logits = torch.tensor([[4, 0.6, -1, -0.9, math.nan], [0.6, -math.inf, 9, 9, 9], [math.nan] * 5], dtype=torch.float64)
+    counts = torch.tensor([4, 1, 0])
+    whole = {"min": 0.26894142, "mean": 0.54641550, "last": 0.28905050, "prod": 0.04928904, "mean_logit": 0.675}
+    assert set(whole) == set(STEP_AGGREGATIONS)
+    for how, value in whole.items():
+        one = 0.6 if how == "mean_logit" else 0.64565631
+        assert aggregate_steps(logits, counts, how).tolist() == pytest.approx([value, one, 0.0], abs=1e-8)
+    assert aggregate_steps(logits, counts, "first_error").tolist() == [2, -1, -1]
+    assert aggregate_steps(logits, counts).tolist() == aggregate_steps(logits, counts, "min").tolist()
+
+
+@given(COUNTS, st.integers(0, 999), st.sampled_from(STEP_AGGREGATIONS), st.floats(0.05, 0.95))
+def test_steps_equal_a_loop(counts, seed, how, threshold):
+    logits, number = 4 * scores_for(counts, seed), torch.tensor(counts, dtype=torch.long)
+    rows = [[float(value) for value in logits[b, :n]] for b, n in enumerate(counts)]
+    chances = [[1 / (1 + math.exp(-value)) for value in row] for row in rows]
+    loop = {
+        "min": min,
+        "mean": lambda p: sum(p) / len(p),
+        "last": lambda p: p[-1],
+        "prod": math.prod,
+    }
+    expected = [sum(row) / len(row) if how == "mean_logit" else loop[how](p) for row, p in zip(rows, chances) if row]
+    found = aggregate_steps(logits, number, how)
+    assert found[number > 0].tolist() == pytest.approx(expected, rel=1e-9) and not found[number == 0].any()
+    wrong = [next((k for k, p in enumerate(row) if p < threshold), -1) for row in chances]
+    assert first_error(logits, number, threshold).tolist() == wrong
+
+
+def test_steps_that_are_all_but_sure_are_told_apart():
+    """In fp32 both chances round to 1, and a product of hundreds of small ones to 0."""
+    sure = aggregate_steps(torch.tensor([[20.0], [21.0]]), torch.tensor([1, 1]))
+    assert sure[0] < sure[1] < 1
+    unlikely = aggregate_steps(torch.full((1, 64), -10.0), torch.tensor([64]), "prod")
+    assert unlikely.log().item() == pytest.approx(-64 * math.log1p(math.exp(10)))
+
+
+def test_steps_have_no_sum():
+    with pytest.raises(ValueError, match="'sum'.*min.*first_error"):
+        aggregate_steps(torch.zeros(1, 1), torch.tensor([1]), "sum")
