@@ -36,7 +36,7 @@ class PPOConfig(
     model, or several: all are added (docs/extending.md)."""
     reward_weights: Annotated[
         list[float] | None,
-        Only("with a single source of rewards", lambda c: bool(c.reward_model) + len(c.reward_function or []) > 1),
+        Only("with a single source of rewards", lambda c: len(c.source_names()) > 1),
     ] = None
     """Weights of the sources' rewards, the reward model's first, then the functions'; default: 1 each."""
 
@@ -93,6 +93,10 @@ class PPOConfig(
     """Checkpoints kept."""
     samples_logged: Annotated[int, Ge(0), RESUMABLE] = 4
     """Sample responses written per iteration."""
+
+    def source_names(self) -> list[str]:
+        """What the sources of rewards are called in metrics, in the order of their weights."""
+        return [*(["reward_model"] if self.reward_model else []), *(self.reward_function or [])]
 
     def reads_splits(self) -> bool:
         return has_splits(self.data, self.ptx_data)

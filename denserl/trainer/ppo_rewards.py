@@ -95,64 +95,83 @@ def join_scores(parts: Sequence[Scores]) -> Scores:
     return Scores(values, own, parts[0].read)
 
 
-def make_rewards(
-    config: PPOConfig,
-    members: Members | None,
-    tokenizer: PreTrainedTokenizerBase,
-    models: Sequence[nn.Module],
-    decode: Callable[[list[int]], str],
-    others: Sequence[PaidSource] = (),
-) -> Rewards:
-    """The sources that the config names: reward models as one, then each function; and others, with weights of their own.
+class Loaded(NamedTuple):
+    """What sources are made of, beside options."""
 
-    members, models: the reward models, as they were loaded and as they are called (engines); None and none without any.
+    tokenizer: PreTrainedTokenizerBase
+    decode: Callable[[list[int]], str]  # token ids -> text, as the texts of responses are made
+    members: Members | None  # the reward models as they were loaded; None without any
+    readers: Sequence[nn.Module]  # the same as they are called (engines)
+
+
+def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The reward models, as one source."""
+    members = loaded.members
+    if members is None:
+        return []
+    cut: dict[str, Any] = {name: getattr(config, option) for name, option in CUT.items()}
+    segmenter = choose_segmenter(members.each, members.paths, loaded.tokenizer, **cut)
+    ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
+    source = source_of(members, segmenter, **ensemble, models=loaded.readers)
+    return [PaidSource("reward_model", source, segmenter, dense_reward_of(config, members, segmenter))]
+
+
+def functions(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """Each function as a source."""
+    whole, dense = Segmenter(BANDIT_THRESHOLD), plain_reward(config)
+    return [
+        PaidSource(name, FunctionSource.named(name, "reward_function", loaded.decode), whole, dense)
+        for name in config.reward_function or []
+    ]
+
+
+# A builder for each kind of source; in the order of `PPOConfig.source_names`.
+BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_models, functions)
+
+# How responses are cut: arguments of `choose_segmenter`, and the options that say them.
+CUT = {"level": "reward_level", "threshold": "entropy_threshold", "segmenter": "segmenter"}
+
+# Options that only some sources know -> the options that ask for one of these.
+KNOWN_BY = {
+    **dict.fromkeys(CUT.values(), ("reward_model",)),
+    **dict.fromkeys(("read_at", "fit", "length_norm"), ("reward_model",)),
+}
+
+
+def make_rewards(config: PPOConfig, loaded: Loaded, others: Sequence[PaidSource] = ()) -> Rewards:
+    """The sources that the config names, with one weight each; and others, with weights of their own.
 
     Raises:
         UserError: settings do not go together, or a function cannot be had.
     """
-    weights = config.reward_weights or [1.0] * (bool(members) + len(config.reward_function or []))
-    sources = []
-    if members is not None:
-        cut: dict[str, Any] = {
-            "level": config.reward_level,
-            "threshold": config.entropy_threshold,
-            "segmenter": config.segmenter,
-        }
-        segmenter = choose_segmenter(members.each, members.paths, tokenizer, **cut)
-        ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
-        source = source_of(members, segmenter, **ensemble, models=models)
-        dense = dense_reward_of(config, members, segmenter)
-        sources.append(PaidSource("reward_model", source, segmenter, dense))
-    for name in config.reward_function or []:
-        own = members is None
-        source = FunctionSource.named(name, "reward_function", decode)
-        sources.append(PaidSource(name, source, Segmenter(BANDIT_THRESHOLD), function_reward(config if own else None)))
-    penalties = Penalties(config.penalise_unfinished, config.penalise_longer_than, config.penalty)
+    sources = [paid for build in BUILDERS for paid in build(config, loaded)]
+    weights = config.reward_weights or [1.0] * len(sources)
     weighed = [paid._replace(weight=weight) for paid, weight in zip(sources, weights, strict=True)]
+    penalties = Penalties(config.penalise_unfinished, config.penalise_longer_than, config.penalty)
     return Rewards([*weighed, *others], penalties)
 
 
 def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     """UserError unless something gives rewards, each has one weight, and no option is of a source that is not there."""
-    functions = config.reward_function or []
-    for name in functions:
+    for name in config.reward_function or []:
         load_named(name, "reward_function")  # a wrong name is known before models are loaded
-    names = [*(["reward_model"] if config.reward_model else []), *functions, *(paid.name for paid in others)]
+    own = config.source_names()
+    names = [*own, *(paid.name for paid in others)]
     twice = next((name for name in names if names.count(name) > 1), None)
     require(twice is None, f"{twice} is given twice as a source of rewards", "give it once, with the sum of the weights")
-    count = bool(config.reward_model) + len(functions)
     require(names, "nothing gives rewards", "add `reward_model` FOLDER, or `reward_function` module:function")
     weights = config.reward_weights
     require(
-        weights is None or len(weights) == count,
-        f"`reward_weights` has {len(weights or [])} weights for {count} sources of rewards",
-        "give one for the reward model (or ensemble), then one for each function",
+        weights is None or len(weights) == len(own),
+        f"`reward_weights` has {len(weights or [])} weights for {len(own)} sources of rewards",
+        f"give one for each, in this order: {', '.join(own)}",
     )
+    for name, kinds in KNOWN_BY.items():
+        value, asking = getattr(config, name), [kind for kind in kinds if getattr(config, kind)]
+        without = " or ".join(f"`{kind}`" for kind in kinds)
+        require(value in (None, False) or asking, f"`{name}` {value} has no effect without {without}", f"leave `{name}` out")
     if config.reward_model:
         return
-    for name in ("reward_level", "entropy_threshold", "segmenter", "read_at", "fit", "length_norm"):
-        value = getattr(config, name)
-        require(value in (None, False), f"`{name}` {value} has no effect without `reward_model`", f"leave `{name}` out")
     require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
     require(
         config.normalizer != "location",
@@ -161,15 +180,18 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     )
 
 
-def function_reward(config: PPOConfig | None) -> DenseReward:
-    """How a function is paid: each part's number at its end, as it is, unless the config says otherwise."""
-    if config is None:
+def plain_reward(config: PPOConfig) -> DenseReward:
+    """How a source other than a reward model is paid: each part's number at its end, as it is.
+
+    Options of paying are a reward model's where there is one, else that of all sources.
+    """
+    if config.reward_model:
         return DenseReward("difference_end", None, "sum")
     moments = (config.reward_mean, config.reward_std)
     wanted = config.normalizer == "scalar" or moments != (None, None)
     require(
         not wanted or None not in moments,
-        f"`normalizer` scalar of a function with `reward_mean` {moments[0]}, `reward_std` {moments[1]}",
+        f"`normalizer` scalar without a reward model, with `reward_mean` {moments[0]}, `reward_std` {moments[1]}",
         "give both `reward_mean` and `reward_std`",
     )
     normalizer = ScalarNormalizer(*moments) if wanted and config.normalizer != "none" else None

@@ -48,7 +48,7 @@ from denserl.trainer.ppo_data import (
 )
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
 from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models, save_models
-from denserl.trainer.ppo_rewards import PaidSource, Rewards, check_sources, join_scores, make_rewards
+from denserl.trainer.ppo_rewards import Loaded, PaidSource, Rewards, check_sources, join_scores, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import StopRequest
 from denserl.trainer.summaries import in_words, policy_lines
@@ -134,7 +134,7 @@ class PPOTrainer:
         members = load_members(config.reward_model, dtype, config, tokenizer) if config.reward_model else None
         gold = load_members([config.gold_reward_model], dtype, config, tokenizer) if config.gold_reward_model else None
         readers = freeze(members, config, device, dtype)
-        rewards = make_rewards(config, members, tokenizer, readers, decode, sources)
+        rewards = make_rewards(config, Loaded(tokenizer, decode, members, readers), sources)
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}

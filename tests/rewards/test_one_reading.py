@@ -26,7 +26,7 @@ from denserl.rewards.sources.build import load_members, source_of
 from denserl.rewards.sources.reading import choose_segmenter
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_models import PolicyModule, gold_scorer
-from denserl.trainer.ppo_rewards import make_rewards
+from denserl.trainer.ppo_rewards import Loaded, make_rewards
 
 THRESHOLD = 4.0
 # Whether the one score of an ended response is read after the end of turn. The last two are cut into segments.
@@ -178,7 +178,7 @@ def test_ppos_rewards_and_gold_rewards_are_these_scores(kind, folders, sft, toke
     options = {"model": sft, "reward_model": [folders[kind]], "data": ["unread"], "output_dir": "unwritten"}
     config = PPOConfig(**options, normalizer="none")
     members = load_members(config.reward_model, "fp32", config, tokenizer)
-    rewards = make_rewards(config, members, tokenizer, members.models, tokenizer.decode)
+    rewards = make_rewards(config, Loaded(tokenizer, tokenizer.decode, members, members.models))
     reference = load_policy(sft, "fp32").eval()
     batch = responses.padded(tokenizer.pad_token_id, "cpu")
     with torch.no_grad():
