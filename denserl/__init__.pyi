@@ -4,8 +4,8 @@ from .data.responses import Responses as Responses
 from .errors import UserError as UserError
 from .evaluation.items import Answer as Answer
 from .evaluation.items import Item as Item
+from .evaluation.results import Suite as Suite
 from .evaluation.scorers import RewardScorer as RewardScorer
-from .evaluation.suites.registry import Suite as Suite
 from .models.loading import load_policy as load_policy
 from .models.loading import load_reward_model as load_reward_model
 from .models.loading import load_tokenizer as load_tokenizer

@@ -79,10 +79,8 @@ def run(options: Options) -> dict:
     """Returns what is written to results.json."""
     from denserl import distributed
     from denserl.data.bad_rows import BadRows, finish
-    from denserl.evaluation.items import judge, largest_score
-    from denserl.evaluation.results import format_remarks, format_summary, summarise, versions, write
+    from denserl.evaluation.results import format_remarks, versions
     from denserl.evaluation.suites.registry import account, find_suite, read_items
-    from denserl.rewards.pair_metrics import remarks
     from denserl.trainer.start import start_run
 
     require(
@@ -96,14 +94,11 @@ def run(options: Options) -> dict:
     items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit, parse_columns(options.columns))
     finish(bad_rows, options.path, len(items), left_out.total())
     scorer = make_scorer(options, device, dtype)
-    judged = judge(items, scorer, refused)
+    judged = suite.judge(items, scorer, refused)
     finish(refused, options.path, len(judged))
-    largest = 0.0 if WORDS & {*options.scorer} else largest_score(judged)
-    found = summarise(suite, judged, options.bootstrap, options.seed)
     summary = {
         "suite": options.suite,
-        **found,
-        "remarks": remarks(found["accuracy"], found["questions"], largest, found["intervals"]["accuracy"], "questions"),
+        **suite.summarise(judged, scorer, options.bootstrap, options.seed),
         **account(suite, [entry.item for entry in judged], left_out),
         "left_out": dict(left_out),
         "bad_rows": dict(bad_rows.reasons + refused.reasons),
@@ -115,8 +110,8 @@ def run(options: Options) -> dict:
     }
     if distributed.rank() == 0:
         folder = Path(options.output_dir)
-        write(folder, scorer_name(options.scorer), suite, judged, scorer, summary)
-        say(f"{options.suite}, {len(judged)} items, {' '.join(options.scorer)}\n{format_summary(summary)}")
+        suite.write(folder, scorer_name(options.scorer), judged, scorer, summary)
+        say(f"{options.suite}, {len(judged)} items, {' '.join(options.scorer)}\n{suite.format(summary)}")
         say("\n".join([*format_remarks(summary), f"written to {folder}"]))
     distributed.barrier()
     return summary

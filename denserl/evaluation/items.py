@@ -1,11 +1,11 @@
-"""What is judged in every suite: an item with better and worse answers, their scores, and whether the better ones win.
+"""What is judged in most suites: an item with better and worse answers, their scores, and whether the better ones win.
 
-How rows become items is in denserl/evaluation/suites/.
+How rows become items is in denserl/evaluation/suites/; what is judged otherwise in stored_answers.py and step_errors.py.
 """
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -40,7 +40,12 @@ class Judged(NamedTuple):
 
 
 class Scorer(Protocol):
-    """See denserl/evaluation/scorers.py: RewardScorer and BaselineScorer."""
+    """See denserl/evaluation/scorers.py: RewardScorer and BaselineScorer.
+
+    is_model: whether scores of any size mean that it has diverged.
+    """
+
+    is_model: bool
 
     def encode(self, prompt: list[dict], response: str) -> object: ...
 
@@ -57,19 +62,28 @@ def question_of(item: Item) -> str:
 
 
 Credit = Callable[[Judged], float]
+Kind = TypeVar("Kind", bound=Any)  # of items, each with a place
 
 
 def judge(items: Iterable[Item], scorer: Scorer, bad_rows: BadRows) -> list[Judged]:
     """The items with the scores of their answers; one that the scorer's chat template refuses is a bad row."""
+    kept, encoded = encode_all(items, lambda item: (*item.better, *item.worse), scorer.encode, bad_rows)
+    return with_scores(kept, scorer.score(encoded)) if kept else []
+
+
+def encode_all(
+    items: Iterable[Kind], texts: Callable[[Kind], Iterable[tuple]], encode: Callable, bad_rows: BadRows
+) -> tuple[list[Kind], list]:
+    """The items, and what `encode` makes of their texts, one after the other; one that it refuses (BadRow) is a bad row."""
     kept, encoded = [], []
     for item in items:
         try:
-            encoded += [scorer.encode(*answer) for answer in (*item.better, *item.worse)]
+            encoded += [encode(*text) for text in texts(item)]
             kept.append(item)
         except BadRow as error:
             bad_rows.add(item.place, str(error), error.fix)
     bad_rows.check(len(kept))
-    return with_scores(kept, scorer.score(encoded)) if kept else []
+    return kept, encoded
 
 
 def with_scores(items: Sequence[Item], scores: np.ndarray) -> list[Judged]:

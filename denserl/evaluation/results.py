@@ -5,13 +5,26 @@ import importlib.metadata
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from denserl.evaluation.items import Judged, Scorer, is_tie, pairs_of, question_of, with_scores
+from denserl.data.bad_rows import BadRows
+from denserl.evaluation.items import (
+    Credit,
+    Item,
+    Judged,
+    Scorer,
+    is_tie,
+    judge,
+    largest_score,
+    pairs_of,
+    question_of,
+    strict_win,
+    with_scores,
+)
 from denserl.evaluation.statistics import (
     bootstrap_means,
     bootstrap_parts,
@@ -20,15 +33,71 @@ from denserl.evaluation.statistics import (
     length_bias,
     share_interval,
 )
-from denserl.evaluation.suites.registry import Suite
 from denserl.evaluation.suites.rewardbench import write_outputs
+from denserl.evaluation.suites.rows import Row, checked
 from denserl.files import write_flushed
+from denserl.rewards.pair_metrics import remarks
 from denserl.streams import Purpose, stream
 
 NAMED = 4  # incomplete parts at the terminal
 LISTED = 24  # subsets at the terminal; results.csv has all
 _LIBRARIES = ("denserl", "torch", "transformers", "datasets")
 Numbers = dict[str, list[int]]  # name of a subset or a group -> the numbers of its items
+
+
+class Special(NamedTuple):
+    """The score of a subset that is no mean of its items, and that score on items drawn anew: (resamples,)."""
+
+    score: Callable[[Sequence[Judged]], float]
+    draw: Callable[[Sequence[Judged], int, np.random.Generator], np.ndarray]
+
+
+class Suite(NamedTuple):
+    """What is particular to a suite of better and worse answers.
+
+    rows: (path, split or None, BadRows) -> parts, places and rows.
+    item: (row, part) -> Item.
+    credit: what an item's scores earn, 0 to 1.
+    headline: (score of each subset, items of each) -> the suite's own numbers; scores may be arrays of one length.
+    special: subset -> how it is scored where that is not the mean credit of its items.
+    groups: subset -> the names under which its items are pooled as well.
+    sizes: items of a subset, a group or `all` (those left out included) in the complete suite; none: nothing is known.
+    writers: what writes result files beside those of every suite.
+    unread: row -> keys that say something and are not read, which are logged.
+    """
+
+    rows: Callable[[str, str | None, BadRows], Iterator[Row]]
+    item: Callable[[dict, str], Item]
+    credit: Credit = strict_win
+    headline: Callable[[Mapping, Mapping], dict] = lambda scores, counts: {}
+    special: Mapping[str, Special] = {}
+    groups: Callable[[str], tuple[str, ...]] = lambda subset: ()
+    sizes: Mapping[str, int] = {}
+    writers: Sequence[Callable] = ()
+    unread: Callable[[object], set[str]] = lambda row: set()
+
+    def read(self, row: dict, part: str) -> Item:
+        """The item of a row. BadRow where it lacks a better or a worse answer."""
+        return checked(self.item(row, part))
+
+    def judge(self, items: Sequence[Item], scorer: Scorer, bad_rows: BadRows) -> list[Judged]:
+        """The items with the scores of their answers."""
+        return judge(items, scorer, bad_rows)
+
+    def summarise(self, judged: Sequence[Judged], scorer: Scorer, resamples: int, seed: int) -> dict:
+        """All numbers, and what a reader of them has to know."""
+        found = summarise(self, judged, resamples, seed)
+        largest = largest_score(judged) if scorer.is_model else 0.0
+        about = remarks(found["accuracy"], found["questions"], largest, found["intervals"]["accuracy"], "questions")
+        return {**found, "remarks": about}
+
+    def write(self, folder: Path, model: str, judged: Sequence[Judged], scorer: Scorer, summary: dict) -> None:
+        """All files of the results."""
+        write(folder, model, self, judged, scorer, summary)
+
+    def format(self, summary: dict) -> str:
+        """The numbers for the terminal."""
+        return format_summary(summary)
 
 
 class Scored(NamedTuple):

@@ -49,6 +49,8 @@ def random_scores(seed: int) -> Function:
 class BaselineScorer:
     """`length` or `random` in the place of a reward model, with nothing to encode."""
 
+    is_model = False
+
     def __init__(self, word: str, seed: int):
         self.word = word
         self.scores = {"length": length_scores, "random": random_scores(seed)}[word]
@@ -93,6 +95,8 @@ class RewardScorer:
     Raises:
         UserError: a model cannot be loaded, is no reward model, or does not go with the others.
     """
+
+    is_model = True
 
     def __init__(
         self,

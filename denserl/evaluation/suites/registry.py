@@ -6,16 +6,16 @@ Scoring, intervals and result files are the same for all suites (denserl/evaluat
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
+from pathlib import Path
+from typing import Any, Protocol
 
 from denserl.data.bad_rows import BadRow, BadRows
 from denserl.data.columns import Columns
 from denserl.data.readers import not_read
 from denserl.data.schemas import as_preference, unread
 from denserl.errors import UserError, require
-from denserl.evaluation.items import Answer, Credit, Item, Judged, strict_win
+from denserl.evaluation.items import Answer, Item
+from denserl.evaluation.results import Special, Suite
 from denserl.evaluation.suites import hhh, llmbar, mtbench, rewardbench, rmb
 from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split, text_alone
 from denserl.plugins import load_object
@@ -24,36 +24,33 @@ from denserl.terminal import visible
 log = logging.getLogger(__name__)
 
 
-class Special(NamedTuple):
-    """The score of a subset that is no mean of its items, and that score on items drawn anew: (resamples,)."""
+class AnySuite(Protocol):
+    """What a suite is to the command: where its rows are, what they are read as, and how that is judged.
 
-    score: Callable[[Sequence[Judged]], float]
-    draw: Callable[[Sequence[Judged], int, np.random.Generator], np.ndarray]
-
-
-class Suite(NamedTuple):
-    """What is particular to a suite.
-
-    rows: (path, split or None, BadRows) -> parts, places and rows.
-    item: (row, part) -> Item.
-    credit: what an item's scores earn, 0 to 1.
-    headline: (score of each subset, items of each) -> the suite's own numbers; scores may be arrays of one length.
-    special: subset -> how it is scored where that is not the mean credit of its items.
-    groups: subset -> the names under which its items are pooled as well.
-    sizes: items of a subset, a group or `all` (those left out included) in the complete suite; none: nothing is known.
-    writers: what writes result files beside those of every suite.
-    unread: row -> keys that say something and are not read, which are logged.
+    Items have an id, a subset and a place; judged ones have an `item`. The fields are as of `Suite`.
     """
 
-    rows: Callable[[str, str | None, BadRows], Iterator[Row]]
-    item: Callable[[dict, str], Item]
-    credit: Credit = strict_win
-    headline: Callable[[Mapping, Mapping], dict] = lambda scores, counts: {}
-    special: Mapping[str, Special] = {}
-    groups: Callable[[str], tuple[str, ...]] = lambda subset: ()
-    sizes: Mapping[str, int] = {}
-    writers: Sequence[Callable] = ()
-    unread: Callable[[object], set[str]] = lambda row: set()
+    @property
+    def rows(self) -> Callable[[str, str | None, BadRows], Iterator[Row]]: ...
+
+    @property
+    def groups(self) -> Callable[[str], tuple[str, ...]]: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    @property
+    def unread(self) -> Callable[[object], set[str]]: ...
+
+    def read(self, row: dict, part: str) -> Any: ...
+
+    def judge(self, items: Sequence, scorer: Any, bad_rows: BadRows) -> Sequence: ...
+
+    def summarise(self, judged: Sequence, scorer: Any, resamples: int, seed: int) -> dict: ...
+
+    def write(self, folder: Path, model: str, judged: Sequence, scorer: Any, summary: dict) -> None: ...
+
+    def format(self, summary: dict) -> str: ...
 
 
 def pair_item(row: dict, part: str) -> Item:
@@ -143,7 +140,7 @@ PAPER_MTBENCH = _MTBENCH._replace(item=mtbench.paper_item)
 PAIRS_AS_THEY_ARE = SUITES["pairs"]._replace(item=pair_item_as_is)
 
 
-def find_suite(name: str, paper_compat: bool = False, as_is: bool = False) -> Suite:
+def find_suite(name: str, paper_compat: bool = False, as_is: bool = False) -> AnySuite:
     """The suite of a name, or the one of a user that module:NAME names. UserError where there is none.
 
     paper_compat: MT-Bench as GRM's paper judges it. as_is: pairs with empty and equal answers.
@@ -159,13 +156,13 @@ def find_suite(name: str, paper_compat: bool = False, as_is: bool = False) -> Su
 
 
 def read_items(
-    suite: Suite,
+    suite: AnySuite,
     path: str,
     split: str | None,
     bad_rows: BadRows,
     limit: int | None,
     columns: Mapping[str, str] = {},
-) -> tuple[list[Item], Counter]:
+) -> tuple[list, Counter]:
     """The items of a suite, at most `limit` of each subset, and how many rows are left out for which reason.
 
     columns: key that the suite reads -> its name in the rows.
@@ -184,7 +181,7 @@ def read_items(
             aside.update(suite.unread(found))
             yield part, place, found
 
-    for item in as_items(rows(), suite.item, bad_rows, left_out):
+    for item in as_items(rows(), suite.read, bad_rows, left_out):
         taken[item.subset] += 1
         if limit is None or taken[item.subset] <= limit:
             items.append(item if item.id else item._replace(id=_place_in(path, item.place)))
@@ -210,7 +207,7 @@ def _place_in(path: str, place: str) -> str:
     return place.removeprefix(visible(f"{root if root.is_dir() else root.parent}/", kept=""))
 
 
-def account(suite: Suite, items: Sequence[Item], left_out: Counter) -> dict:
+def account(suite: AnySuite, items: Sequence, left_out: Counter) -> dict:
     """`complete`, and under `partial` what is not there in full: its name -> [found, expected]; None where no size is known."""
     subsets = Counter(item.subset for item in items)
     found = subsets + Counter({ALL: len(items) + left_out.total()})

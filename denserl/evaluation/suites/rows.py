@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from denserl.data.bad_rows import BadRow, BadRows, LeftOut
 from denserl.data.messages import as_messages, response_of
@@ -107,13 +108,13 @@ def _without_suffix(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in sorted(_TABLES, key=len)[::-1] if name.lower().endswith(suffix)), name)
 
 
-def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Item], bad_rows: BadRows, left_out: Counter) -> Iterator[Item]:
+def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Any], bad_rows: BadRows, left_out: Counter) -> Iterator[Any]:
     """The items that `convert` makes of rows and their parts; BadRow: a bad row, LeftOut: one that is counted by its reason."""
     for part, place, row in rows:
         try:
             if not isinstance(row, dict):
                 raise BadRow("the row is not an object")
-            item = _checked(convert(row, part))
+            item = convert(row, part)
         except BadRow as error:
             bad_rows.add(place, str(error), error.fix)
         except LeftOut as reason:
@@ -125,7 +126,7 @@ def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Item], bad_rows
             yield item._replace(place=place, subset=visible(item.subset, kept=""))
 
 
-def _checked(item: Item) -> Item:
+def checked(item: Item) -> Item:
     """The item. BadRow unless it has a better and a worse answer, each a text."""
     for side, answers in (("better", item.better), ("worse", item.worse)):
         if not answers or not all(isinstance(answer.text, str) for answer in answers):
