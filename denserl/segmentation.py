@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from denserl.errors import UserError
+from denserl.steps import StepRule, step_spans
 
 BANDIT_THRESHOLD = 1000.0
 # The entropy threshold of each level, in nats; that of segments is the published one for Phi-3-mini.
@@ -138,18 +139,21 @@ CutFunction = Callable[[list[str], list[float]], Sequence[int]]
 
 @dataclass(frozen=True)
 class Segmenter:
-    """Cuts responses: at entropy peaks above a threshold, or where a user's function says.
+    """Cuts responses: at entropy peaks above a threshold, into steps of the text, or where a user's function says.
 
     threshold: entropy (nats), see `segment_by_entropy`; at the bandit level nothing is cut.
-    name: its name in files of fits and in models' configs: peak, or the function's module:name.
+    name: its name in files of fits and in models' configs: peak, step, or the function's module:name.
     function, token_texts: a user's own way, which takes the place of the threshold below the bandit level, and token ids ->
     the texts of single tokens.
+    rule, decode: the same of steps, and token ids -> their text as that of responses is made, special tokens left out.
     """
 
     threshold: float
     name: str = "peak"
     function: CutFunction | None = field(default=None, repr=False)
     token_texts: Callable[[list[int]], list[str]] | None = field(default=None, repr=False)
+    rule: StepRule | None = None
+    decode: Callable[[list[int]], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def level(self) -> str:
@@ -158,21 +162,39 @@ class Segmenter:
 
     @property
     def reads_entropy(self) -> bool:
-        """Whether entropies are needed; the bandit level needs none."""
-        return self.threshold < BANDIT_THRESHOLD
+        """Whether entropies are needed; the bandit level and steps need none."""
+        return self.rule is None and not self.cuts_nothing
+
+    @property
+    def cuts_nothing(self) -> bool:
+        """Whether a response is one segment, read where `read_place` says."""
+        return self.threshold >= BANDIT_THRESHOLD
 
     def __call__(
         self, entropy: Tensor, response_mask: Tensor, response_ids: Tensor, has_end_of_turn: Tensor | None = None
     ) -> Segments:
-        """Args as those of `segment_by_entropy`, and response_ids (B, T), which only a user's function reads."""
-        if self.function is None or not self.reads_entropy:
+        """Args as those of `segment_by_entropy`, and response_ids (B, T), which steps and a user's function read."""
+        if self.cuts_nothing or (self.function is None and self.rule is None):
             return segment_by_entropy(entropy, response_mask, self.threshold, has_end_of_turn)
         content = _content(response_mask.bool(), has_end_of_turn)
+        if self.rule is not None:
+            return self._steps(content, response_ids, has_end_of_turn)
         starts = torch.zeros_like(content)
         lengths = content.sum(1).tolist()
         for row, (length, ids, values) in enumerate(zip(lengths, response_ids.tolist(), entropy.tolist(), strict=True)):
             starts[row, self._openings(ids[:length], values[:length])] = True
         return segments_from_starts(starts, content)
+
+    def _steps(self, content: Tensor, response_ids: Tensor, has_end_of_turn: Tensor | None) -> Segments:
+        """The steps of each response; one that was cut off in a step has none there, where such are not scored."""
+        lengths, rows = content.sum(1).tolist(), response_ids.tolist()
+        ended = [True] * len(rows) if has_end_of_turn is None else has_end_of_turn.tolist()
+        starts, inside = torch.zeros(content.shape, dtype=torch.bool), torch.zeros(content.shape, dtype=torch.bool)
+        for row, (length, ids) in enumerate(zip(lengths, rows, strict=True)):
+            _, ends = step_spans(ids[:length], self.decode, self.rule, ended[row])
+            if ends:
+                starts[row, ends[:-1]], inside[row, : ends[-1]] = True, True
+        return segments_from_starts(starts.to(content.device), inside.to(content.device))
 
     def _openings(self, ids: list[int], entropies: list[float]) -> list[int]:
         """Where the user's function opens segments. UserError where it raises, or names tokens that are not there."""

@@ -21,6 +21,7 @@ ROOMS = [
     "plugins",
     "streams",
     "config",
+    "steps",
     "segmentation",
     "data",
     "models",

@@ -1,7 +1,5 @@
 """A Python function as a source of rewards: one number a response, or numbers for parts of its text."""
 
-import bisect
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from denserl.errors import UserError
 from denserl.plugins import load_named
 from denserl.rewards.sources.base import Scores
 from denserl.segmentation import Segments, segments_from_starts
+from denserl.steps import tokens_up_to
 
 SHOWN = 80  # characters of a response that a message quotes
 
@@ -59,7 +58,8 @@ class FunctionSource:
                 ids[row, :length], values[row, length - 1] = 0, parts
                 continue
             first, number = 0, 0
-            for last, (_, value) in zip(self._tokens_up_to(row, [end for end, _ in parts], responses), parts, strict=True):
+            ends = tokens_up_to(responses.response_ids[row], responses.texts[row], [end for end, _ in parts], self.decode)
+            for last, (_, value) in zip(ends, parts, strict=True):
                 # A part that ends within the token that closed the part before adds its number there.
                 number += last > first
                 ids[row, first:last] = number - 1
@@ -116,32 +116,6 @@ class FunctionSource:
     def _error(self, found: str, fix: str) -> UserError:
         # Other ranks' responses may have got theirs.
         return UserError(f"`{self.option}` {self.name} {found}", fix, one_rank=True)
-
-    def _tokens_up_to(self, row: int, ends: Sequence[int], responses: Responses) -> list[int]:
-        """How many tokens, at least one, it takes until the first `end` characters of a response are whole, for each end."""
-        ids, text = list(responses.response_ids[row]), responses.texts[row]
-        pieces = [self.decode([i]) for i in ids]
-        if "".join(pieces) == text:
-            lengths = list(itertools.accumulate(map(len, pieces)))
-            return [bisect.bisect_left(lengths, end) + 1 for end in ends]
-        # Tokens that are parts of characters, or are written otherwise beside others: prefixes are decoded as wholes.
-        found, low = [], 1
-        for end in ends:
-            low = self._first_whole(ids, text[:end], low)
-            found.append(low)
-        return found
-
-    def _first_whole(self, ids: list[int], beginning: str, low: int) -> int:
-        """The least number of tokens, from `low` on, whose text begins so, found by halving."""
-        high = len(ids)
-        while low < high:
-            middle = (low + high) // 2
-            # A character of several tokens is another one until its last.
-            if self.decode(ids[:middle])[: len(beginning)] == beginning:
-                high = middle
-            else:
-                low = middle + 1
-        return low
 
 
 def _is_list(value: object) -> bool:
