@@ -27,7 +27,7 @@ from denserl.models.scoring import response_entropies
 from denserl.rewards.config import ReadConfig, ScoringConfig
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, load_members, source_of
-from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model
+from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model, cut_settings
 from denserl.streams import Purpose, stream
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,8 @@ class RewardScorer:
         self.paths, self.tokenizer, self._read = members.paths, members.tokenizer, read
         for model in members.models:
             model.to(device)
-        cut: dict[str, Any] = {"threshold": read.entropy_threshold, "segmenter": read.segmenter, "trusted": trusted}
+        cut: dict[str, Any] = {"threshold": read.entropy_threshold, "segmenter": read.segmenter, "steps": read}
+        cut["trusted"] = trusted
         self.segmenter = choose_segmenter(members.each, members.paths, self.tokenizer, **cut)
         self.sft_model = _sft_model(members, sft_model, self.segmenter.level)
         sft = [self._entropy_model(self.sft_model, dtype, source)] if self.sft_model is not None else []
@@ -215,7 +216,7 @@ class RewardScorer:
     def describe(self) -> dict[str, Any]:
         """How the scores came about, for a file of results."""
         ensemble = {"ensemble": self.how, "ensemble_weight": self.weight} if len(self.paths) > 1 else {}
-        own = {"segmenter": self.segmenter.name} if self.segmenter.function else {}
+        own = cut_settings(self.segmenter)
         read = {"read_at": self._read.read_at} if self._read.read_at else {}
         return {
             "scorer": self.paths if ensemble else self.paths[0],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_AT = ("end_of_turn", "last_token")
+CHOICES = {"read_at": READ_AT, "scores": ("logit",), "context_signs": ("none", "plus", "true")}
 KEY = "segment_reward"
 
 
@@ -28,13 +29,18 @@ class StoredSettings(NamedTuple):
     sft_model: str | None  # where it is now, if it is a folder that is found; else as is stored
     sft_fingerprint: str | None  # precision:hash of its files, as they were when it cut the responses
     entropy_threshold: float | None
-    segmenter: str | None  # module:function of a user's own; None: entropy peaks
+    segmenter: str | None  # step, or module:function of a user's own; None: entropy peaks
     agg_func: str | None
     read_at: str | None
     max_length: int | None  # of the sequences that it was trained on, in tokens
     max_prompt_length: int | None
     mean: float | None  # of the scores of whole responses
     std: float | None
+    scores: str | None  # logit: of a step's success, as of models that are trained on labels; None: rewards
+    step_separator: tuple[str, ...] | None  # of the segmenter step, as the next two
+    step_pattern: str | None
+    max_steps: int | None
+    context_signs: str | None  # whether the labels of earlier steps stand in what the model reads (data/step_encoding.py)
 
 
 def store_settings(config: "PreTrainedConfig", **settings: Any) -> None:
@@ -65,20 +71,25 @@ def settings_in(values: dict[str, Any], path: str) -> StoredSettings:
     if not isinstance(nested, dict):
         raise wrong_setting(path, KEY, nested, "an object")
     values = {"agg_func": "avg", **nested, "mean": values.get("mean"), "std": values.get("std")}
-    for name in ("sft_model", "sft_from_here", "sft_fingerprint", "agg_func", "segmenter", "read_at"):
+    for name in ("sft_model", "sft_from_here", "sft_fingerprint", "agg_func", "segmenter", "step_pattern", *CHOICES):
         if not isinstance(values.get(name), (str, type(None))):
             raise wrong_setting(path, name, values[name], "a text")
     for name in ("entropy_threshold", "mean", "std"):
         value = values.get(name)
         if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
             raise wrong_setting(path, name, value, "a finite number")
-    for name in ("max_length", "max_prompt_length"):
+    for name in ("max_length", "max_prompt_length", "max_steps"):
         if not (values.get(name) is None or (type(values[name]) is int and values[name] > 0)):
-            raise wrong_setting(path, name, values[name], "a number of tokens")
+            raise wrong_setting(path, name, values[name], "a whole number above 0")
+    separators = values.get("step_separator")
+    if separators is not None and not (isinstance(separators, list) and all(type(x) is str and x for x in separators)):
+        raise wrong_setting(path, "step_separator", separators, "a list of texts that are not empty")
     if (values.get("entropy_threshold") or 0) < 0:
         raise wrong_setting(path, "entropy_threshold", values["entropy_threshold"], "a number of nats >= 0")
-    if values.get("read_at") not in (*READ_AT, None):
-        raise wrong_setting(path, "read_at", values["read_at"], f"one of {', '.join(READ_AT)}")
+    for name, known in CHOICES.items():
+        if values.get(name) not in (*known, None):
+            raise wrong_setting(path, name, values[name], f"one of {', '.join(known)}")
+    values["step_separator"] = tuple(separators) if separators is not None else None
     values["sft_model"] = _present_place(values.get("sft_model"), values.get("sft_from_here"), path)
     return StoredSettings(*map(values.get, StoredSettings._fields))
 

@@ -42,7 +42,25 @@ class RewardModelConfig(EnsembleConfig):
 
 
 @dataclass(kw_only=True)
-class ReadConfig(Config):
+class StepConfig(Config):
+    """How the text of a response is cut into steps (docs/process_rewards.md)."""
+
+    group: ClassVar[str] = "steps"
+
+    step_separator: list[str] | None = None
+    r"""What stands between steps, of several any; \n is a line break. Default: as is stored, else a blank line, '\n\n'."""
+    step_pattern: Annotated[
+        str | None, Only("beside `step_separator`", lambda c: not (c.step_pattern and c.step_separator))
+    ] = None
+    """Regular expression of what stands between steps, in place of `step_separator`."""
+    max_steps: Annotated[int | None, Ge(1)] = None
+    """More steps than this: the rest is one step. Default: as is stored, else 64."""
+    skip_cut_step: bool = False
+    """A step in which a response was cut off has no score; default: it has one, as any other."""
+
+
+@dataclass(kw_only=True)
+class ReadConfig(StepConfig):
     """How a reward model's scores are read, where another way is wanted than the one that is stored with it."""
 
     group: ClassVar[str] = "reward"
@@ -50,8 +68,8 @@ class ReadConfig(Config):
     entropy_threshold: Annotated[float | None, FIRST, Ge(0)] = None
     """Entropy (nats) above which a token opens a new segment; default: the one that is stored with the reward model."""
     segmenter: str | None = None
-    """module:function of (tokens, entropies) -> numbers of the tokens that open a segment, in place of entropy peaks; peak:
-    those, for a reward model that was trained with a function."""
+    """peak: cut at entropy peaks; step: cut the text into steps; module:function of (tokens, entropies) -> numbers of the
+    tokens that open a segment. Default: as is stored with the reward model."""
     read_at: ReadAt | None = None
     """Where the one score of a response is read: at its end-of-turn token, as denserl trains, or at the last token that the
     chat template writes, as stock classifiers are. Default: as is stored with the reward model, else last_token."""
@@ -125,7 +143,7 @@ class HeadConfig(Config):
 
 
 @dataclass(kw_only=True)
-class LevelConfig(Config):
+class LevelConfig(StepConfig):
     """How a reward model that is trained reads responses; stored with it, and read there by every other command."""
 
     group: ClassVar[str] = "reward"
@@ -135,6 +153,7 @@ class LevelConfig(Config):
     entropy_threshold: Annotated[float | None, FIRST, Ge(0)] = None
     """Entropy (nats) above which a token opens a new segment; overrides the level's own."""
     segmenter: str | None = None
-    """module:function of (tokens, entropies) -> numbers of the tokens that open a segment, in place of entropy peaks."""
+    """step: cut the text into steps; module:function of (tokens, entropies) -> numbers of the tokens that open a segment.
+    Default: cut at entropy peaks."""
     agg_func: Aggregation = "avg"
     """How segment scores make the score of a response."""

@@ -114,10 +114,10 @@ def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str]:
     stored, paths = members.stored, members.paths
     threshold = stored.entropy_threshold if config.entropy_threshold is None else config.entropy_threshold
     require_stored("entropy_threshold", threshold, paths)
-    cut: dict[str, Any] = {"threshold": config.entropy_threshold, "segmenter": config.segmenter}
+    cut: dict[str, Any] = {"threshold": config.entropy_threshold, "segmenter": config.segmenter, "steps": config}
     segmenter = choose_segmenter(members.each, paths, members.tokenizer, **cut)
     require(
-        segmenter.reads_entropy,
+        not segmenter.cuts_nothing,
         f"{', '.join(paths)} gives one reward per response (threshold {threshold:g}); there is no place to normalise by",
         "use it as it is: the bandit level's mean and std are in the reward model's config",
     )

@@ -47,7 +47,7 @@ from denserl.rewards.objectives import (
 )
 from denserl.rewards.pair_metrics import group_metrics, group_sums
 from denserl.rewards.pairs import prepare_pairs, segment_lengths
-from denserl.rewards.sources.reading import new_segmenter, sft_fingerprint
+from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter, sft_fingerprint
 from denserl.segmentation import Segmenter, segment_scores
 from denserl.streams import Purpose, stream
 from denserl.trainer.reference import in_shares
@@ -134,13 +134,13 @@ class RewardTrainer(SupervisedTrainer):
         check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
-        segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer)
+        segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
         objectives = [*make_objectives(config), *objectives]
         labels = all_labels(objectives)
         # Whether there is one of this family is known before hours of entropies.
         empty_reward_model(config.model, dtype, **config.model_source())
         pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
-        if segmenter.level != "bandit" and not segmenter.function:
+        if segmenter.level != "bandit" and segmenter.name == PEAK:
             log.info("%s", segment_lengths(pairs, segmenter.threshold))
         args = training_arguments(config, device, dtype)
         # What the reference model says follows from weights and ids.
@@ -274,12 +274,11 @@ def make_model(
         attach_lm_head(model, config.model, dtype, **config.model_source())
     if config.freeze_trunk:
         freeze_trunk(model)
-    own = {"segmenter": segmenter.name} if segmenter.function else {}
     store_settings(
         model.config,
         **sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir),
         entropy_threshold=segmenter.threshold,
-        **own,
+        **cut_settings(segmenter),
         agg_func=config.agg_func,
         read_at="end_of_turn",
         max_length=config.max_length,

@@ -53,7 +53,7 @@ def test_what_is_stored_is_read_back_beside_the_head(tmp_path):
     store_settings(config, segmenter="my:cut", read_at="end_of_turn")
     config.save_pretrained(tmp_path)
     config = LlamaConfig.from_pretrained(tmp_path)
-    expected = StoredSettings("sft", None, 1.5, "my:cut", "min", "end_of_turn", 64, None, 0.5, 2.0)
+    expected = StoredSettings("sft", None, 1.5, "my:cut", "min", "end_of_turn", 64, None, 0.5, 2.0, *[None] * 5)
     assert stored_settings(config, "rm") == expected and stored_head(config, "rm") == Head("mlp", 2, 8, 0.0)
     assert stored_settings(LlamaConfig(), "rm") == NOTHING._replace(agg_func="avg")
 
@@ -68,7 +68,7 @@ def test_what_is_stored_is_read_back_beside_the_head(tmp_path):
         ({"segment_reward": {"sft_model": "x", "sft_from_here": 3}}, "3 for sft_from_here; expected a text"),
         ({"segment_reward": {"entropy_threshold": "1"}}, "'1' for entropy_threshold; expected a finite number"),
         ({"segment_reward": {"entropy_threshold": True}}, "True for entropy_threshold"),
-        ({"segment_reward": {"max_length": 0}}, "0 for max_length; expected a number of tokens"),
+        ({"segment_reward": {"max_length": 0}}, "0 for max_length; expected a whole number above 0"),
         ({"segment_reward": {"max_prompt_length": 2.5}}, "2.5 for max_prompt_length"),
         ({"mean": float("nan")}, "nan for mean; expected a finite number"),
     ],

@@ -21,11 +21,13 @@ from denserl.rewards.sources.reading import (
     choose_aggregation,
     choose_segmenter,
     choose_sft_model,
+    cut_settings,
     new_segmenter,
     require_stored,
     sft_fingerprint,
 )
 from denserl.segmentation import Segmenter
+from denserl.steps import StepRule
 
 TOKENIZER = tiny_models.tiny_tokenizer()
 NOTHING = StoredSettings(*[None] * len(StoredSettings._fields))
@@ -278,3 +280,37 @@ def test_a_folder_that_happens_to_be_in_the_working_folder_is_remarked_on(sft, t
     monkeypatch.chdir(tmp_path)
     assert choose_sft_model([NOTHING._replace(sft_model="sft")], ["rm"], "sft", None) == "sft"
     assert "found in the working folder; whether it is the same model is not known" in caplog.text
+
+
+def in_steps(separators: tuple[str, ...] | None = None, most: int | None = None, pattern: str | None = None) -> StoredSettings:
+    return NOTHING._replace(segmenter="step", step_separator=separators, max_steps=most, step_pattern=pattern)
+
+
+def test_steps_are_cut_as_is_stored_unless_options_say_otherwise():
+    assert choose_segmenter([in_steps()], ["a"], TOKENIZER).rule == StepRule()
+    stored = choose_segmenter([in_steps(("\n",), 3)], ["a"], TOKENIZER)
+    assert stored.rule == StepRule(("\n",), most=3) and stored.level == "segment" and not stored.reads_entropy
+    ids = TOKENIZER("It runs.\nIt waits.", add_special_tokens=False).input_ids
+    row = torch.tensor([[*ids, TOKENIZER.eos_token_id]])
+    assert stored(torch.zeros(row.shape), torch.ones(row.shape), row).counts.tolist() == [2]
+
+    def asked(stored: StoredSettings, **options):
+        return choose_segmenter([stored], ["a"], TOKENIZER, steps=ReadConfig(**options)).rule
+
+    assert asked(in_steps(("\n",), 3), step_separator=[r"\n\n", ";"]) == StepRule(("\n\n", ";"), most=3)
+    assert asked(in_steps(("\n",), 3), step_pattern=r"\n+", max_steps=9, skip_cut_step=True) == StepRule(
+        pattern=r"\n+", most=9, score_cut=False
+    )
+    assert choose_segmenter([in_steps()], ["a"], TOKENIZER, level="bandit") == Segmenter(1000.0)
+    with pytest.raises(UserError, match=r"a: trained with the `step_pattern` '\(a\+\)\+', which is not run because a model"):
+        asked(in_steps(pattern="(a+)+"))
+    assert asked(in_steps(pattern="(a+)+"), step_separator=["\n"]).pattern is None
+    with pytest.raises(UserError, match="`max_steps` has no effect without `segmenter` step"):
+        choose_segmenter([trained(1.5)], ["a"], TOKENIZER, steps=ReadConfig(max_steps=3))
+    with pytest.raises(UserError, match="different step separators"):
+        choose_segmenter([in_steps(), in_steps(("\n",))], ["a", "b"], TOKENIZER)
+    chosen = choose_segmenter([trained(1.5)], ["a"], TOKENIZER, segmenter="step")
+    assert chosen.rule == StepRule() and cut_settings(chosen) == {
+        "segmenter": "step", "step_separator": ["\n\n"], "max_steps": 64,
+    }  # fmt: skip
+    assert cut_settings(Segmenter(1.75)) == {}

@@ -73,12 +73,12 @@ def source_of(
     read_at: where the one score of a response is read, if not as is stored. models: the members wrapped, if they are.
     """
     require(
-        read_at is None or not segmenter.reads_entropy,
+        read_at is None or segmenter.cuts_nothing,
         f"`read_at` {read_at} has no effect at threshold {segmenter.threshold:g}: segments are read at their ends",
         "leave `read_at` out, or score whole responses at the bandit level",
     )
     closing = None
-    if not segmenter.reads_entropy and read_place(members.each, members.paths, read_at) == "last_token":
+    if segmenter.cuts_nothing and read_place(members.each, members.paths, read_at) == "last_token":
         closing = after_the_turn(members.tokenizer) or None
     moments = stored_moments(members.each, members.paths)
     return RewardModelSource(

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from denserl.data.chat import as_text, end_of_turn_id
 from denserl.data.reference_cache import file_fingerprint
@@ -11,7 +11,9 @@ from denserl.errors import UserError, require
 from denserl.models.loading import local_folder
 from denserl.models.reward_settings import StoredSettings
 from denserl.plugins import load_named
+from denserl.rewards.config import StepConfig
 from denserl.segmentation import BANDIT_THRESHOLD, LEVELS, Segmenter, level_of
+from denserl.steps import MOST, StepRule, step_rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,13 +21,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PEAK = "peak"  # the segmenter that cuts at entropy peaks
+STEP = "step"  # the one that cuts the text into steps
+AS_STORED = StepConfig()
 
 
 def new_segmenter(
-    level: str, threshold: float | None, segmenter: str | None, tokenizer: "PreTrainedTokenizerBase"
+    level: str,
+    threshold: float | None,
+    segmenter: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    steps: StepConfig = AS_STORED,
 ) -> Segmenter:
-    """The segmenter that a reward model is trained with."""
-    return _segmenter(LEVELS[level] if threshold is None else threshold, segmenter, tokenizer)
+    """The segmenter that a reward model is trained with. steps: the options of steps."""
+    threshold = LEVELS[level] if threshold is None else threshold
+    return _segmenter(threshold, segmenter, tokenizer, rule_of(steps, segmenter or PEAK))
 
 
 def choose_segmenter(
@@ -37,6 +46,7 @@ def choose_segmenter(
     threshold: float | None = None,
     segmenter: str | None = None,
     trusted: Sequence[str | None] = (),
+    steps: StepConfig = AS_STORED,
 ) -> Segmenter:
     """The segmenter stored with the reward models of one source, unless options ask for another, which is logged.
 
@@ -46,6 +56,7 @@ def choose_segmenter(
         level, threshold, segmenter: what is asked for; a level is the stored threshold where it is of that level. The
             segmenter `peak` cuts at entropy peaks, whatever is stored.
         trusted: names of segmenters that may run because a model names them.
+        steps: options of steps; what they do not say is as stored.
 
     Raises:
         UserError: the models are of different thresholds or segmenters and none is asked for; what is asked for contradicts
@@ -54,20 +65,64 @@ def choose_segmenter(
     if level is not None and threshold is not None and level_of(threshold) != level:
         raise UserError(f"`reward_level` {level} with `entropy_threshold` {threshold:g}", "give one of the two")
     if threshold is None:
-        thresholds = [BANDIT_THRESHOLD if s.entropy_threshold is None else s.entropy_threshold for s in each]
+        thresholds = [stored_threshold(settings) for settings in each]
         stored = [found for found in thresholds if level in (None, level_of(found))]
         own = [path for path, found in zip(paths, thresholds, strict=True) if level in (None, level_of(found))]
         threshold = _agreed("entropy_threshold", "entropy thresholds", stored, own) if stored else LEVELS[level]
     if segmenter is None and threshold < BANDIT_THRESHOLD:
         segmenter = _agreed("segmenter", "segmenters", [s.segmenter for s in each], paths)
         check_trusted(each, paths, trusted)
-    chosen = _segmenter(threshold, segmenter, tokenizer)
+    chosen = _segmenter(threshold, segmenter, tokenizer, rule_of(steps, segmenter or PEAK, each, paths))
     for settings, path in zip(each, paths, strict=True):
         if settings.entropy_threshold not in (None, chosen.threshold):
             log.warning("%s: trained at entropy threshold %g; read at %g", path, settings.entropy_threshold, chosen.threshold)
-        if settings.entropy_threshold is not None and chosen.reads_entropy and (settings.segmenter or PEAK) != chosen.name:
+        if settings.entropy_threshold is not None and not chosen.cuts_nothing and (settings.segmenter or PEAK) != chosen.name:
             log.warning("%s: trained with segmenter %s; read with %s", path, settings.segmenter or PEAK, chosen.name)
     return chosen
+
+
+def stored_threshold(settings: StoredSettings) -> float:
+    """The entropy threshold that says at which level a reward model is read; steps are segments, whatever the entropies."""
+    if settings.entropy_threshold is not None:
+        return settings.entropy_threshold
+    return LEVELS["segment"] if settings.segmenter == STEP else BANDIT_THRESHOLD
+
+
+def rule_of(
+    steps: StepConfig, segmenter: str, each: Sequence[StoredSettings] = (), paths: Sequence[str] = ()
+) -> StepRule | None:
+    """How steps are cut: as options say, else as is stored with the reward models; None where another segmenter cuts.
+
+    Raises:
+        UserError: options of steps with another segmenter; what options leave open differs between the models; or a stored
+            pattern, which may keep a program busy for ever, is not asked for.
+    """
+    given = [name for name in ("step_separator", "step_pattern", "max_steps", "skip_cut_step") if getattr(steps, name)]
+    if segmenter != STEP:
+        shown = f"`{given[0]}` has no effect without `segmenter` {STEP}" if given else ""
+        require(not given, shown, f"leave it out, or add `segmenter` {STEP}")
+        return None
+    separators, pattern = steps.step_separator, steps.step_pattern
+    if each and separators is None and pattern is None:
+        separators = _agreed("step_separator", "step separators", [s.step_separator for s in each], paths)
+        for settings, path in zip(each, paths, strict=True):
+            require(
+                settings.step_pattern is None,
+                f"{path}: trained with the `step_pattern` {settings.step_pattern!r}, which is not run because a model names it",
+                "add it with `step_pattern` if you trust it, or give `step_separator`",
+            )
+    most = steps.max_steps or (each and _agreed("max_steps", "longest lists of steps", [s.max_steps for s in each], paths))
+    written = separators and [text.replace(r"\n", "\n").replace(r"\t", "\t") for text in separators]
+    return step_rule(written, pattern, most or MOST, not steps.skip_cut_step)
+
+
+def cut_settings(segmenter: Segmenter) -> dict[str, Any]:
+    """What is stored with a reward model, beside the threshold, of how its responses are cut; nothing of entropy peaks."""
+    if segmenter.rule is None:
+        return {"segmenter": segmenter.name} if segmenter.function else {}
+    rule = segmenter.rule
+    where = {"step_pattern": rule.pattern} if rule.pattern else {"step_separator": list(rule.separators)}
+    return {"segmenter": STEP, **where, "max_steps": rule.most}
 
 
 def check_trusted(each: Sequence[StoredSettings], paths: Sequence[str], trusted: Sequence[str | None]) -> None:
@@ -75,7 +130,7 @@ def check_trusted(each: Sequence[StoredSettings], paths: Sequence[str], trusted:
     for settings, path in zip(each, paths, strict=True):
         own = settings.segmenter
         require(
-            own is None or own in trusted,
+            own in (None, PEAK, STEP, *trusted),
             f"{path}: trained with the segmenter {own}, which is code and is not run because a model names it",
             f"add `segmenter` {own} if you trust it, or `segmenter` {PEAK} to cut at entropy peaks",
         )
@@ -144,7 +199,7 @@ def after_the_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return ids[len(ids) - ids[::-1].index(end_of_turn_id(tokenizer)) :]
 
 
-def _segmenter(threshold: float, name: str | None, tokenizer: "PreTrainedTokenizerBase") -> Segmenter:
+def _segmenter(threshold: float, name: str | None, tokenizer: "PreTrainedTokenizerBase", rule: StepRule | None) -> Segmenter:
     if name in (None, PEAK):
         return Segmenter(threshold)
     require(
@@ -152,6 +207,8 @@ def _segmenter(threshold: float, name: str | None, tokenizer: "PreTrainedTokeniz
         f"`segmenter` {name} has no effect at the bandit level, which cuts nothing",
         "leave `segmenter` out, or choose another level",
     )
+    if rule is not None:
+        return Segmenter(threshold, STEP, rule=rule, decode=response_text(tokenizer))
     return Segmenter(threshold, name, load_named(name, "segmenter"), _token_texts(tokenizer))
 
 
@@ -159,9 +216,15 @@ def _token_texts(tokenizer: "PreTrainedTokenizerBase") -> Callable[[list[int]], 
     return lambda ids: tokenizer.batch_decode([[i] for i in ids])
 
 
+def response_text(tokenizer: "PreTrainedTokenizerBase") -> Callable[[list[int]], str]:
+    """Token ids -> text as that of responses is made."""
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+
+
 def _agreed(option: str, words: str, values: list, paths: Sequence[str]):
     """The value that all models share. UserError where they differ."""
     if len(set(values)) > 1:
-        found = ", ".join(f"{path}: {PEAK if value is None else value}" for path, value in zip(paths, values, strict=True))
+        usual = PEAK if option == "segmenter" else "the usual ones"
+        found = ", ".join(f"{path}: {usual if value is None else value}" for path, value in zip(paths, values, strict=True))
         raise UserError(f"the reward models have different {words} ({found})", f"choose one with `{option}`")
     return values[0]
