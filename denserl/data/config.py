@@ -9,6 +9,8 @@ from annotated_types import Ge
 from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only
 from denserl.data.columns import parse_columns
 
+_ONLY_STEPS = Only("where no steps are read", lambda c: c.reads_steps())
+
 
 def is_saved(folder: Path) -> bool:
     """Whether a folder holds one data set as `Dataset.save_to_disk` writes it, which has no splits."""
@@ -85,3 +87,21 @@ class ScoredPairsConfig(Config):
     """Padded tokens per batch where nothing is trained: reference entropies, scores and evaluation."""
     cache_dir: Annotated[str, RESUMABLE] = "~/.cache/denserl"
     """Where reference entropies are kept between runs."""
+
+
+@dataclass(kw_only=True)
+class StepDataConfig(Config):
+    """How rows of solutions with labelled steps are read."""
+
+    group: ClassVar[str] = "data"
+
+    neutral: Annotated[Literal["good", "bad", "drop"], _ONLY_STEPS] = "bad"
+    """What the rating 0 says of a step: good, bad, or nothing (drop)."""
+    step_marker: Annotated[str, _ONLY_STEPS] = "ки"
+    """The text after each step, where question and steps are one text (Math-Shepherd)."""
+    first_step: Annotated[str, _ONLY_STEPS] = "[Ss]tep 1:"
+    """A regular expression, at whose first match the steps begin in a text that opens with the question."""
+
+    def reads_steps(self) -> bool:
+        """Whether the rows are of steps."""
+        return True

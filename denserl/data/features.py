@@ -43,6 +43,8 @@ MESSAGES = JsonText()  # a list of messages
 RESPONSE = JsonText()  # a text, or a message
 IDS = datasets.List(datasets.Value("int32"))
 NUMBER = datasets.Value("float64")
+TEXTS = datasets.List(TEXT)
+NUMBERS = datasets.List(NUMBER)
 
 
 def build_dataset(rows: Iterable[dict], features: datasets.Features) -> datasets.Dataset:

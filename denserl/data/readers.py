@@ -9,8 +9,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -70,7 +70,7 @@ def is_hub_source(source: str) -> bool:
 
 def load_rows(
     sources: list[str],
-    convert: Callable[[object], dict],
+    convert: Callable[[object], dict | list[dict]],
     features: datasets.Features,
     *,
     split: str,
@@ -81,13 +81,15 @@ def load_rows(
     every: int = 1,
     columns: Mapping[str, str] = {},
     columns_needed: bool = True,
+    read: Collection[str] = READ_KEYS,
     unread: Callable[[object], set[str]] = lambda row: set(),
     check_size: Callable[[str, str, int], None] | None = None,
 ) -> datasets.Dataset:
     """The sources' rows as `convert` makes them (BadRow: a bad row, LeftOut: one to leave out), blended, with a column `place`.
 
+    convert: makes one row of each, or a list of several, which `every` and `limit` then count.
     every: of each source, its first row and each `every`th after it, of those that are used.
-    columns: key that is read -> its name in the rows; columns_needed: a name that no row has is an error.
+    columns: key that is read -> its name in the rows; columns_needed: a name that no row has is an error. read: all such keys.
     unread: row -> the keys of it that are not read, which are logged.
     check_size: called with source, split and rows (bad ones too, not those left out) of what is read whole from the hub.
     """
@@ -98,8 +100,8 @@ def load_rows(
         raise UserError(f"`limit` is {limit}", "let it be at least 1, or leave it out")
     # natural proportions can only be known when every source is read to its end
     most = limit * every if limit is not None and (weights or len(sources) == 1) else None
-    renamed = Columns(columns, {*READ_KEYS, *features})
-    accounts = [(source, BadRows(on_bad_row), _Account(Counter(), set())) for source in sources]
+    renamed = Columns(columns, {*read, *features})
+    accounts = [(source, BadRows(on_bad_row), _Account()) for source in sources]
     features = datasets.Features({**features, "place": TEXT})
     parts = []
     for source, bad_rows, account in accounts:
@@ -116,15 +118,18 @@ def load_rows(
     return blend([part if every == 1 else part.select(range(0, len(part), every)) for part in parts], weights, limit, seed)
 
 
-class _Account(NamedTuple):
-    """Of a source: how many rows were left out for which reason, and which keys of its rows are not read."""
+@dataclass
+class _Account:
+    """Of a source: how many rows were used, and left out for which reason, and which keys of its rows are not read."""
 
-    left_out: Counter[str]
-    unread: set[str]
+    used: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    unread: set[str] = field(default_factory=set)
 
-    def log(self, source: str, good: int, bad: int) -> None:
-        count = good + bad + self.left_out.total()
-        logger.info("%s: %d rows read, %d of them bad%s", source, count, bad, not_read(self.unread))
+    def log(self, source: str, made: int, bad: int) -> None:
+        count = self.used + bad + self.left_out.total()
+        become = f", which make {made}" if made != self.used else ""
+        logger.info("%s: %d rows read, %d of them bad%s%s", source, count, bad, become, not_read(self.unread))
         for reason, count in self.left_out.items():
             logger.info("%s: %d rows left out: %s", source, count, reason)
 
@@ -203,7 +208,7 @@ def map_rows(
 
 def _converted(
     rows: Iterable[tuple[str, dict]],
-    convert: Callable[[object], dict],
+    convert: Callable[[object], dict | list[dict]],
     bad_rows: BadRows,
     account: _Account,
     unread: Callable[[object], set[str]],
@@ -220,10 +225,12 @@ def _converted(
             account.left_out[str(reason)] += 1
             continue
         account.unread.update(unread(row))
-        yield {**converted, "place": place}
-        good += 1
-        if good == most:
-            return
+        account.used += 1
+        for one in converted if isinstance(converted, list) else [converted]:
+            yield {**one, "place": place}
+            good += 1
+            if good == most:
+                return
 
 
 def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict]]:

@@ -56,8 +56,8 @@ READ_KEYS = {
     *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, "metadata", *_RATINGS,
 }  # fmt: skip
 # Content that no shape has a place for. Of an answer, in a row that has it as a text: it is read in the answer's message.
-_REFUSED = (*MEDIA, "functions", "chat_template_kwargs")
-_OF_ANSWERS = ("reasoning_content", "thinking", "tool_calls")
+REFUSED = (*MEDIA, "functions", "chat_template_kwargs")
+OF_ANSWERS = ("reasoning_content", "thinking", "tool_calls")
 # Characters of a conversation, some 200 000 tokens: a longer one is an error of an export, and would be tokenised for half a
 # minute only to be cut. Plain text, which is split instead, may be longer.
 LONGEST = 1_000_000
@@ -73,16 +73,16 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
     """
     if _given(row, "conv_A"):
         row = _by_rating(row)
-    refuse(row, (*_REFUSED, *_OF_ANSWERS), "the row has")
+    refuse(row, (*REFUSED, *OF_ANSWERS), "the row has")
     chosen_prompt, chosen = _side(row, "chosen")
     rejected_prompt, rejected = _side(row, "rejected")
     if chosen_prompt != rejected_prompt:
         raise BadRow("chosen and rejected have different prompts")
     if not as_is:
-        _check_filled(chosen_prompt, chosen=chosen, rejected=rejected)
+        check_filled(chosen_prompt, chosen=chosen, rejected=rejected)
         if _trimmed(chosen) == _trimmed(rejected):
             raise BadRow("chosen and rejected are identical")
-    _check_length(chosen_prompt, chosen, rejected)
+    check_length(chosen_prompt, chosen, rejected)
     return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row, rating_keys)}
 
 
@@ -95,10 +95,10 @@ def as_prompt(row: Any) -> dict:
     """{prompt} of a row that has `prompt`, `conversations`, `instruction` or `messages`, or is a preference row."""
     if _given(row, "conv_A"):
         row = {**_around(row), "messages": _conversation(row, "A")}
-    refuse(row, _REFUSED, "the row has")
+    refuse(row, REFUSED, "the row has")
     prompt = _prompt_alone(row)
-    _check_filled(prompt)
-    _check_length(prompt)
+    check_filled(prompt)
+    check_length(prompt)
     return {"prompt": prompt}
 
 
@@ -109,19 +109,19 @@ def as_demonstration(row: Any) -> dict:
     """
     key = next((key for key in ANSWER_KEYS if _given(row, key)), None)
     if key is None:
-        raise _missing(row, "no 'messages', 'response', 'completion', 'output', 'chosen' or 'text'", "prompt=...,response=...")
-    refuse(row, (*_REFUSED, *_OF_ANSWERS), "the row has")
+        raise missing(row, "no 'messages', 'response', 'completion', 'output', 'chosen' or 'text'", "prompt=...,response=...")
+    refuse(row, (*REFUSED, *OF_ANSWERS), "the row has")
     if key == "text" and (not isinstance(row[key], str) or written_messages(row[key], key) is None):
         refuse(row, CONTEXT, "beside a plain 'text' the row has")
         return {"prompt": [], "response": text_of(row["text"], "text")}
     if key in (*WHOLE, "text"):
         messages, response = _answered(as_messages(row[key], key), key)
-        prompt = _checked_prompt(row, messages)
+        prompt = checked_prompt(row, messages)
     else:
         prompt, response = _side(row, key)
     _check_weight(row[key])
-    _check_filled(prompt, **{key: response})
-    _check_length(prompt, response)
+    check_filled(prompt, **{key: response})
+    check_length(prompt, response)
     return {"prompt": prompt, "response": response}
 
 
@@ -132,11 +132,17 @@ def unread(row: Any, convert: Any, also: Collection[str] = ()) -> set[str]:
     """
     if not isinstance(row, dict):
         return set()
-    read = {*also, *CONTEXT, *_keys_read(row, convert)}
-    known = {*read, *_BESIDE_PROMPTS} if convert is as_prompt else read
-    found = {str(name) for name, value in row.items() if name not in known and is_filled(value)}
+    read = {*also, *_keys_read(row, convert)}
+    found = unread_beside(row, read, _BESIDE_PROMPTS if convert is as_prompt else ())
     if "metadata" in read and is_filled(row.get("metadata")):
         found |= _unread_metadata(row["metadata"], {*also, *_RATINGS})
+    return found
+
+
+def unread_beside(row: dict, read: Collection[str], known: Collection[str] = ()) -> set[str]:
+    """The keys of a row that say something and are neither read nor known, and those of the messages under the ones read."""
+    read = {*read, *CONTEXT}
+    found = {str(name) for name, value in row.items() if name not in {*read, *known} and is_filled(value)}
     parts = (unread_in_parts(row.get(name), name) for name in SYSTEM_KEYS)
     return found.union(*parts, *(unread_in(row[name], name) for name in read & _OF_MESSAGES & row.keys()))
 
@@ -174,12 +180,12 @@ def _prompt_alone(row: dict) -> list[dict]:
         messages = as_messages(row["messages"], "messages")
     elif messages is None and _given(row, "chosen"):
         prompt, chosen = _side(row, "chosen")
-        _check_filled(prompt, chosen=chosen)
+        check_filled(prompt, chosen=chosen)
         return prompt
     elif messages is None:
-        raise _missing(row, "no 'prompt', 'messages', 'instruction' or 'chosen'", "prompt=...")
+        raise missing(row, "no 'prompt', 'messages', 'instruction' or 'chosen'", "prompt=...")
     # An answer at its end is not part of the prompt.
-    return _checked_prompt(row, messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+    return checked_prompt(row, messages[:-1] if messages[-1]["role"] == "assistant" else messages)
 
 
 def _by_rating(row: dict) -> dict:
@@ -211,7 +217,7 @@ def _given(row: object, key: str) -> bool:
     return row.get(key) is not None
 
 
-def _missing(row: dict, found: str, columns: str) -> BadRow:
+def missing(row: dict, found: str, columns: str) -> BadRow:
     """The bad row that lacks what is read; it names what is there."""
     there = ", ".join(str(name) if value is not None else f"{name} (null)" for name, value in row.items())
     return BadRow(
@@ -222,22 +228,22 @@ def _missing(row: dict, found: str, columns: str) -> BadRow:
 def _side(row: Any, key: str) -> tuple[list[dict], str | dict]:
     """The prompt and the answer that the row's `key` gives: its own history, or the row's explicit prompt."""
     if not _given(row, key):
-        raise _missing(row, f"{key!r} is missing or null", "prompt=...,chosen=...,rejected=...")
+        raise missing(row, f"{key!r} is missing or null", "prompt=...,chosen=...,rejected=...")
     explicit, value = _explicit_prompt(row), row[key]
     messages = written_messages(value, key) if isinstance(value, str) else value
     if messages is None and explicit is not None:
-        return _checked_prompt(row, explicit), unicode_of(value, key)
+        return checked_prompt(row, explicit), unicode_of(value, key)
     messages = dialogue(value, key) if messages is None else as_messages(messages, key)
     if not messages:
-        raise _missing(row, f"{key!r} is a plain text and there is no prompt beside it", "prompt=...")
+        raise missing(row, f"{key!r} is a plain text and there is no prompt beside it", "prompt=...")
     history, answer = _answered(messages, key)
     if explicit is not None and history and history[0]["role"] == "assistant":
         history = [*explicit, *history]  # it goes on where the prompt ends
     elif explicit is not None and history and not _agree(explicit, history):
         raise BadRow(f"the prompt differs from the turns before the answer in {key!r}")
     if not history and not explicit:
-        raise _missing(row, "there is no prompt", "prompt=...")
-    return _checked_prompt(row, history or explicit or []), answer
+        raise missing(row, "there is no prompt", "prompt=...")
+    return checked_prompt(row, history or explicit or []), answer
 
 
 def _explicit_prompt(row: Any) -> list[dict] | None:
@@ -273,7 +279,7 @@ def _answered(messages: list[dict], key: str) -> tuple[list[dict], str | dict]:
     return prompt, response_of(answer)
 
 
-def _checked_prompt(row: dict, turns: list[dict]) -> list[dict]:
+def checked_prompt(row: dict, turns: list[dict]) -> list[dict]:
     """The turns as a prompt, with what the row holds around them: system text, earlier turns, tools, documents."""
     if not turns:
         raise BadRow("there is no prompt")
@@ -295,7 +301,7 @@ def _checked_prompt(row: dict, turns: list[dict]) -> list[dict]:
     return [{**first, **{name: value for name, value in beside.items() if value}}, *others]
 
 
-def _check_filled(prompt: list[dict], **answers: str | dict) -> None:
+def check_filled(prompt: list[dict], **answers: str | dict) -> None:
     """BadRow where the last turn of the prompt, or an answer, says nothing."""
     last = prompt[-1]
     if last["role"] == "user" and not last["content"].strip():
@@ -334,7 +340,7 @@ def _check_weight(value: object) -> None:
         raise LeftOut("the answer has weight 0")
 
 
-def _check_length(prompt: list[dict], *responses: str | dict) -> None:
+def check_length(prompt: list[dict], *responses: str | dict) -> None:
     length = sum(map(_length, [*prompt, *responses]))
     if length > LONGEST:
         raise BadRow(f"the row has {length} characters; at most {LONGEST} are read")
