@@ -42,6 +42,37 @@ class RewardModelConfig(EnsembleConfig):
 
 
 @dataclass(kw_only=True)
+class SourcesConfig(Config):
+    """What gives rewards beside reward models, and how all are added."""
+
+    group: ClassVar[str] = "reward sources"
+
+    prefix_differences: Annotated[bool, Only("without `reward_model`", lambda c: c.reward_model)] = False
+    """Pay what each token changes in the score of a reward model of whole responses: R(y_<=t) - R(y_<t), segment by segment."""
+    implicit_reward: Annotated[str | None, MODEL, RESUMABLE] = None
+    """Language model trained by DPO or the like, a folder or hub name: implicit_beta times its log-ratio to implicit_reference
+    at every token, added up over segments (tokens, unless reward_level, entropy_threshold or segmenter say otherwise)."""
+    implicit_reference: Annotated[
+        str | None, MODEL, RESUMABLE, Only("without `implicit_reward`", lambda c: c.implicit_reward)
+    ] = None
+    """The model that the training of implicit_reward started from; default: `model`, which PPO starts from."""
+    implicit_beta: Annotated[float, Gt(0), Only("without `implicit_reward`", lambda c: c.implicit_reward)] = 0.05
+    """Beta of the implicit reward, that of its training."""
+    reward_function: list[str] | None = None
+    """module:function of (prompts, responses) -> one number each, or a list of (end character, number) each. Several are added
+    (docs/reward_sources.md)."""
+    reward_weights: Annotated[
+        list[float] | None, Only("with a single source of rewards", lambda c: len(c.source_names()) > 1)
+    ] = None
+    """Weights of the sources: of reward_model, implicit_reward, then each function; default: 1 each."""
+
+    def source_names(self) -> list[str]:
+        """What the sources of rewards are called in metrics, in the order of their weights."""
+        models = [name for name in ("reward_model", "implicit_reward") if getattr(self, name)]
+        return [*models, *(self.reward_function or [])]
+
+
+@dataclass(kw_only=True)
 class StepConfig(Config):
     """How the text of a response is cut into steps (docs/process_rewards.md)."""
 

@@ -9,7 +9,7 @@ from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.errors import require
 from denserl.ppo_utils.config import DenseRewardConfig, KLConfig, LossConfig
-from denserl.rewards.config import RewardModelConfig
+from denserl.rewards.config import RewardModelConfig, SourcesConfig
 from denserl.rollouts.config import SamplingConfig
 from denserl.trainer.config import OptimisationConfig
 
@@ -21,9 +21,17 @@ HELD_OUT = Only(
 
 @dataclass(kw_only=True)
 class PPOConfig(
-    RewardModelConfig, DenseRewardConfig, KLConfig, SamplingConfig, LossConfig, OptimisationConfig, DataConfig, RunConfig
+    RewardModelConfig,
+    SourcesConfig,
+    DenseRewardConfig,
+    KLConfig,
+    SamplingConfig,
+    LossConfig,
+    OptimisationConfig,
+    DataConfig,
+    RunConfig,
 ):
-    """PPO against a reward model, several, or a function. --reward_level sets threshold and assignment, that the normaliser."""
+    """PPO against rewards of any source. --reward_level sets threshold and assignment, that the normaliser."""
 
     group: ClassVar[str] = "PPO"
 
@@ -31,14 +39,6 @@ class PPOConfig(
     """Policy to start from, and the reference: the SFT model, folder or hub name."""
     reward_model: Annotated[list[str] | None, MODEL, FIRST, RESUMABLE] = None
     """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
-    reward_function: list[str] | None = None
-    """module:function of (prompts, responses) -> one number each, or a list of (end character, number) each. Beside a reward
-    model, or several: all are added (docs/extending.md)."""
-    reward_weights: Annotated[
-        list[float] | None,
-        Only("with a single source of rewards", lambda c: len(c.source_names()) > 1),
-    ] = None
-    """Weights of the sources' rewards, the reward model's first, then the functions'; default: 1 each."""
 
     episodes: Annotated[float, Gt(0), Only("beside `iterations`", lambda c: not c.iterations)] = 1.0
     """Passes over the prompts."""
@@ -93,10 +93,6 @@ class PPOConfig(
     """Checkpoints kept."""
     samples_logged: Annotated[int, Ge(0), RESUMABLE] = 4
     """Sample responses written per iteration."""
-
-    def source_names(self) -> list[str]:
-        """What the sources of rewards are called in metrics, in the order of their weights."""
-        return [*(["reward_model"] if self.reward_model else []), *(self.reward_function or [])]
 
     def reads_splits(self) -> bool:
         return has_splits(self.data, self.ptx_data)

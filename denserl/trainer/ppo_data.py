@@ -72,7 +72,8 @@ def load_text_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Dat
 
 def check_lengths(config: PPOConfig, prompts: Iterable[Dataset], text: Dataset | None) -> None:
     """UserError where a model has no positions for a prompt with the longest response, or the policy for a row of text."""
-    judges = [*(config.reward_model or []), *filter(None, [config.gold_reward_model])]
+    named = [config.gold_reward_model, config.implicit_reward, config.implicit_reference]
+    judges = [*(config.reward_model or []), *filter(None, named)]
     check_rollout_lengths(prompts, config.max_new_tokens, [config.model, *judges], config)
     longest = max((len(ids) for ids in text["input_ids"]), default=0) if text else 0
     fix = "lower `max_prompt_length` and `max_new_tokens`, to at most {} together"

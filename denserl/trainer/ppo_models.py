@@ -1,6 +1,7 @@
 """The models of a PPO run: actor and critic as DeepSpeed engines, the others frozen; what writes them at its end."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -12,12 +13,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch
+from denserl.data.reference_cache import file_fingerprint
 from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
-from denserl.models.loading import load_policy, load_reward_model, match_embeddings, new_reward_model
+from denserl.models.loading import (
+    check_same_tokenizer,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    local_folder,
+    match_embeddings,
+    new_reward_model,
+)
 from denserl.models.measured import check_steady
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, source_of
+from denserl.rewards.sources.implicit import LogProbs
 from denserl.rewards.sources.reading import choose_segmenter
 from denserl.trainer.engine import (
     deepspeed_config,
@@ -31,6 +42,8 @@ from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import Schedule
 from denserl.trainer.reference import PolicyModule
 from denserl.trainer.start import warn_of_shortage
+
+log = logging.getLogger(__name__)
 
 
 class Models(NamedTuple):
@@ -77,7 +90,7 @@ def load_models(
     return Models(
         actor=engine,
         critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=steps),
-        reference=reference,
+        reference=LastBatch(reference),
         current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
     )
 
@@ -98,6 +111,42 @@ def freeze(members: Members | None, config: PPOConfig, device: torch.device, dty
     for model in members.models if members else []:
         disable_dropout(model)
     return [frozen_engine(model, frozen, device) for model in (members.models if members else [])]
+
+
+def load_implicit(config: PPOConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str) -> list[nn.Module]:
+    """The model of the implicit reward, and its reference unless that is of the very files of PPO's own, as PolicyModules."""
+    if not config.implicit_reward:
+        return []
+    start = config.implicit_reference or config.model
+    log.info("implicit reward: %g times the log-ratio of %s to %s", config.implicit_beta, config.implicit_reward, start)
+    same = file_fingerprint(local_folder(start), dtype) == file_fingerprint(local_folder(config.model), dtype)
+    found = []
+    for path in [config.implicit_reward, *([] if same else [start])]:
+        check_same_tokenizer(tokenizer, load_tokenizer(path, **config.tokenizer_source()), path)
+        model = load_policy(path, dtype, **config.model_source())
+        match_embeddings(model, tokenizer)
+        disable_dropout(model)
+        found.append(frozen_engine(PolicyModule(model), _engine_configs(config, dtype)[1], device))
+    return found
+
+
+def logprobs_of(forward: Callable) -> LogProbs:
+    """The log-probabilities at temperature 1 that a PolicyModule's forward gives."""
+    return lambda batch: forward(*batch[:3], response_length=batch.response_mask.shape[1], shared=batch.shared)[0]
+
+
+class LastBatch:
+    """A frozen PolicyModule's forward that keeps what it said of the last batch, for whoever asks the same once more."""
+
+    def __init__(self, forward: Callable[..., tuple[Tensor, Tensor | None]]):
+        self.forward = forward
+        self.asked: tuple[Tensor, float] | None = None
+
+    def __call__(self, input_ids: Tensor, *args: Any, temperature: float = 1.0, **kw: Any) -> tuple[Tensor, Tensor | None]:
+        if self.asked is None or self.asked[0] is not input_ids or self.asked[1] != temperature:
+            self.said = self.forward(input_ids, *args, temperature=temperature, **kw)
+            self.asked = (input_ids, temperature)
+        return self.said
 
 
 def gold_scorer(

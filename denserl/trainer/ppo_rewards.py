@@ -23,8 +23,10 @@ from denserl.rewards.aggregation import SHIFTED_WHOLE
 from denserl.rewards.sources.base import RewardSource, Scores, per_token, read_segments
 from denserl.rewards.sources.build import Members, source_of
 from denserl.rewards.sources.function import FunctionSource
-from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter
-from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, join_segments
+from denserl.rewards.sources.implicit import ImplicitSource, LogProbs
+from denserl.rewards.sources.reading import check_level, choose_aggregation, choose_segmenter, new_segmenter, stored_threshold
+from denserl.rewards.sources.reward_model import PrefixDifferences
+from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, join_segments, level_of
 from denserl.trainer.ppo_config import PPOConfig
 
 
@@ -102,6 +104,7 @@ class Loaded(NamedTuple):
     decode: Callable[[list[int]], str]  # token ids -> text, as the texts of responses are made
     members: Members | None  # the reward models as they were loaded; None without any
     readers: Sequence[nn.Module]  # the same as they are called (engines)
+    implicit: Sequence[LogProbs] = ()  # the model of the implicit reward, then its reference
 
 
 def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
@@ -109,16 +112,31 @@ def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     members = loaded.members
     if members is None:
         return []
-    cut: dict[str, Any] = {name: getattr(config, option) for name, option in CUT.items()}
-    segmenter = choose_segmenter(members.each, members.paths, loaded.tokenizer, **cut)
     ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
+    if config.prefix_differences:
+        check_of_whole_responses(members)
+        whole = source_of(members, Segmenter(BANDIT_THRESHOLD), **ensemble, models=loaded.readers)
+        segmenter = segmenter_of_increments(config, loaded.tokenizer)
+        return [PaidSource("reward_model", PrefixDifferences(whole), segmenter, plain_reward(config))]
+    cut: dict[str, Any] = {name: getattr(config, option) for name, option in CUT.items()}
+    segmenter = choose_segmenter(members.each, members.paths, loaded.tokenizer, **cut, steps=config)
     source = source_of(members, segmenter, **ensemble, models=loaded.readers)
     return [PaidSource("reward_model", source, segmenter, dense_reward_of(config, members, segmenter))]
 
 
+def implicit_reward(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The implicit reward of a language model."""
+    if not config.implicit_reward:
+        return []
+    segmenter = segmenter_of_increments(config, loaded.tokenizer)
+    model, reference, *_ = loaded.implicit
+    source = ImplicitSource(model, reference, config.implicit_beta)
+    return [PaidSource("implicit_reward", source, segmenter, plain_reward(config, config.reward_model))]
+
+
 def functions(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     """Each function as a source."""
-    whole, dense = Segmenter(BANDIT_THRESHOLD), plain_reward(config)
+    whole, dense = Segmenter(BANDIT_THRESHOLD), plain_reward(config, config.reward_model)
     return [
         PaidSource(name, FunctionSource.named(name, "reward_function", loaded.decode), whole, dense)
         for name in config.reward_function or []
@@ -126,14 +144,14 @@ def functions(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
 
 
 # A builder for each kind of source; in the order of `PPOConfig.source_names`.
-BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_models, functions)
+BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_models, implicit_reward, functions)
 
 # How responses are cut: arguments of `choose_segmenter`, and the options that say them.
 CUT = {"level": "reward_level", "threshold": "entropy_threshold", "segmenter": "segmenter"}
 
 # Options that only some sources know -> the options that ask for one of these.
 KNOWN_BY = {
-    **dict.fromkeys(CUT.values(), ("reward_model",)),
+    **dict.fromkeys(CUT.values(), ("reward_model", "implicit_reward")),
     **dict.fromkeys(("read_at", "fit", "length_norm"), ("reward_model",)),
 }
 
@@ -159,7 +177,8 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     names = [*own, *(paid.name for paid in others)]
     twice = next((name for name in names if names.count(name) > 1), None)
     require(twice is None, f"{twice} is given twice as a source of rewards", "give it once, with the sum of the weights")
-    require(names, "nothing gives rewards", "add `reward_model` FOLDER, or `reward_function` module:function")
+    fix = "add `reward_model` FOLDER, or another source of docs/reward_sources.md"
+    require(names, "nothing gives rewards", fix)
     weights = config.reward_weights
     require(
         weights is None or len(weights) == len(own),
@@ -170,28 +189,47 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
         value, asking = getattr(config, name), [kind for kind in kinds if getattr(config, kind)]
         without = " or ".join(f"`{kind}`" for kind in kinds)
         require(value in (None, False) or asking, f"`{name}` {value} has no effect without {without}", f"leave `{name}` out")
-    if config.reward_model:
-        return
-    require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
+    if not config.reward_model:
+        require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
+    for name in ("fit", "length_norm") if config.prefix_differences else ():
+        value = getattr(config, name)
+        require(not value, f"`{name}` {value} has no effect with `prefix_differences`", f"leave `{name}` out")
+
+
+def check_of_whole_responses(members: Members) -> None:
+    """UserError where a reward model is of segments: what they change in its score is paid without differences of prefixes."""
+    for stored, path in zip(members.each, members.paths, strict=True):
+        level = level_of(stored_threshold(stored))
+        require(
+            level == "bandit",
+            f"`prefix_differences`: {path} was trained to score the {level}s of a response, not whole responses",
+            "leave `prefix_differences` out: each segment is paid what it changes in the score",
+        )
+
+
+def segmenter_of_increments(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Segmenter:
+    """How a source is cut that pays every token what it adds: token by token, unless options say otherwise."""
+    check_level(config.reward_level, config.entropy_threshold)
+    return new_segmenter(config.reward_level or "token", config.entropy_threshold, config.segmenter, tokenizer, config)
+
+
+def plain_reward(config: PPOConfig, beside: object = None) -> DenseReward:
+    """How a source is paid whose numbers are paid as they are, each segment's at its end, unless options say otherwise.
+
+    beside: a source whose the options of paying are, where there is one.
+    """
+    if beside:
+        return DenseReward("difference_end", None, "sum")
     require(
         config.normalizer != "location",
-        "`normalizer` location without `reward_model`: its lines are of a reward model's segments",
+        "`normalizer` location: its lines are of the segments of a reward model as it was trained",
         "use scalar, with `reward_mean` and `reward_std`, or none",
     )
-
-
-def plain_reward(config: PPOConfig) -> DenseReward:
-    """How a source other than a reward model is paid: each part's number at its end, as it is.
-
-    Options of paying are a reward model's where there is one, else that of all sources.
-    """
-    if config.reward_model:
-        return DenseReward("difference_end", None, "sum")
     moments = (config.reward_mean, config.reward_std)
     wanted = config.normalizer == "scalar" or moments != (None, None)
     require(
         not wanted or None not in moments,
-        f"`normalizer` scalar without a reward model, with `reward_mean` {moments[0]}, `reward_std` {moments[1]}",
+        f"`normalizer` scalar with `reward_mean` {moments[0]}, `reward_std` {moments[1]}",
         "give both `reward_mean` and `reward_std`",
     )
     normalizer = ScalarNormalizer(*moments) if wanted and config.normalizer != "none" else None

@@ -47,7 +47,7 @@ from denserl.trainer.ppo_data import (
     text_batches,
 )
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
-from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_models, save_models
+from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_implicit, load_models, logprobs_of, save_models
 from denserl.trainer.ppo_rewards import Loaded, PaidSource, Rewards, check_sources, join_scores, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import StopRequest
@@ -60,6 +60,8 @@ Result = TypeVar("Result")
 
 VALUE_CLIP = {"bandit": 0.2}  # the published ones
 DEFAULT_VALUE_CLIP = 0.25
+# Options that name the models whose weights a resumed run must have.
+MODELS = ("model", "reward_model", "implicit_reward", "implicit_reference")
 
 
 class PPOTrainer:
@@ -134,14 +136,18 @@ class PPOTrainer:
         members = load_members(config.reward_model, dtype, config, tokenizer) if config.reward_model else None
         gold = load_members([config.gold_reward_model], dtype, config, tokenizer) if config.gold_reward_model else None
         readers = freeze(members, config, device, dtype)
-        rewards = make_rewards(config, Loaded(tokenizer, decode, members, readers), sources)
+        implicit = load_implicit(config, tokenizer, device, dtype)
+        models: Models  # loaded last, when it is known that the run can go on
+        forwards = [*implicit, lambda *args, **kw: models.reference(*args, **kw)]
+        loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)))
+        rewards = make_rewards(config, loaded, sources)
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
         check_lengths(config, filter(None, (prompts, held_out)), text.get("ptx"))
-        remembered: dict[str, Any] = {"models": ["model", "reward_model"], "others": rewards.settings(), "prompts": prompts}
+        remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": prompts}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
-        models = load_models(config, schedule, tokenizer, device, dtype, readers)
+        models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit])
         folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
         trackers = Trackers(folder, chosen_trackers(config.report_to), dataclasses.asdict(config), sizes)
         trainer = cls(

@@ -3,7 +3,7 @@
 Training, evaluation, best-of-n and the fit use it for reward models, ensembles and Python functions alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -50,6 +50,19 @@ class SegmentScores(NamedTuple):
 
     values: Tensor  # (B, K_max) fp32, 0 past a row's K
     segments: Segments
+
+
+def increments(values: Tensor, mask: Tensor, ended: Sequence[bool]) -> Scores:
+    """What each token adds to the value of a response so far, (B, T): a segment earns the sum over its tokens.
+
+    The end-of-turn token lies in no segment below the bandit level; its share stands at the token before it.
+    """
+    last = mask.long().sum(1) - 1
+    at_end = (torch.arange(mask.shape[1], device=mask.device) == last[:, None]) & (last > 0)[:, None]
+    at_end &= torch.tensor(ended, device=mask.device)[:, None]
+    values = torch.where(mask.bool(), values.float(), 0.0)
+    closing = torch.where(at_end, values, 0.0)
+    return Scores(values - closing + closing.roll(-1, 1), None, "sum")
 
 
 def per_token(scores: Scores, mask: Tensor) -> Scores:

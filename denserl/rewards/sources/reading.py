@@ -62,8 +62,7 @@ def choose_segmenter(
         UserError: the models are of different thresholds or segmenters and none is asked for; what is asked for contradicts
             itself; or a stored segmenter, which is code, is not asked for by name.
     """
-    if level is not None and threshold is not None and level_of(threshold) != level:
-        raise UserError(f"`reward_level` {level} with `entropy_threshold` {threshold:g}", "give one of the two")
+    check_level(level, threshold)
     if threshold is None:
         thresholds = [stored_threshold(settings) for settings in each]
         stored = [found for found in thresholds if level in (None, level_of(found))]
@@ -123,6 +122,12 @@ def cut_settings(segmenter: Segmenter) -> dict[str, Any]:
     rule = segmenter.rule
     where = {"step_pattern": rule.pattern} if rule.pattern else {"step_separator": list(rule.separators)}
     return {"segmenter": STEP, **where, "max_steps": rule.most}
+
+
+def check_level(level: str | None, threshold: float | None) -> None:
+    """UserError where a level and a threshold are asked for that contradict one another."""
+    if level is not None and threshold is not None and level_of(threshold) != level:
+        raise UserError(f"`reward_level` {level} with `entropy_threshold` {threshold:g}", "give one of the two")
 
 
 def check_trusted(each: Sequence[StoredSettings], paths: Sequence[str], trusted: Sequence[str | None]) -> None:

@@ -16,7 +16,7 @@ from denserl.models.folders import wrong_setting
 from denserl.models.reward_settings import StoredSettings
 from denserl.rewards.aggregation import AGGREGATIONS, SHIFTED_WHOLE
 from denserl.rewards.pair_metrics import response_token_rewards
-from denserl.rewards.sources.base import Scores
+from denserl.rewards.sources.base import Scores, increments
 
 ENSEMBLES = ("mean", "min", "mean_std")
 
@@ -83,20 +83,48 @@ class RewardModelSource:
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
         """(B, T) scores; with `closing` one number a response, a cut-off one being read at its last token."""
         if self.closing is None:
-            return Scores(self._combined(batch))
-        closed = [
-            [*ids, *(self.closing if ended else ())] for ids, ended in zip(responses.response_ids, responses.ended, strict=True)
-        ]
-        batch = pad_responses(responses.prompt_ids, closed, self.pad_id).to(batch.response_mask.device)
+            return Scores(self.combined(batch))
+        batch = pad_responses(responses.prompt_ids, self.closed(responses), self.pad_id).to(batch.response_mask.device)
         last = batch.response_mask.sum(1, keepdim=True) - 1
-        return Scores(self._combined(batch).gather(1, last).squeeze(1))
+        return Scores(self.combined(batch).gather(1, last).squeeze(1))
 
-    def _combined(self, batch: ResponseBatch) -> Tensor:
+    def closed(self, responses: Responses) -> list[list[int]]:
+        """The ids of each response up to the place where its one score is read."""
+        return [
+            [*ids, *(self.closing or () if ended else ())]
+            for ids, ended in zip(responses.response_ids, responses.ended, strict=True)
+        ]
+
+    def combined(self, batch: ResponseBatch) -> Tensor:
+        """(B, T) scores of the members together, at each response token."""
         scores = [response_token_rewards(model, batch) for model in self.models]
         if len(scores) == 1:
             return scores[0]
         standardised = [(score - mean) / std for score, (mean, std) in zip(scores, self.moments, strict=True)]
         return combine(torch.stack(standardised), self.how, self.weight)
+
+
+class PrefixDifferences:
+    """R(y_<=t) - R(y_<t) of a reward model of whole responses, at every token: what the token changes in the score so far.
+
+    Potential-based shaping (Ng, Harada and Russell 1999) with the score of what has been said as potential: a response's sum
+    is R(y) - R(prompt). A causal model tells all prefixes in one forward. R(prompt) is read at the prompt's last token, R(y)
+    where the source reads it, and the end of turn is paid with the token before it.
+    """
+
+    def __init__(self, source: RewardModelSource):
+        self.source = source
+
+    def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
+        mask, closed = batch.response_mask, self.source.closed(responses)
+        opened = [[prompt[-1], *ids] for prompt, ids in zip(responses.prompt_ids, closed, strict=True)]
+        prompts = [prompt[:-1] for prompt in responses.prompt_ids]
+        longer = pad_responses(prompts, opened, self.source.pad_id).to(mask.device)
+        scores = self.source.combined(longer)
+        last = longer.response_mask.sum(1, keepdim=True) - 1
+        scores = scores.scatter(1, mask.sum(1, keepdim=True), scores.gather(1, last))
+        width = mask.shape[1]
+        return increments(scores[:, 1 : width + 1] - scores[:, :width], mask, responses.ended)
 
 
 def stored_moments(each: Sequence[StoredSettings], paths: Sequence[str]) -> list[Moments] | None:

@@ -1,0 +1,139 @@
+"""Runs of PPO on each kind of source of rewards, and on sums of them."""
+
+import json
+
+import pytest
+import tiny_models
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from denserl.cli import train_ppo
+from denserl.errors import UserError
+from denserl.models.loading import load_tokenizer
+from denserl.trainer.ppo_models import LastBatch
+from denserl.trainer.ppo_trainer import PPOTrainer
+
+WITHOUT_MODEL = {"reward_model": None, "entropy_threshold": None}
+
+
+@pytest.fixture
+def scored(monkeypatch) -> list:
+    """The responses of each rollout, and what they were scored."""
+    kept, score = [], PPOTrainer.score
+
+    def keep_scored(self, *args):
+        found = score(self, *args)
+        kept.append((args[0], found[0]))
+        return found
+
+    monkeypatch.setattr(PPOTrainer, "score", keep_scored)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def other(world, tmp_path_factory):
+    """A language model with another model's weights, and the policy's tokenizer."""
+    return tiny_models.save_language_model(tmp_path_factory.mktemp("other") / "model", seed=7)
+
+
+def first_samples(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+
+
+def logprobs(folder, prompt: list[int], ids: list[int]) -> list[float]:
+    """Of each token, by the stock class."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+
+
+def folded(values: list[float], ended: bool) -> list[float]:
+    """With the end of turn's share at the token before it."""
+    return [*values[:-2], values[-2] + values[-1], 0.0] if ended and len(values) > 1 else values
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_an_implicit_reward_is_beta_times_log_ratios_at_temperature_1(temperature, ppo, scored, world, other):
+    ppo(**WITHOUT_MODEL, implicit_reward=other, implicit_beta=0.3, temperature=temperature)
+    ((responses, found),) = scored
+    for row, (prompt, ids) in enumerate(zip(responses.prompt_ids, responses.response_ids, strict=True)):
+        both = zip(logprobs(other, prompt, ids), logprobs(world.sft, prompt, ids), strict=True)
+        expected = folded([0.3 * (phi - ref) for phi, ref in both], responses.ended[row])
+        assert found.rewards[row, : len(ids)].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_policy_beside_itself_earns_nothing_and_a_reference_of_its_own_is_read(ppo, scored, world, other):
+    """The very files of the reference, once in the place of the model, and once with another reference."""
+    ppo(**WITHOUT_MODEL, implicit_reward=world.sft)
+    ppo("other", **WITHOUT_MODEL, implicit_reward=other, implicit_reference=other, reward_level="bandit")
+    ppo("both", **WITHOUT_MODEL, implicit_reward=world.sft, implicit_reference=other)
+    (_, same), (_, others), (_, apart) = scored
+    assert same.rewards.count_nonzero() == others.rewards.count_nonzero() == 0
+    assert apart.rewards.abs().max() > 0.1
+
+
+def test_the_reference_is_run_once_for_two_who_ask():
+    asked = []
+    forward = LastBatch(lambda ids, temperature: asked.append(temperature) or (ids * temperature, None))
+    ids = torch.ones(2, 3)
+    assert forward(ids, temperature=1.0) is forward(ids) and asked == [1.0]
+    assert forward(ids, temperature=0.5)[0].sum() == 3 and asked == [1.0, 0.5]
+    forward(ids.clone(), temperature=0.5)
+    assert len(asked) == 3
+
+
+def test_prefix_differences_add_up_to_what_the_response_adds_to_the_prompt(ppo, scored, world, tmp_path):
+    """Of a classifier from elsewhere, which is read where the template has written its last token."""
+    stock = AutoModelForSequenceClassification.from_pretrained(world.reward_model, dtype=torch.float32).eval()
+    del stock.config.segment_reward
+    tokenizer = load_tokenizer(str(world.sft))
+    stock.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    output = ppo(reward_model=tmp_path / "rm", prefix_differences=True, entropy_threshold=None, samples_logged=8)
+    ((responses, found),) = scored
+    line_break = tokenizer("\n", add_special_tokens=False).input_ids
+
+    def score(ids: list[int]) -> float:
+        with torch.no_grad():
+            return stock(torch.tensor([ids])).logits.item()
+
+    for row, (prompt, ids) in enumerate(zip(responses.prompt_ids, responses.response_ids, strict=True)):
+        expected = score([*prompt, *ids, *(line_break if responses.ended[row] else [])]) - score(prompt)
+        assert found.rewards[row].sum().item() == pytest.approx(expected, abs=1e-3)
+        first = score([*prompt, ids[0]]) - score(prompt)
+        assert len(ids) < 3 or found.rewards[row, 0].item() == pytest.approx(first, abs=1e-3)
+    assert any(responses.ended) and not all(responses.ended)
+    assert sum(map(len, (sample["segments"] for sample in first_samples(output)))) > 16
+
+
+def test_prefix_differences_are_of_a_model_of_whole_responses(ppo):
+    with pytest.raises(UserError, match="rm was trained to score the segments of a response"):
+        ppo(prefix_differences=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"implicit_beta": 0.1}, "--implicit_beta 0.1 has no effect without --implicit_reward"),
+        ({"implicit_reference": "m"}, "--implicit_reference m has no effect without --implicit_reward"),
+        ({"prefix_differences": True, **WITHOUT_MODEL}, "--prefix_differences has no effect without --reward_model"),
+        ({"prefix_differences": True, "length_norm": True}, "--length_norm True has no effect with --prefix_differences"),
+        ({**WITHOUT_MODEL, "implicit_reward": "m", "read_at": "last_token"}, "--read_at last_token has no effect without"),
+    ],
+)
+def test_options_of_a_source_that_is_not_there(options, message, ppo):
+    with pytest.raises(UserError, match=message):
+        ppo(**options)
+
+
+def test_a_weight_of_0_leaves_the_first_source_alone(ppo, scored, world, other, tmp_path):
+    """To the bit; and weights of 1 give the sum."""
+    ppo("one")
+    argv = world.argv(tmp_path / "weighted", implicit_reward=other)
+    tiny_models.run_command(train_ppo, "train-ppo", [*argv, "--reward_weights", "1", "0"])
+    ppo("two", implicit_reward=other)
+    alone, weighted, both = (found for _, found in scored)
+    assert torch.equal(weighted.rewards, alone.rewards)
+    assert torch.equal(both.rewards, both.sources[0].tokens + both.sources[1].tokens)
+    assert torch.equal(both.sources[0].tokens, alone.rewards) and not torch.equal(both.rewards, alone.rewards)
