@@ -15,6 +15,7 @@ from denserl.rewards.sources.implicit import ImplicitSource
 from denserl.rewards.sources.reading import after_the_turn
 from denserl.rewards.sources.reward_model import Moments, PrefixDifferences, RewardModelSource
 from denserl.segmentation import Segmenter, segments_from_starts
+from denserl.steps import StepRule
 
 TOKENIZER = tiny_models.tiny_tokenizer()
 PHI, REF = [-1.2, -0.3, -2.0, -0.5, -0.9, -0.1], [-1.5, -0.4, -1.0, -0.6, -1.4, -0.1]
@@ -56,8 +57,9 @@ def thirds(tokens, entropies):
         Segmenter(1.0),
         Segmenter(1000.0),
         Segmenter(1.0, "thirds", thirds, lambda ids: [str(i) for i in ids]),
+        Segmenter(1.0, "step", rule=StepRule((" ",), most=4), decode=lambda ids: "word " * len(ids)),
     ],
-    ids=["tokens", "peaks", "whole", "function"],
+    ids=["tokens", "peaks", "whole", "function", "steps"],
 )
 def test_segments_add_up_to_the_response_however_it_is_cut(segmenter):
     """The end of turn, which lies in no segment below the bandit level, is paid with the token before it."""
