@@ -7,6 +7,7 @@ outcome is a record of one step. Which shape a row has is read from its keys; wh
 The encoding of records is elsewhere, and so is where the steps of a new response end (denserl/steps.py).
 """
 
+import itertools
 import logging
 import math
 import re
@@ -30,6 +31,7 @@ from denserl.data.schemas import (
     missing,
     unread_beside,
 )
+from denserl.steps import StepRule
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +52,14 @@ class StepReading(NamedTuple):
     marker: the text after each step, where question and steps are one text.
     first_step: a regular expression, at whose first match the steps begin in a text that opens with the question.
     signs: the texts of a good and a bad step.
+    rule: where a solution that is one text is cut into its labelled steps, unless markers stand in it.
     """
 
     neutral: str = "bad"
     marker: str = "ки"
     first_step: str = "[Ss]tep 1:"
     signs: tuple[str, str] = ("+", "-")
+    rule: StepRule = StepRule()
 
 
 AS_PUBLISHED = StepReading()
@@ -122,6 +126,17 @@ def as_steps(row: Any, reading: StepReading = AS_PUBLISHED) -> list[dict]:
     return [_checked(row, solution) for solution in shape.solutions(row, shape.key, reading)]
 
 
+def solution_steps(text: str, reading: StepReading = AS_PUBLISHED) -> list[str]:
+    """The steps of a solution that is one text, without what parts them; none is blank.
+
+    Markers at ends of lines part them, which generators that were taught so write, or else what the rule says, however many.
+    """
+    marked = re.compile(rf"\s{re.escape(reading.marker)}[ \t]*(?:\n|\Z)")
+    parts = [found.span() for found in (marked if marked.search(text) else reading.rule.separates).finditer(text)]
+    pieces = (text[end:start].strip() for (_, end), (start, _) in itertools.pairwise([(0, 0), *parts, (len(text), 0)]))
+    return [piece for piece in pieces if piece]
+
+
 def unread_steps(row: Any) -> set[str]:
     """The keys of a row that say something and that `as_steps` does not read."""
     shape = _shape_of(row)
@@ -173,6 +188,8 @@ def _stored(row: dict, key: str, reading: StepReading) -> list[_Solution]:
     answers = [unicode_of(answer, key) for answer in _list_of(row[key], key)]
     name = _first(row, LABELS) or LABELS[0]
     labels = _list_of(row.get(name, []), name)
+    if not answers:
+        raise BadRow("there are no answers")
     if len(labels) != len(answers):
         raise BadRow(f"{len(labels)} labels for {len(answers)} answers")
     prompt, chances = _prompt(row), [_chance(label, name, reading) for label in labels]
@@ -201,7 +218,11 @@ def _of_turns(row: dict, key: str, reading: StepReading) -> list[_Solution]:
     question, steps[0] = _question_apart(row, steps[0], key, reading)
     labels += [math.nan] * (len(steps) - len(labels))
     prompt = [*opening, {**turns[0], "content": question}]
-    return [_Solution(prompt, [step.strip() for step in steps], labels, *_outcome(row, reading))]
+    marker = re.compile(rf"\s{re.escape(reading.marker)}\s*\Z")  # which the last step may still have
+    steps = [marker.sub("", step).strip() for step in steps]
+    final, answer = _outcome(row, reading)
+    # One step is the whole solution.
+    return [_Solution(prompt, steps, labels, labels[0] if len(steps) == 1 and math.isnan(final) else final, answer)]
 
 
 def _marked(row: dict, key: str, reading: StepReading) -> list[_Solution]:
@@ -272,12 +293,16 @@ def _rated(step: dict, reading: StepReading) -> tuple[list[tuple[str, float]], i
     return rated, chosen
 
 
-def _outcome_of(row: dict, key: str, reading: StepReading) -> list[_Solution]:
-    """A question, its whole solution, and whether that is right."""
-    name = _first(row, LABELS) or "label"
-    chance = _chance(row.get(name), name, reading)
-    answer = _text_or_number(row.get("answer"), "answer") if key != "answer" else ""
-    return [_Solution(_prompt(row), [unicode_of(row[key], key).strip()], [chance], chance, answer)]
+def _whole(row: dict, key: str, reading: StepReading) -> list[_Solution]:
+    """A question, its solution as one text, and `labels` of its steps or a `label` of all of it, which is an outcome."""
+    text, name = unicode_of(row[key], key), _first(row, LABELS) or "label"
+    answer = "" if key == "answer" else _text_or_number(row.get("answer"), "answer")
+    if name == "label":
+        chance = _chance(row.get(name), name, reading)
+        return [_Solution(_prompt(row), [text.strip()], [chance], chance, answer)]
+    steps = solution_steps(text, reading)
+    labels = _labels(row[name], name, len(steps), reading)
+    return [_Solution(_prompt(row), steps, labels, _chance(row.get("final"), "final", reading), answer)]
 
 
 def _prompt(row: dict) -> list[dict]:
@@ -382,6 +407,8 @@ _SHAPES = (
     _Shape("conversations", _of_turns, _OF_ONE),
     _Shape("messages", _of_turns, _OF_ONE),
     _Shape("input", _marked, (*_OF_ONE, LABELS)),
-    _Shape("answer", _outcome_of, (QUESTIONS, LABELS)),
+    _Shape("response", _whole, (*_OF_ONE, LABELS)),
+    _Shape("completion", _whole, (*_OF_ONE, LABELS)),
+    _Shape("answer", _whole, (QUESTIONS, ("final",), LABELS)),
 )
 READ_KEYS = {*CONTEXT, *(key for shape in (_RATED, *_SHAPES) for keys in ((shape.key,), *shape.beside) for key in keys)}

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from denserl.data.bad_rows import LeftOut
-from denserl.data.step_records import StepReading, as_steps, load_steps
+from denserl.data.bad_rows import BadRow, LeftOut
+from denserl.data.step_records import StepReading, as_steps, load_steps, solution_steps
 from denserl.errors import UserError
+from denserl.steps import StepRule
 
 NAN = math.nan
 QUESTION = "What is 2 + 3 - 1?"
@@ -61,6 +62,8 @@ SHAPES = {
     "rlhflow": {"conversations": turns(*STEPS)},
     "rlhflow, with a question": {"question": QUESTION, "messages": turns(*STEPS)},
     "trl": {"prompt": QUESTION, "completions": STEPS, "labels": [True, False, False]},
+    "one text": {"prompt": QUESTION, "response": "\n\n\n".join(STEPS) + "\n\n", "labels": [1, 0, 0]},
+    "one text with markers": {"question": QUESTION, "answer": MARKED.removeprefix(QUESTION), "labels": [1, 0, 0]},
     "math-shepherd": {"input": MARKED, "label": SIGNED, "task": "GSM8K"},
     "placeholders, signs": {"input": MARKED, "labels": ["+", "-", "-"]},
     "placeholders, numbers": {"input": MARKED, "labels": [1.0, 0.0, 0]},
@@ -79,6 +82,8 @@ OUTCOMES = {
     "outcome": {"question": QUESTION, "answer": "It is 3.", "label": 0},
     "stored answers": {"prompt": QUESTION, "answers": ["It is 3."], "label": [False]},
     "stored answers, other name": {"prompt": QUESTION, "answers": ["It is 3."], "labels": [0]},
+    "one text": {"prompt": QUESTION, "completion": "It is 3.", "label": "-"},
+    "rlhflow": {"question": QUESTION, "conversations": turns("It is 3.", signs="-")},
     "record": {"prompt": QUESTION, "steps": ["It is 3."], "labels": [0.0], "final": 0},
 }
 
@@ -86,6 +91,17 @@ OUTCOMES = {
 @pytest.mark.parametrize("row", OUTCOMES.values(), ids=OUTCOMES.keys())
 def test_an_outcome_is_a_record_of_one_step(row):
     assert said(as_steps(row)) == said([record(["It is 3."], [0.0], final=0.0)])
+
+
+def test_a_solution_is_cut_by_markers_or_by_the_rule():
+    assert solution_steps("a ки\nb\n\nc ки\n ки\nd ки") == solution_steps("a ки\nb\n\nc ки\nd") == ["a", "b\n\nc", "d"]
+    assert solution_steps("\n\nи руки\n\n\nc\n \n") == ["и руки", "c"]  # the end of a word is no marker
+    assert solution_steps(";a;b;;c;", StepReading(rule=StepRule((";",)))) == ["a", "b", "c"]
+    by_pattern = StepReading(rule=StepRule(pattern=r"(?=Step \d+:)"))
+    assert solution_steps("Step 1: a Step 10: b", by_pattern) == ["Step 1: a", "Step 10: b"]
+    assert len(solution_steps("a\n\n" * 200)) == 200 and solution_steps(" \n\n ки\n") == []
+    marked = turns("Step 1: a", "b ки", signs="++")
+    assert as_steps({"conversations": marked})[0]["steps"] == ["Step 1: a", "b"]
 
 
 def test_missing_labels_are_unknown():
@@ -184,6 +200,7 @@ BAD = [
     ({"prompt": QUESTION, "steps": ["a"], "labels": [1], "image": "x.png"}, "the row has 'image', which is not read"),
     ({"prompt": QUESTION, "steps": ["a"], "labels": [1], "tool_calls": [{}]}, "the row has 'tool_calls', which is not read"),
     ({"prompt": QUESTION, "answers": ["a", "b"], "label": [1]}, "1 labels for 2 answers"),
+    ({"prompt": QUESTION, "answers": [], "label": []}, "there are no answers"),
     ({"question": QUESTION, "answer": "a"}, "no label is given"),
     ({"question": QUESTION, "answer": "a", "label": 2}, "'label' holds the label 2"),
     ({"conversations": turns(*STEPS, signs="+o-")}, "'conversations' holds the label 'o'; expected .* or -"),
@@ -206,11 +223,16 @@ BAD = [
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD, ids=[reason[:50] for _, reason in BAD])
-def test_bad_rows_are_told_by_line(tmp_path, row, reason):
-    path = written(tmp_path / "rows.jsonl", SHAPES["record"], row)
-    with pytest.raises(UserError, match=rf"rows\.jsonl:2: {reason}"):
+def test_bad_rows(row, reason):
+    with pytest.raises(BadRow, match=reason):
+        as_steps(row)
+
+
+def test_bad_rows_are_told_by_line(tmp_path):
+    path = written(tmp_path / "rows.jsonl", SHAPES["record"], BAD[0][0], BAD[1][0])
+    with pytest.raises(UserError, match=rf"(?s)rows\.jsonl:2: {BAD[0][1]}.*rows\.jsonl:3: {BAD[1][1]}"):
         load_steps([str(path)])
-    assert len(load_steps([str(path)], on_bad_row="skip")) == 1
+    assert said(load_steps([str(path)], on_bad_row="skip")) == said([record()])
 
 
 def test_all_shapes_in_one_file_are_read_row_by_row(tmp_path, caplog):

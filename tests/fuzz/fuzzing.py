@@ -91,6 +91,38 @@ good_rows = st.one_of(
 )
 rows = st.one_of(loose_rows, near_rows, good_rows)
 
+chances = st.one_of(st.booleans(), st.floats(0, 1), st.sampled_from(["+", "-", "0.5", None]), numbers)
+labels = st.lists(st.one_of(st.sampled_from([True, "-", 0.5]), chances), max_size=3)
+marked = st.lists(st.one_of(filled, st.sampled_from(["Step 1:", " ки\n", "ки"])), max_size=4).map("".join)
+completions = st.fixed_dictionaries({"text": filled, "rating": st.sampled_from([-1, 0, 1, None])})
+rated_steps = st.fixed_dictionaries(
+    {"completions": st.lists(completions, max_size=2), "chosen_completion": st.sampled_from([None, 0, 0, 1])},
+    optional={"human_completion": st.one_of(st.none(), st.fixed_dictionaries({"text": filled}))},
+)
+signs = st.sampled_from(["+", "-", "-", "?"])
+signed = st.lists(st.tuples(filled, signs), max_size=3).map(
+    lambda pairs: [
+        turn for step, sign in pairs for turn in ({"role": "user", "content": step}, {"role": "assistant", "content": sign})
+    ]
+)
+asked_twice = st.tuples(filled, signed).map(lambda parts: [{"role": "user", "content": f"{parts[0]} Step 1: "}, *parts[1][1:]])
+several = {key: st.lists(filled, max_size=3) for key in ("steps", "completions", "answers")}
+step_rows = st.one_of(
+    st.fixed_dictionaries({"prompt": filled, "labels": labels}, optional={**several, "response": marked, "final": chances}),
+    st.tuples(filled, marked, labels).map(lambda parts: {"input": f"{parts[0]}Step 1:{parts[1]}a ки", "labels": parts[2]}),
+    st.tuples(filled, marked, signs).map(
+        lambda parts: {"input": (text := f"{parts[0]}Step 1: {parts[1]}ки"), "label": text.replace("ки", parts[2])}
+    ),
+    st.fixed_dictionaries({"conversations": asked_twice}, optional={"question": rough_texts}),
+    st.fixed_dictionaries(
+        {
+            "question": st.fixed_dictionaries({"problem": filled}),
+            "label": st.fixed_dictionaries({"steps": st.lists(rated_steps, max_size=3)}),
+        }
+    ),
+    loose_rows,
+)
+
 
 def explore(check, examples: int, **strategies) -> None:
     """Try a check on that many examples, the same on every run."""

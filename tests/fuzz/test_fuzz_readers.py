@@ -4,12 +4,13 @@ import gzip
 import io
 import json
 import logging
+import math
 import time
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from fuzzing import closes_once, conversation_is_sound, end_of_turn, explore, response_is_sound, rows
+from fuzzing import closes_once, conversation_is_sound, end_of_turn, explore, response_is_sound, rows, step_rows
 from hypothesis import strategies as st
 from templates import build_tokenizer
 
@@ -18,7 +19,8 @@ from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrat
 from denserl.data.preferences import load_preferences, tokenize_preferences
 from denserl.data.prompts import load_prompts, tokenize_prompts
 from denserl.data.readers import DATA_SUFFIXES, read_rows
-from denserl.data.schemas import BadRow, as_demonstration, as_preference, as_prompt
+from denserl.data.schemas import BadRow, LeftOut, as_demonstration, as_preference, as_prompt
+from denserl.data.step_records import as_steps, unread_steps
 from denserl.errors import UserError
 
 READERS = [(as_preference, load_preferences), (as_prompt, load_prompts), (as_demonstration, load_demonstrations)]
@@ -159,6 +161,27 @@ def test_any_json_value_is_a_sound_row_or_a_bad_row(convert, examples):
             assert made["chosen"] != made["rejected"] and abs(made["margin"]) <= 2e9
 
     explore(check, examples, row=rows)
+
+
+@short_and_long(60, 2000)
+def test_any_json_value_is_sound_records_of_steps_or_a_bad_row(examples):
+    def check(row):
+        before = repr(row)
+        try:
+            made = as_steps(row)
+        except (BadRow, LeftOut) as error:
+            assert str(error)
+            return
+        finally:
+            assert repr(row) == before
+        assert made and isinstance(unread_steps(row), set)
+        for one in made:
+            assert conversation_is_sound(one["prompt"]) and all(map(str.strip, one["steps"]))
+            assert len(one["steps"]) == len(one["labels"]) > 0
+            known = [chance for chance in (*one["labels"], one["final"]) if not math.isnan(chance)]
+            assert known and all(0 <= chance <= 1 for chance in known)
+
+    explore(check, examples, row=step_rows)
 
 
 @short_and_long(20, 200)
