@@ -18,8 +18,8 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 # A flag is in its place in a line that a user is to type.
 COMMAND = re.compile(r"\b(?:denserl|torchrun|pip|deepspeed|python|hf) ")
-# Words in backticks that are no options: an attribute of objectives.
-NO_OPTIONS = {"reads"}
+# Words in backticks that are no options: attributes of objectives.
+NO_OPTIONS = {"reads", "units"}
 
 on_library = pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "denserl")))
 

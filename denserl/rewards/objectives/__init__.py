@@ -1,26 +1,44 @@
 """Training objectives of reward models, and their losses as pure functions."""
 
-from denserl.rewards.objectives.base import READS, Groups, Objective, all_labels, all_reads, named_objective, total_losses
+from denserl.rewards.objectives.base import (
+    READS,
+    UNITS,
+    Groups,
+    Objective,
+    Steps,
+    all_labels,
+    all_reads,
+    all_units,
+    named_objective,
+    total_losses,
+)
 from denserl.rewards.objectives.bradley_terry import BradleyTerry, PositiveRegularizer
 from denserl.rewards.objectives.grm import REGULARIZERS, TextRegularizer, grm_regularizer, grm_terms
 from denserl.rewards.objectives.losses import bradley_terry, pair_losses, positive_regularization, wins
+from denserl.rewards.objectives.step_labels import StepLabels, label_losses, step_cross_entropy
 
 __all__ = [
     "READS",
     "REGULARIZERS",
+    "UNITS",
     "BradleyTerry",
     "Groups",
     "Objective",
     "PositiveRegularizer",
+    "StepLabels",
+    "Steps",
     "TextRegularizer",
     "all_labels",
     "all_reads",
+    "all_units",
     "bradley_terry",
     "grm_regularizer",
     "grm_terms",
+    "label_losses",
     "named_objective",
     "pair_losses",
     "positive_regularization",
+    "step_cross_entropy",
     "total_losses",
     "wins",
 ]

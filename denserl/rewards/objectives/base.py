@@ -26,10 +26,15 @@ READS = (
     "ref_logps",  # the same under the frozen reference model
     "hidden",  # the hidden state at which a response's last score is read
     "second_pass",  # a second forward of the same batch, with dropout drawn anew
+    "steps",  # the scores and labels of steps, which `input` steps and response have
+    "label_logps",  # log-probabilities of both labels at each step, among all tokens
 )
 
+# What losses may be averaged over: groups, or the steps in them that have labels.
+UNITS = ("groups", "steps")
 
-# Names of the metrics that the trainer itself logs of groups (rewards/pair_metrics.py).
+
+# Names of the metrics that the trainer itself logs of groups (rewards/pair_metrics.py, step_metrics.py).
 GROUP_METRICS = (
     "accuracy",
     "chosen_reward",
@@ -42,7 +47,24 @@ GROUP_METRICS = (
     "length_correlation",
     "score_mean",
     "score_std",
+    "step_accuracy",
+    "always_plus_accuracy",
+    "good_probability",
+    "bad_probability",
+    "steps_per_solution",
+    "wrong_solutions",
+    "first_error_accuracy",
+    "correct_accuracy",
+    "first_error_f1",
 )
+
+
+class Steps(NamedTuple):
+    """The labelled steps of G solutions; K is the largest number of them."""
+
+    logits: Tensor  # (G, K) fp32, logit(+) - logit(-); past a row's own of no meaning
+    labels: Tensor  # (G, K) fp32, in [0, 1]; NaN: none, as past a row's own
+    logps: Tensor | None = None  # (G, K, 2) fp32, log-probabilities of + and - among all tokens
 
 
 class Groups(NamedTuple):
@@ -62,6 +84,7 @@ class Groups(NamedTuple):
     ref_logps: Tensor | None = None  # (G, M)
     hidden: Tensor | None = None  # (G, M, H)
     second: "Groups | None" = None  # of a second pass
+    steps: Steps | None = None  # of groups of one solution each
 
     def per_token(self, logps: Tensor) -> Tensor:
         """(G, m) log-probabilities divided by the tokens of their responses."""
@@ -83,6 +106,7 @@ class Objective(ABC):
     weight: float = 1.0  # of its losses in the sum of all objectives
     reads: ClassVar[tuple[str, ...]] = ()  # what it needs beside scores, of READS
     labels: ClassVar[tuple[str, ...]] = ()  # columns of numbers of the rows that it needs beside `margin`
+    units: ClassVar[str] = "groups"  # what its losses are averaged over, of UNITS: of steps each group has the sum
 
     @abstractmethod
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
@@ -131,6 +155,17 @@ def all_reads(objectives: Sequence[Objective]) -> set[str]:
     if unknown := sorted(found - {*READS}):
         raise UserError(f"an objective reads {unknown[0]}; there are {', '.join(READS)}", "correct its `reads`")
     return found
+
+
+def all_units(objectives: Sequence[Objective]) -> str:
+    """What the objectives' losses are averaged over, one of UNITS. UserError where they differ, or for another name."""
+    found = {objective.units: type(objective).__name__ for objective in objectives}
+    if unknown := sorted(set(found) - {*UNITS}):
+        raise UserError(f"an objective is averaged over {unknown[0]}; there are {', '.join(UNITS)}", "correct its `units`")
+    if len(found) > 1:
+        shown = " and ".join(f"{name} over {units}" for units, name in found.items())
+        raise UserError(f"the losses of {shown} cannot be averaged together", "let `step_average` be solutions")
+    return next(iter(found), UNITS[0])
 
 
 def named_objective(words: str) -> Objective:
