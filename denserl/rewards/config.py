@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Interval
 
 from denserl.config import FIRST, MODEL, RESUMABLE, Config, Level, Only, RunConfig
+from denserl.data.config import StepDataConfig
 
 Aggregation = Literal["avg", "sum", "min", "last", "logsumexp"]
 ReadAt = Literal["end_of_turn", "last_token"]
@@ -188,3 +189,22 @@ class LevelConfig(StepConfig):
     Default: cut at entropy peaks."""
     agg_func: Aggregation = "avg"
     """How segment scores make the score of a response."""
+
+
+OF_LABELS = Only("with `input` pairs", lambda c: c.input != "pairs")
+OF_STEPS = Only("without `input` steps", lambda c: c.input == "steps")
+
+
+@dataclass(kw_only=True)
+class StepLabelsConfig(StepDataConfig):
+    """What is learned of solutions whose steps, or outcomes, are labelled."""
+
+    group: ClassVar[str] = "labelled steps"
+
+    context_signs: Annotated[Literal["none", "plus", "true"], OF_LABELS] = "none"
+    """What stands in the context of a step: the solution up to its end; or, each step being a turn of the user, also an answer
+    to every step before it: plus whatever it is labelled, or the true one, which gives the next label away."""
+    stop_at_first_error: Annotated[bool, OF_STEPS] = False
+    """Leave out the labels after each solution's first wrong step, in training."""
+    step_average: Annotated[Literal["steps", "solutions"], OF_STEPS] = "steps"
+    """The loss is the mean over all labelled steps of an optimiser step, or over solutions of the means over theirs."""

@@ -3,57 +3,48 @@
 Optimiser steps, averages, evaluation and logs are those of every supervised training (denserl/trainer/supervised_trainer.py).
 """
 
-import gc
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from denserl.data.batching import ResponseBatch, pad_responses, pad_rows, response_slots
-from denserl.data.order import shuffled
-from denserl.data.preferences import flip_labels, load_preferences
+from denserl.data.batching import ResponseBatch, response_slots
 from denserl.data.reference_cache import SIDES
-from denserl.errors import UserError, require
+from denserl.errors import UserError
 from denserl.models.adapters import prepare_model
-from denserl.models.heads import Head
 from denserl.models.loading import (
-    attach_lm_head,
     empty_reward_model,
-    freeze_trunk,
     load_tokenizer,
-    match_embeddings,
-    new_reward_model,
 )
-from denserl.models.measured import check_steady
-from denserl.models.reward_settings import sft_settings, store_settings
 from denserl.models.scoring import read_rewards
 from denserl.rewards.aggregation import aggregate
-from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.objectives import (
     BradleyTerry,
     Groups,
     Objective,
-    PositiveRegularizer,
-    TextRegularizer,
+    StepLabels,
+    Steps,
     all_labels,
     all_reads,
-    named_objective,
+    all_units,
     total_losses,
 )
 from denserl.rewards.pair_metrics import group_metrics, group_sums
-from denserl.rewards.pairs import prepare_pairs, segment_lengths
-from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter, sft_fingerprint
-from denserl.segmentation import Segmenter, segment_scores
-from denserl.streams import Purpose, stream
-from denserl.trainer.reference import in_shares
+from denserl.rewards.pairs import segment_lengths
+from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter
+from denserl.rewards.step_metrics import step_metrics, step_sums
+from denserl.segmentation import Segmenter, Segments, segment_scores, segments_from_starts
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_making import make_model, make_objectives
+from denserl.trainer.reward_pairs import GroupCollator, pairs_of
+from denserl.trainer.reward_steps import StepCollator, step_settings, steps_of
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
-from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
+from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks, step_model_lines, step_model_remarks
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
 
@@ -63,43 +54,21 @@ log = logging.getLogger(__name__)
 OF_GROUPS = "of_pairs/"
 
 
-class GroupCollator:
-    """Rows of tokenised candidates with entropies -> one padded batch, all first candidates before all second ones.
+class Prepared(NamedTuple):
+    """What a training learns from, and how its model reads that."""
 
-    Args:
-        candidates: prefixes of the columns of each candidate: `chosen_ids`, `chosen_entropy` (nats, one a response token).
-        labels: columns of numbers, one a row.
-        with_reference: the rows also hold the reference model's log-probabilities of the responses (`chosen_logprob`).
-    """
-
-    def __init__(
-        self,
-        pad_id: int,
-        candidates: Sequence[str] = SIDES,
-        labels: Sequence[str] = ("margin",),
-        with_reference: bool = False,
-    ):
-        self.pad_id, self.candidates, self.labels, self.with_reference = pad_id, candidates, labels, with_reference
-
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        prompts = [row["prompt_ids"] for row in rows] * len(self.candidates)
-        batch = pad_responses(prompts, self._column(rows, "ids"), self.pad_id)
-        entropy = pad_rows(self._column(rows, "entropy"), 0.0, torch.float32)
-        labels = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in self.labels}
-        reference = {}
-        if self.with_reference:
-            reference["ref_logps"] = torch.tensor(self._column(rows, "logprob"), dtype=torch.float32)
-        return {**batch._asdict(), "entropy": entropy, **labels, **reference}
-
-    def _column(self, rows: list[dict], name: str) -> list:
-        return [row[f"{candidate}_{name}"] for candidate in self.candidates for row in rows]
+    train: Dataset
+    held_out: Dataset
+    contents: Dataset  # what of the rows does not follow from weights and ids
+    settings: dict[str, Any]  # stored with the model
+    reads: dict[str, Any]  # arguments of the trainer
 
 
 class RewardTrainer(SupervisedTrainer):
     """Trains `AutoModelForSequenceClassification(num_labels=1)` on preferences (arXiv 2501.02790, section 3.2).
 
     Args beyond those of `SupervisedTrainer`:
-        segmenter: cuts the responses. agg_func: how segment scores make a sequence score.
+        segmenter: cuts the responses, unless rows say where. agg_func: how segment scores make a sequence score.
         objectives: what it is trained for. Where one reads log-probabilities, the model has a language-model head `lm_head`
             (`attach_lm_head`); where one reads the reference model's, the rows hold them (`add_entropies`).
         candidates, labels: columns of the rows (see `GroupCollator`); default: of pairs.
@@ -108,7 +77,7 @@ class RewardTrainer(SupervisedTrainer):
     def __init__(
         self,
         *,
-        segmenter: Segmenter,
+        segmenter: Segmenter | None,
         agg_func: str = "avg",
         objectives: Sequence[Objective] = (BradleyTerry(),),
         pad_id: int,
@@ -116,8 +85,8 @@ class RewardTrainer(SupervisedTrainer):
         labels: Sequence[str] = ("margin",),
         **kw: Any,
     ):
-        self.reads = all_reads(objectives)
-        collator = GroupCollator(pad_id, candidates, labels, with_reference="ref_logps" in self.reads)
+        self.reads, self.units = all_reads(objectives), all_units(objectives)
+        collator = kw.pop("data_collator", None) or GroupCollator(pad_id, candidates, labels, "ref_logps" in self.reads)
         super().__init__(data_collator=collator, **kw)
         self.segmenter, self.agg_func, self.objectives = segmenter, agg_func, objectives
         self.candidates, self.labels_read = candidates, labels
@@ -134,35 +103,49 @@ class RewardTrainer(SupervisedTrainer):
         check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
-        segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
         objectives = [*make_objectives(config), *objectives]
-        labels = all_labels(objectives)
         # Whether there is one of this family is known before hours of entropies.
         empty_reward_model(config.model, dtype, **config.model_source())
-        pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
-        if segmenter.level != "bandit" and segmenter.name == PEAK:
-            log.info("%s", segment_lengths(pairs, segmenter.threshold))
+        kind = cls if config.input == "pairs" else StepTrainer
+        made = kind.prepare(config, tokenizer, device, dtype, objectives)
         args = training_arguments(config, device, dtype)
-        # What the reference model says follows from weights and ids.
-        ids = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in labels])
-        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=ids)
-        model = make_model(config, tokenizer, dtype, segmenter, objectives)
+        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=made.contents)
+        model = make_model(config, tokenizer, dtype, objectives, made.settings)
         model = prepare_model(model, config, "SEQ_CLS", device.type)
         warn_of_shortage(config, dtype, device, [model])
-        return cls(
+        return kind(
             model=model,
             args=args,
-            train_dataset=pairs,
-            eval_dataset=held_out,
+            train_dataset=made.train,
+            eval_dataset=made.held_out,
             processing_class=tokenizer,
-            segmenter=segmenter,
-            agg_func=config.agg_func,
             objectives=objectives,
-            labels=labels,
             eval_tokens=config.score_tokens,
             pad_id=tokenizer.pad_token_id,
             session=Session(config, settings, checkpoint),
+            **made.reads,
         )
+
+    @classmethod
+    def prepare(
+        cls,
+        config: RewardConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        dtype: str,
+        objectives: Sequence[Objective],
+    ) -> Prepared:
+        """The rows that the config names, and how they are read."""
+        segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
+        labels = all_labels(objectives)
+        pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
+        if segmenter.level != "bandit" and segmenter.name == PEAK:
+            log.info("%s", segment_lengths(pairs, segmenter.threshold))
+        contents = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in labels])
+        settings = {"entropy_threshold": segmenter.threshold, **cut_settings(segmenter), "agg_func": config.agg_func}
+        settings["read_at"] = "end_of_turn"
+        reads = {"segmenter": segmenter, "agg_func": config.agg_func, "labels": labels}
+        return Prepared(pairs, held_out, contents, settings, reads)
 
     def run(self) -> dict[str, float]:
         """Train, from the start or the checkpoint to go on from, and write the model into the output folder.
@@ -173,13 +156,18 @@ class RewardTrainer(SupervisedTrainer):
         metrics = self.session.run(self)
         self.model.config.mean, self.model.config.std = metrics["eval_score_mean"], metrics["eval_score_std"]
         save_trained(self, self.args.output_dir)
-        steps, pairs = self.state.global_step, len(self.eval_dataset)
-        log.info("%s: trained to step %d, %s", self.args.output_dir, steps, in_words(time.perf_counter() - began))
-        for line in reward_model_lines(metrics, pairs):
+        steps, took = self.state.global_step, in_words(time.perf_counter() - began)
+        log.info("%s: trained to step %d, %s", self.args.output_dir, steps, took)
+        lines, remarks = self.in_words(metrics, len(self.eval_dataset))
+        for line in lines:
             log.info("  %s", line)
-        for remark in reward_model_remarks(metrics, pairs):
+        for remark in remarks:
             log.warning("  %s", remark)
         return metrics
+
+    def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
+        """What the evaluation metrics of so many rows come to, and what is doubtful in them, a line each."""
+        return reward_model_lines(metrics, rows), reward_model_remarks(metrics, rows)
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return batch["counted"].sum()
@@ -195,7 +183,7 @@ class RewardTrainer(SupervisedTrainer):
         counted = groups.counted.double()
         return {
             "loss": torch.where(groups.counted, losses, 0.0).sum(),
-            **group_sums(groups.scores, groups.segments, groups.lengths, groups.counted),
+            **self.row_sums(groups),
             **{OF_GROUPS + name: (values.detach() * counted).sum() for name, values in found.items()},
         }
 
@@ -204,20 +192,33 @@ class RewardTrainer(SupervisedTrainer):
         groups = self._one_pass(model, batch)
         return groups._replace(second=self._one_pass(model, batch)) if "second_pass" in self.reads else groups
 
+    def row_sums(self, groups: Groups) -> dict[str, Tensor]:
+        """Sums over the counted groups that `row_metrics` needs; `pairs` is their number."""
+        return group_sums(groups.scores, groups.segments, groups.lengths, groups.counted)
+
+    def row_metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Metrics that do not depend on the objectives."""
+        return group_metrics(sums)
+
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         count = max(sums["pairs"], 1.0)
         own = {name.removeprefix(OF_GROUPS): value / count for name, value in sums.items() if name.startswith(OF_GROUPS)}
-        return {**group_metrics(sums), **own}
+        return {**self.row_metrics(sums), **own}
 
     def lengths(self, rows: Dataset) -> list[int]:
         columns = (rows["prompt_ids"], *(rows[f"{candidate}_ids"] for candidate in self.candidates))
         many = len(self.candidates)
         return [many * (len(prompt) + max(map(len, each))) for prompt, *each in zip(*columns, strict=True)]
 
+    def segments(self, batch: dict[str, Tensor]) -> Segments:
+        """Where the responses of a batch are cut."""
+        responses = ResponseBatch.of(batch)
+        return self.segmenter(batch["entropy"], responses.response_mask, responses.response_ids)
+
     def _one_pass(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
         responses, size, many = ResponseBatch.of(batch), len(batch["counted"]), len(self.candidates)
         mask, width = responses.response_mask, responses.response_mask.shape[1]
-        segments = self.segmenter(batch["entropy"], mask, responses.response_ids)
+        segments = self.segments(batch)
         # Of how many candidates of each group log-probabilities are read.
         read = many if "logps" in self.reads else int("first_logps" in self.reads)
         at = None
@@ -245,74 +246,43 @@ class RewardTrainer(SupervisedTrainer):
         )
 
 
-def make_objectives(config: ObjectiveConfig) -> list[Objective]:
-    """What the options train for; the weights of the Bradley-Terry loss and of the text-generation term add up to one."""
-    coef = config.reg_coef if config.reg_type != "none" else 0.0
-    objectives: list[Objective] = [
-        BradleyTerry(1 - coef, config.use_margin, config.label_smoothing, config.centring, config.soft_label_scale)
-    ]
-    if config.pos_reg:
-        objectives.append(PositiveRegularizer(config.pos_reg))
-    if coef and config.reg_type != "none":
-        objectives.append(TextRegularizer(coef, config.reg_type, config.reg_beta, config.reg_logp))
-    return objectives + [named_objective(words) for words in config.objective or []]
+class StepTrainer(RewardTrainer):
+    """Trains the same model on solutions whose steps, or outcomes, are labelled; a step's score is the logit that it is right.
 
+    A group is one solution. Rows as `tokenize_steps` makes them; other args as those of `RewardTrainer`.
+    """
 
-def make_model(
-    config: RewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    segmenter: Segmenter,
-    objectives: Sequence[Objective],
-) -> PreTrainedModel:
-    """The SFT model's backbone under a fresh reward head, with that model's own head beside it where an objective reads it."""
-    head = Head(config.head_type, config.head_layers, config.head_width, config.head_dropout)
-    model = new_reward_model(config.model, dtype, config.seed, head, **config.model_source())
-    check_steady(model)
-    match_embeddings(model, tokenizer)
-    if all_reads(objectives) & {"first_logps", "logps"}:
-        attach_lm_head(model, config.model, dtype, **config.model_source())
-    if config.freeze_trunk:
-        freeze_trunk(model)
-    store_settings(
-        model.config,
-        **sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir),
-        entropy_threshold=segmenter.threshold,
-        **cut_settings(segmenter),
-        agg_func=config.agg_func,
-        read_at="end_of_turn",
-        max_length=config.max_length,
-        max_prompt_length=config.max_prompt_length,
-    )
-    return model
+    def __init__(self, *, objectives: Sequence[Objective] = (StepLabels(),), pad_id: int, **kw: Any):
+        own: dict[str, Any] = {"data_collator": StepCollator(pad_id), "candidates": ("response",), "labels": ()}
+        super().__init__(segmenter=None, agg_func="min", objectives=objectives, pad_id=pad_id, **own, **kw)
 
+    @classmethod
+    def prepare(cls, config: RewardConfig, tokenizer: PreTrainedTokenizerBase, *_: Any) -> Prepared:
+        train, held_out = steps_of(config, tokenizer)
+        return Prepared(train, held_out, train, step_settings(config, tokenizer), {})
 
-def pairs_of(
-    config: RewardConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str, labels: Sequence[str]
-) -> tuple[Dataset, Dataset]:
-    """Training and evaluation pairs, tokenised, with their labels and what the reference model says of them."""
-    own: dict[str, Any] = {"labels": [name for name in labels if name != "margin"]}
-    if config.eval_data:
-        train = load_preferences(**config.source(), seed=config.seed, **own)
-        held_out = load_preferences(config.eval_data, split=config.eval_split, **config.source_beside(), **own)
-    else:
-        parts = load_preferences(**config.source(), seed=config.seed, **own)
-        size = min(config.eval_size, len(parts) // 10)
-        require(size > 0, f"{len(parts)} pairs are too few to split some off for evaluation", "give `eval_data`")
-        order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
-        held_out, train = parts.select(order[:size]), parts.select(order[size:])
-    _check_ratings(config, train["margin"])
-    how: dict[str, Any] = {"on_bad_row": config.on_bad_row, "in_shares": in_shares(config, dtype, device)}
-    train, held_out = (
-        prepare_pairs(part, config, config, config.model, tokenizer, device, dtype, **how) for part in (train, held_out)
-    )
-    if how["in_shares"]:
-        # An engine refers to itself; what it holds is needed for training.
-        gc.collect()
-    return flip_labels(train, config.flip_frac, config.seed), held_out
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.units == "groups":
+            return super().count(batch)
+        return (~batch["labels"].isnan() & batch["counted"][:, None]).sum()
 
+    def segments(self, batch: dict[str, Tensor]) -> Segments:
+        mask, read_at = batch["response_mask"], batch["read_at"]
+        content = torch.arange(mask.shape[1], device=mask.device) <= read_at.amax(1, keepdim=True)
+        # Behind each step's token one begins; the -1 past a row's steps name the first token, which begins one anyway.
+        starts = torch.zeros(len(mask), mask.shape[1] + 1, dtype=torch.bool, device=mask.device).scatter_(1, read_at + 1, True)
+        return segments_from_starts(starts[:, :-1] & content, content)
 
-def _check_ratings(config: ObjectiveConfig, margins: list[float]) -> None:
-    for name, asked in (("use_margin", config.use_margin), ("soft_label_scale", config.soft_label_scale)):
-        fix = f"leave `{name}` out, or give rows with ratings"
-        require(not asked or any(margins), f"`{name}` has no effect: no row of the data has ratings that differ", fix)
+    def row_sums(self, groups: Groups) -> dict[str, Tensor]:
+        return step_sums(groups.steps, groups.scores, groups.counted)
+
+    def row_metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        return step_metrics(sums)
+
+    def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
+        return step_model_lines(metrics, rows), step_model_remarks(metrics, rows)
+
+    def _one_pass(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
+        groups = super()._one_pass(model, batch)
+        logits = groups.token_scores.gather(1, batch["read_at"].clamp(min=0))
+        return groups._replace(steps=Steps(logits, batch["labels"]))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from denserl.rewards.pair_metrics import LEVEL, remarks, wilson
+from denserl.rewards.pair_metrics import FEW_PAIRS, LEVEL, remarks, wilson
 
 PERCENT = f"{LEVEL:.0%}"
 
@@ -34,6 +34,36 @@ def reward_model_remarks(metrics: dict[str, float], pairs: int) -> list[str]:
     usual = max(abs(metrics[f"eval_{name}"]) for name in ("chosen_reward", "rejected_reward", "score_std"))
     same = ["all scores are the same: the model tells no responses apart"] if metrics["eval_score_std"] == 0 else []
     return remarks(metrics["eval_accuracy"], pairs, usual) + same
+
+
+def step_model_lines(metrics: dict[str, float], solutions: int) -> list[str]:
+    """Of the evaluation of a model of labelled steps: steps told right, beside always saying +; first errors found."""
+    wrong = round(metrics["eval_wrong_solutions"] * solutions)
+
+    def share(name: str, count: int) -> str:
+        low, high = wilson(metrics[name], count) if count else (0.0, 1.0)
+        return f"{metrics[name]:.3f}, {PERCENT} interval [{low:.3f}, {high:.3f}], of {count}"
+
+    return [
+        f"{metrics['eval_step_accuracy']:.3f} of the labelled steps told right (by always saying +: "
+        f"{metrics['eval_always_plus_accuracy']:.3f}), {metrics['eval_steps_per_solution']:.1f} a solution; mean probability "
+        f"{metrics['eval_good_probability']:.3f} of right ones, {metrics['eval_bad_probability']:.3f} of wrong ones",
+        f"first errors: F1 {metrics['eval_first_error_f1']:.3f}; found in {share('eval_first_error_accuracy', wrong)} wrong "
+        f"solutions, and none in {share('eval_correct_accuracy', solutions - wrong)} right ones",
+    ]
+
+
+def step_model_remarks(metrics: dict[str, float], solutions: int) -> list[str]:
+    """What is doubtful in such an evaluation, a line each; often nothing."""
+    found = []
+    if solutions < FEW_PAIRS:
+        found.append(f"these are of {solutions} held-out solutions only")
+    if metrics["eval_step_accuracy"] <= metrics["eval_always_plus_accuracy"] and metrics["eval_wrong_solutions"]:
+        found.append("no more steps are told right than by always saying +: the model has not learned to find wrong ones")
+    if not 0 < metrics["eval_wrong_solutions"] < 1:
+        which = "wrong" if metrics["eval_wrong_solutions"] else "right"
+        found.append(f"all held-out solutions are {which}: they cannot show whether right and wrong are told apart")
+    return found
 
 
 def policy_lines(rows: Sequence[dict], sampled: int, held_out: int) -> list[str]:

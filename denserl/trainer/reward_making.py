@@ -1,0 +1,67 @@
+"""A reward model as its options describe it, before it is trained, and what it is trained for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from denserl.models.heads import Head
+from denserl.models.loading import attach_lm_head, freeze_trunk, match_embeddings, new_reward_model
+from denserl.models.measured import check_steady
+from denserl.models.reward_settings import sft_settings, store_settings
+from denserl.rewards.objectives import (
+    BradleyTerry,
+    Objective,
+    PositiveRegularizer,
+    StepLabels,
+    TextRegularizer,
+    all_reads,
+    named_objective,
+)
+from denserl.rewards.sources.reading import sft_fingerprint
+from denserl.trainer.reward_config import RewardConfig
+
+
+def make_objectives(config: RewardConfig) -> list[Objective]:
+    """What the options train for; the weights of the Bradley-Terry loss and of the text-generation term add up to one."""
+    own = [named_objective(words) for words in config.objective or []]
+    if config.input != "pairs":
+        return [StepLabels(average=config.step_average), *own]
+    coef = config.reg_coef if config.reg_type != "none" else 0.0
+    objectives: list[Objective] = [
+        BradleyTerry(1 - coef, config.use_margin, config.label_smoothing, config.centring, config.soft_label_scale)
+    ]
+    if config.pos_reg:
+        objectives.append(PositiveRegularizer(config.pos_reg))
+    if coef and config.reg_type != "none":
+        objectives.append(TextRegularizer(coef, config.reg_type, config.reg_beta, config.reg_logp))
+    return objectives + own
+
+
+def make_model(
+    config: RewardConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    objectives: Sequence[Objective],
+    settings: dict[str, Any],
+) -> PreTrainedModel:
+    """The SFT model's backbone under a fresh reward head, with that model's own head beside it where an objective reads it.
+
+    settings: how it reads responses, which is stored with it.
+    """
+    head = Head(config.head_type, config.head_layers, config.head_width, config.head_dropout)
+    model = new_reward_model(config.model, dtype, config.seed, head, **config.model_source())
+    check_steady(model)
+    match_embeddings(model, tokenizer)
+    if all_reads(objectives) & {"first_logps", "logps"}:
+        attach_lm_head(model, config.model, dtype, **config.model_source())
+    if config.freeze_trunk:
+        freeze_trunk(model)
+    store_settings(
+        model.config,
+        **sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir),
+        **settings,
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+    )
+    return model
