@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from denserl.ppo_utils.assignment import OF_SCORE, canonical_kind, score_changes, spread
+from denserl.ppo_utils.assignment import OF_SCORE, WHOLE, canonical_kind, score_changes, spread
+from denserl.ppo_utils.credit import credited, step_rewards
 from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
 from denserl.rewards.aggregation import SHIFTED_WHOLE, aggregate
 from denserl.segmentation import Segments
@@ -22,9 +23,11 @@ class DenseRewards(NamedTuple):
     tokens: Tensor  # (B, T) reward of each token, before clipping and the KL penalty
     segments: Segments
     raw: Tensor  # (B, K_max) segment scores as the reward source gives them
-    normalised: Tensor  # (B, K_max); the changes where the scalar normaliser knows nothing of single segments
+    normalised: Tensor  # (B, K_max); the changes where the scalar normaliser knows nothing of single segments; of steps their
+    # `step_rewards`
     changes: Tensor  # (B, K_max) what each segment changes in the response's normalised score, which is their sum; 0 past K
     score: Tensor  # (B,) of the response, before normalisation
+    paid: Tensor  # (B, K_max) what the assignment spreads over tokens
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,12 @@ class DenseReward:
     normalizer: LocationNormalizer, of segment rewards, which are aggregated afterwards; ScalarNormalizer, of the scores of
     responses, the score of a response's first segments being normalised like that of a whole one; or None.
     length_norm: also divide by the response's length in tokens.
+    step_reward: where scores are logits of steps, the kind of `step_rewards`; the response's score is then the aggregate of the
+    chances, and nothing is normalised. None: scores are rewards.
+    credit, temperature: see `credited`; other than `sum` only where each segment is paid for itself (assignment.WHOLE).
 
     Raises:
-        ValueError: unknown assignment.
+        ValueError: unknown assignment, or settings that contradict one another.
     """
 
     assignment: str
@@ -46,19 +52,30 @@ class DenseReward:
     agg_func: str = "avg"
     tau: float = 1.0
     length_norm: bool = False
+    step_reward: str | None = None
+    credit: str = "sum"
+    temperature: float = 0.1
 
     def __post_init__(self):
-        canonical_kind(self.assignment)
+        kind = canonical_kind(self.assignment)
+        if self.credit != "sum" and kind not in WHOLE:
+            raise ValueError(f"credit {self.credit} with the assignment {kind}; it needs one of {', '.join(WHOLE)}")
+        if self.step_reward and (self.normalizer or kind in OF_SCORE):
+            raise ValueError(f"the step reward {self.step_reward} with a normaliser, or with the assignment {kind}")
 
     def __call__(self, raw: Tensor, segments: Segments, response_mask: Tensor) -> DenseRewards:
         """raw: (B, K_max) segment scores. response_mask: (B, T)."""
-        normalised, changes = self._normalised(raw, segments.counts)
-        kind = canonical_kind(self.assignment)
-        rewards = spread(changes if kind in OF_SCORE else normalised, segments, kind, response_mask, self.tau)
+        counts, kind = segments.counts, canonical_kind(self.assignment)
+        scores = raw.sigmoid() if self.step_reward else raw
+        normalised, changes = self._normalised(scores, counts)
+        if self.step_reward:
+            normalised = step_rewards(raw, counts, self.step_reward)
+        paid = changes if kind in OF_SCORE else credited(normalised, counts, self.credit, self.temperature)
+        rewards = spread(paid, segments, kind, response_mask, self.tau)
         if self.length_norm:
             rewards = rewards / response_mask.sum(1, keepdim=True).clamp(min=1)
-        score = aggregate(raw, segments.counts, self.agg_func)
-        return DenseRewards(rewards, segments, raw, normalised, changes, score)
+        score = aggregate(scores, counts, self.agg_func)
+        return DenseRewards(rewards, segments, raw, normalised, changes, score, paid)
 
     def _normalised(self, raw: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K_max) normalised segment rewards, and what each segment changes in the response's normalised score."""
