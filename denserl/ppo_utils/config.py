@@ -36,19 +36,19 @@ NORMALIZERS: dict[str, Normalizer] = {
 }
 
 
-def assignment_kind(level: str, kind: str | None) -> str:
-    """The assignment of a reward level, unless one is given."""
-    return kind or ("mean_last" if level == "bandit" else "difference_end")
+def assignment_kind(level: str, kind: str | None, credit: str = "sum") -> str:
+    """The assignment of a reward level and a credit, unless one is given."""
+    return kind or ("mean_last" if level == "bandit" else "difference_end" if credit == "sum" else "end")
 
 
-def normalizer_kind(level: str, assignment: str | None, kind: str | None) -> str:
+def normalizer_kind(level: str, assignment: str | None, kind: str | None, credit: str = "sum") -> str:
     """The normaliser of an assignment, unless one is given; a bandit reward has no place to be normalised by."""
-    return kind or ("scalar" if level == "bandit" else NORMALIZERS[assignment_kind(level, assignment)])
+    return kind or ("scalar" if level == "bandit" else NORMALIZERS[assignment_kind(level, assignment, credit)])
 
 
 def _normalizes_by(kind: str) -> Callable[[Any], bool]:
     # Of a level that the reward model says, which is not known yet, either may be needed.
-    return lambda c: kind in {normalizer_kind(level, c.assignment, c.normalizer) for level in c.possible_levels()}
+    return lambda c: kind in {normalizer_kind(level, c.assignment, c.normalizer, c.credit) for level in c.possible_levels()}
 
 
 @dataclass(kw_only=True)
@@ -78,6 +78,14 @@ class DenseRewardConfig(ReadConfig):
     """Mean for the scalar normaliser; default: the reward model's config; of an ensemble, whose members are standardised, 0."""
     reward_std: Annotated[float | None, Gt(0), Only("without `normalizer` scalar", _normalizes_by("scalar"))] = None
     """Standard deviation for the scalar normaliser; default: the reward model's config; of an ensemble 1."""
+    step_reward: Literal["difference", "centred", "prob", "logit"] | None = None
+    """Of a model that judges steps, whose p is the chance that a step is right: difference: p less that of the step before (of
+    the first, 1/2); centred: 2p - 1; prob: p; logit: its logit. Default: difference; with another `credit` than sum centred."""
+    credit: Literal["sum", "min", "prefix_min"] = "sum"
+    """sum: each segment or step is paid its own reward. min: that times softmax(-rewards / `credit_temperature`), about the
+    least one. prefix_min: what it changes in the least one so far. For `assignment` end (then the default), even or repeat."""
+    credit_temperature: Annotated[float, Gt(0), Only("without `credit` min", lambda c: c.credit == "min")] = 0.1
+    """Temperature of `credit` min."""
     tau: Annotated[
         float,
         Gt(0),

@@ -14,7 +14,7 @@ from denserl.data.responses import Responses
 from denserl.errors import require
 from denserl.models.reward_settings import StoredSettings
 from denserl.plugins import load_named
-from denserl.ppo_utils.assignment import OF_SCORE, SHARE, canonical_kind
+from denserl.ppo_utils.assignment import OF_SCORE, SHARE, WHOLE, canonical_kind
 from denserl.ppo_utils.config import assignment_kind, normalizer_kind
 from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Penalties, weighted_sum
 from denserl.ppo_utils.fits import choose_fit
@@ -152,7 +152,7 @@ CUT = {"level": "reward_level", "threshold": "entropy_threshold", "segmenter": "
 # Options that only some sources know -> the options that ask for one of these.
 KNOWN_BY = {
     **dict.fromkeys(CUT.values(), ("reward_model", "implicit_reward")),
-    **dict.fromkeys(("read_at", "fit", "length_norm"), ("reward_model",)),
+    **dict.fromkeys(("read_at", "fit", "length_norm", "step_reward"), ("reward_model",)),
 }
 
 
@@ -191,7 +191,7 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
         require(value in (None, False) or asking, f"`{name}` {value} has no effect without {without}", f"leave `{name}` out")
     if not config.reward_model:
         require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
-    for name in ("fit", "length_norm") if config.prefix_differences else ():
+    for name in ("fit", "length_norm", "step_reward") if config.prefix_differences else ():
         value = getattr(config, name)
         require(not value, f"`{name}` {value} has no effect with `prefix_differences`", f"leave `{name}` out")
 
@@ -233,18 +233,29 @@ def plain_reward(config: PPOConfig, beside: object = None) -> DenseReward:
         "give both `reward_mean` and `reward_std`",
     )
     normalizer = ScalarNormalizer(*moments) if wanted and config.normalizer != "none" else None
-    return DenseReward(config.assignment or "difference_end", normalizer, config.agg_func or "sum", config.tau)
+    assignment = assignment_kind("segment", config.assignment, config.credit)
+    check_credit(config.credit, assignment)
+    credit = (config.credit, config.credit_temperature)
+    return DenseReward(assignment, normalizer, config.agg_func or "sum", config.tau, False, None, *credit)
 
 
 def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
     """The way from the reward models' scores to token rewards that the level and the overriding options ask for."""
+    if members.judge_steps:
+        return step_reward_of(config, members, segmenter)
+    require(
+        config.step_reward is None,
+        f"`step_reward` {config.step_reward} has no effect: {', '.join(members.paths)} gives rewards, no chances of steps",
+        "leave `step_reward` out, or give a model of denserl train-rm --input steps",
+    )
     threshold = segmenter.threshold
     require(
         not config.length_norm or threshold == 0,
         f"`length_norm` at threshold {threshold:g}; it is defined for the token level only",
         "add `reward_level` token, or leave `length_norm` out",
     )
-    assignment = assignment_kind(segmenter.level, config.assignment)
+    assignment = assignment_kind(segmenter.level, config.assignment, config.credit)
+    check_credit(config.credit, assignment)
     require(
         not config.length_norm or canonical_kind(assignment) not in (*OF_SCORE, *SHARE),
         f"`length_norm` with `assignment` {assignment}, which pays the response's score whatever its length",
@@ -252,13 +263,42 @@ def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -
     )
     agg_func = choose_aggregation(members.stored, members.paths, config.agg_func)
     normalizer = _normalizer(config, members, segmenter, assignment, agg_func)
-    return DenseReward(assignment, normalizer, agg_func, config.tau, config.length_norm)
+    credit = (config.credit, config.credit_temperature)
+    return DenseReward(assignment, normalizer, agg_func, config.tau, config.length_norm, None, *credit)
+
+
+def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
+    """The way from the logits of steps to token rewards. UserError for what is of rewards that are normalised or of scores."""
+    assignment = config.assignment or ("mean_last" if segmenter.level == "bandit" else "end")
+    names = ", ".join(members.paths)
+    require(
+        canonical_kind(assignment) not in OF_SCORE,
+        f"`assignment` {assignment} with {names}, which judges steps: what a step changes is its `step_reward` difference",
+        "use `assignment` end or even, or leave it out",
+    )
+    for name in ("normalizer", "fit", "reward_mean", "reward_std", "length_norm"):
+        value = getattr(config, name)
+        fix = f"leave `{name}` out"
+        require(value in (None, False, "none"), f"`{name}` {value} has no effect on chances of steps ({names})", fix)
+    check_credit(config.credit, assignment)
+    step_reward = config.step_reward or ("difference" if config.credit == "sum" else "centred")
+    agg_func = choose_aggregation(members.stored, members.paths, config.agg_func)
+    return DenseReward(assignment, None, agg_func, config.tau, False, step_reward, config.credit, config.credit_temperature)
+
+
+def check_credit(credit: str, assignment: str) -> None:
+    """UserError for a credit other than the sum where segments are not paid for themselves."""
+    require(
+        credit == "sum" or canonical_kind(assignment) in WHOLE,
+        f"`credit` {credit} with `assignment` {assignment}, which does not pay segments for themselves",
+        f"use `assignment` {', '.join(WHOLE)}, or leave it out",
+    )
 
 
 def _normalizer(
     config: PPOConfig, members: Members, segmenter: Segmenter, assignment: str, agg_func: str
 ) -> LocationNormalizer | ScalarNormalizer | None:
-    kind, names = normalizer_kind(segmenter.level, assignment, config.normalizer), ", ".join(members.paths)
+    kind, names = normalizer_kind(segmenter.level, assignment, config.normalizer, config.credit), ", ".join(members.paths)
     # The level is known only now where the reward model says it.
     for needs, options in (("scalar", ("reward_mean", "reward_std")), ("location", ("fit",))):
         for name in options:

@@ -28,6 +28,11 @@ class Members(NamedTuple):
     each: list[StoredSettings]
     stored: StoredSettings  # a single model's own; of several what they agree on
 
+    @property
+    def judge_steps(self) -> bool:
+        """Whether their scores are logits of steps, trained on labels."""
+        return self.stored.scores == "logit"
+
 
 def load_members(
     paths: Sequence[str],

@@ -161,6 +161,13 @@ def common_settings(each: Sequence[StoredSettings], paths: Sequence[str]) -> Sto
             raise wrong_setting(path, "agg_func", stored.agg_func, f"one of {', '.join(AGGREGATIONS)}")
     if len(each) == 1:
         return each[0]
+    if len({stored.scores for stored in each}) > 1:
+        raise UserError(
+            f"{', '.join(paths)}: some judge steps, whose scores are logits, and some give rewards",
+            "give the models of one kind, or serve the others and add them with `reward_url`",
+        )
+    if each[0].scores == "logit":
+        return _agreed(each)
     found = {stored.agg_func for stored in each}
     if len(found) > 1 or not found <= {*SHIFTED_WHOLE}:
         raise UserError(
@@ -168,5 +175,9 @@ def common_settings(each: Sequence[StoredSettings], paths: Sequence[str]) -> Sto
             f"standardised token by token, which needs one of {', '.join(SHIFTED_WHOLE)}, the same in all",
             "give one reward model, or train the members with one such aggregation (denserl train-rm)",
         )
-    agreed = [values[0] if len(set(values)) == 1 else None for values in zip(*each, strict=True)]
-    return StoredSettings(*agreed)._replace(mean=0.0, std=1.0)
+    return _agreed(each)._replace(mean=0.0, std=1.0)
+
+
+def _agreed(each: Sequence[StoredSettings]) -> StoredSettings:
+    """What all say alike; None for the rest."""
+    return StoredSettings(*(values[0] if len(set(values)) == 1 else None for values in zip(*each, strict=True)))
