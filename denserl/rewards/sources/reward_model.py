@@ -164,7 +164,7 @@ def common_settings(each: Sequence[StoredSettings], paths: Sequence[str]) -> Sto
     if len({stored.scores for stored in each}) > 1:
         raise UserError(
             f"{', '.join(paths)}: some judge steps, whose scores are logits, and some give rewards",
-            "give the models of one kind, or serve the others and add them with `reward_url`",
+            "give models of one kind",
         )
     if each[0].scores == "logit":
         return _agreed(each)
