@@ -14,6 +14,7 @@ from denserl.config import FIRST, INPUT, MODEL, Only
 from denserl.data.columns import parse_columns
 from denserl.data.config import has_splits
 from denserl.errors import require
+from denserl.evaluation.config import SuiteConfig
 from denserl.rewards.config import ReadConfig, ScoringConfig
 from denserl.terminal import say
 
@@ -24,14 +25,15 @@ WORDS = {"length", "random"}
 
 
 @dataclass(kw_only=True)
-class Options(ReadConfig, ScoringConfig):
+class Options(SuiteConfig, ReadConfig, ScoringConfig):
     """Score the answers of a suite with a reward model and write how often the better ones win, and how surely."""
 
     group: ClassVar[str] = "suite"
 
     suite: Annotated[Positional[str], FIRST, arg(metavar="SUITE")]
     """What is judged: preferences of one's own (pairs), or a published suite: rewardbench, rewardbench2, rmb, hhh, mtbench,
-    llmbar; or module:NAME of a Suite of one's own (docs/extending.md)."""
+    llmbar; first wrong steps (processbench), a choice among stored answers (bon_answers); or module:NAME of a Suite of one's
+    own (docs/extending.md)."""
     path: Annotated[Positional[str], INPUT, FIRST, arg(metavar="PATH")]
     """File, folder or hub name (NAME or NAME:CONFIG) of the suite's rows."""
     scorer: Annotated[
@@ -44,6 +46,7 @@ class Options(ReadConfig, ScoringConfig):
             of=(
                 *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
                 *("chat_template", "system_prompt", "template_date", "revision"),
+                *("step_separator", "step_pattern", "max_steps", "skip_cut_step", "aggregate"),
             ),
         ),
     ]
@@ -64,12 +67,6 @@ class Options(ReadConfig, ScoringConfig):
     """Judge at most this many items of each subset."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be used stops the run, or is dropped and counted."""
-    as_is: Annotated[bool, Only("but on pairs: published suites are always judged whole", lambda c: c.suite == "pairs")] = False
-    """Judge pairs of equal answers, as ties, and empty answers too, which would be bad rows."""
-    paper_compat: Annotated[bool, Only("but on mtbench", lambda c: c.suite == "mtbench")] = False
-    """MT-Bench as in GRM's evaluation: a tie is a vote for the second model, and both turns are always judged."""
-    bootstrap: Annotated[int, Ge(1)] = 1000
-    """Times that questions are drawn anew, with all their items, for the 95 % intervals."""
 
     def members(self) -> list[str]:
         return self.scorer
@@ -89,7 +86,7 @@ def run(options: Options) -> dict:
         "give another folder",
     )
     device, dtype = start_run(options)
-    suite = find_suite(options.suite, options.paper_compat, options.as_is)
+    suite = find_suite(options.suite, options.paper_compat, options.as_is, **options.of_suite(options.suite))
     bad_rows, refused = BadRows(options.on_bad_row), BadRows(options.on_bad_row)
     items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit, parse_columns(options.columns))
     finish(bad_rows, options.path, len(items), left_out.total())

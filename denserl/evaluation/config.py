@@ -1,18 +1,66 @@
-"""Options of best-of-n."""
+"""Options of best-of-n and of the suites."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, MODEL
+from denserl.config import FIRST, MODEL, Config, Only
 from denserl.data.config import DataConfig
+from denserl.plugins import load_named
 from denserl.rewards.config import ReadConfig, RewardModelConfig, ScoringConfig
 from denserl.rollouts.config import SamplingConfig
 
+ON_PROCESSBENCH = Only("but on processbench", lambda c: c.suite == "processbench")
+ON_BON_ANSWERS = Only("but on bon_answers", lambda c: c.suite == "bon_answers")
+
 
 @dataclass(kw_only=True)
-class BestOfNConfig(SamplingConfig, RewardModelConfig, ReadConfig, ScoringConfig, DataConfig):
+class SolutionConfig(Config):
+    """How the steps of a solution make one score."""
+
+    group: ClassVar[str] = "steps"
+
+    aggregate: Literal["min", "mean", "last", "prod", "mean_logit"] | None = None
+    """Score of a response by a model of steps: of the chances of its steps, or their mean logit. Default: as is stored."""
+
+
+@dataclass(kw_only=True)
+class SuiteConfig(SolutionConfig):
+    """What can be chosen in one suite or another."""
+
+    group: ClassVar[str] = "suite"
+
+    as_is: Annotated[bool, Only("but on pairs: published suites are always judged whole", lambda c: c.suite == "pairs")] = False
+    """Judge pairs of equal answers, as ties, and empty answers too, which would be bad rows."""
+    paper_compat: Annotated[bool, Only("but on mtbench", lambda c: c.suite == "mtbench")] = False
+    """MT-Bench as in GRM's evaluation: a tie is a vote for the second model, and both turns are always judged."""
+    step_threshold: Annotated[
+        float,
+        Interval(gt=0, lt=1),
+        ON_PROCESSBENCH,
+        Only("with `threshold_from`, which chooses it", lambda c: c.threshold_from is None),
+    ] = 0.5
+    """Chance of being right below which a step is held for wrong."""
+    threshold_from: Annotated[str | None, ON_PROCESSBENCH] = None
+    """Split on which that threshold is chosen, for the highest F1 there, e.g. gsm8k."""
+    choose: Annotated[Literal["best", "majority", "weighted"], ON_BON_ANSWERS] = "best"
+    """Which answer counts: that of the highest score, of the commonest final answer, of that with the largest sum of scores."""
+    final_answer: Annotated[str | None, ON_BON_ANSWERS] = None
+    r"""module:function of a text -> its final answer, or None; default: as in \boxed{}, after ####, after "the answer is"."""
+    bootstrap: Annotated[int, Ge(1)] = 1000
+    """Times that questions are drawn anew, with all their items, for the 95 % intervals."""
+
+    def of_suite(self, name: str) -> dict[str, Any]:
+        """The fields of a suite that options set."""
+        if name == "processbench":
+            return {"threshold": self.step_threshold, "threshold_from": self.threshold_from}
+        own = {"final_answer": load_named(self.final_answer, "final_answer")} if self.final_answer else {}
+        return {"choose": self.choose, **own} if name == "bon_answers" else {}
+
+
+@dataclass(kw_only=True)
+class BestOfNConfig(SolutionConfig, SamplingConfig, RewardModelConfig, ReadConfig, ScoringConfig, DataConfig):
     """Sample responses to prompts, choose the best of n by a proxy reward, and see what they are worth, for every n at once."""
 
     group: ClassVar[str] = "sampling"

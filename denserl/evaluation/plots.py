@@ -102,12 +102,13 @@ def plot_over_optimisation(
     plot_side_by_side({proxy_label: proxy, ylabel: gold} if proxy else {ylabel: gold}, path, xlabel=xlabel)
 
 
-def plot_side_by_side(panels: dict[str, dict[str, Curve | Band]], path: Path, *, xlabel: str) -> None:
+def plot_side_by_side(panels: dict[str, dict[str, Curve | Band]], path: Path, *, xlabel: str, doublings: bool = False) -> None:
     """Panels with an x-axis of one meaning, each with lines of its own.
 
     Args:
         panels: label of the y-axis -> name -> Curve or Band. A name has one colour in all panels; a panel of several names has
             a legend; lines of many points have no marks.
+        doublings: whether the x-axis is one of numbers that double.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     figure, axes = _figure(1, len(panels), (1.2 + 4.4 * len(panels), 3.6))
@@ -122,6 +123,9 @@ def plot_side_by_side(panels: dict[str, dict[str, Curve | Band]], path: Path, *,
                 low, high = (np.array(bound, dtype=float) for bound in (curve.low, curve.high))
                 panel.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)
         panel.set(xlabel=xlabel, ylabel=label)
+        if doublings:
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
         if len(curves) > 1:
             panel.legend(frameon=False, fontsize=9)
     _save(figure, path)
@@ -219,3 +223,14 @@ def plot_best_of_n(results: dict, path: Path) -> None:
         proxy=lines("proxy"),
         proxy_label="proxy reward, gain over n = 1",
     )
+
+
+def plot_stored_answers(curves: dict, path: Path) -> None:
+    """The accuracy of each way of choosing among n stored answers, with 95 % intervals over problems.
+
+    curves: `n`, and of each name `mean`, `low` and `high`.
+    """
+    lines: dict[str, Curve | Band] = {
+        name: Band(curves["n"], each["mean"], each["low"], each["high"]) for name, each in curves.items() if name != "n"
+    }
+    plot_side_by_side({"share of problems answered rightly": lines}, path, xlabel="answers to choose from", doublings=True)

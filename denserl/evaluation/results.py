@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,7 @@ def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int)
     others among all that they are of. Each number draws from the same seed, so that equal items have equal intervals, and a
     subset or group that is also a number of the headline has its interval.
     """
-    items, parts, groups = _scored(suite, judged), _grouped(judged, lambda subset: (subset,)), _grouped(judged, suite.groups)
+    items, parts, groups = _scored(suite, judged), grouped(judged, lambda subset: (subset,)), grouped(judged, suite.groups)
     whole = _tally(items, resamples, seed)
     pooled, subsets = (
         {name: _tally(items.rows(numbers), resamples, seed) for name, numbers in each.items()} for each in (groups, parts)
@@ -167,7 +167,7 @@ def _scored(suite: Suite, judged: Sequence[Judged]) -> Scored:
     lengths = [len(answer.text) for item in items for answer in (*item.better, *item.worse)]
     by_length = with_scores(items, np.array(lengths, dtype=np.float64))
     credits, of_length = (np.array([suite.credit(entry) for entry in each]) for each in (judged, by_length))
-    return Scored(judged, by_length, credits, of_length, _numbered(map(question_of, items)))
+    return Scored(judged, by_length, credits, of_length, numbered(map(question_of, items)))
 
 
 def _draws(
@@ -177,7 +177,7 @@ def _draws(
 
     Subsets that are scored by a rule of their own get their `score` here.
     """
-    rng = _rng(seed)
+    rng = random_numbers(seed)
     part = np.empty(len(items.judged), dtype=int)
     for number, rows in enumerate(parts.values()):
         part[rows] = number
@@ -217,6 +217,11 @@ def write(folder: Path, model: str, suite: Suite, judged: Sequence[Judged], scor
     _write_table(folder / "results.csv", summary)
     for writer in (write_outputs, *suite.writers):
         writer(folder, model, judged, credits, scorer, summary)
+    write_summary(folder, summary)
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    """`results.json`."""
     write_flushed(folder / "results.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
@@ -237,11 +242,10 @@ def format_summary(summary: dict) -> str:
                 score, bounds = _score_of(part)
                 rows.append((f"  {name}", score, part["n"], bounds, part.get("length_score", part["length_accuracy"])))
     cells = [
-        (name, f"{value:.4f}", f"n {n}" if n else "", _span(bounds), f"length {length:.4f}" if length is not None else "")
+        (name, f"{value:.4f}", f"n {n}" if n else "", span(bounds), f"length {length:.4f}" if length is not None else "")
         for name, value, n, bounds, length in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    lines = in_columns(cells).splitlines()
     lines.insert(len(above), f"calibration error (ECE) {summary['calibration']['ece']:.4f}")
     return "\n".join(lines + [f"  {count} subsets: in results.csv"] * (count > LISTED))
 
@@ -254,6 +258,12 @@ def format_remarks(summary: dict) -> list[str]:
     return lines + [f"not the complete suite: {', '.join(parts[:NAMED])}{more}"] * bool(parts)
 
 
+def in_columns(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+
+
 def _headline(summary: dict) -> dict[str, float]:
     """The numbers at the top that have an interval."""
     return {name: summary[name] for name in summary["intervals"]}
@@ -264,11 +274,13 @@ def _score_of(part: dict) -> tuple[float, list[float]]:
     return (part["score"], part["score_interval"]) if "score" in part else (part["accuracy"], part["interval"])
 
 
-def _span(bounds: Sequence[float]) -> str:
+def span(bounds: Sequence[float]) -> str:
+    """An interval, to be read."""
     return f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
 
 
-def _rng(seed: int) -> np.random.Generator:
+def random_numbers(seed: int) -> np.random.Generator:
+    """Those of the intervals."""
     return np.random.default_rng(stream(seed, Purpose.BOOTSTRAP))
 
 
@@ -276,13 +288,14 @@ def _mean(scores: Mapping) -> Any:
     return sum(scores.values()) / len(scores)
 
 
-def _numbered(names: Iterable[str]) -> np.ndarray:
-    """Numbers from 0 on in the place of names."""
-    numbers: dict[str, int] = {}
+def numbered(names: Iterable[Hashable]) -> np.ndarray:
+    """Numbers from 0 on in the place of names, in order of appearance."""
+    numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names])
 
 
-def _grouped(judged: Sequence[Judged], names: Callable[[str], Iterable[str]]) -> Numbers:
+def grouped(judged: Sequence, names: Callable[[str], Iterable[str]]) -> Numbers:
+    """The numbers of judged items by the names that their subsets have, S2 before S10."""
     found = defaultdict(list)
     for number, entry in enumerate(judged):
         for name in names(entry.item.subset):
@@ -299,7 +312,7 @@ def _tally(items: Scored, resamples: int, seed: int) -> dict:
     """The statistics of items: their mean credit with its interval, and those of pairs."""
     accuracy, questions = float(items.credits.mean()), len(set(items.questions.tolist()))
     numbers = np.unique(items.questions, return_inverse=True)[1]
-    draws = bootstrap_means(items.credits, numbers, resamples, _rng(seed))
+    draws = bootstrap_means(items.credits, numbers, resamples, random_numbers(seed))
     return {
         "n": len(items.judged),
         "questions": questions,

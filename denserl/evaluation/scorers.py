@@ -66,6 +66,21 @@ class BaselineScorer:
         """The scores of what `encode` gave: (n,) fp64."""
         return self.scores([prompt for prompt, _ in encoded], [response for _, response in encoded])
 
+    def encode_steps(self, prompt: Messages, steps: Sequence[str]) -> Sequence[str]:
+        """The steps as they are."""
+        require(
+            self.word == "random",
+            "`scorer` length says nothing of the steps of a solution",
+            "give a model that was trained on labels of steps, or random",
+        )
+        return steps
+
+    def step_scores(self, encoded: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Logits of chances that are drawn evenly, of every step of what `encode_steps` gave."""
+        lengths = [len(steps) for steps in encoded]
+        chances = self.scores([[]] * sum(lengths), [""] * sum(lengths))
+        return np.split(np.log(chances) - np.log1p(-chances), np.cumsum(lengths)[:-1])
+
     def text(self, prompt: Messages, response: str) -> str:
         """What is scored."""
         return response

@@ -16,7 +16,9 @@ from denserl.data.schemas import as_preference, unread
 from denserl.errors import UserError, require
 from denserl.evaluation.items import Answer, Item
 from denserl.evaluation.results import Special, Suite
-from denserl.evaluation.suites import hhh, llmbar, mtbench, rewardbench, rmb
+from denserl.evaluation.step_errors import StepSuite
+from denserl.evaluation.stored_answers import AnswerSuite
+from denserl.evaluation.suites import bon_answers, hhh, llmbar, mtbench, processbench, rewardbench, rmb
 from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split, text_alone
 from denserl.plugins import load_object
 from denserl.terminal import visible
@@ -105,9 +107,19 @@ def _votes(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
         yield from read_split(path, name, bad_rows)
 
 
+def _solutions(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+    """All splits of the hub's data set, or the files of a folder that are named after one, unless one split is asked for."""
+    if local(path) is not None and split is None:
+        yield from read_files(path, bad_rows, lambda part: processbench.split_of(part) is not None)
+        return
+    for name in [split] if split else processbench.SIZES:
+        yield from read_split(path, name, bad_rows, name)
+
+
+_PAIRS = Suite(_split("test"), pair_item, unread=lambda row: unread(row, as_preference, ("id", "subset", "source")))
 _MTBENCH = Suite(_votes, mtbench.item, groups=mtbench.groups, sizes={ALL: mtbench.ROWS})
-SUITES = {
-    "pairs": Suite(_split("test"), pair_item, unread=lambda row: unread(row, as_preference, ("id", "subset", "source"))),
+SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
+    "pairs": _PAIRS,
     "rewardbench": Suite(
         _split("filtered"),
         rewardbench.item_1,
@@ -135,24 +147,28 @@ SUITES = {
     "hhh": Suite(_choices, hhh.item, sizes=hhh.SIZES),
     "mtbench": _MTBENCH,
     "llmbar": Suite(_llmbar_files, llmbar.item, groups=llmbar.groups, sizes=llmbar.SIZES),
+    "processbench": StepSuite(_solutions, processbench.item, sizes=processbench.SIZES),
+    "bon_answers": AnswerSuite(_split("test"), bon_answers.item),
 }
+KINDS = (Suite, StepSuite, AnswerSuite)
 PAPER_MTBENCH = _MTBENCH._replace(item=mtbench.paper_item)
-PAIRS_AS_THEY_ARE = SUITES["pairs"]._replace(item=pair_item_as_is)
+PAIRS_AS_THEY_ARE = _PAIRS._replace(item=pair_item_as_is)
 
 
-def find_suite(name: str, paper_compat: bool = False, as_is: bool = False) -> AnySuite:
+def find_suite(name: str, paper_compat: bool = False, as_is: bool = False, **fields: Any) -> AnySuite:
     """The suite of a name, or the one of a user that module:NAME names. UserError where there is none.
 
-    paper_compat: MT-Bench as GRM's paper judges it. as_is: pairs with empty and equal answers.
+    paper_compat: MT-Bench as GRM's paper judges it. as_is: pairs with empty and equal answers. fields: of the suite, where they
+    are to be others.
     """
     if ":" in name:
         suite = load_object(name, "suite")
-        require(isinstance(suite, Suite), f"`suite` {name} is no Suite", "make one: denserl.Suite(rows=..., item=...)")
+        require(isinstance(suite, KINDS), f"`suite` {name} is no Suite", "make one: denserl.Suite(rows=..., item=...)")
         return suite
     require(
         name in SUITES, f"there is no suite {name!r}", f"choose one of {', '.join(SUITES)}, or give module:NAME of your own"
     )
-    return PAPER_MTBENCH if paper_compat else PAIRS_AS_THEY_ARE if as_is else SUITES[name]
+    return PAPER_MTBENCH if paper_compat else PAIRS_AS_THEY_ARE if as_is else SUITES[name]._replace(**fields)
 
 
 def read_items(
