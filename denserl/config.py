@@ -265,7 +265,19 @@ class TemplateConfig(Config):
 
 
 @dataclass(kw_only=True)
-class RunConfig(ModelSourceConfig, TemplateConfig):
+class DeviceConfig(ModelSourceConfig, TemplateConfig):
+    """Where and how models run."""
+
+    group: ClassVar[str] = "device and loading"
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], RESUMABLE] = "auto"
+    """Where to run; auto takes CUDA where torch sees it."""
+    dtype: Annotated[Precision, RESUMABLE] = "auto"
+    """Precision of weights in forward and backward; auto is bf16 on CUDA, fp32 on CPU."""
+
+
+@dataclass(kw_only=True)
+class RunConfig(DeviceConfig):
     """What every run has."""
 
     group: ClassVar[str] = "device and loading"
@@ -274,7 +286,3 @@ class RunConfig(ModelSourceConfig, TemplateConfig):
     """Folder for what the run makes."""
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 42
     """Seed of every random choice."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], RESUMABLE] = "auto"
-    """Where to run; auto takes CUDA where torch sees it."""
-    dtype: Annotated[Precision, RESUMABLE] = "auto"
-    """Precision of weights in forward and backward; auto is bf16 on CUDA, fp32 on CPU."""

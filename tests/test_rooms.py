@@ -32,6 +32,7 @@ ROOMS = [
     "trainer",
     "evaluation",
     "world",
+    "serving",
     "cli",
 ]
 HEAVY = ["flash_attn", "peft", "wandb", "bitsandbytes", "matplotlib", "deepspeed"]

@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "write a reward model as a standard classifier or in GRM's layout, or read that layout",
     "evaluate": "judge a reward model: pairs, RewardBench 1 and 2, RMB, HHH, MT-Bench, LLMBar",
     "bon": "best-of-n: sample, score with proxy and gold, and draw both against KL",
+    "serve-rewards": "score responses for other processes and libraries, by HTTP",
     "plan": "the memory that each phase will need per GPU, from a model's config alone, and the first setting that fits",
     "check-model": "how a model can be run, as measured: packed or padded, its logits, decoding, training mode",
     "env": "versions, devices and launcher: what a bug report needs",

@@ -6,7 +6,7 @@ A score is a function of a prompt and a response alone.
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.config import ModelSourceConfig
-from denserl.data.batching import map_rows_in_batches
+from denserl.data.batching import in_halves, length_batches, map_rows_in_batches
 from denserl.data.chat import as_text, bos_id, encode_prompt, renders_alike
 from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, encode, fit_length, of_ids, shortened
 from denserl.data.templates import template_settings
@@ -24,7 +24,7 @@ from denserl.models.loading import check_same_tokenizer, load_policy, load_token
 from denserl.models.measured import measured
 from denserl.models.positions import positions_of
 from denserl.models.scoring import response_entropies
-from denserl.rewards.config import ReadConfig, ScoringConfig
+from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, load_members, source_of
 from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model, cut_settings
@@ -88,6 +88,14 @@ class BaselineScorer:
     def describe(self) -> dict[str, Any]:
         """How the scores came about, for a file of results."""
         return {"scorer": self.word}
+
+
+class Reading(NamedTuple):
+    """How one response is scored."""
+
+    score: float
+    segments: list[tuple[int, float]]  # the number of the token at which each ends, and its score
+    tokens: list[float] | None  # the score at each token; None where a source gives one number a response
 
 
 class RewardScorer:
@@ -156,7 +164,7 @@ class RewardScorer:
 
     @classmethod
     def from_config(
-        cls, models: Sequence[str], config: ScoringConfig, device: torch.device, dtype: str, **how: Any
+        cls, models: Sequence[str], config: ScorerConfig, device: torch.device, dtype: str, **how: Any
     ) -> "RewardScorer":
         """A scorer with the settings of a command. how: its sft_model and read, where they are not the models' own."""
         return cls(
@@ -185,7 +193,7 @@ class RewardScorer:
         """
         if same_tokenizer(self.tokenizer, tokenizer) and renders_alike(self.tokenizer, tokenizer):
             ids = zip(responses.prompt_ids, responses.response_ids, responses.ended, strict=True)
-            return self.score([fit_length(*row, self._room, bos_id(self.tokenizer)) for row in ids])
+            return self.score([self.fit(*row) for row in ids])
         rows = zip(responses.prompts, responses.texts, responses.ended, strict=True)
         return self.score([self.encode(prompt, text, ended) for prompt, text, ended in rows])
 
@@ -196,6 +204,10 @@ class RewardScorer:
             self._last = (prompt, encode_prompt(self.tokenizer, prompt))
         return encode(self.tokenizer, prompt, response, self._room, ended, self._last[1])
 
+    def fit(self, prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bool) -> Encoded:
+        """Ids that are there already, as they are scored (see `responses.fit_length`)."""
+        return fit_length(prompt_ids, response_ids, ended, self._room, bos_id(self.tokenizer))
+
     def score(self, encoded: Sequence[Encoded]) -> np.ndarray:
         """The scores of what `encode` gave, in its order: (n,) fp64.
 
@@ -204,10 +216,7 @@ class RewardScorer:
         """
         self.shortened = shortened(encoded)
         _remark_on_cuts(self.shortened, self.paths, self.max_length)
-        # Equal answers are scored once: in two batches their scores could differ by rounding, and would not tie.
-        first: dict[tuple, int] = {}
-        place = [first.setdefault((tuple(row.prompt_ids), tuple(row.response_ids), row.ended), len(first)) for row in encoded]
-        records = of_ids(*zip(*first, strict=True))
+        records, place = _distinct(encoded)
         mine = map_rows_in_batches(
             records.prompt_ids,
             records.response_ids,
@@ -223,6 +232,18 @@ class RewardScorer:
             count = int((~np.isfinite(scores)).sum())
             raise UserError(f"{names}: {count} of {len(scores)} scores are not finite", "try `dtype` fp32, or another model")
         return scores
+
+    def read(self, encoded: Sequence[Encoded]) -> list[Reading]:
+        """The scores of what `encode` gave, in its order, of segments and tokens too; by this rank alone."""
+        records, place = _distinct(encoded)
+        lengths = [len(prompt) + len(response) for prompt, response in zip(records.prompt_ids, records.response_ids)]
+        first: dict[tuple, int] = {}
+        groups = [first.setdefault(tuple(prompt), row) for row, prompt in enumerate(records.prompt_ids)]
+        found: dict[int, Reading] = {}
+        for rows in length_batches(lengths, self.score_tokens, groups):
+            for part in in_halves(lambda rows: dict(zip(rows, self._readings(records.rows(rows)))), rows):
+                found |= part
+        return [found[row] for row in place]
 
     def text(self, prompt: Messages, response: str) -> str:
         """What is scored, as the chat template renders it, before any cut."""
@@ -250,12 +271,35 @@ class RewardScorer:
         """(B, 1): a response's score in its first slot."""
         return self._scores(responses, responses.padded(self.tokenizer.pad_token_id, self.device))[:, None]
 
+    @torch.no_grad()
+    def _readings(self, responses: Responses) -> list[Reading]:
+        batch = responses.padded(self.tokenizer.pad_token_id, self.device)
+        (values, segments), scores, own = self._scores.read(responses, batch)
+        tokens = own.values.tolist() if own.values.ndim == 2 else [None] * len(scores)
+        ends = [row.nonzero().flatten().tolist() for row in segments.ends.cpu()]
+        return [
+            Reading(score, list(zip(row_ends, row_values)), row_tokens and row_tokens[: len(ids)])
+            for score, row_ends, row_values, row_tokens, ids in zip(
+                scores.tolist(), ends, values.tolist(), tokens, responses.response_ids, strict=True
+            )
+        ]
+
     def _entropy_model(self, path: str, dtype: str, source: ModelSourceConfig) -> PreTrainedModel:
         """The language model whose entropies cut, checked to read the scorer's token ids."""
         check_same_tokenizer(self.tokenizer, load_tokenizer(path, **source.tokenizer_source()), path)
         model = load_policy(path, dtype, **source.model_source())
         match_embeddings(model, self.tokenizer)
         return model.eval().to(self.device)
+
+
+def _distinct(encoded: Sequence[Encoded]) -> tuple[Responses, list[int]]:
+    """The different ones, and for each of all its number among them.
+
+    Equal answers are scored once: in two batches their scores could differ by rounding, and would not tie.
+    """
+    first: dict[tuple, int] = {}
+    place = [first.setdefault((tuple(row.prompt_ids), tuple(row.response_ids), row.ended), len(first)) for row in encoded]
+    return of_ids(*zip(*first, strict=True)), place
 
 
 def _remark_on_cuts(count: dict[str, int], paths: Sequence[str], max_length: int) -> None:

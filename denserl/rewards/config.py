@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, MODEL, RESUMABLE, Config, Level, Only, RunConfig
+from denserl.config import FIRST, MODEL, RESUMABLE, Config, DeviceConfig, Level, Only, RunConfig
 from denserl.data.config import StepDataConfig
 
 Aggregation = Literal["avg", "sum", "min", "last", "logsumexp"]
@@ -108,8 +108,8 @@ class ReadConfig(StepConfig):
 
 
 @dataclass(kw_only=True)
-class ScoringConfig(EnsembleConfig, RunConfig):
-    """How whole responses are scored."""
+class ScorerConfig(EnsembleConfig, DeviceConfig):
+    """How responses are scored."""
 
     group: ClassVar[str] = "reward"
 
@@ -117,6 +117,11 @@ class ScoringConfig(EnsembleConfig, RunConfig):
     """Longest sequence that is scored, in tokens; a longer prompt loses tokens on the left so that the response stays."""
     score_tokens: Annotated[int, Ge(1)] = 16384
     """Padded tokens per batch where scores are computed."""
+
+
+@dataclass(kw_only=True)
+class ScoringConfig(ScorerConfig, RunConfig):
+    """A run that scores whole responses."""
 
 
 @dataclass(kw_only=True)

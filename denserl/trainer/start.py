@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from denserl import distributed
-from denserl.config import RunConfig, resumable_options
+from denserl.config import DeviceConfig, RunConfig, resumable_options
 from denserl.data.reference_cache import file_fingerprint, rows_fingerprint
 from denserl.data.templates import DATE, SYSTEM_PROMPT, fingerprint, template_settings, today
 from denserl.errors import require
@@ -52,7 +52,7 @@ def start_run(config: RunConfig) -> tuple[torch.device, str]:
     return device, dtype
 
 
-def device_and_precision(config: RunConfig) -> tuple[torch.device, str]:
+def device_and_precision(config: DeviceConfig) -> tuple[torch.device, str]:
     """What `auto` stands for here. UserError for a device that is not there."""
     device = pick_device(config.device)
     return device, config.dtype if config.dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")

@@ -93,11 +93,17 @@ class ResponseScorer:
     agg_func: str = "avg"
 
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Tensor:
+        return self.read(responses, batch)[1]
+
+    def read(self, responses: Responses, batch: ResponseBatch) -> tuple[SegmentScores, Tensor, Scores]:
+        """The scores segment by segment, those of the whole responses (B,), and the source's own."""
         mask = batch.response_mask
-        scores = per_token(self.source(responses, batch), mask)
+        own = self.source(responses, batch)
+        scores = per_token(own, mask)
         segments = scores.segments
         if segments is None:
             entropy = self.entropies(batch) if self.segmenter.reads_entropy else torch.zeros_like(scores.values)
             ended = torch.tensor(responses.ended, device=mask.device)
             segments = self.segmenter(entropy, mask, batch.response_ids, ended)
-        return aggregate(read_segments(scores.values, segments, scores.read).values, segments.counts, self.agg_func)
+        found = read_segments(scores.values, segments, scores.read)
+        return found, aggregate(found.values, segments.counts, self.agg_func), own

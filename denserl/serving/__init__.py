@@ -1,0 +1,1 @@
+"""Reward sources behind HTTP, for whoever trains a policy elsewhere."""

@@ -1,0 +1,150 @@
+"""What requests hold and what they are answered with: this package's own contract, and OpenRLHF's of remote reward models.
+
+OpenRLHF's client (openrlhf/utils/agent.py of 0.11) posts `query`, `prompts` and `labels`, lists of one length of texts that the
+chat template has written, and reads `rewards`, `scores` and `extra_logs`, whose numbers go into tensors one row at a time.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import pydantic
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field
+
+from denserl.data.bad_rows import BadRow
+from denserl.data.messages import as_messages, unicode_of
+from denserl.serving.rows import Rendered, Row, Scored
+from denserl.terminal import visible
+
+LONGEST_REASON = 500  # characters; a reason may quote what came
+
+
+class Refused(Exception):
+    """A request that is answered with an error. status: of HTTP."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+        self.reason = visible(reason[:LONGEST_REASON], kept="") + ("..." if len(reason) > LONGEST_REASON else "")
+
+
+Prompt = str | list[dict[str, Any]]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RewardsRequest(_Request):
+    """Responses to prompts, in the same order."""
+
+    prompts: Annotated[list[Prompt], Field(description="a user's turn as text, or messages with role and content")]
+    responses: Annotated[list[str], Field(description="texts, without what closes the turn")]
+    ended: Annotated[list[bool] | None, Field(description="false: cut off before its end; default: all ended")] = None
+
+    def rows(self, detailed: bool = True) -> list[Row]:
+        """BadRow for lists of other lengths, and for prompts that are no messages."""
+        count = _count(prompts=self.prompts, responses=self.responses, ended=self.ended)
+        ended = self.ended or [True] * count
+        return [
+            Row(_messages(prompt, i), unicode_of(response, f"responses[{i}]"), ends, detailed)
+            for i, (prompt, response, ends) in enumerate(zip(self.prompts, self.responses, ended, strict=True))
+        ]
+
+
+class QueryRequest(_Request):
+    """OpenRLHF's request, with `responses` and `ended` besides."""
+
+    query: Annotated[list[str], Field(description="prompt and response, as the chat template writes them")]
+    prompts: Annotated[
+        list[Prompt] | None, Field(description="what each query begins with; or messages, where responses are given")
+    ] = None
+    labels: Annotated[list[Any] | None, Field(description="taken as the contract has it; nothing here reads them")] = None
+    responses: Annotated[list[str] | None, Field(description="the responses as texts")] = None
+    ended: Annotated[list[bool] | None, Field(description="of responses to messages")] = None
+
+    def rows(self, detailed: bool = True) -> list[Row | Rendered]:
+        """A response to messages is a text; one to a text is what follows it in the query. BadRow as above."""
+        if self.prompts is None:
+            raise BadRow("'prompts' is missing: where a response begins in 'query' is not known without it")
+        columns = {"prompts": self.prompts, "labels": self.labels, "responses": self.responses, "ended": self.ended}
+        count = _count(query=self.query, **columns)
+        responses, ended = self.responses or [None] * count, self.ended or [True] * count
+        return [
+            self._row(i, *row, detailed) for i, row in enumerate(zip(self.query, self.prompts, responses, ended, strict=True))
+        ]
+
+    def _row(self, i: int, query: str, prompt: Prompt, response: str | None, ended: bool, detailed: bool) -> Row | Rendered:
+        if isinstance(prompt, str):
+            return Rendered(prompt, query, response, detailed)
+        if response is None:
+            raise BadRow(f"prompts[{i}] holds messages, and 'responses' is missing")
+        return Row(_messages(prompt, i), unicode_of(response, f"responses[{i}]"), ended, detailed)
+
+
+AnyRequest = RewardsRequest | QueryRequest
+
+
+def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
+    """The request that a body holds. Refused where it is no JSON (400), or not as the contract has it (422)."""
+    try:
+        found = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:  # too deep, too long a number, half a character, NaN
+        raise Refused(400, f"the body is no JSON: {error}") from error
+    try:
+        return kind.model_validate(found)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f" {part}" for part in first["loc"]).strip()
+        raise Refused(422, f"{place or 'the body'}: {first['msg']}") from error
+
+
+def answer_rewards(scored: Sequence[Scored], logits: bool) -> dict[str, Any]:
+    """For each response its score, those of its segments, and those of its tokens where the source scores tokens."""
+    return {"rewards": [_told(row, logits) for row in scored]}
+
+
+def answer_query(scored: Sequence[Scored], logits: bool, by_segment: bool) -> dict[str, Any]:
+    """OpenRLHF's answer: a number for each response, or by segment a list of [end character, number] where there are some.
+
+    `scores` are what it filters by, in 0..1 where the scores are logits.
+    """
+    scores = [row.score for row in scored]
+    lists = [row.segments if by_segment and row.segments is not None else row.score for row in scored]
+    logs = {name: [float(getattr(row, name)) for row in scored] for name in ("segment_count", "prompt_cut", "response_cut")}
+    return {"rewards": lists, "scores": [_sigmoid(score) for score in scores] if logits else scores, "extra_logs": logs}
+
+
+def _told(row: Scored, logits: bool) -> dict[str, Any]:
+    segments = row.segments if row.segments is not None else [(len(row.text), row.score)]
+    told = {
+        "score": row.score,
+        "segment_ends": [end for end, _ in segments],
+        "segment_scores": [score for _, score in segments],
+        "text": row.text,
+        "prompt_cut": row.prompt_cut,
+        "response_cut": row.response_cut,
+    }
+    if logits:
+        told |= {"probability": _sigmoid(row.score), "segment_probabilities": [_sigmoid(score) for _, score in segments]}
+    if row.tokens is not None:
+        texts, ends, scores = zip(*row.tokens, strict=True)
+        told |= {"tokens": texts, "token_ends": ends, "token_rewards": scores}
+    return told
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def _messages(prompt: Prompt, i: int) -> list[dict]:
+    return as_messages(prompt, f"prompts[{i}]")
+
+
+def _count(**columns: Sequence | None) -> int:
+    """How many rows the columns have. BadRow unless it is the same number in all that are given."""
+    counts = {name: len(column) for name, column in columns.items() if column is not None}
+    if len(set(counts.values())) > 1:
+        raise BadRow(f"lists of one length are wanted, and there are {counts}")
+    return next(iter(counts.values()))
