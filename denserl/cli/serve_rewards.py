@@ -32,7 +32,6 @@ def run(options: Options) -> None:
     from denserl.serving.app import Limits, make_app
     from denserl.serving.server import bound_socket, is_loopback, serve
 
-    quiet_libraries()
     with bound_socket(options.host, options.port) as bound:
         if token is None and not is_loopback(bound):
             log.warning("anyone who reaches %s can ask: name the variable of a token with --token_env", options.host)
@@ -56,19 +55,21 @@ def token_of(variable: str | None) -> str | None:
 
 def make_service(options: Options):
     """What scores."""
-    from denserl.serving.services import FunctionService, ModelService
-
     require(
         options.reward_model or options.reward_function,
         "neither `reward_model` nor `reward_function` is given",
         "give one of the two",
     )
     if options.reward_function:
+        from denserl.serving.functions import FunctionService
+
         return FunctionService(options.reward_function)
 
     from denserl.evaluation.scorers import RewardScorer
+    from denserl.serving.models import ModelService
     from denserl.trainer.start import device_and_precision
 
+    quiet_libraries()
     device, dtype = device_and_precision(options)
     how = {"sft_model": options.sft_model, "read": options, "template": options.template()}
     return ModelService(RewardScorer.from_config(options.reward_model, options, device, dtype, **how))

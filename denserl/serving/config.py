@@ -24,6 +24,7 @@ class ServeConfig(ReadConfig, ScorerConfig):
             lambda c: c.reward_model,
             of=(
                 *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens", "dtype"),
+                *("step_separator", "step_pattern", "max_steps", "skip_cut_step"),
                 *("chat_template", "system_prompt", "template_date", "revision", "device", "attention", "trust_remote_code"),
             ),
         ),

@@ -95,8 +95,9 @@ class Worker:
                 encoded[number] = [_named(self.service.encode, place, row) for place, row in enumerate(job.rows)]
             except Exception as error:  # a row may be anything, and the thread must go on
                 job.answer.set_exception(error)
+        wanted = [row for rows in encoded.values() for row in rows]
         try:
-            found = iter(self.service.score([row for rows in encoded.values() for row in rows]) if encoded else [])
+            found = iter(self.service.score(wanted) if wanted else [])
         except Exception as error:
             if len(encoded) == 1:
                 jobs[next(iter(encoded))].answer.set_exception(error)

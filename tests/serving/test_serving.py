@@ -1,0 +1,468 @@
+"""`denserl serve-rewards`: its numbers are those in process, whoever asks beside; nothing that is asked ends the server."""
+
+import base64
+import concurrent.futures
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from denserl.cli import serve_rewards
+from denserl.cli.options import parse
+from denserl.data.bad_rows import BadRow
+from denserl.data.chat import encode_prompt, encode_response
+from denserl.data.rendered import encode_rendered
+from denserl.errors import UserError
+from denserl.evaluation.scorers import RewardScorer
+from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_settings import store_settings
+from denserl.serving.app import Limits, make_app
+from denserl.serving.characters import ends_of_tokens
+from denserl.serving.functions import FunctionService
+from denserl.serving.models import ModelService
+from denserl.serving.rows import Row, Scored
+from denserl.serving.server import bound_socket
+from denserl.serving.worker import Busy, Worker
+from denserl.steps import tokens_up_to
+
+THRESHOLD = 5.31  # nats; about half of the tokens of the tiny language model are above it
+LIMITS = Limits(max_rows=100, max_bytes=100_000, max_waiting=1000)
+PROMPTS = ["Tell me about the garden.", "Why?", "Write two sentences about the old kettle, please."]
+ANSWERS = ["The kettle hums in the kitchen.", "No.", "A quiet river 🦊 runs", "", " under the stone bridge\n\nand waits"]
+OPENED = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
+    sft = tiny_models.save_language_model(folder / "sft")
+    for name, settings in {
+        "segments": {"entropy_threshold": THRESHOLD, "sft_model": str(sft)},
+        "bandit": {"entropy_threshold": 1000.0, "read_at": "end_of_turn"},
+    }.items():
+        model = new_reward_model(str(sft), "fp32", 1)
+        with torch.no_grad():
+            model.score.weight.mul_(20)
+        store_settings(model.config, agg_func="avg", **settings)
+        model.save_pretrained(folder / name)
+        load_tokenizer(str(sft)).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return RewardScorer([str(folder / "segments")], score_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def client(scorer):
+    with TestClient(make_app(ModelService(scorer), LIMITS)) as client:
+        yield client
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def asked(client, path, **body):
+    """What a request is answered, which is no error."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def rows(count):
+    return {
+        "prompts": [PROMPTS[i % 3] for i in range(count)],
+        "responses": [f"{ANSWERS[i % 5]}{' and the rain' * (i % 7)}" for i in range(count)],
+    }
+
+
+def in_a_loop(folder, prompt, response):
+    """Token ids, scores of tokens, and where segments end, by transformers alone, a row at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "sft")
+    text = tokenizer.apply_chat_template(user(prompt), add_generation_prompt=True, tokenize=False)
+    start = tokenizer(text).input_ids
+    ids = [*start, *tokenizer(response + "<|im_end|>").input_ids]
+    language = AutoModelForCausalLM.from_pretrained(folder / "sft")
+    reward = AutoModelForSequenceClassification.from_pretrained(folder / "segments")
+    with torch.no_grad():
+        logprobs = language(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        scores = reward.score(reward.model(torch.tensor([ids])).last_hidden_state)[0, len(start) :, 0].tolist()
+    entropies = [-(row.exp() * row).sum().item() for row in logprobs[len(start) - 1 : -1]]
+    last = max(len(scores) - 2, 0)  # the end of turn is in no segment, unless it is alone
+    ends = [t for t in range(last) if entropies[t + 1] > THRESHOLD] + [last]
+    return tokenizer.batch_decode([[i] for i in ids[len(start) :]]), scores, ends
+
+
+def test_tokens_segments_and_score_are_those_of_a_plain_loop(folder, client):
+    prompt, response = PROMPTS[0], "The kettle hums in the old kitchen while the rain falls."
+    tokens, scores, ends = in_a_loop(folder, prompt, response)
+    (found,) = asked(client, "/rewards", prompts=[prompt], responses=[response])["rewards"]
+    assert 1 < len(ends) < len(scores) - 2
+    assert found["tokens"] == tokens and "".join(tokens) == response + "<|im_end|>" and found["text"] == response
+    assert found["token_rewards"] == pytest.approx(scores, abs=1e-5)
+    assert found["segment_scores"] == pytest.approx([scores[t] for t in ends], abs=1e-5)
+    assert found["segment_ends"] == [len("".join(tokens[: t + 1])) for t in ends]
+    assert found["score"] == pytest.approx(sum(scores[t] for t in ends) / len(ends), abs=1e-5)
+    assert (found["prompt_cut"], found["response_cut"]) == (0, 0)
+
+
+def test_a_request_of_many_equals_requests_of_one_and_what_is_scored_in_process(client, scorer):
+    many = rows(64)
+    together = asked(client, "/rewards", **many)["rewards"]
+    inside = scorer([user(prompt) for prompt in many["prompts"]], many["responses"])
+    assert [row["score"] for row in together] == pytest.approx(inside.tolist(), abs=1e-6)
+
+    def alone(i):
+        return asked(client, "/rewards", prompts=[many["prompts"][i]], responses=[many["responses"][i]])["rewards"][0]
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:  # these wait for one another, and are scored in batches
+        apart = list(threads.map(alone, range(64)))
+    for one, other in zip(together, apart, strict=True):
+        for name in ("token_rewards", "segment_scores"):
+            assert one.pop(name) == pytest.approx(other.pop(name), abs=1e-6)
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
+        assert one == other  # ends, texts, cuts
+
+
+def test_messages_and_answers_that_were_cut_off_are_read_as_in_process(client, scorer):
+    prompt = [{"role": "system", "content": "Be short."}, *user("Why?")]
+    found = asked(client, "/rewards", prompts=[prompt, prompt], responses=["A river", "A river"], ended=[True, False])
+    inside = scorer.score([scorer.encode(prompt, "A river", ended) for ended in (True, False)])
+    assert [row["score"] for row in found["rewards"]] == pytest.approx(inside.tolist(), abs=1e-6)
+    ended, cut = (row["tokens"] for row in found["rewards"])
+    assert ended == [*cut, "<|im_end|>"] and inside[0] != inside[1]
+
+
+def test_what_is_too_long_is_cut_and_that_is_told(folder):
+    scorer = RewardScorer([str(folder / "segments")], max_length=24)
+    with TestClient(make_app(ModelService(scorer), LIMITS)) as client:
+        prompts, responses = [PROMPTS[2] * 2, "Why?"], ["No.", "The old kettle hums. " * 9]
+        found = asked(client, "/rewards", prompts=prompts, responses=responses)["rewards"]
+        assert found[0]["prompt_cut"] > 0 == found[0]["response_cut"] and found[1]["response_cut"] > 0
+        inside = scorer([user(prompt) for prompt in prompts], responses)
+        assert [row["score"] for row in found] == pytest.approx(inside.tolist(), abs=1e-6)
+        assert found[1]["segment_ends"][-1] < len(responses[1]) and found[1]["text"] == responses[1]
+        logs = asked(client, "/get_reward", query=[OPENED + "Yes. " * 40], prompts=[OPENED])["extra_logs"]
+        assert logs["response_cut"][0] > 0
+
+
+def test_openrlhf_is_answered_as_by_its_own_server(client, scorer):
+    """One row a request, as its client asks: texts that the chat template and the policy's tokens wrote."""
+    tokenizer = scorer.tokenizer
+    for answer in ("A quiet river.<|im_end|>", "A quiet river", "<|im_end|>"):
+        body = {"query": [OPENED + answer], "prompts": [OPENED], "labels": [""]}
+        found = asked(client, "/get_reward", **body)
+        assert set(found) == {"rewards", "scores", "extra_logs"} and found["rewards"] == found["scores"]
+        expected = scorer([user("Why?")], [answer.removesuffix("<|im_end|>")])
+        if answer == "A quiet river":  # cut off
+            expected = scorer.score([scorer.encode(user("Why?"), answer, False)])
+        assert found["rewards"] == pytest.approx(expected.tolist(), abs=1e-6)
+        # What its client makes of them (torch.tensor([value])), one shape for every row.
+        tensors = [torch.tensor([value]) for value in (found["rewards"], *found["extra_logs"].values())]
+        assert {(tensor.shape, tensor.dtype) for tensor in tensors} == {((1, 1), torch.float32)}
+        ids = encode_rendered(tokenizer, OPENED, OPENED + answer)
+        assert tokenizer.decode([*ids.prompt_ids, *ids.response_ids]) == OPENED + answer and ids.ended == (answer[-1] == ">")
+
+
+def test_lists_by_segment_are_of_the_same_numbers(client, folder):
+    many = rows(6)
+    expected = asked(client, "/rewards", **many)["rewards"]
+    pairs = [[list(pair) for pair in zip(row["segment_ends"], row["segment_scores"])] for row in expected]
+    messages = [user(prompt) for prompt in many["prompts"]]
+    texts = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in many["prompts"]]
+    query = [f"{start}{answer}<|im_end|>" for start, answer in zip(texts, many["responses"])]
+    for prompts in (messages, texts):
+        body = {"query": query, "prompts": prompts, "responses": many["responses"], "labels": [None] * 6}
+        found = asked(client, "/get_segment_rewards", **body)
+        for one, other in zip(found["rewards"], pairs, strict=True):
+            assert [end for end, _ in one] == [end for end, _ in other]
+            assert [score for _, score in one] == pytest.approx([score for _, score in other], abs=1e-6)
+        assert found["scores"] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    # Without segments there is the one number, as PPO reads it at the end of the turn.
+    bandit = RewardScorer([str(folder / "bandit")])
+    with TestClient(make_app(ModelService(bandit), LIMITS)) as one:
+        found = asked(one, "/get_segment_rewards", query=query, prompts=texts)
+        assert found["rewards"] == pytest.approx(bandit(messages, many["responses"]).tolist(), abs=1e-6)
+        (told,) = asked(one, "/rewards", prompts=["Why?"], responses=["No."])["rewards"]
+        assert told["segment_ends"] == [3] and told["segment_scores"] == [told["score"]]
+
+
+def test_rendered_conversations_have_the_ids_of_their_messages(scorer):
+    tokenizer = scorer.tokenizer
+    prompt, answer = [*user("Q?"), {"role": "assistant", "content": "A."}, *user("And?")], " Yes, the river. "
+    written = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
+    assert whole.endswith("<|im_end|>\n")  # what stands behind the end of turn is not scored
+    ids = encode_rendered(tokenizer, written, whole)
+    assert ids.prompt_ids == encode_prompt(tokenizer, prompt)
+    assert ids.response_ids == encode_response(tokenizer, prompt, answer) and ids.ended
+    with pytest.raises(BadRow, match="opens an answer with '<|im_start|>assistant'"):
+        encode_rendered(tokenizer, "User: Q?\nAssistant: ", "User: Q?\nAssistant: A.")
+    with pytest.raises(BadRow, match="does not begin with its prompt"):
+        encode_rendered(tokenizer, written, whole[3:])
+
+
+@given(st.text(alphabet="ab 🦊é字\n�", max_size=30))
+def test_ends_in_characters_are_those_of_a_reader_of_prefixes(text):
+    tokenizer = tiny_models.tiny_tokenizer()
+    ids = tokenizer(text).input_ids
+    ends = ends_of_tokens(ids, text, [tokenizer.decode([i]) for i in ids], tokenizer.decode)
+    read = [tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
+    whole = [max(n for n in range(len(text) + 1) if piece.startswith(text[:n])) for piece in read]
+    if "�" not in text:
+        assert ends == whole
+    assert ends == sorted(ends) and (not ids or ends[-1] == len(text) or text.endswith("�"))
+    # And a number at a token's end goes back to that token, where it ended a character.
+    own = [n for n in range(len(ids)) if ends[n] > (ends[n - 1] if n else 0)]
+    if "�" not in text:
+        assert tokens_up_to(ids, text, [ends[n] for n in own], tokenizer.decode) == [n + 1 for n in own]
+
+
+GOOD = {"prompts": ["Why?"], "responses": ["No."]}
+DEEP = b'{"prompts": ' + b"[" * 5000 + b"]" * 5000 + b', "responses": []}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/rewards", b"", 400, "no JSON"),
+        ("/rewards", b"{", 400, "no JSON"),
+        ("/rewards", b"\xff\xfe", 400, "no JSON"),
+        ("/rewards", DEEP, 400, "recursion limit"),
+        ("/rewards", b'{"prompts": ["Why?"], "responses": [NaN]}', 400, "no JSON"),
+        ("/rewards", b'{"prompts": ["\\ud800"], "responses": ["No."]}', 400, "no JSON"),
+        ("/rewards", b" " * 100_001, 413, "more than 100000 bytes"),
+        ("/rewards", ["Why?"], 422, "the body: Input should be"),
+        ("/rewards", {"prompts": ["Why?"]}, 422, "responses: Field required"),
+        ("/rewards", {**GOOD, "temperature": 1}, 422, "temperature: Extra inputs"),
+        ("/rewards", {"prompts": ["Why?"], "responses": [7]}, 422, "responses[0]"),
+        ("/rewards", {"prompts": "Why?", "responses": ["No."]}, 422, "prompts: Input should be a valid list"),
+        ("/rewards", {**GOOD, "ended": ["yes"]}, 422, "ended[0]"),
+        ("/rewards", {"prompts": ["Why?"] * 2, "responses": ["No."]}, 422, "'prompts': 2, 'responses': 1"),
+        ("/rewards", {"prompts": [[{"role": "wizard", "content": "Q"}]], "responses": ["No."]}, 422, "role 'wizard'"),
+        ("/rewards", {"prompts": [[{"role": "tool", "content": "Q"}]], "responses": ["No."]}, 422, "unknown role: tool"),
+        ("/rewards", {"prompts": [[]], "responses": ["No."]}, 422, "an empty list"),
+        ("/rewards", {"prompts": ["Why?"] * 101, "responses": ["No."] * 101}, 413, "at most 100"),
+        ("/rewards", {"prompts": ["Why?\x1b[2J\n"], "responses": ["\u202e"], "x\x1b": 1}, 422, "x‹U+001B›: Extra"),
+        ("/get_reward", {"query": ["Q A"], "labels": [""]}, 422, "'prompts' is missing"),
+        ("/get_reward", {"query": ["Q A"], "prompts": ["Q "]}, 422, "not of this model's chat template"),
+        ("/get_reward", {"query": ["Q A"], "prompts": [user("Q")]}, 422, "'responses' is missing"),
+        ("/get_reward", {"query": ["Q"], "prompts": ["Q", "R"]}, 422, "'query': 1, 'prompts': 2"),
+        ("/get_rewards", GOOD, 404, "there are POST /rewards"),
+    ],
+)
+def test_a_wrong_request_is_told_what_is_wrong(client, path, body, status, reason):
+    sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+    answer = client.post(path, **sent)
+    assert answer.status_code == status and reason in answer.json()["error"]
+    assert asked(client, "/rewards", **GOOD)["rewards"][0]["score"] != 0
+
+
+def test_many_random_bodies_end_nothing(client):
+    whole = json.dumps({"prompts": ["Why?"], "responses": ["No."]}).encode()
+    statuses = {client.post("/rewards", content=whole[:cut] + whole[cut + 1 :]).status_code for cut in range(len(whole))}
+    assert statuses <= {200, 400, 422} and len(statuses) > 1
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_nothing_asked_is_nothing_answered(client):
+    assert asked(client, "/rewards", prompts=[], responses=[]) == {"rewards": []}
+    assert client.put("/rewards", json=GOOD).status_code == 405
+
+
+def test_health_and_version_tell_what_is_served(client, folder):
+    assert client.get("/health").json()["scored"] > 0
+    found = client.get("/version").json()
+    assert found["scorer"] == str(folder / "segments") and found["entropy_threshold"] == THRESHOLD
+    assert found["sft_model"] == str(folder / "sft") and found["limits"] == LIMITS._asdict() and found["denserl"]
+    assert "/get_reward" in client.get("/openapi.json").json()["paths"]
+
+
+def test_the_token_is_asked_for_and_never_told(scorer, caplog):
+    with TestClient(make_app(ModelService(scorer), LIMITS, token="s3crét")) as client:
+        in_url = "Basic " + base64.b64encode("anyone:s3crét".encode()).decode()
+        good = ["Bearer s3crét".encode(), in_url.encode()]
+        for header in [None, b"", b"Bearer", b"Bearer wrong", b"Basic !", b"Token s3cr\xe9t", b"Bearer \xff\xfe"]:
+            headers = {} if header is None else {"Authorization": header}
+            answer = client.post("/rewards", json=GOOD, headers=headers)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert client.get("/version").status_code == 401 and client.get("/health").status_code == 200
+        assert [client.post("/rewards", json=GOOD, headers={"Authorization": header}).status_code for header in good] == [
+            200
+        ] * 2
+    assert "401" in caplog.text and "s3cr" not in caplog.text
+
+
+def of_letters(prompts, responses):
+    """A number for each, or one for each half of a response with a space; some make it fail."""
+    if "fail" in responses:
+        raise ValueError("a letter too many\x1b[0m")
+    if "odd" in responses:
+        return [float("nan")] * len(responses)
+    return [[(text.index(" "), 1.0), (len(text), 0.5)] if " " in text else len(text) for text in responses]
+
+
+def test_a_function_is_served(caplog):
+    with TestClient(make_app(FunctionService(f"{__name__}:of_letters"), LIMITS)) as client:
+        found = asked(client, "/rewards", prompts=["Q"] * 2, responses=["one two", "three"])["rewards"]
+        assert [row["score"] for row in found] == [1.5, 5.0] and "tokens" not in found[0]
+        assert found[0]["segment_ends"] == [3, 7] and found[0]["segment_scores"] == [1.0, 0.5]
+        body = {"query": ["Q one two", "Q three"], "prompts": ["Q ", "Q "], "responses": ["one two", "three"]}
+        assert asked(client, "/get_segment_rewards", **body)["rewards"] == [[[3, 1.0], [7, 0.5]], 5.0]
+        assert asked(client, "/get_reward", **body)["rewards"] == [1.5, 5.0]
+        del body["responses"]
+        assert "send 'responses' too" in client.post("/get_reward", json=body).json()["error"]
+        for text, reason in (
+            ("fail", "raised ValueError: a letter too many‹U+001B›[0m for the response 'fail'"),
+            ("odd", "returned nan for"),
+        ):
+            answer = client.post("/rewards", json={"prompts": ["Q"], "responses": [text]})
+            assert answer.status_code == 500 and reason in answer.json()["error"]
+        assert asked(client, "/rewards", prompts=["Q"], responses=["four"])["rewards"][0]["score"] == 4
+
+
+class Slow:
+    """Scores the length of a response, when it is let; fails on some, and remembers what it was given together."""
+
+    logits = True
+
+    def __init__(self):
+        self.passes, self.begun, self.let = [], threading.Event(), threading.Event()
+
+    def encode(self, row):
+        if row.response == "unwritable":
+            raise BadRow("it cannot be written")
+        return row.response
+
+    def score(self, encoded):
+        self.begun.set()
+        assert self.let.wait(20)
+        self.passes.append(list(encoded))
+        if "fail" in encoded:
+            raise UserError("it fails")
+        return [Scored(float("inf" if text == "far" else len(text)), None, None, text, 1) for text in encoded]
+
+    def describe(self):
+        return {}
+
+
+def test_waiting_requests_are_scored_together_and_fail_alone():
+    service = Slow()
+    worker = Worker(service, most=5, max_waiting=8)
+    worker.start()
+
+    def submit(*texts):
+        return worker.submit([Row(user("Q"), text) for text in texts])
+
+    first = submit("a")
+    assert service.begun.wait(20)
+    waiting = [submit("bb", "cc"), submit("unwritable"), submit("fail"), submit("d"), submit("far"), submit("eee")]
+    given_up = submit("f")
+    given_up.cancel()
+    with pytest.raises(Busy, match="8 responses wait"):
+        submit("g")
+    service.let.set()
+    worker.close()
+    assert [row.score for row in first.result(0)] == [1] and [row.score for row in waiting[0].result(0)] == [2, 2]
+    assert [waiting[3].result(0)[0].score, waiting[5].result(0)[0].score] == [1, 3]
+    with pytest.raises(BadRow, match="response 0: it cannot be written"):
+        waiting[1].result(0)
+    with pytest.raises(UserError, match="it fails"):
+        waiting[2].result(0)
+    with pytest.raises(UserError, match="response 0 is not finite"):
+        waiting[4].result(0)
+    # A pass has at most five rows; one that fails is repeated request by request.
+    assert service.passes == [["a"], ["bb", "cc", "fail", "d"], ["bb", "cc"], ["fail"], ["d"], ["far", "eee"]]
+    with pytest.raises(Busy):
+        submit("late")
+
+
+def test_where_scores_are_logits_probabilities_are_told_too():
+    service = Slow()
+    service.let.set()
+    with TestClient(make_app(service, LIMITS)) as client:
+        (found,) = asked(client, "/rewards", prompts=["Q"], responses=["ab"])["rewards"]
+        assert found["score"] == 2 and found["probability"] == pytest.approx(0.88079708)  # 1 / (1 + e^-2)
+        assert found["segment_probabilities"] == pytest.approx([0.88079708])
+        body = {"query": ["Q ab"], "prompts": [user("Q")], "responses": ["ab"]}
+        found = asked(client, "/get_reward", **body)
+        assert found["rewards"] == [2.0] and found["scores"] == pytest.approx([0.88079708])
+        answer = client.post("/rewards", json={"prompts": ["Q"], "responses": ["far"]})
+        assert answer.status_code == 500 and "not finite" in answer.json()["error"]
+
+
+def refused(*words):
+    with pytest.raises(UserError) as error:
+        serve_rewards.run(parse(serve_rewards.Options, "serve-rewards", [str(word) for word in words]))
+    return f"{error.value.found} {error.value.fix}"
+
+
+def test_mistakes_at_the_start_are_told(folder, monkeypatch, tmp_path):
+    monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
+    function = ("--reward_function", "json:dumps")
+    assert "neither" in refused("--port", 0)
+    assert "has no effect with --reward_model" in refused(*function, "--reward_model", folder / "segments")
+    assert "has no effect without --reward_model" in refused(*function, "--entropy_threshold", 2)
+    assert "NO_SUCH_TOKEN: that variable is not set" in refused(*function, "--token_env", "NO_SUCH_TOKEN")
+    assert "cannot listen at port 0 of no.such.host.invalid" in refused(
+        *function, "--host", "no.such.host.invalid", "--port", 0
+    )
+    assert "no module named" in refused("--reward_function", "no_such_module:f", "--port", 0).lower()
+    assert "no_such_folder" in refused("--reward_model", "no_such_folder/x", "--port", 0, "--device", "cpu")
+    with contextlib.closing(bound_socket("127.0.0.1", 0)) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"cannot listen at port {port} of 127.0.0.1: Address already in use" in refused(*function, "--port", port)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "fastapi and uvicorn is not installed pip install denserl[serve]" in refused(*function)
+
+
+def test_a_server_starts_answers_and_stops_when_it_is_told(tmp_path):
+    """A process of its own: a request at hand is answered when it is told to stop, and it ends well."""
+    (tmp_path / "mine.py").write_text(
+        "import time\n\n\ndef slow(prompts, responses):\n"
+        "    time.sleep(0.5 if responses == ['slow'] else 0)\n    return [len(text) for text in responses]\n"
+    )
+    command = [sys.executable, "-m", "denserl.cli.main", "serve-rewards", "--reward_function", "mine:slow", "--port", "0"]
+    environment = {**os.environ, "MY_TOKEN": "s3cret", "PYTHONPATH": str(Path(__file__).parents[2])}
+    kw = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path, "env": environment}
+    with subprocess.Popen([*command, "--token_env", "MY_TOKEN"], **kw) as server:
+        url = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
+
+        def ask(text, token="s3cret"):
+            body = json.dumps({"prompts": ["Q"], "responses": [text]}).encode()
+            request = urllib.request.Request(f"{url}/rewards", body, {"Authorization": f"Bearer {token}"})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)["rewards"][0]["score"]
+
+        assert ask("four") == 4
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask("four", "wrong")
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            begun = threads.submit(ask, "slow")
+            deadline = threading.Event()
+            deadline.wait(0.2)
+            server.send_signal(signal.SIGTERM)
+            assert begun.result(30) == 4
+        said = server.communicate(timeout=30)[0]
+    assert server.returncode == 0 and said.endswith("stopped\n") and "Traceback" not in said and "s3cret" not in said
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=1):
+        pass
