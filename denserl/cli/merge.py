@@ -31,6 +31,7 @@ class Options(Config):
 
 def run(options: Options) -> None:
     from denserl.models.merging import merge_adapters
+    from denserl.models.saving import save_model
 
     quiet_libraries()
     warnings.filterwarnings("ignore", message=".*will be removed in v6", category=FutureWarning)
@@ -38,7 +39,7 @@ def run(options: Options) -> None:
     folder = make_model_folder(options.output_dir)
     model, tokenizer = merge_adapters(options.model, options.adapter, dtype, trust_remote_code=options.trust_remote_code)
     tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    save_model(model, folder)
     log.info("%s: %s with the adapters of %s merged in, %s", folder, options.model, options.adapter, model.dtype)
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl.data.chat import end_of_turn_id
 from denserl.errors import UserError
 from denserl.models.folders import read_settings, weight_files
-from denserl.models.heads import GRM_SETTINGS, Head, grm_name, grm_settings, is_stock, our_name, stored_head
+from denserl.models.heads import GRM_SETTINGS, Head, grm_name, grm_settings, head_settings, is_stock, our_name, stored_head
 from denserl.models.loading import LM_HEAD, load_grm, load_reward_model, load_tokenizer, local_folder
 from denserl.models.reward_settings import stored_settings
 
@@ -74,7 +74,7 @@ def import_grm(source: str, target: Path) -> None:
     """
     model, head = load_grm(source, CHECKED_IN)
     settings = _classifier_settings(source, model)
-    settings["segment_reward"] = {**(settings.get("segment_reward") or {}), "head": head._asdict()}
+    settings["segment_reward"] = {**(settings.get("segment_reward") or {}), "head": head_settings(head)}
     settings = {name: value for name, value in settings.items() if name not in GRM_SETTINGS}
 
     def change(tensors: Tensors) -> Tensors:

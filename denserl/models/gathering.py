@@ -22,6 +22,15 @@ def gathered(parameters: list[nn.Parameter], write: bool = False):
     return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if write else None)
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state, of ZeRO-3 parameters copies on the host, gathered one at a time. Collective; whole on rank 0."""
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        with gathered([tensor]):
+            state[name] = tensor.detach().cpu().clone() if hasattr(tensor, "ds_id") else tensor.detach()
+    return state
+
+
 @contextlib.contextmanager
 def widened(model: nn.Module):
     """Within the context a model's forward runs in fp32 with whole weights, a layer at a time; then all is as it was.

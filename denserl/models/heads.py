@@ -1,10 +1,12 @@
-"""The reward head, which turns a hidden state into a score: the stock classifier's one linear layer, or an MLP.
+"""The reward head, which turns a hidden state into a score: the stock classifier's one linear layer, an MLP, or two labels.
 
 Putting one on a model, reading and saving it is in loading.py.
 """
 
+import math
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +14,23 @@ from torch.nn.functional import linear
 
 from denserl.errors import UserError
 from denserl.models.folders import wrong_setting
+from denserl.models.measured import LogitMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-KINDS = ("linear", "mlp")
+KINDS = ("linear", "mlp", "label")
 MOST_LAYERS, MOST_WIDTH = 64, 2**20
 
 
 class Head(NamedTuple):
     """The parts of a head; the default is the stock classifier's (docs/reward_models.md).
 
-    kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1).
-    layers, width, dropout: of an `mlp`. bias: whether a `linear` one has a bias; an `mlp` always has.
+    kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1), or `label`: the logit of a language model for
+        one label less that for another (`LabelHead`).
+    layers, width, dropout: of an `mlp`. bias: whether a `linear` or `label` one has a bias; an `mlp` always has.
+    labels, label_ids: of a `label` one, the text and the token of each, the better one first (data.labels.label_ids).
+    scale, cap: what the language model does to its logits (measured.LogitMap).
     """
 
     kind: str = "linear"
@@ -32,9 +38,15 @@ class Head(NamedTuple):
     width: int = 1024
     dropout: float = 0.1
     bias: bool = False
+    labels: tuple[str, ...] = ()
+    label_ids: tuple[int, ...] = ()
+    scale: float = 1.0
+    cap: float | None = None
 
 
 STOCK = Head()
+# Fields that stand in a config, by whether the head is of labels.
+OF_LABELS, OF_OTHERS = ("kind", "bias", *Head._fields[5:]), Head._fields[:5]
 
 
 class Fp32Linear(nn.Linear):
@@ -55,9 +67,35 @@ class Fp32Linear(nn.Linear):
         return own
 
 
+class LabelHead(Fp32Linear):
+    """The language model's logit for the first label less that for the second: (..., hidden) -> (..., 1).
+
+    It is the log of their odds, log p(first) - log p(second). Its weight holds the two rows of the language model's head, and
+    those alone. After `read_in` it is the weight of the whole head, (V, hidden), of which `rows` are read.
+    """
+
+    def __init__(self, hidden: int, head: Head):
+        super().__init__(hidden, 2, bias=head.bias)
+        self.rows, self.logits = [0, 1], LogitMap(head.scale, head.cap)
+
+    def read_in(self, whole: nn.Linear, rows: tuple[int, ...]) -> None:
+        """Read the rows in a language model's whole head from now on, so that both learn as one."""
+        self.weight, self.bias, self.rows = whole.weight, whole.bias, list(rows)
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias[self.rows].float()
+        first, second = self.logits(linear(input.float(), self.weight[self.rows].float(), bias)).split(1, -1)
+        return first - second
+
+
 def is_stock(head: Head) -> bool:
     """Whether every library reads it: one linear layer without bias."""
     return head.kind == "linear" and not head.bias
+
+
+def is_of_labels(model: nn.Module) -> bool:
+    """Whether a model's head, `score`, is of labels."""
+    return isinstance(getattr(model, "score", None), LabelHead)
 
 
 def read_in_fp32(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -72,6 +110,8 @@ def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn
 
     dtype: of its weights.
     """
+    if head.kind == "label":
+        return LabelHead(hidden, head).to(dtype)
     if head.kind == "linear":
         return Fp32Linear(hidden, 1, bias=head.bias).to(dtype)
     widths = [hidden, *[head.width] * head.layers]
@@ -100,27 +140,56 @@ def store_head(config: "PreTrainedConfig", head: Head) -> None:
     """Write the head into a config, beside the other settings in `segment_reward`; nothing is written for a stock head."""
     settings = config.to_dict().get("segment_reward") or {}
     if not is_stock(head):
-        config.segment_reward = {**settings, "head": head._asdict()}
+        config.segment_reward = {**settings, "head": head_settings(head)}
     elif "head" in settings:
         config.segment_reward = {name: value for name, value in settings.items() if name != "head"}
 
 
+def head_settings(head: Head) -> dict:
+    """What a config says of a head, as JSON has it."""
+    values = {name: getattr(head, name) for name in (OF_LABELS if head.kind == "label" else OF_OTHERS)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
 def checked_head(values: object, path: str) -> Head:
     """A Head from a JSON object with some of its fields, as a config has it. UserError for anything else."""
-    if not isinstance(values, dict) or not set(values) <= set(Head._fields):
-        raise wrong_setting(path, "head", values, f"an object with {', '.join(Head._fields)}")
-    head = Head(**values)
+    names = OF_LABELS if isinstance(values, dict) and values.get("kind") == "label" else OF_OTHERS
+    if not isinstance(values, dict) or not set(values) <= set(names):
+        raise wrong_setting(path, "head", values, f"an object with {', '.join(names)}")
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    head = Head(**given)
+    are_labels = head.kind == "label"
     checks = {
         "kind": (head.kind in KINDS, " or ".join(KINDS)),
         "layers": (_is_between(head.layers, MOST_LAYERS), f"a whole number from 1 to {MOST_LAYERS}"),
         "width": (_is_between(head.width, MOST_WIDTH), f"a whole number from 1 to {MOST_WIDTH}"),
         "dropout": (type(head.dropout) in (int, float) and 0 <= head.dropout < 1, "a number from 0 to below 1"),
         "bias": (type(head.bias) is bool, "true or false"),
+        "labels": (not are_labels or _are_two(head.labels, _is_text), "two different texts"),
+        "label_ids": (not are_labels or _are_two(head.label_ids, _is_token), "two different token ids"),
+        "scale": (_is_finite(head.scale) and head.scale != 0, "a finite number other than 0"),
+        "cap": (head.cap is None or (_is_finite(head.cap) and head.cap > 0), "a finite number above 0, or null"),
     }
     for name, (is_right, expected) in checks.items():
         if not is_right:
             raise wrong_setting(path, f"the head's {name}", getattr(head, name), expected)
     return head
+
+
+def _are_two(values: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(values, tuple) and len(values) == 2 and all(map(fits, values)) and values[0] != values[1]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_between(value: object, most: int) -> bool:

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -28,7 +28,7 @@ from denserl.data.chat import check_system_prompt, end_of_turn_id
 from denserl.data.chat_format import is_free
 from denserl.data.hub import split_revision
 from denserl.data.templates import SYSTEM_PROMPT, set_template, template_settings
-from denserl.errors import UserError
+from denserl.errors import UserError, require
 from denserl.models.dropout import disable_dropout
 from denserl.models.findings import measure
 from denserl.models.folders import (
@@ -44,6 +44,8 @@ from denserl.models.gathering import gathered
 from denserl.models.heads import (
     STOCK,
     Head,
+    described_head,
+    is_of_labels,
     is_stock,
     make_head,
     our_name,
@@ -52,6 +54,7 @@ from denserl.models.heads import (
     stored_grm_head,
     stored_head,
 )
+from denserl.models.lm_head import LM_HEAD, read_rows
 from denserl.models.measured import Measured, logit_map, measured, remember
 from denserl.models.probe import check_same_hidden, run_as
 
@@ -69,10 +72,9 @@ _OPTIONAL: dict[str, Any] = {
 }
 # Cut alike by tokenizers that are the same.
 _SAMPLE = "The quick brown fox, 12 jumps;\n\tÄpfel."
-# Names of weights: the head of stock classifiers, what heads begin with (ours, GRM's), the language model's.
+# Names of weights: the head of stock classifiers, and what heads begin with (ours, GRM's).
 STOCK_HEAD = "score.weight"
 HEADS = ("score.", "v_head.")
-LM_HEAD = ("lm_head.weight", "lm_head.bias", "embed_out.weight")
 
 
 def load_tokenizer(path: str, template: Mapping[str, Any] | None = None, **kw: Any) -> PreTrainedTokenizerBase:
@@ -148,7 +150,13 @@ def load_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrai
     """
     model, info = _load_classifier(path, dtype, **kw)
     head = stored_head(model.config, path)
-    if is_stock(head):
+    if head.kind == "label":
+        # A checkpoint of a training has two rows where a stock classifier has one.
+        info["mismatched_keys"] = [key for key in info["mismatched_keys"] if key[0] != STOCK_HEAD]
+        _refuse(path, info, missing=(STOCK_HEAD,), unexpected=[*_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
+        _read_labels(model, head, path)
+        model.label_origin = Origin(path, kw)
+    elif is_stock(head):
         if STOCK_HEAD in info["missing_keys"]:
             raise _without_head(path, info["unexpected_keys"])
         _refuse(path, info, missing=(), unexpected=())
@@ -174,11 +182,14 @@ def load_grm(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrained
 def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: Head = STOCK, **kw: Any) -> PreTrainedModel:
     """The backbone of a language model under a fresh head (see `init_head`), in evaluation mode.
 
-    What the head is stands in `config.segment_reward["head"]`, unless it is the stock one.
+    What the head is stands in `config.segment_reward["head"]`, unless it is the stock one. A head of labels begins as the rows
+    that the language model has for their tokens (`head.label_ids`), so that its scores are that model's own log-odds of them.
     """
     model, info = _load_classifier(path, dtype, **kw)
     _refuse(path, info, missing=(STOCK_HEAD,), unexpected=[*_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
-    if not is_stock(head):
+    if head.kind == "label":
+        head = _begin_labels(model, head, path, dtype, **kw)
+    elif not is_stock(head):
         model.score = make_head(model.score.in_features, head, as_dtype(dtype))
     store_head(model.config, head)
     init_head(model, seed)
@@ -186,12 +197,12 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: H
 
 
 def holds_reward_head(path: str) -> bool:
-    """Whether a model's weights have a reward head. UserError for no model folder."""
-    names: list[str] = []
-    for file in weight_files(local_folder(path)):
+    """Whether a model is a reward model: by the names of its weights, or as its config describes. UserError for no folder."""
+    folder, names = local_folder(path), []
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as weights:
             names += weights.keys()
-    return bool(_under(HEADS, names))
+    return bool(_under(HEADS, names)) or not is_stock(described_head(read_settings(folder / "config.json"), path))
 
 
 def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, **kw: Any) -> None:
@@ -212,10 +223,32 @@ def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, 
     model._keys_to_ignore_on_save = [*(model._keys_to_ignore_on_save or ()), *names]
 
 
+def train_whole_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, **kw: Any) -> None:
+    """Let a model of labels learn with all rows of the language model's head, as `model.lm_head` (`attach_lm_head`).
+
+    `score` reads its two rows there, so that it moves with them; where the family ties the head, all are the embeddings.
+    """
+    attach_lm_head(model, path, dtype, **kw)
+    model.score.read_in(model.lm_head, stored_head(model.config, path).label_ids)
+
+
 def freeze_trunk(model: PreTrainedModel) -> None:
     """Let the reward head alone learn."""
     model.requires_grad_(False)
     model.score.requires_grad_(True)
+
+
+class Origin(NamedTuple):
+    """The language model that a model of labels was made from, which has the other rows of its head."""
+
+    path: str
+    loading: dict[str, Any]  # the arguments that it is loaded with
+    own_class: type[PreTrainedModel] | None = None  # of the language model, where it is known
+
+
+def origin_of(model: PreTrainedModel) -> Origin | None:
+    """Of a model of labels that was loaded here."""
+    return getattr(model, "label_origin", None)
 
 
 def empty_policy(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrainedModel:
@@ -236,9 +269,11 @@ def init_head(model: PreTrainedModel, seed: int) -> None:
     """Draw the head anew, the same on every rank; under ZeRO-3 partitioned weights are gathered first.
 
     A linear head's weight is normal(0, 1 / (hidden + 1)) (as for arXiv 2501.02790) and its bias 0; an MLP's layers are
-    drawn as torch draws them (as for arXiv 2406.10216).
+    drawn as torch draws them (as for arXiv 2406.10216). Nothing is drawn for labels, which have their rows.
     """
     head = model.score
+    if is_of_labels(model):
+        return
     with gathered(list(head.parameters()), write=True), torch.no_grad():
         if isinstance(head, nn.Linear):
             spread = 1 / (head.in_features + 1)
@@ -407,6 +442,11 @@ def _read_head(model: PreTrainedModel, head: Head, path: str, name_of: Callable[
             tensors |= {name_of(name): weights.get_tensor(name) for name in _under(HEADS, weights.keys())}
     if not tensors:
         raise _without_head(path, ())
+    _put_head(model, head, path, tensors)
+
+
+def _put_head(model: PreTrainedModel, head: Head, path: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put a head on a classifier with just these weights, by the names that they have in the model."""
     # On meta, as the config's sizes are not checked yet: nothing is allocated for them.
     with torch.device("meta"):
         module = make_head(model.score.in_features, head)
@@ -422,6 +462,45 @@ def _read_head(model: PreTrainedModel, head: Head, path: str, name_of: Callable[
     _refuse(path, info, missing=(), unexpected=())
     module.load_state_dict({name.removeprefix("score."): tensor for name, tensor in tensors.items()}, assign=True)
     model.score = module.to(model.dtype)
+
+
+def _begin_labels(model: PreTrainedModel, head: Head, path: str, dtype: str | torch.dtype, **kw: Any) -> Head:
+    """Put a head of labels on a classifier, with the rows of the language model that it was made from; what it is, whole."""
+    policy = load_policy(path, dtype, **kw)
+    own, logits = policy.get_output_embeddings(), logit_map(policy)
+    _check_rows(head, policy.get_input_embeddings().num_embeddings, path)
+    head = head._replace(bias=own.bias is not None, scale=logits.scale, cap=logits.cap)
+    model.score = make_head(model.score.in_features, head, as_dtype(dtype))
+    with gathered(list(own.parameters())), torch.no_grad():
+        for mine, whole in zip(model.score.parameters(), own.parameters(), strict=True):
+            mine.copy_(whole[list(head.label_ids)])
+    check_same_hidden(policy, model)
+    model.label_origin = Origin(path, kw, type(policy))
+    return head
+
+
+def _read_labels(model: PreTrainedModel, head: Head, path: str) -> None:
+    """Put a head of labels on a classifier, with the rows that the files at `path` hold for it; strict.
+
+    They stand in the language model's head, or in that of a checkpoint of a training.
+    """
+    _check_rows(head, model.get_input_embeddings().num_embeddings, path)
+    tensors = read_rows(local_folder(path), head.label_ids)
+    if "weight" not in tensors and model.config.get_text_config().tie_word_embeddings:
+        embeddings = model.get_input_embeddings().weight
+        with gathered([embeddings]):
+            tensors["weight"] = embeddings.detach()[list(head.label_ids)].clone()
+    if not tensors:
+        raise _without_head(path, ())
+    _put_head(model, head, path, {f"score.{name}": tensor for name, tensor in tensors.items()})
+
+
+def _check_rows(head: Head, rows: int, path: str) -> None:
+    require(
+        max(head.label_ids) < rows,
+        f"{path}: its head's label_ids are {' and '.join(map(str, head.label_ids))}, and its vocabulary has {rows} tokens",
+        "find the ids anew with denserl export --layout denserl --labels, or put back the config.json that denserl wrote",
+    )
 
 
 def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> list[str]:

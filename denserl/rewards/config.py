@@ -156,6 +156,7 @@ class ObjectiveConfig(Config):
     """module:Class of further objectives, with their options: my_objective:Centre,weight=0.1 (docs/extending.md)."""
 
 
+WITHOUT_LABELS = Only("without `head_type` label", lambda c: c.head_type == "label")
 WITHOUT_MLP = Only("without `head_type` mlp", lambda c: c.head_type == "mlp")
 
 
@@ -165,8 +166,10 @@ class HeadConfig(Config):
 
     group: ClassVar[str] = "head"
 
-    head_type: Literal["linear", "mlp"] = "linear"
-    """Reward head; linear makes a standard classifier."""
+    head_type: Literal["linear", "mlp", "label"] = "linear"
+    """Reward head; linear makes a standard classifier, label a language model whose logits of two labels are the score."""
+    labels: Annotated[list[str] | None, WITHOUT_LABELS] = None
+    """The two labels, the better one first, each one token where it is the assistant's answer; default: + -."""
     head_layers: Annotated[int, Interval(ge=1, le=64), WITHOUT_MLP] = 1
     """Hidden layers of the mlp head."""
     head_width: Annotated[int, Interval(ge=1, le=2**20), WITHOUT_MLP] = 1024

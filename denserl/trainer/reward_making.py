@@ -5,10 +5,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from denserl.data.labels import label_ids, two_labels
 from denserl.models.heads import Head
 from denserl.models.loading import attach_lm_head, freeze_trunk, match_embeddings, new_reward_model
 from denserl.models.measured import check_steady
 from denserl.models.reward_settings import sft_settings, store_settings
+from denserl.rewards.config import HeadConfig
 from denserl.rewards.objectives import (
     BradleyTerry,
     Objective,
@@ -38,6 +40,14 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
     return objectives + own
 
 
+def head_of(config: HeadConfig, tokenizer: PreTrainedTokenizerBase) -> Head:
+    """The head that the options describe. UserError for labels that are no tokens."""
+    if config.head_type == "label":
+        labels = two_labels(config.labels)
+        return Head("label", labels=labels, label_ids=label_ids(tokenizer, labels))
+    return Head(config.head_type, config.head_layers, config.head_width, config.head_dropout)
+
+
 def make_model(
     config: RewardConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -49,7 +59,7 @@ def make_model(
 
     settings: how it reads responses, which is stored with it.
     """
-    head = Head(config.head_type, config.head_layers, config.head_width, config.head_dropout)
+    head = head_of(config, tokenizer)
     model = new_reward_model(config.model, dtype, config.seed, head, **config.model_source())
     check_steady(model)
     match_embeddings(model, tokenizer)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl.config import ModelSourceConfig
 from denserl.data.batching import pad_responses, pad_rows
+from denserl.data.labels import two_labels
 from denserl.data.order import shuffled
 from denserl.data.step_encoding import StepLayout, tokenize_steps
 from denserl.data.step_records import StepReading, load_steps
@@ -47,7 +48,7 @@ def steps_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
         "whole": config.input == "response",
         "on_bad_row": config.on_bad_row,
     }
-    layout = StepLayout(config.context_signs)
+    layout = StepLayout(config.context_signs, two_labels(config.labels))
     # The true signs are what is asked for.
     as_judged = layout._replace(context_signs="none" if config.context_signs == "none" else "plus")
     train = tokenize_steps(train, tokenizer, layout, stop_at_first_error=config.stop_at_first_error, **how)

@@ -8,7 +8,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from denserl import distributed
 from denserl.errors import require
+from denserl.models.gathering import whole_state
+from denserl.models.heads import is_of_labels
 from denserl.models.measured import stock_model
+from denserl.models.saving import save_model
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.engine import deepspeed_config, whole_parameters
@@ -100,13 +103,21 @@ def check_steps(config: SupervisedConfig) -> None:
 
 
 def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
-    """Write the trained model and tokenizer; adapters are merged, and kept in `adapter/` with what `denserl merge` needs."""
+    """Write the trained model (`save_model`) and tokenizer.
+
+    Adapters are merged, and kept in `adapter/` with what `denserl merge` needs.
+    """
+    stock = stock_model(trainer.model)
     if trainer.args.should_save:
         trainer.processing_class.save_pretrained(output_dir)
     if not hasattr(trainer.model, "merge_and_unload"):
-        trainer.save_model(output_dir)
+        if is_of_labels(stock):
+            state = whole_state(stock)
+            if trainer.args.should_save:
+                save_model(stock, output_dir, state)
+        else:
+            trainer.save_model(output_dir)
     else:
-        stock = stock_model(trainer.model)
         if hasattr(stock, "score") and hasattr(stock, "lm_head"):
             # It served an objective; where embeddings have grown, it would be saved with the adapters.
             del stock.lm_head
@@ -116,6 +127,6 @@ def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
                 trainer.model.save_pretrained(str(adapter))
                 trainer.processing_class.save_pretrained(str(adapter))
                 stock.config.save_pretrained(str(adapter))
-                trainer.model.merge_and_unload().save_pretrained(output_dir)
+                save_model(trainer.model.merge_and_unload(), output_dir)
     # A launcher ends all ranks when one fails: none may leave before everything is written.
     distributed.barrier()

@@ -12,7 +12,7 @@ import tiny_models
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from denserl.cli import train_rm
 from denserl.data.preferences import load_preferences, tokenize_preferences
@@ -502,3 +502,29 @@ MARGINAL = {"use_margin": True, "label_smoothing": 0.1, "centring": 0.01, "soft_
 )
 def test_flags_become_objectives(flags, expected):
     assert make_objectives(train_rm.Options(model="m", data=["d"], output_dir="o", **flags)) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"freeze_trunk": True}], ids=str)
+def test_a_model_of_labels_is_trained_and_saved_as_a_language_model(options, files, train):
+    """Its scores are the log-odds of the tokens that the template writes for + and -, by the stock class."""
+    if "lora_rank" in options:
+        pytest.importorskip("peft")
+    output, metrics = train(head_type="label", entropy_threshold=1000, epochs=4, **options)
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    ids = [tokenizer.encode(label) for label in "+-"]
+    head = {"kind": "label", "bias": False, "labels": ["+", "-"], "label_ids": [i for (i,) in ids], "scale": 1.0, "cap": None}
+    config = json.loads((output / "config.json").read_text())
+    assert config["segment_reward"]["head"] == head and config["architectures"] == ["LlamaForCausalLM"]
+    stock, before = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (output, files / "sft"))
+    ours, rows = load_reward_model(str(output), "fp32"), tokenised(files)
+    sequences = [row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected") for row in rows]
+    with torch.no_grad():
+        logits = torch.stack([stock(torch.tensor([row])).logits[0, -1] for row in sequences])
+        scores = torch.stack([ours(torch.tensor([row])).logits[0, 0] for row in sequences])
+    torch.testing.assert_close(scores, (logits[:, ids[0]] - logits[:, ids[1]]).squeeze(1), rtol=0, atol=1e-5)
+    assert metrics["eval_score_mean"] == pytest.approx(scores.mean().item(), rel=1e-4)
+    assert metrics["eval_score_std"] == pytest.approx(scores.std(correction=0).item(), rel=1e-4)
+    moved = (stock.lm_head.weight != before.lm_head.weight).any(1)
+    assert moved.nonzero().flatten().tolist() == sorted(head["label_ids"])
+    same = torch.equal(stock.model.layers[0].mlp.up_proj.weight, before.model.layers[0].mlp.up_proj.weight)
+    assert same == ("freeze_trunk" in options)

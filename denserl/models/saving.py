@@ -1,0 +1,77 @@
+"""Writing a model as its head wants it: a model of labels as the language model that it is, any other as it stands."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from denserl.errors import require
+from denserl.models.heads import is_of_labels, stored_head
+from denserl.models.lm_head import read_whole
+from denserl.models.loading import empty_policy, local_folder, origin_of
+
+
+def save_model(model: PreTrainedModel, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write weights and config. A model of labels becomes a stock language model (`as_language_model`).
+
+    state: its weights, whole, if not as the model has them (`gathering.whole_state`).
+
+    Raises:
+        UserError: a model of labels whose language model is not known.
+    """
+    if is_of_labels(model):
+        as_language_model(model, state or model.state_dict()).save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=state)
+
+
+def as_language_model(model: PreTrainedModel, state: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model of labels as the causal language model of its trunk, whose logits of both labels differ by its score.
+
+    Its head is that of the language model that it was made from, with the two rows put back; where that family ties it to the
+    embeddings, it is tied no longer. After `loading.train_whole_head` it is the whole head as it was trained, tied as it was.
+
+    state: the weights of the model, whole.
+    """
+    origin = origin_of(model)
+    require(
+        origin is not None,
+        f"{type(model).__name__}: a model of labels whose language model is not known cannot be written",
+        "load it with denserl.models.loading, from a folder that holds a whole model",
+    )
+    head, embeddings = _whole_head(model, state, origin.path), model.get_input_embeddings().weight
+    config = copy.deepcopy(model.config)
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = model.score.weight is embeddings
+    # What only classifiers have.
+    config.num_labels = 2
+    own_class = origin.own_class or type(empty_policy(origin.path, model.dtype, **origin.loading))
+    # The class itself, since the library's own ways to make one would spread its weights under ZeRO-3.
+    with torch.device("meta"):
+        policy = own_class(config)
+    own = next(name for name, module in policy.named_modules() if module is policy.get_output_embeddings())
+    trunk = {name: tensor for name, tensor in state.items() if not name.startswith(("score.", "lm_head."))}
+    policy.load_state_dict({**trunk, **{f"{own}.{name}": tensor for name, tensor in head.items()}}, assign=True)
+    policy.tie_weights()
+    if (local_folder(origin.path) / "generation_config.json").is_file():
+        policy.generation_config = GenerationConfig.from_pretrained(local_folder(origin.path))
+    return policy
+
+
+def _whole_head(model: PreTrainedModel, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    own = {name.removeprefix("score."): tensor for name, tensor in state.items() if name.startswith("score.")}
+    ids = stored_head(model.config, path).label_ids
+    if len(own["weight"]) > len(ids):
+        return own
+    name = next(name for name, weight in model.named_parameters() if weight is model.get_input_embeddings().weight)
+    whole = {key: tensor.to(model.dtype) for key, tensor in read_whole(local_folder(path), name).items()}
+    missing = model.get_input_embeddings().num_embeddings - len(whole["weight"])
+    for key, tensor in whole.items():
+        # Tokens that the vocabulary has gained are as likely as others.
+        tensor = torch.cat([tensor, *[tensor.float().mean(0, keepdim=True).to(tensor)] * missing])
+        tensor[list(ids)] = own[key].to(tensor)
+        whole[key] = tensor
+    return whole
