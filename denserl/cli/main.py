@@ -10,7 +10,7 @@ from denserl.terminal import say
 
 COMMANDS = {
     "demo": "the whole pipeline on the embedded world, at three levels, with a report",
-    "make-world": "write the embedded world: base model, demonstrations, preferences, prompts",
+    "make-world": "write an embedded world: base model, demonstrations, rewards, prompts",
     "new-model": "train a tokenizer on text and make a small untrained language model",
     "train-sft": "supervised fine-tuning of a language model",
     "train-rm": "train a segment-, token- or response-level reward model on preferences",

@@ -6,7 +6,7 @@ Loading models that already exist is in `loading.py`.
 from collections.abc import Iterable, Iterator
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, TURN_START, TURN_END, TEXT_END = SPECIAL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -21,13 +21,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, min_frequency: int = 2, pieces: str | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with a ChatML template; it round-trips any text and ends turns with <|im_end|>.
 
     vocab_size is the most it may have (256 bytes and 4 special tokens included); texts are read once.
+    pieces: a regular expression for the pieces of text that no token goes beyond; default GPT-2's, words with a space before.
     """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pieces is None)
+    if pieces is not None:
+        split = pre_tokenizers.Split(Regex(pieces), "isolated")
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([split, bpe.pre_tokenizer])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

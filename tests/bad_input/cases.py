@@ -746,6 +746,10 @@ FILES = [
         "can be written",
         output_dir="/proc/none/out",
     ),
+    case(
+        "sentences of sums", WORLD, "--truth sum has no effect with --kind sums", "leave --truth out", kind="sums", truth="sum"
+    ),
+    case("errors of language", WORLD, "--error_rate 0.2 has no effect with --kind language", "leave --error", error_rate=0.2),
     case("an output folder without a name", WORLD, "--output_dir is empty", "give a folder", output_dir=""),
     case("an output folder no file system has", WORLD, "embedded null byte", "give a folder", output_dir="a\0b"),
     case(

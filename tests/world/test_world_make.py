@@ -213,9 +213,9 @@ def test_the_chat_template_is_chatml(tokenizer):
     assert prompt == text + "<|im_start|>assistant\n"
 
 
-@given(st.text())
-def test_the_tokenizer_round_trips_any_text(text):
-    tokenizer = train_tokenizer(["Some words, again some words."], 400)
+@given(st.text(), st.sampled_from([None, "[0-9]|[^0-9]+", "b"]))
+def test_the_tokenizer_round_trips_any_text(text, pieces):
+    tokenizer = train_tokenizer(["Some words, again some words."], 400, pieces=pieces)
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
