@@ -18,9 +18,10 @@ from denserl.errors import UserError
 from denserl.models.loading import load_reward_model
 from denserl.rewards.aggregation import AGGREGATIONS
 from denserl.rewards.sources.base import ResponseScorer, Scores, per_token, read_segments
-from denserl.rewards.sources.function import SHOWN, FunctionSource
+from denserl.rewards.sources.function import FunctionSource
 from denserl.rewards.sources.reading import after_the_turn
 from denserl.rewards.sources.reward_model import Moments, RewardModelSource
+from denserl.rewards.sources.texts import SHOWN
 from denserl.segmentation import Segmenter
 from denserl.trainer.ppo_rewards import join_scores
 
