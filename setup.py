@@ -40,6 +40,7 @@ setup(
         # Earlier ones round the frequencies of rotary positions (to 0.19.0), or sums of gradients at stage 2 (to 0.19.7).
         "deepspeed>=0.19.8",
         "docstring-parser>=0.16",
+        "httpx2>=2.14",
         "jinja2>=3.1",
         "lazy-loader>=0.4",
         "matplotlib>=3.8",

@@ -3,11 +3,26 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Interval
 
 from denserl.config import FIRST, MODEL, RESUMABLE, Config, DeviceConfig, Level, Only, RunConfig
 from denserl.data.config import StepDataConfig
+from denserl.errors import UserError, require
+
+
+def check_url(option: str, url: str) -> None:
+    """UserError for what is no address of a server, or has a login in it, which would be written into files and logs."""
+    fix = f"give `{option}` http://HOST:PORT/PATH, and a token by `reward_url_token_env`"
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise UserError(f"`{option}` has what is no address of a server: {error}", fix) from error
+    require(parts.username is None, f"`{option}` of {parts.hostname} has a login in it", fix)
+    require(sound, f"`{option}` {url} is no address of a server", fix)
+
 
 Aggregation = Literal["avg", "sum", "min", "last", "logsumexp"]
 ReadAt = Literal["end_of_turn", "last_token"]
@@ -42,6 +57,9 @@ class RewardModelConfig(EnsembleConfig):
         return self.reward_model or []
 
 
+WITH_URL = Only("without `reward_url`", lambda c: c.reward_url)
+
+
 @dataclass(kw_only=True)
 class SourcesConfig(Config):
     """What gives rewards beside reward models, and how all are added."""
@@ -62,15 +80,35 @@ class SourcesConfig(Config):
     reward_function: list[str] | None = None
     """module:function of (prompts, responses) -> one number each, or a list of (end character, number) each. Several are added
     (docs/reward_sources.md)."""
+    reward_url: Annotated[list[str] | None, RESUMABLE] = None
+    """Address of a server that answers rewards of prompts and responses (docs/reward_sources.md). Several are asked for a share
+    each of every rank's responses, in order."""
+    reward_url_batch: Annotated[int, Ge(1), RESUMABLE, WITH_URL] = 64
+    """Responses of one request, at most."""
+    reward_url_timeout: Annotated[float, Gt(0), RESUMABLE, WITH_URL] = 180.0
+    """Seconds that an answer may take."""
+    reward_url_tries: Annotated[int, Ge(1), RESUMABLE, WITH_URL] = 5
+    """Tries of a request to a server that is away or busy, with growing waits, within tries x timeout seconds in all."""
+    reward_url_token_env: Annotated[str | None, RESUMABLE, WITH_URL] = None
+    """Environment variable with the token that requests carry (Authorization: Bearer); it is written nowhere."""
     reward_weights: Annotated[
         list[float] | None, Only("with a single source of rewards", lambda c: len(c.source_names()) > 1)
     ] = None
-    """Weights of the sources: of reward_model, implicit_reward, then each function; default: 1 each."""
+    """Weights of the sources: of reward_model, implicit_reward, each function, reward_url; default: 1 each."""
+    outcome_function: str | None = None
+    """module:function as reward_function, whose number is paid at the response's last token, on top of what weights add up."""
+    outcome_weight: Annotated[float, Only("without `outcome_function`", lambda c: c.outcome_function)] = 1.0
+    """What the outcome's number is multiplied by."""
 
     def source_names(self) -> list[str]:
-        """What the sources of rewards are called in metrics, in the order of their weights."""
+        """What the sources of rewards are called in metrics, in the order of their weights; the outcome is not among them."""
         models = [name for name in ("reward_model", "implicit_reward") if getattr(self, name)]
-        return [*models, *(self.reward_function or [])]
+        return [*models, *(self.reward_function or []), *(["reward_url"] if self.reward_url else [])]
+
+    def check(self) -> None:
+        super().check()
+        for url in self.reward_url or []:
+            check_url("reward_url", url)
 
 
 @dataclass(kw_only=True)

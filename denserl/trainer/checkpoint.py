@@ -158,6 +158,11 @@ def has_checkpoints(folder: Path) -> bool:
     return bool(_checkpoints(folder))
 
 
+def oldest_number(folder: Path) -> int | None:
+    """The number of the oldest checkpoint; None where there is none."""
+    return min(map(_number, _checkpoints(folder)), default=None)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint, at most as new as `latest` says; each damaged one on the way is named. Collective.
 

@@ -43,6 +43,7 @@ def rollout_metrics(scored: ScoredRollouts, rewards: Rewards, judged: Judged, co
     per_response |= {f"{key}_std": per_response[key].float() ** 2 for key in spread}
     totals = {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}
     means = distributed.average_over_ranks(totals, counted.sum())
+    means |= rewards.logged(counted)
     return means | {f"{key}_std": max(means[f"{key}_std"] - means[key] ** 2, 0.0) ** 0.5 for key in spread}
 
 

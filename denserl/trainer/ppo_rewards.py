@@ -1,6 +1,8 @@
 """What PPO pays: one source of rewards or several, each through its own segments, normaliser and assignment, added up."""
 
-from collections.abc import Callable, Sequence
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from denserl import distributed
 from denserl.data.batching import ResponseBatch
 from denserl.data.responses import Responses
 from denserl.errors import require
@@ -20,12 +23,16 @@ from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Penalties,
 from denserl.ppo_utils.fits import choose_fit
 from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
 from denserl.rewards.aggregation import SHIFTED_WHOLE
+from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import RewardSource, Scores, per_token, read_segments
 from denserl.rewards.sources.build import Members, source_of
+from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.function import FunctionSource
+from denserl.rewards.sources.http import new_client, post_json
 from denserl.rewards.sources.implicit import ImplicitSource, LogProbs
 from denserl.rewards.sources.reading import check_level, choose_aggregation, choose_segmenter, new_segmenter, stored_threshold
 from denserl.rewards.sources.reward_model import PrefixDifferences
+from denserl.rewards.sources.texts import TextSource
 from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, join_segments, level_of
 from denserl.trainer.ppo_config import PPOConfig
 
@@ -46,20 +53,58 @@ class Rewards:
 
     sources: Sequence[PaidSource]
     penalties: Penalties
+    answers: Answers | None = None  # that servers gave, where any is asked
 
-    def score(self, responses: Responses, batch: ResponseBatch) -> list[Scores]:
-        """What each source says of B responses, as (B, T) values."""
-        return [per_token(paid.source(responses, batch), batch.response_mask) for paid in self.sources]
+    def begin(self, place: str) -> None:
+        """Say which rollout is scored next, `word-number`."""
+        if self.answers is not None:
+            self.answers.begin(place)
+
+    def forget_before(self, number: int) -> None:
+        """Let go of what was kept for rollouts before this one, which are never scored again."""
+        if self.answers is not None:
+            self.answers.drop_before(number)
+
+    def score(self, responses: Responses, batch: ResponseBatch, of_texts: bool = False) -> dict[str, Scores]:
+        """What the sources of one sort say of B responses, as (B, T) values, by name.
+
+        of_texts: those that read texts, which are asked once about all responses of a rollout; else those that run models.
+        """
+        return {
+            paid.name: per_token(paid.source(responses, batch), batch.response_mask)
+            for paid in self.sources
+            if isinstance(paid.source, TextSource) == of_texts
+        }
+
+    def logged(self, counted: Tensor) -> dict[str, float]:
+        """Means over the counted responses of all ranks of what servers say beside rewards. counted: (N,) bool."""
+        asked = {paid.name: paid.source for paid in self.sources if isinstance(paid.source, EndpointSource)}
+        if not asked:
+            return {}
+        kept = counted.tolist()
+        mine = [
+            (f"{name}/{word}", number)
+            for name, source in asked.items()
+            for logs, counts in zip(source.logs, kept, strict=True)
+            for word, number in logs.items()
+            if counts
+        ]
+        # Ranks may have been told different names.
+        found: dict[str, list[float]] = {}
+        for word, number in (pair for of_rank in distributed.gather_objects(mine) for pair in of_rank):
+            found.setdefault(word, []).append(number)
+        return {word: sum(numbers) / len(numbers) for word, numbers in found.items()}
 
     def pay(
-        self, scores: Sequence[Scores], entropy: Tensor, response_mask: Tensor, response_ids: Tensor, ended: Tensor
+        self, scores: Mapping[str, Scores], entropy: Tensor, response_mask: Tensor, response_ids: Tensor, ended: Tensor
     ) -> tuple[Tensor, list[DenseRewards]]:
         """Rewards of tokens (B, T), and what each source alone comes to.
 
-        scores: of each source. entropy: (B, T) nats, of the reference model. ended: (B,) bool.
+        scores: of each source, by name. entropy: (B, T) nats, of the reference model. ended: (B,) bool.
         """
         found = []
-        for paid, of_source in zip(self.sources, scores, strict=True):
+        for paid in self.sources:
+            of_source = scores[paid.name]
             segments = of_source.segments
             if segments is None:
                 segments = paid.segmenter(entropy, response_mask, response_ids, ended)
@@ -105,6 +150,7 @@ class Loaded(NamedTuple):
     members: Members | None  # the reward models as they were loaded; None without any
     readers: Sequence[nn.Module]  # the same as they are called (engines)
     implicit: Sequence[LogProbs] = ()  # the model of the implicit reward, then its reference
+    answers: Answers | None = None  # of servers
 
 
 def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
@@ -143,8 +189,28 @@ def functions(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     ]
 
 
+def endpoint(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The server, or several, as one source."""
+    if not config.reward_url:
+        return []
+    client = new_client(_token(config.reward_url_token_env))
+    post = functools.partial(post_json, client, timeout=config.reward_url_timeout, tries=config.reward_url_tries)
+    render, asked = loaded.tokenizer.decode, config.reward_url
+    source = EndpointSource(asked, post, config.reward_url_batch, loaded.answers, loaded.decode, render)
+    return [PaidSource("reward_url", source, Segmenter(BANDIT_THRESHOLD), plain_reward(config, config.reward_model))]
+
+
+def outcome(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The outcome of a response, paid at its last token whatever the level."""
+    if not config.outcome_function:
+        return []
+    source = FunctionSource.named(config.outcome_function, "outcome_function", loaded.decode)
+    at_last = DenseReward("score_last", None, "sum")
+    return [PaidSource("outcome_function", source, Segmenter(BANDIT_THRESHOLD), at_last, config.outcome_weight)]
+
+
 # A builder for each kind of source; in the order of `PPOConfig.source_names`.
-BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_models, implicit_reward, functions)
+BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_models, implicit_reward, functions, endpoint)
 
 # How responses are cut: arguments of `choose_segmenter`, and the options that say them.
 CUT = {"level": "reward_level", "threshold": "entropy_threshold", "segmenter": "segmenter"}
@@ -166,15 +232,18 @@ def make_rewards(config: PPOConfig, loaded: Loaded, others: Sequence[PaidSource]
     weights = config.reward_weights or [1.0] * len(sources)
     weighed = [paid._replace(weight=weight) for paid, weight in zip(sources, weights, strict=True)]
     penalties = Penalties(config.penalise_unfinished, config.penalise_longer_than, config.penalty)
-    return Rewards([*weighed, *others], penalties)
+    return Rewards([*weighed, *outcome(config, loaded), *others], penalties, loaded.answers)
 
 
 def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     """UserError unless something gives rewards, each has one weight, and no option is of a source that is not there."""
+    # A wrong name is known before models are loaded.
     for name in config.reward_function or []:
-        load_named(name, "reward_function")  # a wrong name is known before models are loaded
+        load_named(name, "reward_function")
+    if config.outcome_function:
+        load_named(config.outcome_function, "outcome_function")
     own = config.source_names()
-    names = [*own, *(paid.name for paid in others)]
+    names = [*own, *(["outcome_function"] if config.outcome_function else []), *(paid.name for paid in others)]
     twice = next((name for name in names if names.count(name) > 1), None)
     require(twice is None, f"{twice} is given twice as a source of rewards", "give it once, with the sum of the weights")
     fix = "add `reward_model` FOLDER, or another source of docs/reward_sources.md"
@@ -194,6 +263,17 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     for name in ("fit", "length_norm", "step_reward") if config.prefix_differences else ():
         value = getattr(config, name)
         require(not value, f"`{name}` {value} has no effect with `prefix_differences`", f"leave `{name}` out")
+
+
+def _token(variable: str | None) -> str | None:
+    """What an environment variable holds, if one is named. UserError where it is not set, or holds what no header can."""
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "")
+    sound = token and token.isascii() and token.isprintable()
+    found = "is not set" if not token else "holds other characters than a token has"
+    require(sound, f"`reward_url_token_env`: the environment variable {variable} {found}", f"export {variable}, as one line")
+    return token
 
 
 def check_of_whole_responses(members: Members) -> None:

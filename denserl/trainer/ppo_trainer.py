@@ -28,13 +28,14 @@ from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experi
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
 from denserl.rewards.pair_metrics import HUGE_SCORE
+from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import load_members
 from denserl.rewards.sources.function import FunctionSource
 from denserl.rollouts.base import Sampler, Stream
 from denserl.rollouts.policy import PolicySampler
 from denserl.streams import Purpose, stream
-from denserl.trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
+from denserl.trainer.checkpoint import load_checkpoint, oldest_number, read_state, save_checkpoint
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import (
@@ -139,7 +140,8 @@ class PPOTrainer:
         implicit = load_implicit(config, tokenizer, device, dtype)
         models: Models  # loaded last, when it is known that the run can go on
         forwards = [*implicit, lambda *args, **kw: models.reference(*args, **kw)]
-        loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)))
+        answers = Answers(Path(config.output_dir) / "answers", resumed=checkpoint is not None) if config.reward_url else None
+        loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)), answers)
         rewards = make_rewards(config, loaded, sources)
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
@@ -201,6 +203,9 @@ class PPOTrainer:
                 stopping, in_trouble = stop.requested(), self.skipped_in_a_row >= config.max_skipped_steps
                 if stopping or in_trouble or self._every(config.save_every):
                     saved = self.save_checkpoint()
+                # Whoever resumes does so from the oldest checkpoint at the worst.
+                oldest = oldest_number(Path(config.output_dir) / "checkpoints")
+                self.rewards.forget_before(self.iteration if oldest is None else oldest)
                 if in_trouble:
                     raise not_finite(self.skipped_in_a_row, self.log.skipped, saved, "`actor_lr` and `critic_lr`")
                 if stopping and self.iteration < iterations:
@@ -222,6 +227,7 @@ class PPOTrainer:
     def iterate(self) -> dict[str, float]:
         """One iteration: sample, score, make experience, update; returns its metrics."""
         config, clock = self.config, Clock()
+        self.rewards.begin(f"iteration-{self.iteration:06d}")
         responses = self.sample(*self._next_prompts())
         clock.lap("rollout")
         scored, values = self.score(responses)
@@ -254,11 +260,12 @@ class PPOTrainer:
 
     def score(self, responses: Responses) -> tuple[ScoredRollouts, Tensor]:
         """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient."""
+        of_texts = self.rewards.score(responses, self._batch(responses), of_texts=True)
         parts = self._by_micro_batch(lambda rows: self._score_rows(responses.rows(rows)), len(responses.texts))
         *tensors, scores = zip(*parts, strict=True)
         mask, logprobs, entropy, ref_logprobs, ref_entropy, values = map(_join_padded, tensors)
         ended = torch.tensor(responses.ended, device=self.device)
-        joined = [join_scores(of_source) for of_source in zip(*scores, strict=True)]
+        joined = {name: join_scores([part[name] for part in scores]) for name in scores[0]} | of_texts
         ids = pad_rows(responses.response_ids, self.tokenizer.pad_token_id).to(self.device)
         tokens, sources = self.rewards.pay(joined, ref_entropy, mask, ids, ended)
         return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources), values
@@ -301,6 +308,7 @@ class PPOTrainer:
         mine = [rank + world * i for i in range(-(-count // world))]
         rows = self.eval_prompts[[row % count for row in mine]]
         seed, place = self.config.seed, self.iteration
+        self.rewards.begin(f"evaluation-{place:06d}")
         responses = self.sample(rows, [stream(seed, Purpose.EVALUATION, place, row) for row in mine])
         scored, _ = self.score(responses)
         judged = self.judge(responses)

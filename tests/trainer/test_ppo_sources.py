@@ -1,18 +1,26 @@
 """Runs of PPO on each kind of source of rewards, and on sums of them."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+from reward_server import serving, vowels
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from denserl.cli import train_ppo
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer
+from denserl.rewards.sources import http
+from denserl.trainer import ppo_rewards
 from denserl.trainer.ppo_models import LastBatch
 from denserl.trainer.ppo_trainer import PPOTrainer
+from denserl.trainer.trackers import read_metrics
 
+TESTS = Path(__file__).parent.parent
 WITHOUT_MODEL = {"reward_model": None, "entropy_threshold": None}
 
 
@@ -137,3 +145,95 @@ def test_a_weight_of_0_leaves_the_first_source_alone(ppo, scored, world, other, 
     assert torch.equal(weighted.rewards, alone.rewards)
     assert torch.equal(both.rewards, both.sources[0].tokens + both.sources[1].tokens)
     assert torch.equal(both.sources[0].tokens, alone.rewards) and not torch.equal(both.rewards, alone.rewards)
+
+
+def policy(output) -> bytes:
+    return (output / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def other_process():
+    """The address of a server in another process, of the function `vowels`."""
+    program = [sys.executable, str(TESTS / "reward_server.py")]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as running:
+        yield running.stdout.readline().strip()
+        running.kill()
+
+
+def test_a_server_is_as_good_as_the_function_also_after_it_failed(ppo, scored, other_process, monkeypatch):
+    """The policy of a run that a failing server ended, and that went on with another one, is that of the function, to the bit.
+
+    No response is asked about twice: not those that were answered before the failure, in the same rollout or before.
+    """
+    options = {**WITHOUT_MODEL, "iterations": 3, "save_every": 1}
+    undisturbed = ppo("function", reward_function="reward_server:vowels", **options)
+    sampled = [text for responses, _ in scored for text in responses.texts]
+
+    def failing(body):
+        return (400, {}, b"out of order") if len(asked) > 4 else {"rewards": vowels(None, body["responses"])}
+
+    url = {"reward_url_batch": 3, "reward_url_timeout": 20}
+    with serving(failing) as asked, pytest.raises(UserError, match=f"--reward_url {asked.url} answered 400: 'out of order'"):
+        ppo("endpoint", reward_url=asked.url, **url, **options)
+    answered = [text for body in asked[:4] for text in body["responses"]]
+    seen, post = [], http.post_json
+    monkeypatch.setattr(ppo_rewards, "post_json", lambda client, *args, **kw: seen.append(args) or post(client, *args, **kw))
+    resumed = ppo("endpoint", reward_url=other_process, resume=True, **url, **options)
+    assert policy(resumed) == policy(undisturbed)
+    assert answered + [text for _, body in seen for text in body["responses"]] == sampled
+    assert len(list((resumed / "answers").iterdir())) <= 3
+    rows = read_metrics(resumed / "metrics.jsonl"), read_metrics(undisturbed / "metrics.jsonl")
+    assert [row["reward"] for row in rows[0]] == [row["reward"] for row in rows[1]]
+
+
+def test_a_function_that_says_what_a_reward_model_said_makes_the_same_policy(ppo, scored, monkeypatch):
+    ways = {"entropy_threshold": None, "assignment": "end", "normalizer": "none", "agg_func": "avg", "iterations": 2}
+    of_model = ppo("model", reward_level="bandit", **ways)
+    numbers = [found.sources[0].raw[:, 0].tolist() for _, found in scored]
+    monkeypatch.setattr(tiny_models, "replayed", lambda prompts, texts: numbers.pop(0), raising=False)
+    of_function = ppo("function", reward_model=None, reward_function="tiny_models:replayed", **ways)
+    assert policy(of_function) == policy(of_model) and numbers == []
+
+
+def test_an_outcome_is_paid_at_the_last_token_with_its_weight(ppo, scored, other):
+    output = ppo(**WITHOUT_MODEL, implicit_reward=other, outcome_function="reward_server:vowels", outcome_weight=2.0)
+    ((responses, found),) = scored
+    for row, (text, ids) in enumerate(zip(responses.texts, responses.response_ids, strict=True)):
+        (said,) = vowels(None, [text])
+        total = said if isinstance(said, float) else sum(number for _, number in said)
+        expected = found.sources[0].tokens[row].clone()
+        expected[len(ids) - 1] += 2 * total
+        assert found.rewards[row].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert read_metrics(output / "metrics.jsonl")[-1]["reward/outcome_function"] != 0
+
+
+def test_an_outcome_alone_is_a_source(ppo, scored):
+    ppo(**WITHOUT_MODEL, outcome_function="tiny_models:letters")
+    ((responses, found),) = scored
+    assert found.rewards.sum(1).tolist() == pytest.approx(tiny_models.letters(responses.prompts, responses.texts), rel=1e-5)
+
+
+def test_what_a_server_says_beside_rewards_is_logged(ppo):
+    def answer(body):
+        texts = body["responses"]
+        return {"rewards": [1.0] * len(texts), "extra_logs": {"length": [len(text) for text in texts]}}
+
+    with serving(answer) as asked:
+        output = ppo(**WITHOUT_MODEL, reward_url=asked.url)
+    (row,) = read_metrics(output / "metrics.jsonl")
+    assert row["reward_url/length"] == pytest.approx(sum(map(len, asked.responses)) / 8) and row["reward"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward_url": "host/x"}, "--reward_url host/x is no address of a server"),
+        ({"reward_url_tries": 3}, "--reward_url_tries 3 has no effect without --reward_url"),
+        ({"outcome_weight": 2.0}, "--outcome_weight 2.0 has no effect without --outcome_function"),
+        ({"outcome_function": "nowhere:f"}, "--outcome_function nowhere:f: ModuleNotFoundError"),
+        ({"reward_url": "http://127.0.0.1:9/", "reward_url_token_env": "NO_SUCH"}, "variable NO_SUCH is not set"),
+    ],
+)
+def test_mistakes_in_servers_and_outcomes(options, message, ppo):
+    with pytest.raises(UserError, match=message):
+        ppo(**{**WITHOUT_MODEL, "reward_function": "tiny_models:letters", **options})
