@@ -3,6 +3,7 @@
 Whoever has the messages uses chat.py, which keeps what people typed apart from the template's control tokens.
 """
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 from denserl.data.bad_rows import BadRow
@@ -41,7 +42,7 @@ def encode_rendered(tokenizer: "PreTrainedTokenizerBase", prompt: str, query: st
         raise BadRow(
             f"the prompt is not of this model's chat template, which opens an answer with {opening!r}: it ends with "
             f"{prompt[-SHOWN:]!r}",
-            "let the client write prompts by this model's chat template, or send messages and 'responses'",
+            "let the client write prompts by this model's chat template, or send 'messages' and 'responses' too",
         )
     prompt_ids = tokenize(tokenizer, prompt)
     if not query.startswith(prompt):
@@ -65,9 +66,12 @@ def encode_rendered(tokenizer: "PreTrainedTokenizerBase", prompt: str, query: st
 def generation_prompt(tokenizer: "PreTrainedTokenizerBase") -> str:
     """What the template writes where an answer is to begin, without spaces around; empty where it writes nothing."""
     chat = chat_format(tokenizer)
-    if not chat.has_generation_prompt:
-        return ""
-    closed, opened = (render(tokenizer, chat.template, PLAIN_TALKS[0], opens) for opens in (False, True))
+    return _opening(tokenizer, chat.template) if chat.has_generation_prompt else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _opening(tokenizer: "PreTrainedTokenizerBase", template: str) -> str:
+    closed, opened = (render(tokenizer, template, PLAIN_TALKS[0], opens) for opens in (False, True))
     return opened.removeprefix(closed).strip()
 
 

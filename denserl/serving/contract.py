@@ -13,7 +13,7 @@ import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field
 
 from denserl.data.bad_rows import BadRow
-from denserl.data.messages import as_messages, unicode_of
+from denserl.data.messages import as_messages
 from denserl.serving.rows import Rendered, Row, Scored
 from denserl.terminal import visible
 
@@ -48,39 +48,31 @@ class RewardsRequest(_Request):
         count = _count(prompts=self.prompts, responses=self.responses, ended=self.ended)
         ended = self.ended or [True] * count
         return [
-            Row(_messages(prompt, i), unicode_of(response, f"responses[{i}]"), ends, detailed)
+            Row(as_messages(prompt, f"prompts[{i}]"), response, ends, detailed)
             for i, (prompt, response, ends) in enumerate(zip(self.prompts, self.responses, ended, strict=True))
         ]
 
 
 class QueryRequest(_Request):
-    """OpenRLHF's request, with `responses` and `ended` besides."""
+    """OpenRLHF's request, with `responses` and `messages` besides, as train-ppo sends it."""
 
-    query: Annotated[list[str], Field(description="prompt and response, as the chat template writes them")]
-    prompts: Annotated[
-        list[Prompt] | None, Field(description="what each query begins with; or messages, where responses are given")
-    ] = None
+    query: Annotated[list[str], Field(description="prompt and response, as a chat template writes them")]
+    prompts: Annotated[list[str] | None, Field(description="what each query begins with")] = None
     labels: Annotated[list[Any] | None, Field(description="taken as the contract has it; nothing here reads them")] = None
     responses: Annotated[list[str] | None, Field(description="the responses as texts")] = None
-    ended: Annotated[list[bool] | None, Field(description="of responses to messages")] = None
+    messages: Annotated[list[Prompt] | None, Field(description="the prompts as messages")] = None
 
-    def rows(self, detailed: bool = True) -> list[Row | Rendered]:
-        """A response to messages is a text; one to a text is what follows it in the query. BadRow as above."""
+    def rows(self, detailed: bool = True) -> list[Rendered]:
+        """A response is what follows the prompt in the query. BadRow as above."""
         if self.prompts is None:
             raise BadRow("'prompts' is missing: where a response begins in 'query' is not known without it")
-        columns = {"prompts": self.prompts, "labels": self.labels, "responses": self.responses, "ended": self.ended}
+        columns = {"prompts": self.prompts, "labels": self.labels, "responses": self.responses, "messages": self.messages}
         count = _count(query=self.query, **columns)
-        responses, ended = self.responses or [None] * count, self.ended or [True] * count
+        responses, messages = self.responses or [None] * count, self.messages or [None] * count
         return [
-            self._row(i, *row, detailed) for i, row in enumerate(zip(self.query, self.prompts, responses, ended, strict=True))
+            Rendered(prompt, query, response, None if talk is None else as_messages(talk, f"messages[{i}]"), detailed)
+            for i, (query, prompt, response, talk) in enumerate(zip(self.query, self.prompts, responses, messages, strict=True))
         ]
-
-    def _row(self, i: int, query: str, prompt: Prompt, response: str | None, ended: bool, detailed: bool) -> Row | Rendered:
-        if isinstance(prompt, str):
-            return Rendered(prompt, query, response, detailed)
-        if response is None:
-            raise BadRow(f"prompts[{i}] holds messages, and 'responses' is missing")
-        return Row(_messages(prompt, i), unicode_of(response, f"responses[{i}]"), ended, detailed)
 
 
 AnyRequest = RewardsRequest | QueryRequest
@@ -136,10 +128,6 @@ def _told(row: Scored, logits: bool) -> dict[str, Any]:
 
 def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
-
-
-def _messages(prompt: Prompt, i: int) -> list[dict]:
-    return as_messages(prompt, f"prompts[{i}]")
 
 
 def _count(**columns: Sequence | None) -> int:

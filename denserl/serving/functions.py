@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from denserl.data.bad_rows import BadRow
-from denserl.data.messages import as_messages
 from denserl.data.responses import Responses
 from denserl.rewards.sources.function import FunctionSource
 from denserl.serving.rows import Rendered, Row, Scored
@@ -19,12 +18,11 @@ class FunctionService:
         self.source = FunctionSource.named(name, "reward_function", decode=str)
 
     def encode(self, row: Row | Rendered) -> Row:
-        """BadRow for a rendered conversation whose answer is not given as text: a function has no template to read it by."""
-        if isinstance(row, Row):
-            return row
-        if row.response is None:
-            raise BadRow("a function is given texts, and where the answer ends in 'query' is not known: send 'responses' too")
-        return Row(as_messages(row.prompt, "prompts"), row.response, detailed=row.detailed)
+        """BadRow for a rendered conversation whose parts are not given as texts: a function has no template to read it by."""
+        plain = row if isinstance(row, Row) else row.plain()
+        if plain is None:
+            raise BadRow("a function is given texts, which 'query' does not tell: send 'messages' and 'responses' too")
+        return plain
 
     def score(self, encoded: Sequence[Row]) -> list[Scored]:
         """A function's numbers are what they are called with, so that each answer stands alone."""

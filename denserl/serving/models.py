@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from denserl.data.rendered import encode_rendered
+from denserl.data.rendered import encode_rendered, generation_prompt
 from denserl.data.responses import Encoded
 from denserl.evaluation.scorers import Reading, RewardScorer
 from denserl.rewards.sources.reading import response_text
@@ -31,11 +31,17 @@ class ModelService:
         self._piece = functools.cache(lambda i: self._decode([i]))
 
     def encode(self, row: Row | Rendered) -> EncodedRow:
-        """BadRow where the chat template refuses the messages, or a rendered conversation is none of its own."""
-        if isinstance(row, Row):
-            return EncodedRow(self.scorer.encode(row.prompt, row.response, row.ended), row.response, row.detailed)
-        ids = encode_rendered(self.tokenizer, row.prompt, row.query)
-        return EncodedRow(self.scorer.fit(*ids), row.response, row.detailed)
+        """A conversation that another chat template wrote is read from its messages and response, where they are there.
+
+        BadRow where they are not, or the chat template refuses them.
+        """
+        if isinstance(row, Rendered):
+            plain = None if generation_prompt(self.tokenizer) in row.prompt else row.plain()
+            if plain is None:
+                ids = encode_rendered(self.tokenizer, row.prompt, row.query)
+                return EncodedRow(self.scorer.fit(*ids), row.response, row.detailed)
+            row = plain
+        return EncodedRow(self.scorer.encode(row.prompt, row.response, row.ended), row.response, row.detailed)
 
     def score(self, encoded: Sequence[EncodedRow]) -> list[Scored]:
         """Each by the models alone, in batches of like length."""

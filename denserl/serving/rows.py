@@ -15,12 +15,20 @@ class Row(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A response to score, in a conversation that the reward model's chat template has already written."""
+    """A response to score, in a conversation that a chat template has already written."""
 
     prompt: str  # up to where the answer begins
     query: str  # prompt and answer, with the end of the turn if there is one
     response: str | None = None  # the answer's text, where it is known
+    messages: Messages | None = None  # of the prompt, where they are known
     detailed: bool = True
+
+    def plain(self) -> Row | None:
+        """The same as texts, where both are known."""
+        if self.response is None or self.messages is None:
+            return None
+        # One that was cut off has nothing behind its text.
+        return Row(self.messages, self.response, not self.query.endswith(self.response), self.detailed)
 
 
 class Token(NamedTuple):

@@ -189,9 +189,9 @@ def test_lists_by_segment_are_of_the_same_numbers(client, folder):
     messages = [user(prompt) for prompt in many["prompts"]]
     texts = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in many["prompts"]]
     query = [f"{start}{answer}<|im_end|>" for start, answer in zip(texts, many["responses"])]
-    for prompts in (messages, texts):
-        body = {"query": query, "prompts": prompts, "responses": many["responses"], "labels": [None] * 6}
-        found = asked(client, "/get_segment_rewards", **body)
+    foreign = {"query": [f"Q: {answer}</s>" for answer in many["responses"]], "prompts": ["Q: "] * 6, "messages": messages}
+    for written in ({"query": query, "prompts": texts}, foreign):
+        found = asked(client, "/get_segment_rewards", **written, responses=many["responses"], labels=[None] * 6)
         for one, other in zip(found["rewards"], pairs, strict=True):
             assert [end for end, _ in one] == [end for end, _ in other]
             assert [score for _, score in one] == pytest.approx([score for _, score in other], abs=1e-6)
@@ -264,7 +264,7 @@ DEEP = b'{"prompts": ' + b"[" * 5000 + b"]" * 5000 + b', "responses": []}'
         ("/rewards", {"prompts": ["Why?\x1b[2J\n"], "responses": ["\u202e"], "x\x1b": 1}, 422, "x‹U+001B›: Extra"),
         ("/get_reward", {"query": ["Q A"], "labels": [""]}, 422, "'prompts' is missing"),
         ("/get_reward", {"query": ["Q A"], "prompts": ["Q "]}, 422, "not of this model's chat template"),
-        ("/get_reward", {"query": ["Q A"], "prompts": [user("Q")]}, 422, "'responses' is missing"),
+        ("/get_reward", {"query": ["Q A"], "prompts": ["Q "], "messages": [user("Q")]}, 422, "send 'messages' and 'responses'"),
         ("/get_reward", {"query": ["Q"], "prompts": ["Q", "R"]}, 422, "'query': 1, 'prompts': 2"),
         ("/get_rewards", GOOD, 404, "there are POST /rewards"),
     ],
@@ -325,11 +325,16 @@ def test_a_function_is_served(caplog):
         found = asked(client, "/rewards", prompts=["Q"] * 2, responses=["one two", "three"])["rewards"]
         assert [row["score"] for row in found] == [1.5, 5.0] and "tokens" not in found[0]
         assert found[0]["segment_ends"] == [3, 7] and found[0]["segment_scores"] == [1.0, 0.5]
-        body = {"query": ["Q one two", "Q three"], "prompts": ["Q ", "Q "], "responses": ["one two", "three"]}
+        body = {
+            "query": ["Q one two", "Q three"],
+            "prompts": ["Q ", "Q "],
+            "responses": ["one two", "three"],
+            "messages": ["Q", "Q"],
+        }
         assert asked(client, "/get_segment_rewards", **body)["rewards"] == [[[3, 1.0], [7, 0.5]], 5.0]
         assert asked(client, "/get_reward", **body)["rewards"] == [1.5, 5.0]
         del body["responses"]
-        assert "send 'responses' too" in client.post("/get_reward", json=body).json()["error"]
+        assert "send 'messages' and 'responses' too" in client.post("/get_reward", json=body).json()["error"]
         for text, reason in (
             ("fail", "raised ValueError: a letter too many‹U+001B›[0m for the response 'fail'"),
             ("odd", "returned nan for"),
@@ -348,6 +353,7 @@ class Slow:
         self.passes, self.begun, self.let = [], threading.Event(), threading.Event()
 
     def encode(self, row):
+        row = row if isinstance(row, Row) else row.plain()
         if row.response == "unwritable":
             raise BadRow("it cannot be written")
         return row.response
@@ -402,7 +408,7 @@ def test_where_scores_are_logits_probabilities_are_told_too():
         (found,) = asked(client, "/rewards", prompts=["Q"], responses=["ab"])["rewards"]
         assert found["score"] == 2 and found["probability"] == pytest.approx(0.88079708)  # 1 / (1 + e^-2)
         assert found["segment_probabilities"] == pytest.approx([0.88079708])
-        body = {"query": ["Q ab"], "prompts": [user("Q")], "responses": ["ab"]}
+        body = {"query": ["Q ab"], "prompts": ["Q "], "messages": [user("Q")], "responses": ["ab"]}
         found = asked(client, "/get_reward", **body)
         assert found["rewards"] == [2.0] and found["scores"] == pytest.approx([0.88079708])
         answer = client.post("/rewards", json={"prompts": ["Q"], "responses": ["far"]})
