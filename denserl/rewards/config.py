@@ -250,6 +250,8 @@ class StepLabelsConfig(StepDataConfig):
     context_signs: Annotated[Literal["none", "plus", "true"], OF_LABELS] = "none"
     """What stands in the context of a step: the solution up to its end; or, each step being a turn of the user, also an answer
     to every step before it: plus whatever it is labelled, or the true one, which gives the next label away."""
+    label_ce: Annotated[Literal["restricted", "full"], OF_LABELS, WITHOUT_LABELS] = "restricted"
+    """Cross-entropy of the two labels alone, or among all tokens, which trains the whole head of the language model."""
     stop_at_first_error: Annotated[bool, OF_STEPS] = False
     """Leave out the labels after each solution's first wrong step, in training."""
     step_average: Annotated[Literal["steps", "solutions"], OF_STEPS] = "steps"

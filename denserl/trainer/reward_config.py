@@ -22,6 +22,7 @@ OF_PAIRS = (
     "entropy_threshold",
     "segmenter",
     "agg_func",
+    "skip_cut_step",
     "flip_frac",
     "cache_dir",
 )
@@ -37,6 +38,7 @@ class RewardConfig(HeadConfig, ObjectiveConfig, StepLabelsConfig, LevelConfig, S
         Literal["pairs", "steps", "response"],
         FIRST,
         Only("without `input` pairs", lambda c: c.input == "pairs", of=OF_PAIRS),
+        Only("with `input` response", lambda c: c.input != "response", of=("max_steps",)),
     ] = "pairs"
     """What the rows hold: preferences; solutions whose steps are labelled; or solutions, each labelled as a whole."""
     eval_data: Annotated[list[str] | None, INPUT, FIRST, RESUMABLE] = None

@@ -6,8 +6,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.data.labels import label_ids, two_labels
+from denserl.errors import require
 from denserl.models.heads import Head
-from denserl.models.loading import attach_lm_head, freeze_trunk, match_embeddings, new_reward_model
+from denserl.models.loading import attach_lm_head, freeze_trunk, match_embeddings, new_reward_model, train_whole_head
 from denserl.models.measured import check_steady
 from denserl.models.reward_settings import sft_settings, store_settings
 from denserl.rewards.config import HeadConfig
@@ -28,7 +29,7 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
     """What the options train for; the weights of the Bradley-Terry loss and of the text-generation term add up to one."""
     own = [named_objective(words) for words in config.objective or []]
     if config.input != "pairs":
-        return [StepLabels(average=config.step_average), *own]
+        return [StepLabels(loss=config.label_ce, average=config.step_average), *own]
     coef = config.reg_coef if config.reg_type != "none" else 0.0
     objectives: list[Objective] = [
         BradleyTerry(1 - coef, config.use_margin, config.label_smoothing, config.centring, config.soft_label_scale)
@@ -63,7 +64,13 @@ def make_model(
     model = new_reward_model(config.model, dtype, config.seed, head, **config.model_source())
     check_steady(model)
     match_embeddings(model, tokenizer)
-    if all_reads(objectives) & {"first_logps", "logps"}:
+    reads = all_reads(objectives)
+    if "label_logps" in reads:
+        require(head.kind == "label", "an objective reads the log-probabilities of labels", "let `head_type` be label")
+        whole = "`label_ce` full with `lora_rank`: it trains the whole head of the language model, which gets no adapters"
+        require(not config.lora_rank, whole, "let `label_ce` be restricted, or leave `lora_rank` out")
+        train_whole_head(model, config.model, dtype, **config.model_source())
+    elif reads & {"first_logps", "logps"}:
         attach_lm_head(model, config.model, dtype, **config.model_source())
     if config.freeze_trunk:
         freeze_trunk(model)

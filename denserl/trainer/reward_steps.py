@@ -58,20 +58,20 @@ def steps_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def split_by_question(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Rows to train on, and some `size` to evaluate on, at most a tenth of all: questions drawn by seed, with all their rows.
+    """Rows to train on, and at most `size`, and a tenth of all, to evaluate on: questions drawn by seed, with all their rows.
 
-    UserError where all rows are of one question, or too few.
+    One question in any case. UserError where there is no other, or where rows are fewer than ten.
     """
     of_question: dict[str, list[int]] = {}
     for number, prompt in enumerate(rows["prompt"]):
         of_question.setdefault(json.dumps(prompt), []).append(number)
-    most, taken = min(size, len(rows) // 10), set[int]()
-    questions = list(of_question.values())
-    for question in shuffled(len(questions), stream(seed, Purpose.HELD_OUT)):
-        if len(taken) + len(questions[question]) <= most:
-            taken.update(questions[question])
+    questions, most = list(of_question.values()), min(size, len(rows) // 10)
     found = f"{len(rows)} rows on {len(questions)} questions are too few to split some off for evaluation"
-    require(taken, found, "give `eval_data`")
+    require(most > 0 and len(questions) > 1, found, "give `eval_data`")
+    taken: set[int] = set()
+    for question in shuffled(len(questions), stream(seed, Purpose.HELD_OUT)):
+        if not taken or len(taken) + len(questions[question]) <= most:
+            taken.update(questions[question])
     parts = ([i for i in range(len(rows)) if (i in taken) == kept] for kept in (False, True))
     train, held_out = (rows.select(part) for part in parts)
     return train, held_out

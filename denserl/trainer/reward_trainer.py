@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import ResponseBatch, response_slots
 from denserl.data.reference_cache import SIDES
-from denserl.errors import UserError
+from denserl.errors import UserError, require
 from denserl.models.adapters import prepare_model
 from denserl.models.loading import (
     empty_reward_model,
     load_tokenizer,
 )
-from denserl.models.scoring import read_rewards
+from denserl.models.measured import stock_model
+from denserl.models.scoring import RewardReading, read_rewards
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.objectives import (
     BradleyTerry,
@@ -136,6 +137,8 @@ class RewardTrainer(SupervisedTrainer):
         objectives: Sequence[Objective],
     ) -> Prepared:
         """The rows that the config names, and how they are read."""
+        of_steps = sorted({"steps", "label_logps"} & all_reads(objectives))
+        require(not of_steps, f"an objective reads {', '.join(of_steps)}, which pairs do not have", "let `input` be steps")
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
         labels = all_labels(objectives)
         pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
@@ -189,8 +192,8 @@ class RewardTrainer(SupervisedTrainer):
 
     def groups(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
         """What the objectives are given of a batch, by one forward of the model, or two."""
-        groups = self._one_pass(model, batch)
-        return groups._replace(second=self._one_pass(model, batch)) if "second_pass" in self.reads else groups
+        groups, _ = self._one_pass(model, batch)
+        return groups._replace(second=self._one_pass(model, batch)[0]) if "second_pass" in self.reads else groups
 
     def row_sums(self, groups: Groups) -> dict[str, Tensor]:
         """Sums over the counted groups that `row_metrics` needs; `pairs` is their number."""
@@ -215,7 +218,8 @@ class RewardTrainer(SupervisedTrainer):
         responses = ResponseBatch.of(batch)
         return self.segmenter(batch["entropy"], responses.response_mask, responses.response_ids)
 
-    def _one_pass(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
+    def _one_pass(self, model: nn.Module, batch: dict[str, Tensor], **also: Any) -> tuple[Groups, RewardReading]:
+        """also: what is read beside what objectives of any groups read, as `read_rewards` is told."""
         responses, size, many = ResponseBatch.of(batch), len(batch["counted"]), len(self.candidates)
         mask, width = responses.response_mask, responses.response_mask.shape[1]
         segments = self.segments(batch)
@@ -225,7 +229,7 @@ class RewardTrainer(SupervisedTrainer):
         if "hidden" in self.reads:
             last = (segments.ends * torch.arange(1, width + 1, device=mask.device)).amax(1) - 1
             at = responses.response_start.to(last.device) + last.clamp(min=0)
-        found = read_rewards(model, *responses[:3], width, read * size, at, responses.shared)
+        found = read_rewards(model, *responses[:3], width, read * size, at, responses.shared, **also)
         token_scores = response_slots(found.scores, responses.response_start, width)
         scores = aggregate(segment_scores(token_scores, segments), segments.counts, self.agg_func)
 
@@ -233,7 +237,7 @@ class RewardTrainer(SupervisedTrainer):
             """(m G, ...), all first candidates before all second ones -> (G, m, ...)."""
             return values.view(-1, size, *values.shape[1:]).transpose(0, 1)
 
-        return Groups(
+        groups = Groups(
             by_group(scores),
             counted=batch["counted"],
             labels={name: batch[name] for name in self.labels_read},
@@ -244,6 +248,7 @@ class RewardTrainer(SupervisedTrainer):
             ref_logps=by_group(batch["ref_logps"]) if "ref_logps" in batch else None,
             hidden=by_group(found.hidden) if at is not None else None,
         )
+        return groups, found
 
 
 class StepTrainer(RewardTrainer):
@@ -257,7 +262,17 @@ class StepTrainer(RewardTrainer):
         super().__init__(segmenter=None, agg_func="min", objectives=objectives, pad_id=pad_id, **own, **kw)
 
     @classmethod
-    def prepare(cls, config: RewardConfig, tokenizer: PreTrainedTokenizerBase, *_: Any) -> Prepared:
+    def prepare(
+        cls,
+        config: RewardConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        dtype: str,
+        objectives: Sequence[Objective],
+    ) -> Prepared:
+        of_pairs = sorted({"ref_logps"} & all_reads(objectives) | {*all_labels(objectives)} - {"margin"})
+        shown = ", ".join(of_pairs)
+        require(not of_pairs, f"an objective reads {shown}, which rows of labelled steps do not have", "let `input` be pairs")
         train, held_out = steps_of(config, tokenizer)
         return Prepared(train, held_out, train, step_settings(config, tokenizer), {})
 
@@ -282,7 +297,11 @@ class StepTrainer(RewardTrainer):
     def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
         return step_model_lines(metrics, rows), step_model_remarks(metrics, rows)
 
-    def _one_pass(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
-        groups = super()._one_pass(model, batch)
-        logits = groups.token_scores.gather(1, batch["read_at"].clamp(min=0))
-        return groups._replace(steps=Steps(logits, batch["labels"]))
+    def _one_pass(self, model: nn.Module, batch: dict[str, Tensor], **also: Any) -> tuple[Groups, RewardReading]:
+        read_at = batch["read_at"].clamp(min=0)
+        if "label_logps" in self.reads:
+            start = batch["response_start"].to(read_at.device)
+            also["labels"] = (start[:, None] + read_at, stock_model(model).score.rows)
+        groups, found = super()._one_pass(model, batch, **also)
+        steps = Steps(groups.token_scores.gather(1, read_at), batch["labels"], found.labels)
+        return groups._replace(steps=steps), found
