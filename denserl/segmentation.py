@@ -84,6 +84,18 @@ def segments_from_starts(starts: Tensor, content: Tensor) -> Segments:
     return Segments(number.sub_(1), ends, lengths[:, 1:], counts)
 
 
+def segments_up_to(ends: Sequence[Sequence[int]], width: int, device: torch.device | str) -> Segments:
+    """The segments of responses of which each row of `ends` says, ascending, up to which token, exclusive, each one goes.
+
+    width: T. What is behind a row's last end lies in no segment.
+    """
+    starts, inside = torch.zeros(len(ends), width, dtype=torch.bool), torch.zeros(len(ends), width, dtype=torch.bool)
+    for row, of_row in enumerate(ends):
+        if of_row:
+            starts[row, list(of_row[:-1])], inside[row, : of_row[-1]] = True, True
+    return segments_from_starts(starts.to(device), inside.to(device))
+
+
 def mean_segment_length(entropies: Sequence[Sequence[float]], threshold: float) -> float:
     """Tokens a segment at a threshold, in responses of which each has its entropies (nats), end-of-turn token included."""
     rows = [row[:-1] for row in entropies if len(row) > 1]
@@ -189,12 +201,8 @@ class Segmenter:
         """The steps of each response; one that was cut off in a step has none there, where such are not scored."""
         lengths, rows = content.sum(1).tolist(), response_ids.tolist()
         ended = [True] * len(rows) if has_end_of_turn is None else has_end_of_turn.tolist()
-        starts, inside = torch.zeros(content.shape, dtype=torch.bool), torch.zeros(content.shape, dtype=torch.bool)
-        for row, (length, ids) in enumerate(zip(lengths, rows, strict=True)):
-            _, ends = step_spans(ids[:length], self.decode, self.rule, ended[row])
-            if ends:
-                starts[row, ends[:-1]], inside[row, : ends[-1]] = True, True
-        return segments_from_starts(starts.to(content.device), inside.to(content.device))
+        spans = [step_spans(row[:length], self.decode, self.rule, end) for row, length, end in zip(rows, lengths, ended)]
+        return segments_up_to([tokens for _, tokens in spans], content.shape[1], content.device)
 
     def _openings(self, ids: list[int], entropies: list[float]) -> list[int]:
         """Where the user's function opens segments. UserError where it raises, or names tokens that are not there."""

@@ -25,7 +25,7 @@ from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
 from denserl.rewards.aggregation import SHIFTED_WHOLE
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import RewardSource, Scores, per_token, read_segments
-from denserl.rewards.sources.build import Members, source_of
+from denserl.rewards.sources.build import Members, reward_model_source, source_of
 from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.function import FunctionSource
 from denserl.rewards.sources.http import new_client, post_json
@@ -161,12 +161,12 @@ def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
     if config.prefix_differences:
         check_of_whole_responses(members)
-        whole = source_of(members, Segmenter(BANDIT_THRESHOLD), **ensemble, models=loaded.readers)
+        whole = reward_model_source(members, Segmenter(BANDIT_THRESHOLD), **ensemble, models=loaded.readers)
         segmenter = segmenter_of_increments(config, loaded.tokenizer)
         return [PaidSource("reward_model", PrefixDifferences(whole), segmenter, plain_reward(config))]
     cut: dict[str, Any] = {name: getattr(config, option) for name, option in CUT.items()}
     segmenter = choose_segmenter(members.each, members.paths, loaded.tokenizer, **cut, steps=config)
-    source = source_of(members, segmenter, **ensemble, models=loaded.readers)
+    source = source_of(members, segmenter, **ensemble, models=loaded.readers, written_by=loaded.tokenizer)
     return [PaidSource("reward_model", source, segmenter, dense_reward_of(config, members, segmenter))]
 
 
@@ -349,8 +349,7 @@ def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -
 
 def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
     """The way from the logits of steps to token rewards. UserError for what is of rewards that are normalised or of scores."""
-    assignment = config.assignment or ("mean_last" if segmenter.level == "bandit" else "end")
-    names = ", ".join(members.paths)
+    assignment, names = config.assignment or "end",  ", ".join(members.paths)
     require(
         canonical_kind(assignment) not in OF_SCORE,
         f"`assignment` {assignment} with {names}, which judges steps: what a step changes is its `step_reward` difference",

@@ -4,16 +4,22 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.config import ModelSourceConfig
 from denserl.data.chat import renders_alike
+from denserl.data.step_encoding import StepLayout
 from denserl.errors import require
-from denserl.models.loading import check_same_tokenizer, load_reward_model, load_tokenizer, match_embeddings
+from denserl.models.loading import check_same_tokenizer, load_config, load_reward_model, load_tokenizer, match_embeddings
+from denserl.models.measured import measured
+from denserl.models.positions import positions_of
 from denserl.models.reward_settings import StoredSettings, read_place, stored_settings
-from denserl.rewards.sources.reading import after_the_turn
+from denserl.rewards.config import StepConfig
+from denserl.rewards.sources.reading import AS_STORED, STEP, after_the_turn, rule_of
 from denserl.rewards.sources.reward_model import RewardModelSource, common_settings, stored_moments
+from denserl.rewards.sources.step_model import StepModel, StepSource
 from denserl.segmentation import Segmenter
 
 log = logging.getLogger(__name__)
@@ -41,11 +47,18 @@ def load_members(
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: Mapping[str, Any] | None = None,
 ) -> Members:
-    """The reward models at the paths. UserError unless all have the tokenizer that is given, or else that of the first.
+    """The reward models at the paths.
+
+    Those that judge steps are given text, and may have another tokenizer than the one that is given, and a template of theirs.
 
     template: what their chat template is to be, if not as it is saved with them (the arguments of `set_template`).
+
+    Raises:
+        UserError: they do not have the tokenizer that is given, or else that of the first.
     """
     require(paths, "`reward_model` names no model", "give one folder or hub name, or several")
+    if all(_judges_steps(path, config) for path in paths):
+        tokenizer = None
     for path in paths:
         own = load_tokenizer(path, template, **config.tokenizer_source())
         tokenizer = tokenizer or own
@@ -64,7 +77,31 @@ def load_members(
     return Members(list(paths), models, tokenizer, each, common_settings(each, paths))
 
 
+def _judges_steps(path: str, config: ModelSourceConfig) -> bool:
+    return stored_settings(load_config(path, **config.tokenizer_source()), path).scores == "logit"
+
+
 def source_of(
+    members: Members, segmenter: Segmenter, *, written_by: PreTrainedTokenizerBase | None = None, **how: Any
+) -> RewardModelSource | StepSource:
+    """The members as one source, read as `segmenter` cuts and as is stored with them.
+
+    written_by: tokenizer of the responses, which may be another than that of members that judge steps. how: see
+    `reward_model_source`.
+    """
+    if not members.judge_steps:
+        return reward_model_source(members, segmenter, **how)
+    names, read_at = ", ".join(members.paths), how.pop("read_at", None)
+    require(
+        segmenter.rule is not None,
+        f"{names} judges the steps of a response, and nothing else",
+        f"leave level and `segmenter` out, or give `segmenter` {STEP}; for one reward at the end add `assignment` mean_last",
+    )
+    require(read_at is None, f"`read_at` {read_at} has no effect on steps, which are read at their ends", "leave it out")
+    return StepSource(step_model_of(members, **how), segmenter.rule, written_by or members.tokenizer)
+
+
+def reward_model_source(
     members: Members,
     segmenter: Segmenter,
     *,
@@ -73,7 +110,7 @@ def source_of(
     read_at: str | None = None,
     models: Sequence[nn.Module] | None = None,
 ) -> RewardModelSource:
-    """The members as one source, read as `segmenter` cuts and as is stored with them.
+    """The members' scores of tokens.
 
     read_at: where the one score of a response is read, if not as is stored. models: the members wrapped, if they are.
     """
@@ -89,3 +126,58 @@ def source_of(
     return RewardModelSource(
         models or members.models, moments, how, weight, closing=closing, pad_id=members.tokenizer.pad_token_id
     )
+
+
+def load_step_model(
+    paths: Sequence[str],
+    dtype: str,
+    config: ModelSourceConfig,
+    device: torch.device | str,
+    *,
+    steps: StepConfig = AS_STORED,
+    template: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> StepModel:
+    """Models that judge steps, on a device.
+
+    steps: how solutions are cut, where it is not as is stored. how: see `step_model_of`.
+
+    Raises:
+        UserError: one cannot be loaded, or gives rewards, no logits of steps.
+    """
+    members = load_members(paths, dtype, config, template=template)
+    for model in members.models:
+        model.to(device)
+    return step_model_of(members, steps=steps, device=device, **how)
+
+
+def step_model_of(
+    members: Members,
+    *,
+    how: str = "mean",
+    weight: float = 1.0,
+    models: Sequence[nn.Module] | None = None,
+    steps: StepConfig = AS_STORED,
+    max_length: int | None = None,
+    device: torch.device | str = "cpu",
+    score_tokens: int = 16384,
+) -> StepModel:
+    """The members as one step model. models: as in `source_of`. max_length: tokens, as far as there are positions for them."""
+    require(
+        members.judge_steps,
+        f"{', '.join(members.paths)} gives rewards, and does not judge steps",
+        "give a model that denserl train-rm --input steps or --input response has trained",
+    )
+    layout, *others = {_layout(model, path) for model, path in zip(members.models, members.paths, strict=True)}
+    require(not others, f"{', '.join(members.paths)} read steps in different layouts", "give models of one layout")
+    bounds = [bound for model in members.models for bound in (positions_of(model.config), measured(model).longest)]
+    longest = min(filter(None, (max_length, *bounds)), default=None)
+    rule = rule_of(steps, STEP, members.each, members.paths)
+    models = models or members.models
+    return StepModel(models, members.tokenizer, rule, layout, longest, device, how, weight, score_tokens)
+
+
+def _layout(model: PreTrainedModel, path: str) -> StepLayout:
+    """How steps are written for a model: earlier ones with the sign for right, whatever it was taught with."""
+    signs = stored_settings(model.config, path).context_signs
+    return StepLayout("none" if signs in (None, "none") else "plus")
