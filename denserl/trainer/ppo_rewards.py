@@ -349,7 +349,7 @@ def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -
 
 def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
     """The way from the logits of steps to token rewards. UserError for what is of rewards that are normalised or of scores."""
-    assignment, names = config.assignment or "end",  ", ".join(members.paths)
+    assignment, names = config.assignment or "end", ", ".join(members.paths)
     require(
         canonical_kind(assignment) not in OF_SCORE,
         f"`assignment` {assignment} with {names}, which judges steps: what a step changes is its `step_reward` difference",

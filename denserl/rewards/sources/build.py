@@ -12,6 +12,7 @@ from denserl.config import ModelSourceConfig
 from denserl.data.chat import renders_alike
 from denserl.data.step_encoding import StepLayout
 from denserl.errors import require
+from denserl.models.heads import stored_head
 from denserl.models.loading import check_same_tokenizer, load_config, load_reward_model, load_tokenizer, match_embeddings
 from denserl.models.measured import measured
 from denserl.models.positions import positions_of
@@ -179,5 +180,5 @@ def step_model_of(
 
 def _layout(model: PreTrainedModel, path: str) -> StepLayout:
     """How steps are written for a model: earlier ones with the sign for right, whatever it was taught with."""
-    signs = stored_settings(model.config, path).context_signs
-    return StepLayout("none" if signs in (None, "none") else "plus")
+    signs, labels = stored_settings(model.config, path).context_signs, stored_head(model.config, path).labels
+    return StepLayout("none" if signs in (None, "none") else "plus", *([labels] if labels else []))
