@@ -181,4 +181,5 @@ def step_model_of(
 def _layout(model: PreTrainedModel, path: str) -> StepLayout:
     """How steps are written for a model: earlier ones with the sign for right, whatever it was taught with."""
     signs, labels = stored_settings(model.config, path).context_signs, stored_head(model.config, path).labels
-    return StepLayout("none" if signs in (None, "none") else "plus", *([labels] if labels else []))
+    layout = StepLayout("none" if signs in (None, "none") else "plus")
+    return layout._replace(labels=(labels[0], labels[1])) if labels else layout
