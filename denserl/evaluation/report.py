@@ -1,19 +1,17 @@
 """The report of a demo run: one table for the terminal and one self-contained HTML page.
 
-Every number is computed or formatted here and none in the template. Texts of models and data are untrusted: the
-template escapes them, and control characters (ANSI escapes, bidi controls) are replaced by their code points.
+Every number is computed or formatted here and none in the template (denserl/evaluation/pages.py).
 """
 
 import base64
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from denserl.errors import UserError
+from denserl.evaluation.pages import LIGHT, render
 from denserl.evaluation.plots import LEVEL_COLOURS, Curve, plot_levels
 from denserl.terminal import visible
 from denserl.trainer.trackers import read_metrics
@@ -25,8 +23,6 @@ REWARD_PER = {
     "token": "each token is paid what it changes in the score",
     "bandit": "one reward per response",
 }
-# Ends and middle of the reward scale, RGB; all light enough for dark text.
-LOW, MIDDLE, HIGH = (243, 168, 110), (246, 246, 244), (120, 180, 224)
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -63,7 +59,7 @@ def write_report(folder: Path, results: dict, target: Path) -> None:
             "colours": LEVEL_COLOURS,
         }
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(_template().render(page), encoding="utf-8")
+    target.write_text(render("report.html", page), encoding="utf-8")
 
 
 def table_rows(results: dict) -> list[list[str]]:
@@ -99,9 +95,7 @@ def format_table(results: dict) -> str:
 
 def reward_colour(reward: float, limit: float) -> str:
     """CSS colour of what a segment is paid: orange at -limit and below, near white at 0, blue at limit and above."""
-    share = min(max(reward / limit, -1.0), 1.0)
-    end = HIGH if share > 0 else LOW
-    return "#" + "".join(f"{round(middle + (to - middle) * abs(share)):02x}" for middle, to in zip(MIDDLE, end, strict=True))
+    return LIGHT.colour(reward / limit)
 
 
 def _rows(path: Path, command: str) -> list[dict]:
@@ -232,8 +226,3 @@ def _segment(segment: dict, paid: str, limit: float) -> dict[str, str]:
 
 def _data_uri(path: Path) -> str:
     return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _template():
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(files("denserl.evaluation").joinpath("report.html").read_text(encoding="utf-8"))

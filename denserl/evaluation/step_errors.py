@@ -1,8 +1,4 @@
-"""Finding the first wrong step of a solution (ProcessBench): the first one held for wrong against the one that is.
-
-A step is held for wrong where its chance of being right, the sigmoid of its logit, is below a threshold. Of the solutions with
-a wrong step the share e whose step is found, of those without one the share c in which none is: F1 = 2 e c / (e + c).
-"""
+"""Suites of solutions whose first wrong step is to be found: numbers, intervals and files (denserl/evaluation/solutions.py)."""
 
 import csv
 import json
@@ -16,32 +12,12 @@ from denserl.data.bad_rows import BadRows
 from denserl.errors import UserError, require
 from denserl.evaluation.items import encode_all
 from denserl.evaluation.results import grouped, in_columns, numbered, random_numbers, span, write_summary
+from denserl.evaluation.solutions import NO_ERROR, JudgedSolution, Solution, best_threshold, f1, predictions
 from denserl.evaluation.statistics import bootstrap_parts, share_interval
+from denserl.evaluation.step_report import write_step_report
 from denserl.evaluation.suites.rows import Row
 from denserl.files import write_flushed
 from denserl.rewards.pair_metrics import FEW_PAIRS
-
-NO_ERROR = -1
-
-
-class Solution(NamedTuple):
-    """A solution of K steps, and the place of the first wrong one from 0; NO_ERROR where all are right."""
-
-    id: str
-    subset: str
-    prompt: list[dict]
-    steps: list[str]
-    error: int
-    generator: str = ""
-    final_right: bool | None = None  # whether its final answer is right, where that is known
-    place: str = ""  # where it was read
-
-
-class JudgedSolution(NamedTuple):
-    """A solution and the chance of each of its steps of being right, (K,) fp64."""
-
-    item: Solution
-    chances: np.ndarray
 
 
 @runtime_checkable
@@ -116,7 +92,7 @@ class StepSuite(NamedTuple):
         }
 
     def write(self, folder: Path, model: str, judged: Sequence[JudgedSolution], scorer: Any, summary: dict) -> None:
-        """The table, the chances of all steps, and `results.json`."""
+        """The table, the chances of all steps, the page of those that were misjudged worst, and `results.json`."""
         _write_table(folder / "results.csv", summary)
         found = predictions(judged, summary["step_threshold"]).tolist()
         rows = [
@@ -133,6 +109,7 @@ class StepSuite(NamedTuple):
         path = folder / f"{model}_steps.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_flushed(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_step_report(folder / "steps.html", model, judged, summary)
         write_summary(folder, summary)
 
     def format(self, summary: dict) -> str:
@@ -156,37 +133,6 @@ class StepSuite(NamedTuple):
         if found is None:
             raise UserError(f"`threshold_from` {self.threshold_from} has wrong or right solutions alone", "name another subset")
         return found
-
-
-def f1(acc_error: np.ndarray | float, acc_correct: np.ndarray | float) -> Any:
-    """2 e c / (e + c), 0 where both are 0; of numbers or arrays."""
-    total = np.asarray(acc_error) + np.asarray(acc_correct)
-    return 2 * acc_error * acc_correct / np.where(total > 0, total, 1.0)
-
-
-def predictions(judged: Sequence[JudgedSolution], threshold: float) -> np.ndarray:
-    """(n,): the first step whose chance is below the threshold, NO_ERROR where none is."""
-    return np.array([next(iter(np.flatnonzero(chances < threshold)), NO_ERROR) for _, chances in judged])
-
-
-def best_threshold(judged: Sequence[JudgedSolution]) -> float | None:
-    """The threshold of the highest F1, of equal ones that nearest to one half; None where F1 is not defined.
-
-    A solution is judged rightly by the thresholds of one interval, (its wrong step's chance, the least chance before it].
-    """
-    rows = [
-        (0.0, chances.min()) if item.error == NO_ERROR else (chances[item.error], chances[: item.error].min(initial=1.0))
-        for item, chances in judged
-    ]
-    (low, high), is_error = np.array(rows).T, np.array([item.error != NO_ERROR for item, _ in judged])
-    if is_error.all() or not is_error.any():
-        return None
-    ends = np.unique(np.concatenate([low, high, [0.0, 1.0]]))
-    tried = np.unique(np.concatenate([(ends[1:] + ends[:-1]) / 2, [0.5]]))
-    right = (low < tried[:, None]) & (tried[:, None] <= high)
-    found = f1(right[:, is_error].mean(1), right[:, ~is_error].mean(1))
-    best = tried[found == found.max()]
-    return float(best[np.argmin(np.abs(best - 0.5))])
 
 
 def _questions(judged: Sequence[JudgedSolution]) -> np.ndarray:

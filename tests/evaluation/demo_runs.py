@@ -101,3 +101,10 @@ def make_run(folder, samples: list[dict]) -> None:
         )
     (folder / "fit-segment").mkdir()
     (folder / "fit-segment/normalizer.png").write_bytes(PNG)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -4,18 +4,23 @@ import csv
 import json
 import math
 import random
+import re
+from importlib.resources import files
 
 import numpy as np
 import pytest
 import suite_files
+from demo_runs import Page, luminance
 from hypothesis import given
 from hypothesis import strategies as st
 from suite_files import write_json, write_lines, write_parquet
 
 from denserl.data.bad_rows import BadRows
 from denserl.errors import UserError
+from denserl.evaluation.pages import DARK, LIGHT
 from denserl.evaluation.scorers import BaselineScorer
-from denserl.evaluation.step_errors import JudgedSolution, Solution, best_threshold, f1, predictions
+from denserl.evaluation.solutions import JudgedSolution, Solution, best_threshold, f1, predictions
+from denserl.evaluation.step_report import write_step_report
 from denserl.evaluation.suites.registry import account, find_suite, read_items
 
 LABELS, PREDICTIONS = [-1, -1, 2, 0, 1, 3, -1], [-1, 1, 2, 0, 2, -1, -1]
@@ -182,6 +187,50 @@ def test_a_split_without_errors_has_no_f1(tmp_path):
     assert found["math"] is None and found["macro_f1"] is None and found["intervals"] == {}
     assert found["subsets"]["math"]["acc_correct"] == 1
     assert "math has no solution with a wrong step: it has no F1" in found["remarks"] and suite.format(found)
+
+
+def test_the_page_shows_the_worst_misses_first_and_nothing_acts(tmp_path):
+    hostile = '</span><script>alert(1)</script>{{ 7 * 7 }}" onmouseover="x'
+    judged = [
+        solution(-1, [0.9, 0.8], prompt="passed"),
+        solution(-1, [0.9, 0.2], prompt="held though right"),
+        solution(1, [0.9, 0.6], prompt="missed at .6"),
+        solution(0, [0.95, 0.1], prompt="missed at .95", generator=hostile),
+        solution(1, [0.3, 0.2], prompt="held before"),
+        solution(1, [0.7, 0.4], prompt="found" + hostile + "\x1b[31m"),
+    ]
+    judged[0].item.steps[0] = hostile
+    found = summary(judged)
+    write_step_report(tmp_path / "out/steps.html", hostile, judged, found)
+    html = (tmp_path / "out/steps.html").read_text(encoding="utf-8")
+    page = Page(html)
+    shown = " ".join(page.text.split())
+    assert page.open == [] and "<script" not in html and "49" not in html and "‹U+001B›[31m" in shown
+    assert 'onmouseover="' not in html and html.count("&lt;script&gt;") == 5  # twice as the model, and in three texts
+    order = ["missed at .95", "missed at .6", "held before", "held though right", "passed", "found"]
+    places = [re.search(rf'dir="auto">{re.escape(prompt)}', html).start() for prompt in order]
+    assert places == sorted(places)
+    for line in (
+        "missed: step 1 is wrong and passed at 0.95",
+        "missed: step 2 is wrong and passed at 0.60",
+        "step 1 was held for wrong before step 2, which is",
+        "held for wrong, though all of it is right",
+        "3 first wrong step not found, 1 right, but held for wrong, 2 judged rightly.",
+        "1 0.95 first wrong step step 0.95 2 0.10 held for wrong step 0.1",
+        "1 0.70 step 0.7 2 0.40 first wrong step held for wrong step 0.4",
+    ):
+        assert line in shown
+    assert f"{f1(0.25, 0.5):.3f}" in shown  # one of four wrong steps, one of two right solutions
+
+
+def test_text_is_read_on_every_colour_of_both_schemes():
+    """A contrast of at least 7, WCAG's AAA, of the text of the page in either scheme."""
+    page = files("denserl.evaluation")
+    for scale, template, ink in ((LIGHT, "page.html", "#1b1d21"), (DARK, "steps.html", "#e8e9ec")):
+        assert f"--ink: {ink}" in page.joinpath(template).read_text(encoding="utf-8")
+        for tenth in range(-10, 11):
+            low, high = sorted(luminance(colour) + 0.05 for colour in (ink, scale.colour(tenth / 10)))
+            assert high / low >= 7
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 import base64
 import re
+from importlib.resources import files
 
 import pytest
-from demo_runs import PNG, RESULTS, Page, make_run, sample, write_rows
+from demo_runs import PNG, RESULTS, Page, luminance, make_run, sample, write_rows
 
 from denserl.errors import UserError
 from denserl.evaluation import plots, report
@@ -34,13 +35,6 @@ def shown(page: Page) -> str:
     return " ".join(page.text.split())
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance of #rrggbb (WCAG 2.2)."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def test_table():
     assert format_table(RESULTS).split("\n") == [
         "level              RM accuracy   best  share  true before  true after    KL  rollouts to 0.3",
@@ -63,7 +57,7 @@ def test_text_contrast_on_every_colour():
     """At least 7 : 1 (WCAG AAA) on the whole scale."""
     colours = [reward_colour(i / 50, 1.0) for i in range(-50, 51)]
     assert min((luminance(colour) + 0.05) / (luminance(INK) + 0.05) for colour in colours) >= 7
-    assert INK in report.files("denserl.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    assert INK in files("denserl.evaluation").joinpath("page.html").read_text(encoding="utf-8")
 
 
 def test_page_is_self_contained(tmp_path):

@@ -3,7 +3,7 @@
 import re
 
 from denserl.data.bad_rows import BadRow
-from denserl.evaluation.step_errors import NO_ERROR, Solution
+from denserl.evaluation.solutions import NO_ERROR, Solution
 from denserl.evaluation.suites.rows import PROMPT_KEYS, field, identity, messages
 
 SIZES = {"gsm8k": 400, "math": 1000, "olympiadbench": 1000, "omnimath": 1000}
