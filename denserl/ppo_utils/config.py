@@ -145,5 +145,7 @@ class LossConfig(Config):
     """Clip range of the ratio."""
     value_clip: Annotated[float | None, Gt(0)] = None
     """Clip range of values; default 0.25, of a bandit reward model 0.2."""
+    policy_tokens: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Share of each rollout's tokens that the policy learns from, those of highest entropy; the critic learns from all."""
     average: Literal["sequence", "token_mean"] = "sequence"
     """Average losses over each response then over responses, or over all tokens."""

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from denserl.distributed import all_sum
 from denserl.ppo_utils.advantages import gae, masked_moments, whiten
 from denserl.ppo_utils.dense_reward import DenseRewards
 from denserl.ppo_utils.kl import approx_kl, penalised_rewards
+from denserl.ppo_utils.losses import highest_entropies
 
 
 class ScoredRollouts(NamedTuple):
@@ -23,13 +25,14 @@ class ScoredRollouts(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """What one policy and value update needs, all (N, T) fp32 and 0 off the mask."""
+    """What one policy and value update needs, all (N, T), fp32 but the masks, and 0 off the mask."""
 
     mask: Tensor
     logprobs: Tensor
     values: Tensor
     advantages: Tensor  # whitened over all ranks
     returns: Tensor
+    policy_mask: Tensor  # bool: the tokens that the policy learns from
 
     def rows(self, index: Tensor, width: int) -> "Experience":
         """The experience of some rows, cut to `width` token slots."""
@@ -37,12 +40,21 @@ class Experience(NamedTuple):
 
 
 def make_experience(
-    scored: ScoredRollouts, values: Tensor, *, beta: float, reward_clip: float, gamma: float, lam: float, kl_estimator: str
+    scored: ScoredRollouts,
+    values: Tensor,
+    *,
+    beta: float,
+    reward_clip: float,
+    gamma: float,
+    lam: float,
+    kl_estimator: str,
+    policy_tokens: float = 1.0,
 ) -> tuple[Experience, dict[str, Tensor]]:
     """Rewards with KL penalty, GAE, returns and whitened advantages (docs/numerics.md).
 
     Args:
         values: (N, T), of the state before each token, by the critic at sampling time.
+        policy_tokens: share of the tokens that the policy learns from, those of highest entropy (`highest_entropies`).
 
     Returns: the experience, NaN in advantages and returns of a response whose reward, KL or value is not finite; and 0-d
         tensors for the log, of the finite responses, that are the same on every rank.
@@ -66,4 +78,9 @@ def make_experience(
     logprobs, own_values = (torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, values))
     whitened = torch.where(scored.mask & ~sound, torch.nan, whiten(advantages, finite))
     own_returns = torch.where(scored.mask & ~sound, torch.nan, returns)
-    return Experience(scored.mask, logprobs, own_values, whitened, own_returns), log
+    chosen = scored.mask
+    if policy_tokens < 1:
+        chosen, log["policy_entropy"] = highest_entropies(scored.entropy, scored.mask, policy_tokens)
+        counts = all_sum(torch.stack([chosen.sum(), scored.mask.sum()]).double())
+        log["policy_tokens"] = counts[0] / counts[1].clamp(min=1)
+    return Experience(scored.mask, logprobs, own_values, whitened, own_returns, chosen), log

@@ -1,7 +1,11 @@
-"""The clipped losses of PPO, averaged by response or by token."""
+"""The clipped losses of PPO, averaged by response or by token, of all tokens or of those with the highest entropies."""
+
+import math
 
 import torch
 from torch import Tensor
+
+from denserl.distributed import gather_objects
 
 AVERAGES = ("sequence", "token_mean")
 
@@ -35,6 +39,25 @@ def average_count(mask: Tensor, average: str) -> Tensor:
         raise ValueError(f"unknown average {average!r}; known: {', '.join(AVERAGES)}")
     mask = mask.bool()
     return (mask.any(1) if average == "sequence" else mask).sum().float()
+
+
+def highest_entropies(entropy: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The tokens that a policy is most in doubt about, of all ranks together (Wang et al., arXiv 2506.01939).
+
+    They are the ceil(share N) tokens of highest entropy among N, and those that equal the last of them. Which they are depends
+    on no order, batch or number of ranks, but for the rounding of entropies.
+
+    Args:
+        entropy: (B, T) nats, of the policy that sampled. mask: (B, T) bool. share: in (0, 1].
+
+    Returns: (B, T) bool, and the least entropy among them, 0-d. A token whose entropy is no number is one of them, for its
+        optimiser step to be skipped.
+    """
+    every = torch.cat(gather_objects(entropy[mask & entropy.isfinite()].float().cpu()))
+    # What is 3 but for the rounding of the product is 3.
+    count = math.ceil(share * len(every) - 1e-6)
+    least = every.topk(count).values[-1] if count else torch.tensor(-torch.inf)
+    return mask & ~(entropy < least.to(entropy.device)), least
 
 
 def policy_loss(

@@ -239,6 +239,7 @@ class PPOTrainer:
             gamma=config.gamma,
             lam=config.lam,
             kl_estimator=config.kl_estimator,
+            policy_tokens=config.policy_tokens,
         )
         metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended))
         clock.lap("scoring")
@@ -357,7 +358,10 @@ class PPOTrainer:
     def _optimiser_step(self, responses: Responses, experience: Experience, rows: list[int], log: Averages) -> None:
         """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch."""
         config, micro_batches = self.config, self._micro_batches(rows)
-        share = self._share_of_step(average_count(experience.mask[rows], config.average), len(micro_batches))
+        share, policy_share = (
+            self._share_of_step(average_count(mask[rows], config.average), len(micro_batches))
+            for mask in (experience.mask, experience.policy_mask)
+        )
         texts = self.ptx_batches(self.steps) if self.ptx_batches else []
         text_count = torch.stack([text.response_mask.sum() for text in texts]).sum() if texts else None
         text_share = self._share_of_step(text_count, len(micro_batches)) if texts else None
@@ -366,7 +370,7 @@ class PPOTrainer:
             old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
             log.add(self._critic_step(batch, old, share))
             if not self._actor_is_frozen():
-                log.add(self._actor_step(batch, old, share, texts[i] if texts else None, text_share))
+                log.add(self._actor_step(batch, old, share, policy_share, texts[i] if texts else None, text_share))
         norms = {"actor_grad_norm": self.models.actor, "critic_grad_norm": self.models.critic}
         norms = {name: engine.get_global_grad_norm() for name, engine in norms.items()}
         log.add({k: torch.as_tensor(v, dtype=torch.float32, device=self.device) for k, v in norms.items() if v is not None})
@@ -394,11 +398,18 @@ class PPOTrainer:
         return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
 
     def _actor_step(
-        self, batch: ResponseBatch, old: Experience, share: Tensor, text: ResponseBatch | None, text_share: Tensor | None
+        self,
+        batch: ResponseBatch,
+        old: Experience,
+        share: Tensor,
+        policy_share: Tensor,
+        text: ResponseBatch | None,
+        text_share: Tensor | None,
     ) -> dict[str, Tensor]:
         config = self.config
         logprobs, _ = self._logprob_entropy(self.models.actor, batch, config.temperature, with_entropy=False)
-        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, old.mask, config.policy_clip, config.average, share)
+        averaged = (old.policy_mask, config.policy_clip, config.average, policy_share)
+        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, *averaged)
         now = logprobs.detach()
         log = {
             "policy_loss": loss.detach(),

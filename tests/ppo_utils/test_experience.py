@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
+from denserl.ppo_utils.losses import highest_entropies
 
 KL = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d}
 
@@ -69,7 +70,7 @@ def test_what_is_logged(batch, _):
 
 
 def test_rows_are_picked_and_cut():
-    whole = Experience(*(torch.arange(12).reshape(3, 4) + 100 * i for i in range(5)))
+    whole = Experience(*(torch.arange(12).reshape(3, 4) + 100 * i for i in range(6)))
     part = whole.rows(torch.tensor([2, 0]), 3)
     assert part.mask.tolist() == [[8, 9, 10], [0, 1, 2]]
     assert part.returns.tolist() == [[408, 409, 410], [400, 401, 402]]
@@ -113,3 +114,36 @@ def test_variance_is_explained_whatever_the_size_of_returns():
     scored = ScoredRollouts(one, one[:, 0], zero, zero, zero, rewards, [])
     _, log = make_experience(scored, rewards / 2, beta=0.0, reward_clip=10.0, gamma=1.0, lam=1.0, kl_estimator="k1")
     assert log["explained_variance"].item() == pytest.approx(0.75, abs=1e-5)
+
+
+@given(loops.batches(), st.sampled_from([0.1, 0.2, 0.5, 0.9]))
+def test_the_policy_learns_from_the_tokens_of_highest_entropy(batch, share):
+    """Sorted by hand; the share of them and the least entropy among them are logged, and the rest stays as it is."""
+    scored, values = scored_rollouts(batch), batch.normal()
+    settings = {"beta": 0.1, "reward_clip": 10.0, "gamma": 1.0, "lam": 0.95, "kl_estimator": "k1"}
+    got, log = make_experience(scored, values, **settings, policy_tokens=share)
+    whole, before = make_experience(scored, values, **settings)
+    places = [(b, t) for b, row in enumerate(loops.places(scored.mask)) for t in row]
+    places.sort(key=lambda place: -scored.entropy[place].item())
+    count = -(-round(1000 * share) * len(places) // 1000)
+    while count < len(places) and scored.entropy[places[count]] == scored.entropy[places[count - 1]]:
+        count += 1
+    assert sorted(map(tuple, got.policy_mask.nonzero().tolist())) == sorted(places[:count])
+    if places:
+        assert log["policy_tokens"].item() == pytest.approx(count / len(places))
+        assert log["policy_entropy"].item() == scored.entropy[places[count - 1]].item()
+    assert torch.equal(whole.policy_mask, scored.mask) and "policy_tokens" not in before
+    assert all(torch.equal(x, y) for x, y in zip(got[:-1], whole[:-1], strict=True))
+
+
+def test_tokens_of_equal_entropy_count_alike_and_what_is_no_number_counts():
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    entropy = torch.tensor([[2.0, 1.0, 1.0], [1.0, 0.5, 9.0]])
+    chosen, least = highest_entropies(entropy, mask, 0.4)
+    assert chosen.tolist() == [[True, True, True], [True, False, False]] and least.item() == 1.0
+    chosen, least = highest_entropies(torch.where(entropy == 0.5, torch.nan, entropy), mask, 0.2)
+    assert chosen.tolist() == [[True, False, False], [False, True, False]] and least.item() == 2.0
+    # Three of thirty, although 0.1 * 30 is a little more than 3.
+    assert highest_entropies(torch.arange(30.0)[None], torch.ones(1, 30).bool(), 0.1)[0].sum() == 3
+    chosen, _ = highest_entropies(entropy, torch.zeros_like(mask), 0.5)
+    assert not chosen.any()

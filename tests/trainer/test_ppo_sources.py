@@ -237,3 +237,22 @@ def test_what_a_server_says_beside_rewards_is_logged(ppo):
 def test_mistakes_in_servers_and_outcomes(options, message, ppo):
     with pytest.raises(UserError, match=message):
         ppo(**{**WITHOUT_MODEL, "reward_function": "tiny_models:letters", **options})
+
+
+def test_the_policy_loss_is_of_the_tokens_of_highest_entropy(ppo, monkeypatch):
+    """Of the one step of an iteration, whose ratios are 1: minus the mean advantage of what counts, response by response."""
+    kept, update = [], PPOTrainer.update
+
+    def keep(self, responses, experience):
+        kept.append(experience)
+        return update(self, responses, experience)
+
+    monkeypatch.setattr(PPOTrainer, "update", keep)
+    output = ppo(policy_tokens=0.3)
+    ((experience,), (row,)) = kept, read_metrics(output / "metrics.jsonl")
+    means = [a[m].mean().item() for a, m in zip(experience.advantages, experience.policy_mask, strict=True) if m.any()]
+    assert row["policy_loss"] == pytest.approx(-sum(means) / len(means), abs=1e-5)
+    tokens = experience.mask.sum().item()
+    assert row["policy_tokens"] * tokens == pytest.approx(-(-3 * tokens // 10)) and row["policy_entropy"] > 4
+    every = [a[m].mean().item() for a, m in zip(experience.advantages, experience.mask, strict=True)]
+    assert row["policy_loss"] != pytest.approx(-sum(every) / len(every), abs=1e-2)
