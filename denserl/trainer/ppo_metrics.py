@@ -63,7 +63,7 @@ class RunLog(NamedTuple):
     def log_samples(
         self, name: str, step: int, responses: Responses, scored: ScoredRollouts, rewards: Rewards, judged: Judged
     ) -> None:
-        """Rank 0's first responses with their segments, and of each its rewards and what it changed in the response's score."""
+        """Rank 0's first responses with their segments by each source: the numbers of each, and what its tokens were paid."""
         rows = range(min(self.samples, len(responses.texts)))
         samples = [
             self._sample(responses, scored, rewards, i) | {key: values[i] for key, values in judged.items()} for i in rows
@@ -84,19 +84,23 @@ class RunLog(NamedTuple):
     def _sample(self, responses: Responses, scored: ScoredRollouts, rewards: Rewards, i: int) -> dict:
         first, *others = [self._segments(responses.response_ids[i], source, i) for source in scored.sources]
         more = {paid.name: segments for paid, segments in zip(rewards.sources[1:], others, strict=True)}
+        weights = {paid.name: paid.weight for paid in rewards.sources}
         return {
             "prompt": self.tokenizer.decode(responses.prompt_ids[i], skip_special_tokens=True),
             "response": responses.texts[i],
             "ended": responses.ended[i],
             "segments": first,
-            **({"segments_of_other_sources": more} if more else {}),
+            **({"segments_of_other_sources": more, "weights": weights} if more else {}),
         }
 
     def _segments(self, ids: Sequence[int], rewards: DenseRewards, i: int) -> list[dict]:
         count, cursor, segments = int(rewards.segments.counts[i]), 0, []
         lengths = rewards.segments.lengths[i, :count].tolist()
-        columns = {"raw": rewards.raw, "normalised": rewards.normalised, "change": rewards.changes}
-        values = zip(*(column[i, :count].tolist() for column in columns.values()), strict=True)
+        # What is paid after a segment, such as at the end of turn, is paid for it.
+        after = rewards.segments.ids[i].cummax(0).values.clamp(min=0)
+        paid = torch.zeros_like(rewards.raw[i]).index_add(0, after, rewards.tokens[i]) if count else rewards.raw[i]
+        columns = {"raw": rewards.raw[i], "normalised": rewards.normalised[i], "change": rewards.changes[i], "paid": paid}
+        values = zip(*(column[:count].tolist() for column in columns.values()), strict=True)
         for length, numbers in zip(lengths, values, strict=True):
             text = self.tokenizer.decode(ids[cursor : cursor + length])
             segments.append({"text": text} | {name: round(value, 4) for name, value in zip(columns, numbers, strict=True)})

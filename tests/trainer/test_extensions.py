@@ -95,7 +95,7 @@ def test_parts_of_a_response_are_paid_each_at_its_last_token(ppo, scored, world)
 def test_the_example_with_parts_trains_and_logs_its_segments(ppo):
     output = ppo(reward_model=None, reward_function=f"{REWARD}:no_repeats", entropy_threshold=None)
     sample = json.loads((output / "samples.jsonl").read_text().splitlines()[0])
-    assert {*sample["segments"][0]} == {"text", "raw", "normalised", "change"}
+    assert {*sample["segments"][0]} == {"text", "raw", "normalised", "change", "paid"}
     assert read_metrics(output / "metrics.jsonl")[-1]["reward"] <= 0
 
 
@@ -124,8 +124,13 @@ def test_sources_are_added_with_their_weights_each_paid_in_its_own_way(ppo, scor
     metrics = read_metrics(output / "metrics.jsonl")[-1]
     own = [metrics[f"reward/{name}"] for name in ("reward_model", f"{REWARD}:plain_words")]
     assert metrics["reward"] == pytest.approx(sum(own), abs=1e-5)
-    sample = json.loads((output / "samples.jsonl").read_text().splitlines()[0])
-    assert [*sample["segments_of_other_sources"]] == [f"{REWARD}:plain_words"]
+    samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == len(found.rewards)
+    for row, sample in enumerate(samples):
+        assert sample["weights"] == {"reward_model": 1.0, f"{REWARD}:plain_words": 1.0}
+        each = [sample["segments"], *sample["segments_of_other_sources"].values()]
+        paid = [sum(segment["paid"] for segment in segments) for segments in each]
+        assert sum(paid) == pytest.approx(found.rewards[row].sum().item(), abs=1e-3)
 
 
 def add(a, x, b, y):
