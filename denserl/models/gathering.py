@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from denserl import distributed
 from denserl.models.measured import hooked
 
 
@@ -23,11 +24,13 @@ def gathered(parameters: list[nn.Parameter], write: bool = False):
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state, of ZeRO-3 parameters copies on the host, gathered one at a time. Collective; whole on rank 0."""
+    """A model's state on rank 0, of what ZeRO-3 has spread copies on the host, gathered one at a time. Collective."""
     state = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
         with gathered([tensor]):
-            state[name] = tensor.detach().cpu().clone() if hasattr(tensor, "ds_id") else tensor.detach()
+            # A copy on every rank would be one too many for the host.
+            copied = hasattr(tensor, "ds_id") and distributed.rank() == 0
+            state[name] = tensor.detach().cpu().clone() if copied else tensor.detach()
     return state
 
 

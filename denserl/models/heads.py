@@ -5,7 +5,7 @@ Putting one on a model, reading and saving it is in loading.py.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -196,6 +196,17 @@ def _is_between(value: object, most: int) -> bool:
     return type(value) is int and 1 <= value <= most
 
 
+def second_less_first(tensors: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+    """The weights of a linear head, in fp32, whose output is that of the second of two rows less that of the first, x scale.
+
+    tensors: of a head with two rows, by name.
+    """
+    return {
+        name: (scale * (tensor[1:].float() - tensor[:1].float())) if name.startswith("score.") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 # GRM's published layout (docs/layouts.md): settings in its config.json -> fields of Head.
 GRM_SETTINGS = {"vhead_layer_type": "kind", "vhead_num_layers": "layers", "vhead_num_neurons": "width"}
 
@@ -206,7 +217,8 @@ def stored_grm_head(config: "PreTrainedConfig", path: str) -> Head:
     if "vhead_layer_type" not in values:
         raise UserError(
             f"{path} is not in GRM's layout: its config.json has no vhead_layer_type",
-            "give the folder of a published GRM model; others need no `layout` denserl",
+            "give the folder of a published GRM model, or the `labels` with which a language model judges; denserl's own models "
+            "need no `layout` denserl",
         )
     stored = {field: values[name] for name, field in GRM_SETTINGS.items() if name in values}
     # Its linear head has a bias as well.

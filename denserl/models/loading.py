@@ -50,11 +50,12 @@ from denserl.models.heads import (
     make_head,
     our_name,
     read_in_fp32,
+    second_less_first,
     store_head,
     stored_grm_head,
     stored_head,
 )
-from denserl.models.lm_head import LM_HEAD, read_rows
+from denserl.models.lm_head import LM_HEAD, embeddings_name, read_rows
 from denserl.models.measured import Measured, logit_map, measured, remember
 from denserl.models.probe import check_same_hidden, run_as
 
@@ -179,6 +180,29 @@ def load_grm(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrained
     return _measured(model, path).eval(), head
 
 
+def load_two_labels(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrainedModel, Head]:
+    """A token classifier of two labels as a reward model, and its head: linear, the logit of label 1 less that of label 0.
+
+    UserError for a head of another shape, and for weights that are missing, unexpected or of another shape.
+    """
+    model, info = _load_classifier(path, dtype, **kw)
+    found = {key: shape for key, shape, _ in info["mismatched_keys"]}
+    shape = found.pop(STOCK_HEAD, (1, model.score.in_features))
+    require(
+        tuple(shape) == (2, model.score.in_features),
+        f"{path} is a token classifier whose head ({STOCK_HEAD}) has the shape {tuple(shape)}; expected two labels, "
+        f"{(2, model.score.in_features)}",
+        "give one of two labels, wrong and right",
+    )
+    info["mismatched_keys"] = [key for key in info["mismatched_keys"] if key[0] != STOCK_HEAD]
+    _refuse(path, info, missing=(STOCK_HEAD,), unexpected=_under(HEADS, info["unexpected_keys"]))
+    tensors = second_less_first(_tensors_under(path, HEADS))
+    head = Head(bias="score.bias" in tensors)
+    _put_head(model, head, path, tensors)
+    store_head(model.config, head)
+    return _measured(model, path).eval(), head
+
+
 def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: Head = STOCK, **kw: Any) -> PreTrainedModel:
     """The backbone of a language model under a fresh head (see `init_head`), in evaluation mode.
 
@@ -230,6 +254,8 @@ def train_whole_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype
     """
     attach_lm_head(model, path, dtype, **kw)
     model.score.read_in(model.lm_head, stored_head(model.config, path).label_ids)
+    if model.score.weight is model.get_input_embeddings().weight:
+        model._keys_to_ignore_on_save.append("score.weight")
 
 
 def freeze_trunk(model: PreTrainedModel) -> None:
@@ -436,13 +462,18 @@ def _read_head(model: PreTrainedModel, head: Head, path: str, name_of: Callable[
 
     name_of: a weight's name in the files -> its name here.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(local_folder(path)):
-        with safe_open(file, framework="pt") as weights:
-            tensors |= {name_of(name): weights.get_tensor(name) for name in _under(HEADS, weights.keys())}
+    tensors = {name_of(name): tensor for name, tensor in _tensors_under(path, HEADS).items()}
     if not tensors:
         raise _without_head(path, ())
     _put_head(model, head, path, tensors)
+
+
+def _tensors_under(path: str, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(local_folder(path)):
+        with safe_open(file, framework="pt") as weights:
+            tensors |= {name: weights.get_tensor(name) for name in _under(prefixes, weights.keys())}
+    return tensors
 
 
 def _put_head(model: PreTrainedModel, head: Head, path: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -485,13 +516,13 @@ def _read_labels(model: PreTrainedModel, head: Head, path: str) -> None:
     They stand in the language model's head, or in that of a checkpoint of a training.
     """
     _check_rows(head, model.get_input_embeddings().num_embeddings, path)
-    tensors = read_rows(local_folder(path), head.label_ids)
-    if "weight" not in tensors and model.config.get_text_config().tie_word_embeddings:
-        embeddings = model.get_input_embeddings().weight
-        with gathered([embeddings]):
-            tensors["weight"] = embeddings.detach()[list(head.label_ids)].clone()
-    if not tensors:
-        raise _without_head(path, ())
+    tied = embeddings_name(model) if model.config.get_text_config().tie_word_embeddings else None
+    tensors = read_rows(local_folder(path), head.label_ids, tied)
+    require(
+        "weight" in tensors,
+        f"{path} has a head of labels by its config.json, and its files hold no language model's head ({LM_HEAD[0]})",
+        "fetch or save the model again",
+    )
     _put_head(model, head, path, {f"score.{name}": tensor for name, tensor in tensors.items()})
 
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from denserl.errors import require
 from denserl.models.heads import is_of_labels, stored_head
-from denserl.models.lm_head import read_whole
+from denserl.models.lm_head import embeddings_name, read_whole
 from denserl.models.loading import empty_policy, local_folder, origin_of
 
 
@@ -66,8 +66,8 @@ def _whole_head(model: PreTrainedModel, state: Mapping[str, Tensor], path: str) 
     ids = stored_head(model.config, path).label_ids
     if len(own["weight"]) > len(ids):
         return own
-    name = next(name for name, weight in model.named_parameters() if weight is model.get_input_embeddings().weight)
-    whole = {key: tensor.to(model.dtype) for key, tensor in read_whole(local_folder(path), name).items()}
+    tied = embeddings_name(model)
+    whole = {key: tensor.to(model.dtype) for key, tensor in read_whole(local_folder(path), tied).items()}
     missing = model.get_input_embeddings().num_embeddings - len(whole["weight"])
     for key, tensor in whole.items():
         # Tokens that the vocabulary has gained are as likely as others.

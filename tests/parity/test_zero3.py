@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import load_from_disk
 from rank_hooks import count_gathers, each, gather_every_parameter, note_shares, small_chunks, uneven_responses
 from ranks import deviations, run
 from test_parity import METRICS, WEIGHTS
+
+from denserl.models.loading import load_reward_model
 
 
 def same_numbers(one, other) -> None:
@@ -88,3 +91,17 @@ def test_two_heads_on_two_ranks(kind, trainings, tmp_path):
     bent = partial(each, small_chunks, gather_every_parameter)
     two = run(trainings["rm"], tmp_path / "two", 2, bent, zero_stage=3, micro_batch_size=2, **options)
     same_numbers(one, two)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}], ids=str)
+def test_labels_on_two_ranks(options, trainings, tmp_path):
+    """The rows of the labels are spread like all else, and put back into the language model's head when it is written."""
+    options = {"epochs": 1, "head_type": "label", **options}
+    one = run(trainings["rm"], tmp_path / "one", **options)
+    two = run(trainings["rm"], tmp_path / "two", 2, gather_every_parameter, zero_stage=3, micro_batch_size=2, **options)
+    same_numbers(one, two)
+    read, again = (load_reward_model(str(folder), "fp32") for folder in (one, two))
+    ids = torch.tensor([[7, 20, 33, 64, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(read(ids).logits, again(ids).logits, rtol=0, atol=METRICS)

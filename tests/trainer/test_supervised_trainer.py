@@ -190,7 +190,11 @@ def killed_after(monkeypatch, step: int) -> None:
     ("command", "options", "deaths"),
     [
         (train_rm, {"epochs": 2, "save_steps": 2, "eval_steps": 3, "logging_steps": 4}, [2, 4]),
-        (train_rm, {"epochs": 2, "save_steps": 1, "logging_steps": 2, "micro_batch_size": 2, "zero_stage": 2}, [1, 3, 5]),
+        (
+            train_rm,
+            {"epochs": 2, "save_steps": 1, "logging_steps": 2, "micro_batch_size": 2, "zero_stage": 2, "head_type": "label"},
+            [1, 3, 5],
+        ),
         # Dropout in the head, and a language-model head beside it that learns.
         pytest.param(
             train_rm,
