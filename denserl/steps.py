@@ -34,6 +34,11 @@ class StepRule(NamedTuple):
         return re.compile(self.pattern or "|".join(map(re.escape, self.separators)))
 
 
+def as_typed(separator: str) -> str:
+    r"""A separator as a shell hands it on, in which \n is a line break and \t a tab."""
+    return separator.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
 def step_rule(separators: Sequence[str] | None, pattern: str | None, most: int, score_cut: bool) -> StepRule:
     """The rule that options describe. UserError for an empty separator, or a pattern that is none or that matches nothing."""
     if separators is not None and not all(separators):

@@ -1,4 +1,4 @@
-"""Write a reward model in a layout that other libraries read, or one in GRM's layout in ours."""
+"""Write a reward model in a layout that other libraries read, or one of another library in ours."""
 
 import logging
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from denserl.cli.launch import launch
-from denserl.config import FIRST, INPUT, Config
+from denserl.config import FIRST, INPUT, Config, Only
 from denserl.errors import UserError, require
 from denserl.files import make_folder
 from denserl.terminal import quiet_libraries
@@ -14,25 +14,44 @@ from denserl.terminal import quiet_libraries
 log = logging.getLogger(__name__)
 
 
+INTO_OURS = Only("without `layout` denserl", lambda c: c.layout == "denserl")
+
+
 @dataclass(kw_only=True)
 class Options(Config):
-    """Write a reward model as a standard classifier or in GRM's layout, or one in GRM's layout in ours; scores stay equal."""
+    """Write a reward model as a standard classifier or in GRM's layout, or one of another library in ours, of equal scores."""
 
     reward_model: Annotated[str, INPUT, FIRST]
-    """Trained reward model: folder or hub name; for the layout denserl, a published GRM model."""
+    """Trained reward model: folder or hub name; for the layout denserl a published GRM model, a token classifier of wrong and
+    right steps, or a language model that judges by two labels."""
     layout: Annotated[Literal["hf", "grm", "denserl"], FIRST]
-    """hf: a classifier that transformers 4.57 and 5 read; grm: GRM's published layout; denserl: from that layout to ours."""
+    """hf: a classifier that transformers 4.57 and 5 read; grm: GRM's published layout; denserl: ours, from others'."""
     output_dir: Annotated[str, FIRST]
     """New folder for the model."""
+    labels: Annotated[list[str] | None, INTO_OURS] = None
+    """Of a language model that judges by two labels in a chat, these: the better one first, such as + -."""
+    context_signs: Annotated[Literal["none", "plus", "true"] | None, Only("without `labels`", lambda c: c.labels)] = None
+    """How it is shown a solution: none as one answer, plus and true step by step, each answered by a label, as in training;
+    default: plus."""
+    step_separator: Annotated[list[str] | None, INTO_OURS] = None
+    """What stands between the steps that it judges; default: a blank line, and a line break of token classifiers."""
 
 
 def run(options: Options) -> None:
+    from denserl.data.labels import two_labels
     from denserl.models.export import LAYOUTS
+    from denserl.models.importing import import_model
+    from denserl.steps import as_typed
 
     quiet_libraries()
     folder = make_model_folder(options.output_dir)
     try:
-        LAYOUTS[options.layout](options.reward_model, folder)
+        if options.layout == "denserl":
+            labels = options.labels and two_labels(options.labels)
+            separators = [as_typed(text) for text in options.step_separator or []]
+            import_model(options.reward_model, folder, labels or None, options.context_signs, separators)
+        else:
+            LAYOUTS[options.layout](options.reward_model, folder)
     except UserError as error:
         if "trust_remote_code" in error.fix:  # which is of no use to whoever reads a standard layout
             raise UserError(error.found, "only models whose code is in transformers have a layout that others read") from error

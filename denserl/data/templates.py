@@ -33,6 +33,7 @@ def today() -> str:
 def set_template(
     tokenizer: "PreTrainedTokenizerBase",
     file: str | None = None,
+    text: str | None = None,
     system_prompt: str | None = None,
     date: str | None = None,
     default_date: str | None = None,
@@ -44,14 +45,15 @@ def set_template(
     would read off the clock is else today's.
 
     Args:
+        text: a template, in the place of a file's.
         system_prompt, default_prompt: empty for none. date, default_date: YYYY-MM-DD.
 
     Raises:
         UserError: the file holds no template, the date is none, or the template writes no date.
     """
     kept, texts = tokenizer.init_kwargs, _texts(tokenizer)
-    if file is not None:
-        texts = {"default": _read(file)}
+    if file is not None or text is not None:
+        texts = {"default": _read(file) if text is None else text}
         for key in (SYSTEM_PROMPT, DATE):
             kept.pop(key, None)
 

@@ -1,6 +1,6 @@
-"""Reward models in the layouts of other libraries and back: the same weights to the bit, under other names and settings.
+"""Reward models in the layouts of other libraries: the same weights to the bit, under other names and settings.
 
-Which weights are accepted is in loading.py, what they are called in GRM's layout in heads.py.
+The way back is in importing.py. Which weights are accepted is in loading.py, what they are called in GRM's layout in heads.py.
 """
 
 import json
@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.data.chat import end_of_turn_id
-from denserl.errors import UserError
+from denserl.errors import UserError, require
 from denserl.models.folders import read_settings, weight_files
-from denserl.models.heads import GRM_SETTINGS, Head, grm_name, grm_settings, head_settings, is_stock, our_name, stored_head
-from denserl.models.loading import LM_HEAD, load_grm, load_reward_model, load_tokenizer, local_folder
+from denserl.models.heads import Head, grm_name, grm_settings, is_stock, second_less_first, stored_head
+from denserl.models.lm_head import LM_HEAD, embeddings_name, read_rows
+from denserl.models.loading import load_reward_model, load_tokenizer, local_folder
 from denserl.models.reward_settings import stored_settings
 
 log = logging.getLogger(__name__)
@@ -40,50 +41,55 @@ def export_classifier(source: str, target: Path) -> None:
         UserError: no reward model, one whose head is not one linear layer without bias, or no tokenizer that 4.57 reads alike.
     """
     model = load_reward_model(source, CHECKED_IN)
-    head = stored_head(model.config, source)
+    head, change = _linear_form(source, model)
     if not is_stock(head):
         raise UserError(
             f"{source} has a head that no standard classifier has: {_described(head)}; it has one linear layer without bias",
             "train with denserl train-rm --head_type linear, or export with `layout` grm",
         )
-    _write(source, target, _classifier_settings(source, model), model, dict, for_version_4=True)
+    write_model(source, target, classifier_settings(source, model), model, change, for_version_4=True)
 
 
 def export_grm(source: str, target: Path) -> None:
     """GRM's published layout (docs/layouts.md); a linear head without bias gets one of 0. UserError for no reward model."""
     model = load_reward_model(source, CHECKED_IN)
-    head = stored_head(model.config, source)
-    settings = _classifier_settings(source, model) | grm_settings(head)
-    if "segment_reward" in settings:
-        settings["segment_reward"] = {key: value for key, value in settings["segment_reward"].items() if key != "head"}
+    head, linear = _linear_form(source, model)
+    settings = classifier_settings(source, model) | grm_settings(head)
 
     def change(tensors: Tensors) -> Tensors:
+        tensors = linear(tensors)
         changed = {grm_name(name): tensor for name, tensor in tensors.items()}
         if is_stock(head) and "score.weight" in tensors:
             changed[grm_name("score.bias")] = tensors["score.weight"].new_zeros(1)
         return changed
 
-    _write(source, target, settings, model, change, for_version_4=True)
+    write_model(source, target, settings, model, change, for_version_4=True)
 
 
-def import_grm(source: str, target: Path) -> None:
-    """A published GRM model in our own layout, without the language-model head that may come with it.
+def _linear_form(source: str, model: PreTrainedModel) -> tuple[Head, Callable[[Tensors], Tensors]]:
+    """A reward model's head, and what becomes of its tensors, file by file: of labels it is the linear one that scores alike.
 
-    Raises:
-        UserError: not in that layout, or with weights that are missing, unexpected or of another shape.
+    UserError for labels of a language model that caps its logits, whose difference is not linear.
     """
-    model, head = load_grm(source, CHECKED_IN)
-    settings = _classifier_settings(source, model)
-    settings["segment_reward"] = {**(settings.get("segment_reward") or {}), "head": head_settings(head)}
-    settings = {name: value for name, value in settings.items() if name not in GRM_SETTINGS}
+    head = stored_head(model.config, source)
+    if head.kind != "label":
+        return head, dict
+    require(
+        head.cap is None,
+        f"{source} reads two labels of a language model that caps its logits at {head.cap}; no layer of a classifier does",
+        "use it as the language model that it is, which every library reads: its logits of both labels differ by the score",
+    )
+    rows = read_rows(local_folder(source), head.label_ids, embeddings_name(model))
+    score = second_less_first({f"score.{name}": tensor for name, tensor in rows.items()}, -head.scale)
 
     def change(tensors: Tensors) -> Tensors:
-        return {our_name(name): tensor for name, tensor in tensors.items() if name not in LM_HEAD}
+        own = {name: score.pop(name) for name in list(score)}
+        return {**{name: tensor for name, tensor in tensors.items() if name not in LM_HEAD}, **own}
 
-    _write(source, target, settings, model, change, for_version_4=False)
+    return Head(bias=head.bias), change
 
 
-LAYOUTS = {"hf": export_classifier, "grm": export_grm, "denserl": import_grm}
+LAYOUTS = {"hf": export_classifier, "grm": export_grm}
 
 
 def settings_for_version_4(settings: dict, path: str) -> dict:
@@ -123,25 +129,31 @@ def _old_rope(rope: dict, model_type: str | None) -> dict:
     return old | {"rope_scaling": scaling}
 
 
-def _classifier_settings(source: str, model: PreTrainedModel) -> dict:
-    """The config.json of `source` as that of a classifier with one label."""
+def classifier_settings(source: str, model: PreTrainedModel) -> dict:
+    """The config.json of `source` as that of a classifier with one label, of whose head nothing is said."""
     settings = read_settings(local_folder(source) / "config.json")
     # Code that came with the source, and does not come along.
     settings.pop("auto_map", None)
+    if "segment_reward" in settings:
+        settings["segment_reward"] = {key: value for key, value in settings["segment_reward"].items() if key != "head"}
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return settings | {"architectures": [type(model).__name__]} | labels
 
 
-def _write(
+def write_model(
     source: str,
     target: Path,
     settings: dict,
     model: PreTrainedModel,
     change: Callable[[Tensors], Tensors],
     for_version_4: bool,
+    template: str | None = None,
 ) -> None:
-    """Config, tokenizer, and the weights of `source` as `change` gives them, file by file."""
-    tokenizer = load_tokenizer(source)
+    """Config, tokenizer, and the weights of `source` as `change` gives them, file by file.
+
+    template: a chat template in the place of the one that came with it.
+    """
+    tokenizer = load_tokenizer(source, {"text": template})
     if for_version_4 and stored_settings(model.config, source).entropy_threshold is not None:
         # Stock classes read the last token that the template writes; what was trained here is read at its end of turn.
         end = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))

@@ -217,7 +217,7 @@ def stored_grm_head(config: "PreTrainedConfig", path: str) -> Head:
     if "vhead_layer_type" not in values:
         raise UserError(
             f"{path} is not in GRM's layout: its config.json has no vhead_layer_type",
-            "give the folder of a published GRM model, or the `labels` with which a language model judges; denserl's own models "
+            "give the folder of a published GRM model, or the `labels` with which a language model judges; our own models "
             "need no `layout` denserl",
         )
     stored = {field: values[name] for name, field in GRM_SETTINGS.items() if name in values}

@@ -10,14 +10,25 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
+from denserl.config import ModelSourceConfig
 from denserl.errors import UserError
-from denserl.models.export import export_classifier, export_grm, import_grm, settings_for_version_4
+from denserl.models.export import export_classifier, export_grm, settings_for_version_4
 from denserl.models.heads import STOCK, Head, stored_head
+from denserl.models.importing import import_grm, import_model
 from denserl.models.loading import load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.saving import save_model
 from denserl.models.scoring import token_rewards
 from denserl.models.tiny import TEXT_END, TURN_START
+from denserl.rewards.sources.build import load_step_model
 
 IDS = torch.tensor([[7, 20, 33, 64, 5], [9, 9, 250, 1, 12]])
 CHAT = [{"role": "user", "content": "Tell me about the bridge."}, {"role": "assistant", "content": "A boat waits there."}]
@@ -308,3 +319,124 @@ def test_a_pad_token_without_an_embedding_is_refused(reward_model, tmp_path):
     tiny_models.without_free_tokens(source)
     with pytest.raises(UserError, match="no pad token beside its end-of-turn token, and its 320 embeddings"):
         export_classifier(str(source), target)
+
+
+PLUS_MINUS = ("+", "-")
+QUESTION = [{"role": "user", "content": "What is 3 + 4 - 2 ?"}]
+STEPS = ["3 + 4 = 7", "7 - 2 = 6", "The answer is 6"]
+
+
+def chat_model(folder, tied=True):
+    """A language model and its tokenizer, tied or not, and the ids of + and -."""
+    tiny_models.save_language_model(folder)
+    if not tied:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        config = model.config
+        config.tie_word_embeddings = False
+        untied = AutoModelForCausalLM.from_config(config)
+        untied.load_state_dict(model.state_dict() | {"lm_head.weight": torch.randn(320, 32)})
+        (folder / "model.safetensors").unlink()
+        untied.save_pretrained(folder, max_shard_size="8KB")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer.convert_tokens_to_ids(label) for label in PLUS_MINUS]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_that_judges_by_labels_is_read_as_its_makers_do(tmp_path, tied):
+    """RLHFlow's way of one forward a step: the chat so far with + after each earlier step, and the next token's logits."""
+    source, target = tmp_path / "published", new_folder(tmp_path, "ours")
+    ids = chat_model(source, tied)
+    import_model(str(source), target, PLUS_MINUS)
+    assert all(torch.equal(tensor, weights(source)[name]) for name, tensor in weights(target).items())
+    assert settings(target)["architectures"] == ["LlamaForCausalLM"]
+    assert settings(target)["segment_reward"] == {
+        "head": {"kind": "label", "bias": False, "labels": ["+", "-"], "label_ids": ids, "scale": 1.0, "cap": None},
+        "scores": "logit",
+        "segmenter": "step",
+        "step_separator": ["\n\n"],
+        "context_signs": "plus",
+        "agg_func": "min",
+    }
+    assert (target / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
+    talk, expected = [], []
+    for number, step in enumerate(STEPS):
+        talk.append({"role": "user", "content": step if number else f"{QUESTION[0]['content']} {step}"})
+        shown = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            logits = stock(shown["input_ids"]).logits[0, -1]
+        expected.append((logits[ids[0]] - logits[ids[1]]).item())
+        talk.append({"role": "assistant", "content": "+"})
+    assert judged(target, "\n\n") == pytest.approx(expected, abs=1e-4)
+
+
+def judged(folder, separator: str) -> list[float]:
+    """The logits of STEPS by a step model."""
+    model = load_step_model([str(folder)], "fp32", ModelSourceConfig(), "cpu")
+    return model([QUESTION], [[*(step + separator for step in STEPS[:2]), STEPS[2]]])[0]
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_token_classifier_of_steps_is_read_as_its_trainer_reads_it(tmp_path, has_bias):
+    """TRL's way: the question, and each step with its separator, encoded by themselves; logits at the last token of each."""
+    source, target = tmp_path / "published", new_folder(tmp_path, "ours")
+    config = tiny_models.FAMILIES["llama"](num_labels=2, token_classification_bias=has_bias)
+    config.vocab_size = 320
+    stock = AutoModelForTokenClassification.from_config(config, dtype=torch.float32).eval()
+    stock.save_pretrained(source)
+    tokenizer = tiny_models.tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(source)
+    import_model(str(source), target)
+    row = tokenizer.encode(QUESTION[0]["content"], add_special_tokens=False)
+    ends = []
+    for step in STEPS:
+        row += tokenizer.encode(step, add_special_tokens=False) + tokenizer.encode("\n", add_special_tokens=False)
+        ends.append(len(row) - 1)
+    with torch.no_grad():
+        logits = stock(torch.tensor([row])).logits[0, ends].double()
+    assert judged(target, "\n") == pytest.approx((logits[:, 1] - logits[:, 0]).tolist(), abs=1e-5)
+    assert settings(target)["segment_reward"] | {"head": None} == {
+        "head": None,
+        "scores": "logit",
+        "segmenter": "step",
+        "step_separator": ["\n"],
+        "context_signs": "none",
+        "agg_func": "min",
+    }
+    assert stored_head(AutoConfig.from_pretrained(target), "ours") == Head(bias=has_bias)
+
+
+def test_labels_without_a_cap_are_a_linear_layer_of_a_classifier(tmp_path):
+    source = tmp_path / "lm"
+    ids = chat_model(source)
+    model = new_reward_model(str(source), "fp32", head=Head("label", labels=PLUS_MINUS, label_ids=tuple(ids)))
+    save_model(model, tmp_path / "rm")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "rm")
+    expected = scores(tmp_path / "rm")
+    for layout, name in ((export_classifier, "hf"), (export_grm, "grm")):
+        layout(str(tmp_path / "rm"), new_folder(tmp_path, name))
+    torch.testing.assert_close(scores(tmp_path / "hf"), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores_by_hand(tmp_path / "grm", Head(bias=True)), expected, rtol=0, atol=1e-5)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(stock(IDS[:1]).logits[0, 0], expected[0, -1], rtol=0, atol=1e-5)
+    config = settings(tmp_path / "rm")
+    config["segment_reward"]["head"]["cap"] = 30.0
+    (tmp_path / "rm" / "config.json").write_text(json.dumps(config))
+    for layout in (export_classifier, export_grm):
+        with pytest.raises(UserError, match="caps its logits at 30.0"):
+            layout(str(tmp_path / "rm"), new_folder(tmp_path, layout.__name__))
+
+
+def test_what_is_in_no_layout_is_not_taken_for_one(reward_model, tmp_path):
+    source, target = reward_model(), new_folder(tmp_path, "ours")
+    with pytest.raises(UserError, match="holds score.weight"):
+        import_model(str(source), target, PLUS_MINUS)
+    with pytest.raises(UserError, match="is not in GRM's layout"):
+        import_model(str(source), target)
+    config = tiny_models.FAMILIES["llama"](num_labels=3)
+    AutoModelForTokenClassification.from_config(config).save_pretrained(tmp_path / "three")
+    with pytest.raises(UserError, match=r"has the shape \(3, 32\); expected two labels"):
+        import_model(str(tmp_path / "three"), target)
+    assert not list(target.iterdir())

@@ -13,7 +13,7 @@ from denserl.models.reward_settings import StoredSettings
 from denserl.plugins import load_named
 from denserl.rewards.config import StepConfig
 from denserl.segmentation import BANDIT_THRESHOLD, LEVELS, Segmenter, level_of
-from denserl.steps import MOST, StepRule, step_rule
+from denserl.steps import MOST, StepRule, as_typed, step_rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,8 +111,7 @@ def rule_of(
                 "add it with `step_pattern` if you trust it, or give `step_separator`",
             )
     most = steps.max_steps or (each and _agreed("max_steps", "longest lists of steps", [s.max_steps for s in each], paths))
-    written = separators and [text.replace(r"\n", "\n").replace(r"\t", "\t") for text in separators]
-    return step_rule(written, pattern, most or MOST, not steps.skip_cut_step)
+    return step_rule(separators and [as_typed(text) for text in separators], pattern, most or MOST, not steps.skip_cut_step)
 
 
 def cut_settings(segmenter: Segmenter) -> dict[str, Any]:
