@@ -75,6 +75,11 @@ def step_texts(text: str, rule: StepRule) -> list[str]:
     return [text[start:end] for start, end in zip([0, *ends], ends)]
 
 
+def with_separators(steps: Sequence[str], separator: str) -> list[str]:
+    """Steps as pieces that are the solution one behind the other: each but the last has the separator behind it."""
+    return [*(step + separator for step in steps[:-1]), *steps[-1:]]
+
+
 def tokens_up_to(ids: Sequence[int], text: str, ends: Sequence[int], decode: Callable[[list[int]], str]) -> list[int]:
     """How many tokens, at least one, it takes until the first `end` characters of a text are whole, for each end.
 

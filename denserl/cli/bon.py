@@ -35,7 +35,7 @@ def run(options: Options) -> dict:
     true_reward = load_named(options.true_reward, "true_reward") if options.true_reward else None
     check_models(options)
     samples = sampled(options, device, dtype)
-    proxy = scores_of(options.reward_model, options, device, dtype, samples, options, options.sft_model)
+    proxy = scores_of(options.reward_model, options, device, dtype, samples, options, options.sft_model, options.aggregate)
     if true_reward is not None:
         source = FunctionSource(true_reward, options.true_reward, "true_reward", lambda ids: "")
         gold = np.array(source.totals(as_responses(samples)))

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 from tyro.conf import Positional, arg
@@ -116,13 +116,14 @@ def run(options: Options) -> dict:
 
 def make_scorer(options: Options, device: "torch.device", dtype: str):
     """The scorer that the words or folders of --scorer name."""
-    from denserl.evaluation.scorers import BASELINES, BaselineScorer, RewardScorer
+    from denserl.evaluation.scorers import BASELINES, BaselineScorer
+    from denserl.evaluation.step_scorer import load_scorer
 
     require(options.scorer, "`scorer` names nothing", "give a reward model, or length, or random")
     named = [word for word in options.scorer if word in BASELINES]
     if not named:
-        how = {"sft_model": options.sft_model, "read": options, "template": options.template()}
-        return RewardScorer.from_config(options.scorer, options, device, dtype, **how)
+        how: dict[str, Any] = {"sft_model": options.sft_model, "aggregate": options.aggregate, "template": options.template()}
+        return load_scorer(options.scorer, options, device, dtype, read=options, **how)
     require(len(options.scorer) == 1, f"`scorer` has {named[0]} beside others", "give it alone, or reward models alone")
     return BaselineScorer(named[0], options.seed)
 

@@ -17,7 +17,7 @@ from denserl.data.chat_format import common_start, own_marks
 from denserl.data.features import IDS, NUMBER
 from denserl.data.readers import map_rows
 from denserl.errors import UserError
-from denserl.steps import SEPARATOR, tokens_up_to
+from denserl.steps import SEPARATOR, tokens_up_to, with_separators
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -216,8 +216,7 @@ def until_first_error(labels: Sequence[float]) -> list[float]:
 
 def _in_pieces(row: dict, separator: str) -> tuple[list[str], list[float]]:
     """The steps, each but the last with the separator behind it, and their labels."""
-    *before, last = row["steps"]
-    return [*(step + separator for step in before), last], row["labels"]
+    return with_separators(row["steps"], separator), row["labels"]
 
 
 def _as_one(row: dict, separator: str) -> tuple[list[str], list[float]]:

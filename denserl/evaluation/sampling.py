@@ -16,7 +16,7 @@ from denserl.data.templates import DATE, fingerprint, template_settings
 from denserl.errors import UserError, require
 from denserl.evaluation.config import BestOfNConfig
 from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
-from denserl.evaluation.scorers import RewardScorer
+from denserl.evaluation.step_scorer import load_scorer
 from denserl.files import make_folder
 from denserl.models.folders import read_settings
 from denserl.models.loading import load_policy, load_tokenizer, local_folder, match_embeddings
@@ -120,13 +120,15 @@ def scores_of(
     samples: list[Sample],
     read: ReadConfig | None = None,
     sft_model: str | None = None,
+    aggregate: str | None = None,
 ) -> np.ndarray:
     """(n,) scores by reward models, which are let go of afterwards. UserError for what their chat template refuses.
 
-    read, sft_model: how they are read, and by whose entropies, where it is not as is stored with them.
+    read, sft_model, aggregate: how they are read, by whose entropies, and how the chances of steps make a score, where it is
+    not as is stored with them.
     """
-    own = {"read": read, "sft_model": sft_model, "trusted": [config.segmenter]}
-    scorer = RewardScorer.from_config(models, config, device, dtype, **own)
+    own: dict[str, Any] = {"read": read, "sft_model": sft_model, "aggregate": aggregate, "trusted": [config.segmenter]}
+    scorer = load_scorer(models, config, device, dtype, **own)
     try:
         return scorer.of_responses(as_responses(samples), policy_tokenizer(config))
     except BadRow as error:

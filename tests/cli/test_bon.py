@@ -22,7 +22,9 @@ from denserl.errors import Stopped, UserError
 from denserl.evaluation.best_of_n import unbiased_curve
 from denserl.evaluation.scorers import RewardScorer
 from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.policy import PolicySampler
+from denserl.steps import StepRule, step_spans
 
 PROMPTS = ["The kettle", "A quiet river, why?", "Tell me."]
 MOMENTS = {"proxy": (0.2, 0.5), "second": (-1.0, 2.0), "gold": (None, None)}
@@ -122,6 +124,23 @@ def test_several_proxies_are_compared_on_the_same_samples(run, tmp_path):
     proxies = [score["proxy"] for score in lines(second / "scores.jsonl")]
     curves = [unbiased_curve(proxies[first : first + 4], golds[1][first : first + 4]) for first in (0, 4, 8)]
     assert found["gold"] == pytest.approx([sum(of_n) / 3 for of_n in zip(*curves, strict=True)])
+
+
+def test_a_model_of_steps_is_a_proxy(run, folder):
+    """The tokens' own ids are read: the stock class at each of the ends of the text's steps."""
+    shutil.copytree(folder / "proxy", folder / "judge")
+    config = json.loads((folder / "judge/config.json").read_text()) | {"mean": None, "std": None}
+    config["segment_reward"] = {"scores": "logit", "segmenter": "step", "step_separator": [*"_=(Xa"], "agg_func": "min"}
+    (folder / "judge/config.json").write_text(json.dumps(config))
+    found, output = run("judge", aggregate="mean_logit")
+    tokenizer, several = load_tokenizer(str(folder / "sft")), 0
+    for sample, score in zip(lines(output / "samples.jsonl"), lines(output / "scores.jsonl"), strict=True):
+        content = sample["response_ids"][: -1 if sample["ended"] else None]
+        ends = step_spans(content, response_text(tokenizer), StepRule(tuple("_=(Xa")))[1]
+        logits = [by_hand(folder / "judge", {**sample, "response_ids": content[:end]}) for end in ends]
+        several += len(logits) > 1
+        assert score["proxy"] == pytest.approx(sum(logits) / max(len(logits), 1), abs=1e-3)
+    assert several > 3 and found["samples"] == 4
 
 
 def test_a_stopped_run_goes_on_and_needs_to_be_asked_to(run, monkeypatch, tmp_path):

@@ -58,7 +58,7 @@ def load_members(
         UserError: they do not have the tokenizer that is given, or else that of the first.
     """
     require(paths, "`reward_model` names no model", "give one folder or hub name, or several")
-    if all(_judges_steps(path, config) for path in paths):
+    if all(judges_steps(path, config) for path in paths):
         tokenizer = None
     for path in paths:
         own = load_tokenizer(path, template, **config.tokenizer_source())
@@ -78,7 +78,8 @@ def load_members(
     return Members(list(paths), models, tokenizer, each, common_settings(each, paths))
 
 
-def _judges_steps(path: str, config: ModelSourceConfig) -> bool:
+def judges_steps(path: str, config: ModelSourceConfig) -> bool:
+    """Whether the config of the model at the path says that its scores are logits of steps."""
     return stored_settings(load_config(path, **config.tokenizer_source()), path).scores == "logit"
 
 

@@ -69,11 +69,14 @@ class StepModel:
         """A solution as it is read. BadRow where the chat template refuses it, or its steps do not fit."""
         if not steps:
             return StepIds([self.tokenizer.pad_token_id], [self.tokenizer.pad_token_id], [])  # a row that nothing is read of
-        row = encode_steps(self.tokenizer, prompt, steps, self.layout, ended=ended)
+        return self.fit(encode_steps(self.tokenizer, prompt, steps, self.layout, ended=ended))
+
+    def fit(self, row: StepIds) -> StepIds:
+        """An encoded solution that is no longer than `max_length`. BadRow where its steps do not fit."""
         if self.max_length is None:
             return row
         fitting = fit_steps(row, self.max_length, 1, bos_id(self.tokenizer))
-        if len(fitting.read_at) < len(steps):
+        if len(fitting.read_at) < len(row.read_at):
             tokens, most = len(row.response_ids), self.max_length
             raise BadRow(f"the solution has {tokens} tokens, and a sequence at most {most}", "let solutions be shorter")
         return fitting
@@ -115,17 +118,22 @@ class StepSource:
 
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
         """UserError for a response that the model's chat template refuses, or that does not fit."""
-        ends, rows = [], []
-        for row in range(len(responses.texts)):
-            characters, tokens = self._spans(responses, row)
-            ends.append(tokens)
-            rows.append(self._encoded(responses, row, characters, tokens))
+        ends, rows = self.encode(responses)
         logits = self.model.per_token(rows, batch.response_mask.device)
         values = torch.zeros(batch.response_mask.shape, device=logits.device)
         number = [row for row, of_row in enumerate(ends) for _ in of_row]
         at = [place for row in rows for place in row.read_at]
         values[number, [end - 1 for of_row in ends for end in of_row]] = logits[number, at]
         return Scores(values, segments_up_to(ends, batch.response_mask.shape[1], batch.response_mask.device))
+
+    def encode(self, responses: Responses) -> tuple[list[list[int]], list[StepIds]]:
+        """Of each response how many tokens it takes to the end of each step, and what the model reads."""
+        ends, rows = [], []
+        for row in range(len(responses.texts)):
+            characters, tokens = self._spans(responses, row)
+            ends.append(tokens)
+            rows.append(self._encoded(responses, row, characters, tokens))
+        return ends, rows
 
     def _spans(self, responses: Responses, row: int) -> tuple[list[int], list[int]]:
         ids, ended = list(responses.response_ids[row]), responses.ended[row]
