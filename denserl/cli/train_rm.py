@@ -1,4 +1,4 @@
-"""Train a reward model on preferences, at segment, token or bandit level."""
+"""Train a reward model on preferences, at segment, token or bandit level, or on labelled steps or outcomes of solutions."""
 
 from denserl.cli.launch import launch, suggest
 from denserl.trainer.reward_config import RewardConfig as Options
@@ -9,8 +9,9 @@ def run(options: Options) -> dict[str, float]:
     from denserl.trainer.reward_trainer import RewardTrainer
 
     metrics = RewardTrainer.from_config(options).run()
+    held_out = "pairs HELD_OUT" if options.input == "pairs" else "processbench SOLUTIONS"
     suggest(
-        f"evaluate pairs HELD_OUT --scorer {options.output_dir} --output_dir NEW_FOLDER",
+        f"evaluate {held_out} --scorer {options.output_dir} --output_dir NEW_FOLDER",
         f"train-ppo --model {options.model} --reward_model {options.output_dir} --data PROMPTS --output_dir NEW_FOLDER",
     )
     return metrics

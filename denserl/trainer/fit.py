@@ -112,6 +112,11 @@ def _lengths(config: FitConfig, members: Members) -> dict[str, int]:
 def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str]:
     """Segmenter, SFT model and aggregation: what is stored with the reward models, unless options say otherwise."""
     stored, paths = members.stored, members.paths
+    require(
+        not members.judge_steps,
+        f"{', '.join(paths)} judges steps: chances of success are paid as they are, and have no lines to be normalised by",
+        "give it to denserl train-ppo as it is",
+    )
     threshold = stored.entropy_threshold if config.entropy_threshold is None else config.entropy_threshold
     require_stored("entropy_threshold", threshold, paths)
     cut: dict[str, Any] = {"threshold": config.entropy_threshold, "segmenter": config.segmenter, "steps": config}
