@@ -14,10 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.data.batching import ResponseBatch
 from denserl.data.reference_cache import file_fingerprint
-from denserl.errors import require
 from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
-from denserl.models.heads import is_of_labels
 from denserl.models.loading import (
     check_same_tokenizer,
     load_policy,
@@ -200,11 +198,4 @@ def _entropies(reference: Callable, batch: ResponseBatch) -> Tensor:
 def _new_critic(config: PPOConfig, dtype: str) -> PreTrainedModel:
     if config.critic_init == "sft":
         return new_reward_model(config.model, dtype, config.seed, **config.model_source())
-    model = load_reward_model(config.reward_model[0], dtype, **config.model_source())
-    require(
-        not is_of_labels(model),
-        f"`critic_init` reward_model: the score of {config.reward_model[0]} is read in two rows of a language model's head, "
-        "which cannot learn the scale of returns",
-        "start the critic with `critic_init` sft",
-    )
-    return model
+    return load_reward_model(config.reward_model[0], dtype, **config.model_source())

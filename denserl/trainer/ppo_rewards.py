@@ -355,6 +355,11 @@ def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) ->
         f"`assignment` {assignment} with {names}, which judges steps: what a step changes is its `step_reward` difference",
         "use `assignment` end or even, or leave it out",
     )
+    require(
+        config.critic_init == "sft",
+        f"`critic_init` reward_model with {names}, whose scores are logits of steps, no values, maybe of another tokenizer",
+        "leave `critic_init` out",
+    )
     for name in ("normalizer", "fit", "reward_mean", "reward_std", "length_norm"):
         value = getattr(config, name)
         fix = f"leave `{name}` out"
