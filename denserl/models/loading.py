@@ -237,10 +237,11 @@ def attach_lm_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype, 
     """
     policy = load_policy(path, dtype, **kw)
     _grow_embeddings(policy, model.get_input_embeddings().num_embeddings)
+    # Before they share a weight, which ZeRO-3 does not gather twice at once.
+    check_same_hidden(policy, model)
     head = policy.get_output_embeddings()
     if head.weight is policy.get_input_embeddings().weight:
         head.weight = model.get_input_embeddings().weight
-    check_same_hidden(policy, model)
     remember(model, measured(model)._replace(logits=logit_map(policy)))
     model.lm_head = head
     names = [f"lm_head.{name}" for name, _ in head.named_parameters()]

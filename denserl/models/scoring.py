@@ -1,7 +1,6 @@
 """Reward scores, log-probabilities and entropies of given tokens. Nothing is sampled here."""
 
 import contextlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ class RewardReading(NamedTuple):
     scores: Tensor  # (B, S) fp32, see `token_rewards`
     logprobs: Tensor | None  # (rows, T) fp32 of the first rows' response tokens, 0 where no token stands
     hidden: Tensor | None  # (B, H) the hidden state that the reward head reads at one position of each row
-    labels: Tensor | None = None  # (B, K, L) fp32 log-probabilities of L tokens behind K positions of each row
+    label: Tensor | None = None  # (B, K) fp32 log-probability of one token behind K positions of each row
 
 
 def read_rewards(
@@ -49,7 +48,7 @@ def read_rewards(
     logprob_rows: int | None = None,
     hidden_at: Tensor | None = None,
     shared: SharedPrompts | None = None,
-    labels: tuple[Tensor, Sequence[int]] | None = None,
+    label: tuple[Tensor, int] | None = None,
 ) -> RewardReading:
     """`token_rewards`, and from the same forward log-probabilities of response tokens, and hidden states.
 
@@ -59,7 +58,7 @@ def read_rewards(
         reward_model: may be wrapped; has the language-model head as `lm_head` where log-probabilities are wanted.
         logprob_rows: of how many rows, from the first on, log-probabilities are wanted; 0: of none; default all.
         hidden_at: (B,) positions whose hidden states are wanted; default none.
-        labels: (B, K) positions, and the L tokens whose log-probabilities are wanted behind each; default none.
+        label: (B, K) positions, and the token whose log-probability is wanted behind each; default none.
     """
     stock = stock_model(reward_model)
     inputs, places = lay_out(stock, input_ids, attention_mask, shared)
@@ -72,7 +71,7 @@ def read_rewards(
         logprobs, _ = _of_response_tokens(stock.lm_head, logit_map(stock), hidden, *tokens, 1.0, with_entropy=False)
     if hidden_at is not None:
         states = hidden.flatten(0, 1).index_select(0, places.gather(1, hidden_at.to(places.device)[:, None]).squeeze(1))
-    found = None if labels is None else _of_labels(stock, hidden, places.gather(1, labels[0].to(places.device)), labels[1])
+    found = None if label is None else _of_label(stock, hidden, places.gather(1, label[0].to(places.device)), label[1])
     return RewardReading(_at(places, scores), logprobs, states, found)
 
 
@@ -169,12 +168,12 @@ def _of_response_tokens(
     return in_slots(logprob), None if entropy is None else in_slots(entropy)
 
 
-def _of_labels(stock: nn.Module, hidden: Tensor, places: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Log-probabilities of L tokens behind (B, K) places: (B, K, L) fp32."""
-    read = hidden.flatten(0, 1).index_select(0, places.flatten()).repeat_interleave(len(tokens), 0)
-    wanted = torch.tensor(tokens, device=read.device).repeat(places.numel())
+def _of_label(stock: nn.Module, hidden: Tensor, places: Tensor, token: int) -> Tensor:
+    """Log-probability of a token behind (B, K) places: (B, K) fp32."""
+    read = hidden.flatten(0, 1).index_select(0, places.flatten())
+    wanted = torch.full((len(read),), token, device=read.device)
     found, _ = chunked_logprob_entropy(read, wanted, stock.lm_head, logit_map(stock), 1.0, with_entropy=False)
-    return found.view(*places.shape, len(tokens))
+    return found.view(places.shape)
 
 
 def _at(places: Tensor, values: Tensor) -> Tensor:

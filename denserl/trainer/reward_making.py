@@ -65,8 +65,8 @@ def make_model(
     check_steady(model)
     match_embeddings(model, tokenizer)
     reads = all_reads(objectives)
-    if "label_logps" in reads:
-        require(head.kind == "label", "an objective reads the log-probabilities of labels", "let `head_type` be label")
+    if "label_logp" in reads:
+        require(head.kind == "label", "an objective reads the log-probability of a label", "let `head_type` be label")
         whole = "`label_ce` full with `lora_rank`: it trains the whole head of the language model, which gets no adapters"
         require(not config.lora_rank, whole, "let `label_ce` be restricted, or leave `lora_rank` out")
         train_whole_head(model, config.model, dtype, **config.model_source())

@@ -137,7 +137,7 @@ class RewardTrainer(SupervisedTrainer):
         objectives: Sequence[Objective],
     ) -> Prepared:
         """The rows that the config names, and how they are read."""
-        of_steps = sorted({"steps", "label_logps"} & all_reads(objectives))
+        of_steps = sorted({"steps", "label_logp"} & all_reads(objectives))
         require(not of_steps, f"an objective reads {', '.join(of_steps)}, which pairs do not have", "let `input` be steps")
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
         labels = all_labels(objectives)
@@ -299,9 +299,9 @@ class StepTrainer(RewardTrainer):
 
     def _one_pass(self, model: nn.Module, batch: dict[str, Tensor], **also: Any) -> tuple[Groups, RewardReading]:
         read_at = batch["read_at"].clamp(min=0)
-        if "label_logps" in self.reads:
+        if "label_logp" in self.reads:
             start = batch["response_start"].to(read_at.device)
-            also["labels"] = (start[:, None] + read_at, stock_model(model).score.rows)
+            also["label"] = (start[:, None] + read_at, stock_model(model).score.rows[0])
         groups, found = super()._one_pass(model, batch, **also)
-        steps = Steps(groups.token_scores.gather(1, read_at), batch["labels"], found.labels)
+        steps = Steps(groups.token_scores.gather(1, read_at), batch["labels"], found.label)
         return groups._replace(steps=steps), found

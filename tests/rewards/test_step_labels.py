@@ -13,9 +13,9 @@ from denserl.rewards.objectives import (
     StepLabels,
     Steps,
     all_units,
-    label_losses,
     step_cross_entropy,
     total_losses,
+    whole_cross_entropy,
 )
 from denserl.rewards.step_metrics import first_errors, step_metrics, step_sums
 from denserl.segmentation import Segments
@@ -54,11 +54,18 @@ def test_stopped_at_the_first_error_the_rest_is_not_counted():
     assert losses[3] == 0 and (losses.sum() / (~labels.isnan()).sum()).item() == pytest.approx(0.25629986, abs=1e-6)
 
 
-def test_two_way_cross_entropy_is_that_of_a_softmax_over_both_and_the_full_one_over_all():
-    both = torch.stack([PLUS, MINUS], -1).log_softmax(-1)
-    torch.testing.assert_close(label_losses(both, torch.tensor(SOFT)), step_cross_entropy(LOGITS, torch.tensor(SOFT)))
-    vocabulary = torch.tensor([3.0, -1.0, 0.5, 0.0]).log_softmax(0)
-    assert label_losses(vocabulary[None, :2], torch.tensor([1.0])).item() == pytest.approx(0.13992515, abs=1e-6)
+def test_two_way_cross_entropy_is_that_of_a_softmax_over_both_and_the_whole_one_over_all():
+    both = torch.stack([PLUS, MINUS], -1).log_softmax(-1)[:, 0]
+    torch.testing.assert_close(
+        whole_cross_entropy(both, LOGITS, torch.tensor(SOFT)), step_cross_entropy(LOGITS, torch.tensor(SOFT))
+    )
+    vocabulary = torch.tensor([3.0, -1.0, 0.5, 0.0])
+    logprobs, logit = vocabulary.log_softmax(0), vocabulary[:1] - vocabulary[1:2]
+    expected = {1.0: 0.13992515, 0.0: -logprobs[1].item(), 0.25: -(0.25 * logprobs[0] + 0.75 * logprobs[1]).item()}
+    for label, loss in expected.items():
+        got = whole_cross_entropy(logprobs[:1], logit, torch.tensor([label]))
+        assert got.item() == pytest.approx(loss, abs=1e-6)
+    assert whole_cross_entropy(logprobs[:1], logit, torch.tensor([NAN])).item() == 0
 
 
 def test_steps_without_label_have_no_part_in_gradients():

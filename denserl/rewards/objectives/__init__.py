@@ -15,7 +15,7 @@ from denserl.rewards.objectives.base import (
 from denserl.rewards.objectives.bradley_terry import BradleyTerry, PositiveRegularizer
 from denserl.rewards.objectives.grm import REGULARIZERS, TextRegularizer, grm_regularizer, grm_terms
 from denserl.rewards.objectives.losses import bradley_terry, pair_losses, positive_regularization, wins
-from denserl.rewards.objectives.step_labels import StepLabels, label_losses, step_cross_entropy
+from denserl.rewards.objectives.step_labels import StepLabels, step_cross_entropy, whole_cross_entropy
 
 __all__ = [
     "READS",
@@ -34,11 +34,11 @@ __all__ = [
     "bradley_terry",
     "grm_regularizer",
     "grm_terms",
-    "label_losses",
     "named_objective",
     "pair_losses",
     "positive_regularization",
     "step_cross_entropy",
     "total_losses",
+    "whole_cross_entropy",
     "wins",
 ]

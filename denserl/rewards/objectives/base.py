@@ -27,7 +27,7 @@ READS = (
     "hidden",  # the hidden state at which a response's last score is read
     "second_pass",  # a second forward of the same batch, with dropout drawn anew
     "steps",  # the scores and labels of steps, which `input` steps and response have
-    "label_logps",  # log-probabilities of both labels at each step, among all tokens
+    "label_logp",  # the log-probability of the better label at each step, among all tokens
 )
 
 # What losses may be averaged over: groups, or the steps in them that have labels.
@@ -64,7 +64,7 @@ class Steps(NamedTuple):
 
     logits: Tensor  # (G, K) fp32, logit(+) - logit(-); past a row's own of no meaning
     labels: Tensor  # (G, K) fp32, in [0, 1]; NaN: none, as past a row's own
-    logps: Tensor | None = None  # (G, K, 2) fp32, log-probabilities of + and - among all tokens
+    logp: Tensor | None = None  # (G, K) fp32, log-probability of + among all tokens; that of - is less by the logit
 
 
 class Groups(NamedTuple):

@@ -25,20 +25,16 @@ def step_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns: fp32 (fp64 of fp64 logits), 0 where there is no label.
     """
-    return label_losses(torch.stack([logsigmoid(full(logits)), logsigmoid(-full(logits))], -1), labels)
+    logits, right = full(logits), labels.nan_to_num(0.0)
+    return torch.where(labels.isnan(), 0.0, -right * logsigmoid(logits) - (1 - right) * logsigmoid(-logits))
 
 
-def label_losses(logprobs: Tensor, labels: Tensor) -> Tensor:
-    """-y log P(+) - (1 - y) log P(-) of each step.
+def whole_cross_entropy(logprobs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """The same among all tokens: -y log P(+) - (1 - y) log P(-), where log P(-) = log P(+) - l.
 
-    Args:
-        logprobs: (..., 2) log-probabilities of both labels. labels: (...), in [0, 1]; NaN: none.
-
-    Returns: (...) fp32 (fp64 of fp64 log-probabilities), 0 where there is no label.
+    Args: logprobs: log P(+). The others, and what is returned, as of `step_cross_entropy`.
     """
-    right = labels.nan_to_num(0.0).to(full(logprobs).dtype)
-    losses = -right * full(logprobs)[..., 0] - (1 - right) * full(logprobs)[..., 1]
-    return torch.where(labels.isnan(), 0.0, losses)
+    return torch.where(labels.isnan(), 0.0, (1 - labels.nan_to_num(0.0)) * full(logits) - full(logprobs))
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class StepLabels(Objective):
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]  # it depends on the loss, and nobody writes it
-        return ("steps", "label_logps") if self.loss == "full" else ("steps",)
+        return ("steps", "label_logp") if self.loss == "full" else ("steps",)
 
     @property
     def units(self) -> str:  # type: ignore[override]
@@ -63,7 +59,7 @@ class StepLabels(Objective):
 
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
         logits, labels, logprobs = groups.steps
-        losses = step_cross_entropy(logits, labels) if self.loss == "restricted" else label_losses(logprobs, labels)
+        losses = whole_cross_entropy(logprobs, logits, labels) if self.loss == "full" else step_cross_entropy(logits, labels)
         totals = losses.sum(1)
         if self.average == "solutions":
             totals = totals / (~labels.isnan()).sum(1).clamp(min=1)
