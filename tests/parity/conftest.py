@@ -69,6 +69,9 @@ RM = {
     "centring": 0.01,
 }
 
+STEPS = {"input": "steps", "max_prompt_length": 48, "score_tokens": 200}
+LABELS = STEPS | {"context_signs": "true", "head_type": "label", "label_ce": "full", "step_average": "solutions"}
+
 
 def sentence(start: int, length: int) -> str:
     return " ".join(WORDS[(start + i) % len(WORDS)] for i in range(length))
@@ -83,6 +86,13 @@ def pair(i: int) -> dict:
         "chosen_rating": 1 + i % 4,
         "rejected_rating": 1,
     }
+
+
+def solution(i: int) -> dict:
+    """A solution of labelled steps; prompt, number of steps, their lengths and how many have labels vary, each by itself."""
+    steps = [sentence(2 * i + k, 1 + (3 * i + 5 * k) % 7) for k in range(1 + 4 * i % 5)]
+    labels = [(i + k) % 3 / 2 for k in range(len(steps) - (len(steps) > 2) * (i % 2))]
+    return {"prompt": sentence(i, 1 + 5 * i % 7), "completions": steps, "labels": labels}
 
 
 def demonstration(i: int) -> dict:
@@ -103,6 +113,8 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
     rows = {
         "pairs": [pair(i) for i in range(PAIRS)],
         "held-out-pairs": [pair(100 + i) for i in range(HELD_OUT)],
+        "steps": [solution(i) for i in range(PAIRS)],
+        "held-out-steps": [solution(100 + i) for i in range(HELD_OUT)],
         "demonstrations": [demonstration(i) for i in range(DEMONSTRATIONS)],
         "held-out-demonstrations": [demonstration(100 + i) for i in range(HELD_OUT)],
     }
@@ -119,5 +131,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "ppo-published": Training("train_ppo", world.argv, PPO | held_out | {"assignment": "even"}),
         "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
+        "steps": Training("train_rm", argv("steps"), STEPS),
+        "labels": Training("train_rm", argv("steps"), LABELS),
         "sft": Training("train_sft", argv("demonstrations"), {}),
     }
