@@ -9,9 +9,9 @@ def run(options: Options) -> dict[str, float]:
     from denserl.trainer.reward_trainer import RewardTrainer
 
     metrics = RewardTrainer.from_config(options).run()
-    held_out = "pairs HELD_OUT" if options.input == "pairs" else "processbench SOLUTIONS"
+    judged = {"pairs": "pairs HELD_OUT", "steps": "processbench SOLUTIONS", "response": "bon_answers ANSWERS"}[options.input]
     suggest(
-        f"evaluate {held_out} --scorer {options.output_dir} --output_dir NEW_FOLDER",
+        f"evaluate {judged} --scorer {options.output_dir} --output_dir NEW_FOLDER",
         f"train-ppo --model {options.model} --reward_model {options.output_dir} --data PROMPTS --output_dir NEW_FOLDER",
     )
     return metrics
