@@ -1,6 +1,7 @@
 """Runs of PPO on each kind of source of rewards, and on sums of them."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,19 @@ def test_an_outcome_alone_is_a_source(ppo, scored):
     ppo(**WITHOUT_MODEL, outcome_function="tiny_models:letters")
     ((responses, found),) = scored
     assert found.rewards.sum(1).tolist() == pytest.approx(tiny_models.letters(responses.prompts, responses.texts), rel=1e-5)
+
+
+def test_the_server_of_the_examples(ppo, scored):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    program = [sys.executable, str(TESTS.parent / "examples/my_server.py"), port]
+    # It may be asked before it listens.
+    with subprocess.Popen(program, stderr=subprocess.DEVNULL) as server:
+        ppo(**WITHOUT_MODEL, reward_url=f"http://127.0.0.1:{port}/", reward_url_tries=9)
+        server.kill()
+    ((responses, found),) = scored
+    assert found.rewards.sum(1).tolist() == [-len(text.split()) for text in responses.texts]
 
 
 def test_what_a_server_says_beside_rewards_is_logged(ppo):
