@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     FITTED_PAIRS = 10
     RANDOM_SCORES = 11
     BOOTSTRAP = 12
+    CONTINUATIONS = 13  # of responses, from the ends of their steps
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:

@@ -1,4 +1,4 @@
-"""Best-of-n: sample responses, score them by a proxy and by a gold reward, and draw both against KL."""
+"""Best-of-n: sample responses, score them by a proxy and by a gold reward, and draw both against KL; or label their steps."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,17 @@ from denserl.evaluation.config import BestOfNConfig as Options
 from denserl.terminal import say
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
     from denserl.evaluation.samples import Sample
+    from denserl.rewards.sources.function import FunctionSource
 
 
 def run(options: Options) -> dict:
     """Returns the results that are also written to results.json."""
-    import numpy as np
-
     from denserl import distributed
-    from denserl.evaluation.best_of_n import over_optimisation
-    from denserl.evaluation.sampling import as_responses, check_models, sampled, scores_of
+    from denserl.evaluation.continuations import label_steps
+    from denserl.evaluation.sampling import check_models, sampled
     from denserl.plugins import load_named
     from denserl.rewards.sources.function import FunctionSource
     from denserl.trainer.start import start_run
@@ -31,46 +30,77 @@ def run(options: Options) -> dict:
         f"`gold_reward_model` {options.gold_reward_model}, `true_reward` {options.true_reward}: one must say the gold reward",
         "give exactly one of the two",
     )
+    require(
+        options.true_reward or not options.continue_steps,
+        "with `continue_steps` a function must say which completions are right",
+        "give it with `true_reward`, in place of `gold_reward_model`",
+    )
     device, dtype = start_run(options)
-    true_reward = load_named(options.true_reward, "true_reward") if options.true_reward else None
+    function = load_named(options.true_reward, "true_reward") if options.true_reward else None
+    true_reward = FunctionSource(function, options.true_reward, "true_reward", lambda ids: "") if function else None
     check_models(options)
     samples = sampled(options, device, dtype)
-    proxy = scores_of(options.reward_model, options, device, dtype, samples, options, options.sft_model, options.aggregate)
-    if true_reward is not None:
-        source = FunctionSource(true_reward, options.true_reward, "true_reward", lambda ids: "")
-        gold = np.array(source.totals(as_responses(samples)))
-    else:
-        gold = scores_of([options.gold_reward_model], options, device, dtype, samples)
-    proxy, gold = (scores.reshape(-1, options.samples) for scores in (proxy, gold))
     results = {
-        "prompts": len(proxy),
+        "prompts": len(samples) // options.samples,
         "samples": options.samples,
         "ended": sum(sample.ended for sample in samples) / len(samples),
-        **over_optimisation(proxy, gold),
     }
+    if true_reward is not None and options.continue_steps:
+        results |= label_steps(options, samples, true_reward, device, dtype)
+    if options.reward_model:
+        results |= chosen(options, samples, true_reward, device, dtype)
     if distributed.rank() == 0:
-        write(options, samples, proxy, gold, results)
+        path = Path(options.output_dir) / "results.json"
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        tell(options, results)
     distributed.barrier()
     return results
 
 
-def write(options: Options, samples: list["Sample"], proxy: "np.ndarray", gold: "np.ndarray", results: dict) -> None:
-    """results.json, scores.jsonl with both scores of every sample, and the plot; and the result in words."""
-    from denserl.evaluation.plots import plot_best_of_n
+def chosen(
+    options: Options, samples: list["Sample"], true_reward: "FunctionSource | None", device: "torch.device", dtype: str
+) -> dict:
+    """What the best by the reward model is worth, for every n; both scores of every sample in scores.jsonl, and the plot."""
+    import numpy as np
 
-    folder = Path(options.output_dir)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    with open(folder / "scores.jsonl", "w", encoding="utf-8") as file:
-        for sample, by_proxy, by_gold in zip(samples, proxy.ravel().tolist(), gold.ravel().tolist(), strict=True):
-            row = {"id": sample.id, "sample": sample.sample, "proxy": by_proxy, "gold": by_gold}
-            file.write(json.dumps(row) + "\n")
-    plot_best_of_n(results, folder / "bon.png")
-    first, last = results["gold"][0], results["gold"][-1]
-    say(
-        f"{folder}: {results['prompts']} prompts x {results['samples']} samples, {results['ended']:.0%} of them ended\n"
-        f"  gold reward {first:.3f} at n = 1, {last:.3f} at n = {results['samples']} (KL {results['kl'][-1]:.2f} nats); "
-        f"highest {results['gold_best']:.3f} at n = {results['best_n']}"
-    )
+    from denserl import distributed
+    from denserl.evaluation.best_of_n import over_optimisation
+    from denserl.evaluation.plots import plot_best_of_n
+    from denserl.evaluation.sampling import as_responses, scores_of
+
+    proxy = scores_of(options.members(), options, device, dtype, samples, options, options.sft_model, options.aggregate)
+    if true_reward is not None:
+        gold = np.array(true_reward.totals(as_responses(samples)))
+    else:
+        gold = scores_of([options.gold_reward_model], options, device, dtype, samples)
+    results = over_optimisation(*(scores.reshape(-1, options.samples) for scores in (proxy, gold)))
+    if distributed.rank() == 0:
+        folder = Path(options.output_dir)
+        with open(folder / "scores.jsonl", "w", encoding="utf-8") as file:
+            for sample, by_proxy, by_gold in zip(samples, proxy.tolist(), gold.tolist(), strict=True):
+                row = {"id": sample.id, "sample": sample.sample, "proxy": by_proxy, "gold": by_gold}
+                file.write(json.dumps(row) + "\n")
+        plot_best_of_n(results, folder / "bon.png")
+    return results
+
+
+def tell(options: Options, results: dict) -> None:
+    """The results in words."""
+    count = f"{results['prompts']} prompts x {results['samples']} samples, {results['ended']:.0%} of them ended"
+    lines = [f"{options.output_dir}: {count}"]
+    if "solutions" in results:
+        mean = results["mean_label"]
+        of_steps = (
+            f"; {results['labelled_steps']} steps, of a mean label of {mean:.3f}, in steps.jsonl" if mean is not None else ""
+        )
+        lines.append(f"{results['solutions']} solutions, {results['right']:.1%} right{of_steps}")
+    if "gold" in results:
+        first, last = results["gold"][0], results["gold"][-1]
+        lines.append(
+            f"gold reward {first:.3f} at n = 1, {last:.3f} at n = {results['samples']} (KL {results['kl'][-1]:.2f} nats); "
+            f"highest {results['gold_best']:.3f} at n = {results['best_n']}"
+        )
+    say("\n  ".join(lines))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -132,9 +132,14 @@ def solution_steps(text: str, reading: StepReading = AS_PUBLISHED) -> list[str]:
     Markers at ends of lines part them, which generators that were taught so write, or else what the rule says, however many.
     """
     marked = re.compile(rf"\s{re.escape(reading.marker)}[ \t]*(?:\n|\Z)")
-    parts = [found.span() for found in (marked if marked.search(text) else reading.rule.separates).finditer(text)]
-    pieces = (text[end:start].strip() for (_, end), (start, _) in itertools.pairwise([(0, 0), *parts, (len(text), 0)]))
-    return [piece for piece in pieces if piece]
+    parts = parts_between(marked if marked.search(text) else reading.rule.separates, text)
+    return [text[start:end].strip() for start, end in parts]
+
+
+def parts_between(separates: re.Pattern, text: str) -> list[tuple[int, int]]:
+    """Start and end of what a text says between its separators, without what is blank."""
+    spans = [(0, 0), *(found.span() for found in separates.finditer(text)), (len(text), len(text))]
+    return [(end, start) for (_, end), (start, _) in itertools.pairwise(spans) if text[end:start].strip()]
 
 
 def unread_steps(row: Any) -> set[str]:

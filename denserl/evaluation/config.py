@@ -13,6 +13,16 @@ from denserl.rollouts.config import SamplingConfig
 
 ON_PROCESSBENCH = Only("but on processbench", lambda c: c.suite == "processbench")
 ON_BON_ANSWERS = Only("but on bon_answers", lambda c: c.suite == "bon_answers")
+OF_PROXIES = (
+    "sft_model",
+    "gold_reward_model",
+    "aggregate",
+    "entropy_threshold",
+    "segmenter",
+    "read_at",
+    "max_length",
+    "score_tokens",
+)
 
 
 @dataclass(kw_only=True)
@@ -67,6 +77,11 @@ class BestOfNConfig(SolutionConfig, SamplingConfig, RewardModelConfig, ReadConfi
 
     model: Annotated[str, MODEL, FIRST]
     """Policy to sample from: folder or hub name."""
+    reward_model: Annotated[
+        list[str] | None, MODEL, FIRST, Only("without `reward_model`", lambda c: c.reward_model, OF_PROXIES)
+    ] = None
+    """Trained reward model that chooses: folder or hub name. Several are an ensemble, each standardised by its own mean and
+    std. Needed unless continue_steps is given."""
     gold_reward_model: Annotated[str | None, MODEL, FIRST] = None
     """Reward model that says what responses are worth: folder or hub name, of any tokenizer."""
     true_reward: Annotated[str | None, FIRST] = None
@@ -83,3 +98,8 @@ class BestOfNConfig(SolutionConfig, SamplingConfig, RewardModelConfig, ReadConfi
     """Sampling temperature."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 0.95
     """Nucleus sampling."""
+    continue_steps: Annotated[int, FIRST, Ge(0)] = 0
+    """Complete each sample so many times from the end of each of its steps, and write its steps to steps.jsonl, each with the
+    share of completions that true_reward calls right (docs/process_rewards.md)."""
+    step_labels: Annotated[Literal["soft", "hard"], Only("without `continue_steps`", lambda c: c.continue_steps)] = "soft"
+    """soft: that share; hard: 1 where at least one completion is right, else 0."""

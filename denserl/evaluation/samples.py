@@ -123,11 +123,12 @@ def draw_samples(
     *,
     seed: int,
     at_once: int,
+    purpose: Purpose = Purpose.BEST_OF_N,
 ) -> dict[Key, Sample]:
     """Sample what is missing and append it to the file, `at_once` responses at a time on each rank.
 
-    The random numbers of a response are a function of seed, prompt and sample alone: they are the same on any number of ranks
-    and after any stop.
+    The random numbers of a response are a function of seed, purpose, prompt and sample alone: they are the same on any number
+    of ranks and after any stop.
 
     Args:
         prompts: rows with `prompt` (messages) and `prompt_ids`.
@@ -145,7 +146,7 @@ def draw_samples(
             part = missing[first : first + size]
             mine = part[distributed.rank() :: distributed.world_size()]
             rows = prompts[[row for row, _ in mine]]
-            rollouts = sampler(rows["prompt_ids"], [stream(seed, Purpose.BEST_OF_N, *key) for key in mine])
+            rollouts = sampler(rows["prompt_ids"], [stream(seed, purpose, *key) for key in mine])
             found = [
                 Sample(*key, prompt, decode(ids), ended, prompt_ids, ids)
                 for key, prompt, prompt_ids, ids, ended in zip(mine, rows["prompt"], *rollouts, strict=True)

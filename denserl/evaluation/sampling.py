@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from denserl.data.prompts import load_prompts, tokenize_prompts
@@ -23,9 +24,10 @@ from denserl.models.loading import load_policy, load_tokenizer, local_folder, ma
 from denserl.models.positions import check_rollout_lengths
 from denserl.models.reward_settings import settings_in
 from denserl.rewards.config import ReadConfig
-from denserl.rewards.sources.reading import check_sft_model, check_trusted
+from denserl.rewards.sources.reading import check_sft_model, check_trusted, response_text
 from denserl.rollouts.policy import PolicySampler
 from denserl.segmentation import level_of
+from denserl.streams import Purpose
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,10 @@ BATCHES_AT_ONCE = 4
 
 def check_models(config: BestOfNConfig) -> None:
     """UserError, before the sampling, for a reward model or its SFT model that is not there, or code that is not trusted."""
-    require(config.reward_model, "`reward_model` names no model", "give one folder or hub name, or several")
+    named = "give one folder or hub name, or several; without any, `continue_steps` labels steps"
+    require(config.reward_model or config.continue_steps, "`reward_model` names no model", named)
     golds = [config.gold_reward_model] if config.gold_reward_model else []
-    for path in [*config.reward_model, *golds]:
+    for path in [*config.members(), *golds]:
         settings = settings_in(read_settings(local_folder(path) / "config.json"), path)
         if path in golds or config.segmenter is None:
             check_trusted([settings], [path], [config.segmenter])
@@ -48,20 +51,33 @@ def check_models(config: BestOfNConfig) -> None:
 
 
 def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sample]:
-    """The samples of all prompts, prompt by prompt, drawn now as far as the file does not hold them.
-
-    Raises:
-        UserError: the file holds some, but not all, and going on was not asked for.
-    """
+    """The samples of all prompts, prompt by prompt, drawn now as far as the file does not hold them (see `drawn`)."""
     tokenizer = policy_tokenizer(config)
     prompts = load_prompts(**config.source(), seed=config.seed)
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
     prompts = tokenize_prompts(prompts, tokenizer, **limits)
-    path = samples_path(config)
+    return drawn(prompts, config.samples, samples_path(config), Purpose.BEST_OF_N, config, tokenizer, device, dtype)
+
+
+def drawn(
+    prompts: Dataset,
+    count: int,
+    path: Path,
+    purpose: Purpose,
+    config: BestOfNConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: str,
+) -> list[Sample]:
+    """`count` samples of each prompt (rows with `prompt` and `prompt_ids`), drawn now as far as the file does not hold them.
+
+    Raises:
+        UserError: the file holds some, but not all, and going on was not asked for.
+    """
     file = SampleFile(path, sampling_settings(config, dtype, tokenizer))
     samples = file.read(list(prompts["prompt"]))
-    missing = missing_samples(samples, len(prompts), config.samples)
-    whole = len(prompts) * config.samples
+    missing = missing_samples(samples, len(prompts), count)
+    whole = len(prompts) * count
     require(
         config.resume or not samples or not missing,
         f"{path} holds {whole - len(missing)} of the {whole} samples that are asked for",
@@ -76,11 +92,12 @@ def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sam
             missing,
             prompts,
             policy_sampler(config, tokenizer, device, dtype),
-            lambda response: tokenizer.decode(response, skip_special_tokens=True),
+            response_text(tokenizer),
             seed=config.seed,
             at_once=BATCHES_AT_ONCE * config.sample_batch_size,
+            purpose=purpose,
         )
-    return [samples[row, number] for row in range(len(prompts)) for number in range(config.samples)]
+    return [samples[row, number] for row in range(len(prompts)) for number in range(count)]
 
 
 def sampling_settings(config: BestOfNConfig, dtype: str, tokenizer: PreTrainedTokenizerBase) -> dict:

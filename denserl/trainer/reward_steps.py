@@ -35,7 +35,8 @@ class StepCollator:
 
 def steps_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
     """Training and evaluation rows (see `tokenize_steps`); the latter have all labels, and none of them in their context."""
-    reading = StepReading(config.neutral, config.step_marker, config.first_step)
+    rule = rule_of(config, STEP)
+    reading = StepReading(config.neutral, config.step_marker, config.first_step, rule=rule)
     train = load_steps(**config.source(), seed=config.seed, reading=reading)
     if config.eval_data:
         held_out = load_steps(config.eval_data, split=config.eval_split, **config.source_beside(), reading=reading)
@@ -44,7 +45,7 @@ def steps_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
     how: dict[str, Any] = {
         "max_length": config.max_length,
         "max_prompt_length": config.max_prompt_length,
-        "separator": rule_of(config, STEP).separators[0],
+        "separator": rule.separators[0],
         "whole": config.input == "response",
         "on_bad_row": config.on_bad_row,
     }

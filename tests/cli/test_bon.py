@@ -1,10 +1,15 @@
 """denserl bon on tiny models: scores by hand from the file of samples, other runs on the same samples, stops and mistakes."""
 
+import functools
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
+import statistics
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,7 @@ from denserl.data import templates
 from denserl.data.chat import encode_prompt
 from denserl.data.responses import Responses
 from denserl.data.schemas import BadRow
+from denserl.data.step_records import load_steps
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.best_of_n import unbiased_curve
 from denserl.evaluation.scorers import RewardScorer
@@ -68,7 +74,7 @@ def run(folder, tmp_path):
             **({} if "gold_reward_model" in options else {"true_reward": "tiny_models:letters"}),
         }
         argv = tiny_models.as_argv(settings | options)
-        argv += ["--reward_model", *(str(folder / proxy) for proxy in proxies.split())]
+        argv += ["--reward_model", *(str(folder / proxy) for proxy in proxies.split())] if proxies else []
         return tiny_models.run_command(bon, "bon", argv), tmp_path / name
 
     return best
@@ -184,9 +190,46 @@ def test_samples_are_added_and_scored_with_the_date_that_they_were_drawn_with(fo
         run(model=dated, samples=3, resume=True, template_date="2026-03-07")
 
 
+def test_steps_are_labelled_by_what_completions_of_them_come_to(run, tmp_path):
+    (tmp_path / "verifier.py").write_text("def even(prompts, texts):\n    return [1 - len(text) % 2 for text in texts]\n")
+    policy = tiny_models.save_language_model(tmp_path / "long", stops=15)
+    options = {"true_reward": f"{tmp_path}/verifier.py:even", "step_pattern": "[a-z]", "continue_steps": 3}
+    options |= {"model": policy, "max_new_tokens": 16}
+    found, output = run("", **options)
+    decode = functools.partial(load_tokenizer(str(policy)).decode, skip_special_tokens=True)
+    completions, rows = defaultdict(list), lines(output / "steps.jsonl")
+    for completion in lines(output / "continuations.jsonl"):
+        completions[tuple(completion["prompt_ids"])].append(completion["response_ids"])
+    cut = [(s, s["response_ids"][: len(s["response_ids"]) - s["ended"]]) for s in lines(output / "samples.jsonl")]
+    steps_of = [[step.strip() for step in re.split("[a-z]", decode(ids)) if step.strip()] for _, ids in cut]
+    assert [row["steps"] for row in rows] == [steps for steps in steps_of if steps]
+    for (sample, ids), row in zip(itertools.compress(cut, steps_of), rows, strict=True):
+        begun = [(ids[:size], completions[tuple(sample["prompt_ids"] + ids[:size])]) for size in range(1, len(ids))]
+        even = [[len(decode(start + added)) % 2 == 0 for added in all_added] for start, all_added in begun if all_added]
+        final = float(len(sample["response"]) % 2 == 0)
+        assert all(len(judged) == 3 for judged in even) and row["final"] == final
+        assert row["labels"] == [sum(judged) / 3 for judged in even] + [final if sample["ended"] else None]
+    labels = [label for row in rows for label in row["labels"] if label is not None]
+    assert {0, 1, 1 / 3, 2 / 3} == set(labels) and len(labels) > len(rows)
+    means = {"right": statistics.mean(row["final"] for row in rows), "mean_label": statistics.mean(labels)}
+    assert found.items() >= {"solutions": len(rows), "labelled_steps": len(labels)}.items()
+    assert {name: found[name] for name in means} == pytest.approx(means)
+    assert load_steps([str(output / "steps.jsonl")])["steps"][:] == [row["steps"] for row in rows]
+    before = (output / "continuations.jsonl").read_bytes()
+    run("", step_labels="hard", **options)
+    assert (output / "continuations.jsonl").read_bytes() == before
+    hard = [[label and float(label > 0) for label in row["labels"]] for row in rows]
+    assert [row["labels"] for row in lines(output / "steps.jsonl")] == hard
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"proxies": ""}, "--reward_model names no model"),
+        ({"continue_steps": 2, "gold_reward_model": "rm"}, "a function must say which completions are right"),
+        ({"proxies": "", "continue_steps": 2, "read_at": "last_token"}, "--read_at last_token has no effect without"),
+        ({"step_labels": "hard"}, "--step_labels hard has no effect without"),
+        ({"continue_steps": 1, "step_pattern": "[a-z]", "segmenter": "step"}, "letters returned .*, from 0 to 1"),
         ({"true_reward": None}, "one must say the gold reward"),
         ({"gold_reward_model": "/nowhere/rm"}, "no model folder '/nowhere/rm'"),
         ({"true_reward": "no_such_module:f"}, "no_such_module"),

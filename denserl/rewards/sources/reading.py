@@ -92,15 +92,23 @@ def rule_of(
 ) -> StepRule | None:
     """How steps are cut: as options say, else as is stored with the reward models; None where another segmenter cuts.
 
-    Raises:
-        UserError: options of steps with another segmenter; what options leave open differs between the models; or a stored
-            pattern, which may keep a program busy for ever, is not asked for.
+    UserError for options of steps with another segmenter; see `chosen_rule`.
     """
     given = [name for name in ("step_separator", "step_pattern", "max_steps", "skip_cut_step") if getattr(steps, name)]
     if segmenter != STEP:
         shown = f"`{given[0]}` has no effect without `segmenter` {STEP}" if given else ""
         require(not given, shown, f"leave it out, or add `segmenter` {STEP}")
         return None
+    return chosen_rule(steps, each, paths)
+
+
+def chosen_rule(steps: StepConfig, each: Sequence[StoredSettings] = (), paths: Sequence[str] = ()) -> StepRule:
+    """How steps are cut: as options say, else as is stored with the reward models.
+
+    Raises:
+        UserError: what options leave open differs between the models; or a stored pattern, which may keep a program busy for
+            ever, is not asked for.
+    """
     separators, pattern = steps.step_separator, steps.step_pattern
     if each and separators is None and pattern is None:
         separators = _agreed("step_separator", "step separators", [s.step_separator for s in each], paths)
