@@ -21,7 +21,6 @@ def run(options: Options) -> dict:
     from denserl import distributed
     from denserl.evaluation.continuations import label_steps
     from denserl.evaluation.sampling import check_models, sampled
-    from denserl.plugins import load_named
     from denserl.rewards.sources.function import FunctionSource
     from denserl.trainer.start import start_run
 
@@ -36,8 +35,8 @@ def run(options: Options) -> dict:
         "give it with `true_reward`, in place of `gold_reward_model`",
     )
     device, dtype = start_run(options)
-    function = load_named(options.true_reward, "true_reward") if options.true_reward else None
-    true_reward = FunctionSource(function, options.true_reward, "true_reward", lambda ids: "") if function else None
+    named = options.true_reward
+    true_reward = FunctionSource.named(named, "true_reward", lambda ids: "") if named else None
     check_models(options)
     samples = sampled(options, device, dtype)
     results = {

@@ -1,5 +1,6 @@
 """Options of the data: where rows come from, and how pairs are cut and what is kept of them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -8,6 +9,7 @@ from annotated_types import Ge
 
 from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only
 from denserl.data.columns import parse_columns
+from denserl.errors import UserError, require
 
 _ONLY_STEPS = Only("where no steps are read", lambda c: c.reads_steps())
 
@@ -105,3 +107,11 @@ class StepDataConfig(Config):
     def reads_steps(self) -> bool:
         """Whether the rows are of steps."""
         return True
+
+    def check(self) -> None:
+        super().check()
+        require(self.step_marker, "`step_marker` is empty", "give the text that stands after each step")
+        try:
+            re.compile(self.first_step)
+        except re.error as error:
+            raise UserError(f"`first_step` {self.first_step!r} is no regular expression: {error}", "correct it") from error

@@ -24,7 +24,7 @@ from denserl.models.loading import load_policy, load_tokenizer, local_folder, ma
 from denserl.models.positions import check_rollout_lengths
 from denserl.models.reward_settings import settings_in
 from denserl.rewards.config import ReadConfig
-from denserl.rewards.sources.reading import check_sft_model, check_trusted, response_text
+from denserl.rewards.sources.reading import check_sft_model, check_trusted, chosen_rule, response_text
 from denserl.rollouts.policy import PolicySampler
 from denserl.segmentation import level_of
 from denserl.streams import Purpose
@@ -39,6 +39,8 @@ def check_models(config: BestOfNConfig) -> None:
     """UserError, before the sampling, for a reward model or its SFT model that is not there, or code that is not trusted."""
     named = "give one folder or hub name, or several; without any, `continue_steps` labels steps"
     require(config.reward_model or config.continue_steps, "`reward_model` names no model", named)
+    if config.continue_steps:
+        chosen_rule(config)
     golds = [config.gold_reward_model] if config.gold_reward_model else []
     for path in [*config.members(), *golds]:
         settings = settings_in(read_settings(local_folder(path) / "config.json"), path)
