@@ -46,6 +46,7 @@ def seen(name: str, command: str, reason: str, **flags) -> Case:
 
 
 TWO_SYSTEMS = {"system": "Be brief.", "prompt": [{"role": "system", "content": "Be long."}, {"role": "user", "content": "a"}]}
+STEPS = {"prompt": "Tell me.", "steps": ["It hums."]}
 RAGGED = "prompt,chosen,rejected\nTell me.,It hums.,No.\nTell me.,No.\n"
 LFS = (
     "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
@@ -386,6 +387,17 @@ ROWS = [
         RM,
         "'prompt' holds a message whose content is null",
         data=pair(prompt=[{"role": "user", "content": None}]),
+    ),
+    seen(
+        "a label too many",
+        RM,
+        "2 labels for 1 steps",
+        input="steps",
+        cache_dir=None,
+        data=file("bad.jsonl", "".join(json.dumps({**STEPS, "labels": labels}) + "\n" for labels in ([1], [1, 0]))),
+    ),
+    case(
+        "a first step that is no expression", RM, "--first_step '(' is no regular", "correct it", input="steps", first_step="("
     ),
     seen("two system texts", RM, "'system' differs from the system message of the conversation", data=pair(**TWO_SYSTEMS)),
     seen(
@@ -906,6 +918,8 @@ OPTIONS = [
     idle("head_width", RM, "without --head_type mlp", head_width=8),
     idle("offload_optimizer", RM, "with --zero_stage 0", words=("--offload_optimizer",)),
     idle("ensemble", PPO, "with a single reward model", ensemble="min"),
+    idle("step_labels", BON, "without --continue_steps", step_labels="hard"),
+    idle("neutral", RM, "where no steps are read", neutral="good"),
     idle("ensemble_weight", BON, "without --ensemble mean_std", ensemble_weight=0.5),
     idle("gold_reward_model", PPO, "without --eval_prompts", gold_reward_model="rm"),
     idle(
