@@ -19,7 +19,6 @@ OTHER_NAMES = {
     "num_ppo_epochs": ("ppo_epochs",),
     "total_episodes": ("episodes",),
     "num_episodes": ("episodes",),
-    "max_steps": ("iterations", "epochs"),
     "output": ("output_dir",),
     "save_path": ("output_dir",),
     "logging_dir": ("output_dir",),

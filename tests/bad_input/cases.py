@@ -397,7 +397,13 @@ ROWS = [
         data=file("bad.jsonl", "".join(json.dumps({**STEPS, "labels": labels}) + "\n" for labels in ([1], [1, 0]))),
     ),
     case(
-        "a first step that is no expression", RM, "--first_step '(' is no regular", "correct it", input="steps", first_step="("
+        "a first step that is no expression",
+        RM,
+        "--first_step '(' is no regular",
+        "correct it",
+        input="steps",
+        first_step="(",
+        cache_dir=None,
     ),
     seen("two system texts", RM, "'system' differs from the system message of the conversation", data=pair(**TWO_SYSTEMS)),
     seen(
