@@ -27,7 +27,7 @@ class Served(RewardManagerBase):
         (row,) = await asyncio.to_thread(asked, [list(item.non_tensor_batch["raw_prompt"])], [text])
         rewards, token = [0.0] * length, 0
         for end, score in zip(row["segment_ends"], row["segment_scores"]):
-            while token < length - 1 and len(self.tokenizer.decode(ids[: token + 1], skip_special_tokens=True)) < end:
+            while not self.tokenizer.decode(ids[: token + 1], skip_special_tokens=True).startswith(text[:end]):
                 token += 1
             rewards[token] += score / len(row["segment_ends"])
         return {"reward_score": rewards, "reward_extra_info": {"score": row["score"]}}

@@ -73,21 +73,36 @@ def scored(scorer: RewardScorer, client: str, found: list) -> tuple[list[float],
     if client == "openrlhf":
         return [reward for (reward,) in found], scorer.score(rows).tolist()
     expected = []
-    for row, paid in zip(scorer.read(rows), found, strict=True):
-        shares = {token: score / len(row.segments) for token, score in row.segments}
-        expected += [shares.get(token, 0.0) for token in range(len(paid))]
+    for row, reading, paid in zip(rows, scorer.read(rows), found, strict=True):
+        shares = [0.0] * len(paid)
+        for token, score in reading.segments:
+            shares[_whole(scorer.tokenizer, row.response_ids, token)] += score / len(reading.segments)
+        expected += shares
     return [reward for paid in found for reward in paid], expected
+
+
+def _whole(tokenizer, ids: list[int], token: int) -> int:
+    """The last token, up to the given one, with which a character ends: only there can a client see a segment's end."""
+    wholes = [tokenizer.decode(ids[: n + 1]).rstrip("\ufffd") for n in range(token + 1)]
+    return wholes.index(wholes[-1])
 
 
 def ask(client: str, python: str, url: str, scratch: Path) -> list:
     """What a client is answered; it brings the token as it can."""
     with_token = url.replace("//", f"//any:{TOKEN}@") + "/get_reward"
-    words = [python, str(HERE / "ask_served_rewards.py"), client, with_token, str(scratch / "sft"), str(scratch / client)]
+    words = [
+        python,
+        str(HERE / "ask_served_rewards.py"),
+        client,
+        with_token,
+        str(scratch / "sft"),
+        str(scratch / f"{client}.json"),
+    ]
     settings = {"REWARDS_URL": f"{url}/rewards", "REWARDS_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(words, check=True, cwd=scratch, env=environment | settings, stdout=subprocess.DEVNULL)
-    found = json.loads((scratch / client).read_text())
-    print(f"{client} {found['version']}: ", end="")
+    found = json.loads((scratch / f"{client}.json").read_text())
+    print(f"{client} {found['version']}: ", end="", flush=True)
     return found["found"]
 
 
