@@ -4,11 +4,15 @@ import importlib.util
 import logging
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from denserl.cli.launch import launch
 from denserl.errors import require
 from denserl.serving.config import ServeConfig
 from denserl.terminal import quiet_libraries, say
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +33,25 @@ def run(options: Options) -> None:
     )
     token = token_of(options.token_env)
 
-    from denserl.serving.app import Limits, make_app
     from denserl.serving.server import bound_socket, is_loopback, serve
 
     with bound_socket(options.host, options.port) as bound:
         if token is None and not is_loopback(bound):
             log.warning("anyone who reaches %s can ask: name the variable of a token with --token_env", options.host)
-        service = make_service(options)
-        limits = Limits(options.max_rows, options.max_request_mib * 2**20, options.max_waiting)
+        app = app_of(options, token)
         bound.listen()  # who reads the next line may ask
         host, port = bound.getsockname()[:2]
         say(f"serving {' '.join(options.members()) or options.reward_function} at http://{_in_url(host)}:{port}")
-        serve(make_app(service, limits, token), bound)
+        serve(app, bound)
     say("stopped")
+
+
+def app_of(options: Options, token: str | None = None) -> "FastAPI":
+    """The application that a server answers by. token: what it asks for."""
+    from denserl.serving.app import Limits, make_app
+
+    limits = Limits(options.max_rows, options.max_request_mib * 2**20, options.max_waiting)
+    return make_app(make_service(options), limits, token)
 
 
 def token_of(variable: str | None) -> str | None:
@@ -66,13 +76,16 @@ def make_service(options: Options):
         return FunctionService(options.reward_function)
 
     from denserl.evaluation.scorers import RewardScorer
+    from denserl.evaluation.step_scorer import load_scorer
     from denserl.serving.models import ModelService
+    from denserl.serving.step_models import StepModelService
     from denserl.trainer.start import device_and_precision
 
     quiet_libraries()
     device, dtype = device_and_precision(options)
-    how = {"sft_model": options.sft_model, "read": options, "template": options.template()}
-    return ModelService(RewardScorer.from_config(options.reward_model, options, device, dtype, **how))
+    how: dict[str, Any] = {"sft_model": options.sft_model, "aggregate": options.aggregate, "template": options.template()}
+    scorer = load_scorer(options.reward_model, options, device, dtype, read=options, **how)
+    return ModelService(scorer) if isinstance(scorer, RewardScorer) else StepModelService(scorer)
 
 
 def _in_url(host: str) -> str:

@@ -149,6 +149,24 @@ def in_halves(function: Callable[[list[Row]], Result], rows: list[Row], together
     return in_halves(function, rows[:half]) + in_halves(function, rows[half:])
 
 
+def in_length_batches(
+    function: Callable[[list[int]], list[Result]],
+    lengths: Sequence[int],
+    max_tokens: int,
+    groups: Sequence[int] | None = None,
+) -> list[Result]:
+    """What a function of row numbers gives for each row, in their order, called with one batch of `length_batches` at a time.
+
+    By this rank alone, without gradient, in halves where memory does not suffice.
+    """
+    found: dict[int, Result] = {}
+    with torch.no_grad():
+        for rows in length_batches(lengths, max_tokens, groups):
+            for part in in_halves(lambda rows: dict(zip(rows, function(rows), strict=True)), rows):
+                found |= part
+    return [found[row] for row in range(len(lengths))]
+
+
 def in_batches_of(size: int, function: Callable[[int], Result]) -> Result:
     """`function(size)`, which works in batches of that size; where memory does not suffice, anew with half the size.
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.config import ModelSourceConfig
-from denserl.data.batching import in_halves, length_batches, map_rows_in_batches
+from denserl.data.batching import in_length_batches, map_rows_in_batches
 from denserl.data.chat import as_text, bos_id, encode_prompt, renders_alike
 from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, encode, fit_length, of_ids, shortened
 from denserl.data.templates import template_settings
@@ -239,10 +239,7 @@ class RewardScorer:
         lengths = [len(prompt) + len(response) for prompt, response in zip(records.prompt_ids, records.response_ids)]
         first: dict[tuple, int] = {}
         groups = [first.setdefault(tuple(prompt), row) for row, prompt in enumerate(records.prompt_ids)]
-        found: dict[int, Reading] = {}
-        for rows in length_batches(lengths, self.score_tokens, groups):
-            for part in in_halves(lambda rows: dict(zip(rows, self._readings(records.rows(rows)))), rows):
-                found |= part
+        found = in_length_batches(lambda rows: self._readings(records.rows(rows)), lengths, self.score_tokens, groups)
         return [found[row] for row in place]
 
     def text(self, prompt: Messages, response: str) -> str:
@@ -271,7 +268,6 @@ class RewardScorer:
         """(B, 1): a response's score in its first slot."""
         return self._scores(responses, responses.padded(self.tokenizer.pad_token_id, self.device))[:, None]
 
-    @torch.no_grad()
     def _readings(self, responses: Responses) -> list[Reading]:
         batch = responses.padded(self.tokenizer.pad_token_id, self.device)
         (values, segments), scores, own = self._scores.read(responses, batch)

@@ -92,12 +92,12 @@ def _scoring(worker: Worker, service: Service, limits: Limits, token: str | None
     @router.post("/get_reward", openapi_extra=_body_schema(QueryRequest))
     async def get_reward(request: Request) -> JSONResponse:
         """OpenRLHF's contract of remote reward models: one number a response."""
-        return JSONResponse(answer_query(await scored(request, QueryRequest, False), service.logits, by_segment=False))
+        return JSONResponse(answer_query(await scored(request, QueryRequest, False), by_segment=False))
 
     @router.post("/get_segment_rewards", openapi_extra=_body_schema(QueryRequest))
     async def get_segment_rewards(request: Request) -> JSONResponse:
         """The same, with a list of [end character, number] for a response that has segments."""
-        return JSONResponse(answer_query(await scored(request, QueryRequest, True), service.logits, by_segment=True))
+        return JSONResponse(answer_query(await scored(request, QueryRequest, True), by_segment=True))
 
     return router
 

@@ -6,11 +6,12 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Interval
 
 from denserl.config import FIRST, MODEL, Only
+from denserl.evaluation.config import SolutionConfig
 from denserl.rewards.config import ReadConfig, ScorerConfig
 
 
 @dataclass(kw_only=True)
-class ServeConfig(ReadConfig, ScorerConfig):
+class ServeConfig(SolutionConfig, ReadConfig, ScorerConfig):
     """Answer HTTP requests with the rewards of responses: of their tokens, their segments and the whole."""
 
     group: ClassVar[str] = "server"
@@ -24,7 +25,7 @@ class ServeConfig(ReadConfig, ScorerConfig):
             lambda c: c.reward_model,
             of=(
                 *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens", "dtype"),
-                *("step_separator", "step_pattern", "max_steps", "skip_cut_step"),
+                *("step_separator", "step_pattern", "max_steps", "skip_cut_step", "aggregate"),
                 *("chat_template", "system_prompt", "template_date", "revision", "device", "attention", "trust_remote_code"),
             ),
         ),

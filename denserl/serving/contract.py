@@ -97,15 +97,12 @@ def answer_rewards(scored: Sequence[Scored], logits: bool) -> dict[str, Any]:
     return {"rewards": [_told(row, logits) for row in scored]}
 
 
-def answer_query(scored: Sequence[Scored], logits: bool, by_segment: bool) -> dict[str, Any]:
-    """OpenRLHF's answer: a number for each response, or by segment a list of [end character, number] where there are some.
-
-    `scores` are what it filters by, in 0..1 where the scores are logits.
-    """
+def answer_query(scored: Sequence[Scored], by_segment: bool) -> dict[str, Any]:
+    """OpenRLHF's answer: a number for each response, or by segment a list of [end character, number] where there are some."""
     scores = [row.score for row in scored]
     lists = [row.segments if by_segment and row.segments is not None else row.score for row in scored]
     logs = {name: [float(getattr(row, name)) for row in scored] for name in ("segment_count", "prompt_cut", "response_cut")}
-    return {"rewards": lists, "scores": [_sigmoid(score) for score in scores] if logits else scores, "extra_logs": logs}
+    return {"rewards": lists, "scores": scores, "extra_logs": logs}
 
 
 def _told(row: Scored, logits: bool) -> dict[str, Any]:
@@ -119,7 +116,7 @@ def _told(row: Scored, logits: bool) -> dict[str, Any]:
         "response_cut": row.response_cut,
     }
     if logits:
-        told |= {"probability": _sigmoid(row.score), "segment_probabilities": [_sigmoid(score) for _, score in segments]}
+        told |= {"segment_probabilities": [_sigmoid(score) for _, score in segments]}
     if row.tokens is not None:
         texts, ends, scores = zip(*row.tokens, strict=True)
         told |= {"tokens": texts, "token_ends": ends, "token_rewards": scores}

@@ -55,7 +55,7 @@ class Scored(NamedTuple):
 class Service(Protocol):
     """What scores rows."""
 
-    logits: bool  # whether scores are logits, of which the probabilities are told too
+    logits: bool  # whether the scores of segments are logits, of which the probabilities are told too
 
     def encode(self, row: Row | Rendered) -> Any:
         """The row as it is scored. BadRow where that cannot be."""

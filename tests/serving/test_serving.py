@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -25,13 +26,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from denserl.cli import serve_rewards
 from denserl.cli.options import parse
+from denserl.config import ModelSourceConfig
 from denserl.data.bad_rows import BadRow
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.rendered import encode_rendered
 from denserl.errors import UserError
 from denserl.evaluation.scorers import RewardScorer
-from denserl.models.loading import load_tokenizer, new_reward_model
-from denserl.models.reward_settings import store_settings
+from denserl.models.loading import load_tokenizer
+from denserl.rewards.sources.build import load_step_model
 from denserl.serving.app import Limits, make_app
 from denserl.serving.characters import ends_of_tokens
 from denserl.serving.functions import FunctionService
@@ -40,6 +42,9 @@ from denserl.serving.rows import Row, Scored
 from denserl.serving.server import bound_socket
 from denserl.serving.worker import Busy, Worker
 from denserl.steps import tokens_up_to
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "rewards"))
+from reward_folders import save_reward_model, stock_score  # noqa: E402
 
 THRESHOLD = 5.31  # nats; about half of the tokens of the tiny language model are above it
 LIMITS = Limits(max_rows=100, max_bytes=100_000, max_waiting=1000)
@@ -52,16 +57,14 @@ OPENED = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
     sft = tiny_models.save_language_model(folder / "sft")
+    steps = {"scores": "logit", "segmenter": "step", "agg_func": "min"}
     for name, settings in {
-        "segments": {"entropy_threshold": THRESHOLD, "sft_model": str(sft)},
-        "bandit": {"entropy_threshold": 1000.0, "read_at": "end_of_turn"},
+        "segments": {"entropy_threshold": THRESHOLD, "sft_model": str(sft), "agg_func": "avg"},
+        "bandit": {"entropy_threshold": 1000.0, "read_at": "end_of_turn", "agg_func": "avg"},
+        "steps": steps,
+        "turns": {**steps, "context_signs": "plus"},
     }.items():
-        model = new_reward_model(str(sft), "fp32", 1)
-        with torch.no_grad():
-            model.score.weight.mul_(20)
-        store_settings(model.config, agg_func="avg", **settings)
-        model.save_pretrained(folder / name)
-        load_tokenizer(str(sft)).save_pretrained(folder / name)
+        save_reward_model(folder / name, sft, 1, **settings)
     return folder
 
 
@@ -236,6 +239,41 @@ def test_ends_in_characters_are_those_of_a_reader_of_prefixes(text):
         assert tokens_up_to(ids, text, [ends[n] for n in own], tokenizer.decode) == [n + 1 for n in own]
 
 
+def test_the_steps_of_a_solution_are_those_of_the_stock_class(folder):
+    """Each beginning of the solution is read by itself, at the token that ends its last step."""
+    text, ends = "It runs.\n\nIt waits.\n\n\n\nThe boats run", [10, 23, 36]
+    tokenizer, path = load_tokenizer(str(folder / "steps")), str(folder / "steps")
+    start = tokenizer(OPENED).input_ids
+    expected = [stock_score(path, [*start, *tokenizer(text[:end]).input_ids]) for end in ends]
+    chances = [1 / (1 + math.exp(-logit)) for logit in expected]
+    with TestClient(serve_rewards.app_of(options("--reward_model", path, "--device", "cpu"))) as client:
+        (found,) = asked(client, "/rewards", prompts=["Why?"], responses=[text])["rewards"]
+        assert found["segment_ends"] == ends and "tokens" not in found
+        assert found["segment_scores"] == pytest.approx(expected, abs=1e-5)
+        assert found["segment_probabilities"] == pytest.approx(chances, abs=1e-6)
+        assert found["score"] == pytest.approx(min(chances), abs=1e-6)
+        pairs = [pytest.approx(pair, abs=1e-5) for pair in zip(ends, expected)]
+        foreign = {"query": [f"Q: {text}</s>"], "prompts": ["Q: "], "messages": ["Why?"], "responses": [text]}
+        for body in ({"query": [f"{OPENED}{text}<|im_end|>"], "prompts": [OPENED]}, foreign):
+            told = asked(client, "/get_segment_rewards", **body)
+            assert told["rewards"] == [pairs] and told["scores"] == pytest.approx([min(chances)], abs=1e-6)
+            assert asked(client, "/get_reward", **body)["rewards"] == told["scores"]
+        (nothing,) = asked(client, "/rewards", prompts=["Why?"], responses=[" "])["rewards"]
+        assert nothing["segment_ends"] == [] and nothing["score"] == 0
+        long = client.post("/rewards", json={"prompts": ["Why?"], "responses": ["The river. " * 300]})
+        assert long.status_code == 422 and "response 0: the solution has" in long.json()["error"]
+
+
+def test_steps_that_are_turns_are_read_from_texts(folder):
+    model = load_step_model([str(folder / "turns")], "fp32", ModelSourceConfig(), "cpu")
+    (logits,) = model([user("Why?")], [["It runs.\n\n", "It waits."]])
+    with TestClient(serve_rewards.app_of(options("--reward_model", folder / "turns", "--device", "cpu"))) as client:
+        body = {"query": [f"{OPENED}It runs.\n\nIt waits.<|im_end|>"], "prompts": [OPENED]}
+        assert "send 'messages' and 'responses' too" in client.post("/get_reward", json=body).json()["error"]
+        told = asked(client, "/get_segment_rewards", **body, messages=["Why?"], responses=["It runs.\n\nIt waits."])
+        assert told["rewards"] == [[pytest.approx(pair, abs=1e-6) for pair in zip([10, 19], logits)]]
+
+
 GOOD = {"prompts": ["Why?"], "responses": ["No."]}
 DEEP = b'{"prompts": ' + b"[" * 5000 + b"]" * 5000 + b', "responses": []}'
 
@@ -406,18 +444,21 @@ def test_where_scores_are_logits_probabilities_are_told_too():
     service.let.set()
     with TestClient(make_app(service, LIMITS)) as client:
         (found,) = asked(client, "/rewards", prompts=["Q"], responses=["ab"])["rewards"]
-        assert found["score"] == 2 and found["probability"] == pytest.approx(0.88079708)  # 1 / (1 + e^-2)
-        assert found["segment_probabilities"] == pytest.approx([0.88079708])
+        assert found["score"] == 2 and found["segment_probabilities"] == pytest.approx([0.88079708])  # 1 / (1 + e^-2)
         body = {"query": ["Q ab"], "prompts": ["Q "], "messages": [user("Q")], "responses": ["ab"]}
         found = asked(client, "/get_reward", **body)
-        assert found["rewards"] == [2.0] and found["scores"] == pytest.approx([0.88079708])
+        assert found["rewards"] == found["scores"] == [2.0]
         answer = client.post("/rewards", json={"prompts": ["Q"], "responses": ["far"]})
         assert answer.status_code == 500 and "not finite" in answer.json()["error"]
 
 
+def options(*words):
+    return parse(serve_rewards.Options, "serve-rewards", [str(word) for word in words])
+
+
 def refused(*words):
     with pytest.raises(UserError) as error:
-        serve_rewards.run(parse(serve_rewards.Options, "serve-rewards", [str(word) for word in words]))
+        serve_rewards.run(options(*words))
     return f"{error.value.found} {error.value.fix}"
 
 

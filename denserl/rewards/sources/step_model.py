@@ -67,9 +67,13 @@ class StepModel:
 
     def encode(self, prompt: Messages, steps: Sequence[str], ended: bool = True) -> StepIds:
         """A solution as it is read. BadRow where the chat template refuses it, or its steps do not fit."""
+        return self.fit(self.encode_whole(prompt, steps, ended))
+
+    def encode_whole(self, prompt: Messages, steps: Sequence[str], ended: bool = True) -> StepIds:
+        """A solution of whatever length. BadRow where the chat template refuses it."""
         if not steps:
             return StepIds([self.tokenizer.pad_token_id], [self.tokenizer.pad_token_id], [])  # a row that nothing is read of
-        return self.fit(encode_steps(self.tokenizer, prompt, steps, self.layout, ended=ended))
+        return encode_steps(self.tokenizer, prompt, steps, self.layout, ended=ended)
 
     def fit(self, row: StepIds) -> StepIds:
         """An encoded solution that is no longer than `max_length`. BadRow where its steps do not fit."""
