@@ -128,7 +128,7 @@ class _Account:
 
     def log(self, source: str, made: int, bad: int) -> None:
         count = self.used + bad + self.left_out.total()
-        become = f", which make {made}" if made != self.used else ""
+        become = f"; the others make {made}" if made != self.used else ""
         logger.info("%s: %d rows read, %d of them bad%s%s", source, count, bad, become, not_read(self.unread))
         for reason, count in self.left_out.items():
             logger.info("%s: %d rows left out: %s", source, count, reason)

@@ -242,7 +242,7 @@ def test_all_shapes_in_one_file_are_read_row_by_row(tmp_path, caplog):
     assert said(rows) == said([record()] * len(SHAPES) + as_steps(BRANCHES))
     assert rows["place"][:] == [f"{path}:{n + 1}" for n in range(len(SHAPES))] + [f"{path}:{len(SHAPES) + 1}"] * 5
     assert (
-        f"{path}: {len(SHAPES) + 1} rows read, 0 of them bad, which make {len(SHAPES) + 5}; not read: label.total_time, "
+        f"{path}: {len(SHAPES) + 1} rows read, 0 of them bad; the others make {len(SHAPES) + 5}; not read: label.total_time, "
         in caplog.text
     )
     assert "labeler, task" in caplog.text and "the rating 0 of a step says that it is bad (`neutral`)" in caplog.text
