@@ -93,7 +93,7 @@ class ScoredPairsConfig(Config):
 
 @dataclass(kw_only=True)
 class StepDataConfig(Config):
-    """How rows of solutions with labelled steps are read."""
+    """How rows of solutions with labelled steps are read (docs/step_rows.md)."""
 
     group: ClassVar[str] = "data"
 

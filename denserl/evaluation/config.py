@@ -100,6 +100,6 @@ class BestOfNConfig(SolutionConfig, SamplingConfig, RewardModelConfig, ReadConfi
     """Nucleus sampling."""
     continue_steps: Annotated[int, FIRST, Ge(0)] = 0
     """Complete each sample so many times from the end of each of its steps, and write its steps to steps.jsonl, each with the
-    share of completions that true_reward calls right (docs/process_rewards.md)."""
+    share of completions that true_reward calls right (docs/step_rows.md)."""
     step_labels: Annotated[Literal["soft", "hard"], Only("without `continue_steps`", lambda c: c.continue_steps)] = "soft"
     """soft: that share; hard: 1 where at least one completion is right, else 0."""

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -274,3 +276,15 @@ def test_columns_name_what_steps_are_made_of(tmp_path):
     assert said(load_steps([str(path)], columns=names)) == said([record(["It is 3."], [1], final=1.0)])
     with pytest.raises(UserError, match="`columns` sets 'chosen', which is not read"):
         load_steps([str(path)], columns={"chosen": "solution"})
+
+
+def test_the_rows_of_the_page_are_read_alike():
+    page = Path(__file__).parents[2] / "docs/step_rows.md"
+    shown = re.findall(r"^\| ([^|]+) \| `(\{.*\})` \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    made = {shape: as_steps(json.loads(row)) for shape, row in shown}
+    assert [len(records) for records in made.values()] == [1] * 8 + [2]
+    *solutions, outcome, stored = made.values()
+    assert said(stored[:1]) == said(outcome) == said([record(["It is 3."], [0], final=0.0)])
+    for (solution,) in solutions:
+        assert [step.removeprefix("Step 1: ") for step in solution["steps"]] == ["2 + 3 = 5", "5 - 1 = 3"]
+        assert (solution["prompt"], solution["labels"]) == ([USER], [1, 0])
