@@ -16,17 +16,18 @@ ALMOST_GONE = 16  # tokens of a shortened prompt: hardly more than what opens th
 
 
 class Responses(NamedTuple):
-    """B responses: five lists of one length."""
+    """B responses: lists of one length."""
 
     prompts: Sequence[Messages]
     texts: Sequence[str]  # without the end of turn
     prompt_ids: Sequence[Sequence[int]]
     response_ids: Sequence[Sequence[int]]  # with the token that ended it, if one did
     ended: Sequence[bool]  # with an end token, and not cut off at the longest length
+    labels: Sequence[str] = ()  # what the prompts' rows say of the right answer; empty where nothing of it is read
 
     def rows(self, numbers: Sequence[int]) -> "Responses":
         """Some of them."""
-        return Responses._make([column[number] for number in numbers] for column in self)
+        return Responses._make([column[number] for number in numbers] if len(column) else () for column in self)
 
     def padded(self, pad_id: int, device: torch.device | str) -> ResponseBatch:
         """Their token ids and response mask as tensors."""

@@ -32,7 +32,7 @@ from denserl.data.messages import (
     written_messages,
 )
 
-__all__ = ["BadRow", "LeftOut", "as_demonstration", "as_labels", "as_preference", "as_prompt", "unread"]
+__all__ = ["BadRow", "LeftOut", "as_demonstration", "as_labels", "as_preference", "as_prompt", "as_text_label", "unread"]
 
 MARGIN = "margin"
 RATING_KEYS = (
@@ -89,6 +89,16 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
 def as_labels(row: Any, names: Sequence[str]) -> dict[str, float]:
     """The numbers that a row holds under the names. BadRow where one is missing or no number."""
     return {name: _rating(row.get(name), name) for name in names}
+
+
+def as_text_label(row: Any, key: str) -> str:
+    """The text, or the number as text, that a row holds under the key. BadRow where there is none."""
+    value = row.get(key) if isinstance(row, dict) else None
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise BadRow(f"{key!r}, which is to say the right answer, is {value!r}; expected a text or a number")
 
 
 def as_prompt(row: Any) -> dict:

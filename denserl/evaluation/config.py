@@ -86,6 +86,8 @@ class BestOfNConfig(SolutionConfig, SamplingConfig, RewardModelConfig, ReadConfi
     """Reward model that says what responses are worth: folder or hub name, of any tokenizer."""
     true_reward: Annotated[str | None, FIRST] = None
     """module:function of (prompts, responses) -> rewards that say it instead."""
+    label_column: Annotated[str | None, Only("without `true_reward`", lambda c: c.true_reward)] = None
+    """Column of the prompts' rows that says the right answer; `true_reward` is given its texts as a third argument."""
     sft_model: Annotated[str | None, MODEL] = None
     """Model whose entropies cut the responses for `reward_model`; default: the one in its config."""
     samples: Annotated[int, FIRST, Ge(1)] = 16

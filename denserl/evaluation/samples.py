@@ -37,6 +37,7 @@ class Sample(NamedTuple):
     ended: bool  # with an end token, and not cut off at the longest length
     prompt_ids: list[int]  # as the policy read and wrote them
     response_ids: list[int]
+    label: str = ""  # what the prompt's row says of the right answer, as it is read now; no row of the file has it
 
 
 class SampleFile:
@@ -65,7 +66,10 @@ class SampleFile:
         if not self.settings_path.exists():
             write_flushed(self.settings_path, json.dumps(self.settings, indent=2) + "\n")
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(sample._asdict()) + "\n" for sample in samples)
+            file.writelines(
+                json.dumps({key: value for key, value in sample._asdict().items() if key != "label"}) + "\n"
+                for sample in samples
+            )
             file.flush()
             os.fsync(file.fileno())
 

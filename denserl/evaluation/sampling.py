@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from denserl.data.prompts import load_prompts, tokenize_prompts
+from denserl.data.prompts import LABEL, load_prompts, tokenize_prompts
 from denserl.data.reference_cache import file_fingerprint
 from denserl.data.responses import Responses
 from denserl.data.schemas import BadRow
@@ -55,7 +55,7 @@ def check_models(config: BestOfNConfig) -> None:
 def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sample]:
     """The samples of all prompts, prompt by prompt, drawn now as far as the file does not hold them (see `drawn`)."""
     tokenizer = policy_tokenizer(config)
-    prompts = load_prompts(**config.source(), seed=config.seed)
+    prompts = load_prompts(**config.source(), seed=config.seed, label=config.label_column)
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
     prompts = tokenize_prompts(prompts, tokenizer, **limits)
     return drawn(prompts, config.samples, samples_path(config), Purpose.BEST_OF_N, config, tokenizer, device, dtype)
@@ -71,7 +71,7 @@ def drawn(
     device: torch.device,
     dtype: str,
 ) -> list[Sample]:
-    """`count` samples of each prompt (rows with `prompt` and `prompt_ids`), drawn now as far as the file does not hold them.
+    """`count` samples of each prompt (rows of `tokenize_prompts`), drawn now as far as the file does not hold them.
 
     Raises:
         UserError: the file holds some, but not all, and going on was not asked for.
@@ -99,7 +99,8 @@ def drawn(
             at_once=BATCHES_AT_ONCE * config.sample_batch_size,
             purpose=purpose,
         )
-    return [samples[row, number] for row in range(len(prompts)) for number in range(count)]
+    labels = prompts[LABEL] if LABEL in prompts.column_names else [""] * len(prompts)
+    return [samples[row, number]._replace(label=labels[row]) for row in range(len(prompts)) for number in range(count)]
 
 
 def sampling_settings(config: BestOfNConfig, dtype: str, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -128,7 +129,8 @@ def policy_sampler(
 
 def as_responses(samples: list[Sample]) -> Responses:
     """The record that scorers are given."""
-    return Responses(*zip(*((s.prompt, s.response, s.prompt_ids, s.response_ids, s.ended) for s in samples), strict=True))
+    rows = ((s.prompt, s.response, s.prompt_ids, s.response_ids, s.ended) for s in samples)
+    return Responses(*zip(*rows, strict=True))._replace(labels=[s.label for s in samples] if samples[0].label else ())
 
 
 def scores_of(

@@ -56,11 +56,13 @@ def make_schedule(config: PPOConfig, prompts: int) -> Schedule:
 def load_prompt_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
     """Tokenised prompts to train on, and held-out ones or None."""
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
-    prompts = tokenize_prompts(load_prompts(**config.source(), seed=config.seed), tokenizer, **limits)
+    rows = load_prompts(**config.source(), seed=config.seed, label=config.label_column)
+    prompts = tokenize_prompts(rows, tokenizer, **limits)
     if not config.eval_prompts:
         return prompts, None
     source: dict[str, Any] = {"split": config.eval_split, "limit": config.eval_limit, **config.source_beside()}
-    return prompts, tokenize_prompts(load_prompts(config.eval_prompts, **source), tokenizer, **limits)
+    held_out = load_prompts(config.eval_prompts, **source, label=config.label_column)
+    return prompts, tokenize_prompts(held_out, tokenizer, **limits)
 
 
 def load_text_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:

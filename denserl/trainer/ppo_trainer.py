@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, in_halves, pad_rows, response_slots
 from denserl.data.order import endless_rows, step_table
+from denserl.data.prompts import LABEL
 from denserl.data.responses import Responses
 from denserl.errors import Stopped
 from denserl.models.gathering import gathered
@@ -253,11 +254,11 @@ class PPOTrainer:
         self.log.log_samples("samples", self.iteration, responses, scored, self.rewards, {})
         return metrics
 
-    def sample(self, prompts: Dataset | dict, streams: list[Stream]) -> Responses:
-        """One response to each prompt. prompts: columns `prompt` and `prompt_ids`. streams: of their random numbers."""
+    def sample(self, prompts: dict, streams: list[Stream]) -> Responses:
+        """One response to each prompt. prompts: columns of `tokenize_prompts`. streams: of their random numbers."""
         rollouts = self.sampler(prompts["prompt_ids"], streams)
         texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
-        return Responses(prompts["prompt"], texts, *rollouts)
+        return Responses(prompts["prompt"], texts, *rollouts, prompts.get(LABEL, ()))
 
     def score(self, responses: Responses) -> tuple[ScoredRollouts, Tensor]:
         """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient."""

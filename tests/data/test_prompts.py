@@ -94,3 +94,15 @@ def test_a_prompt_that_loses_its_left_keeps_its_bos(tmp_path):
         tokenize_prompts(load_prompts([str(path)]), tokenizer, max_prompt_length=length)["prompt_ids"][0] for length in (99, 8)
     )
     assert len(whole) > 8 and cut == [tokenizer.bos_token_id, *whole[-7:]]
+
+
+def test_a_column_may_say_the_right_answer(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "1 + 1", "answer": "two"}, {"prompt": "1 + 2", "answer": 3}, {"prompt": "2 + 2", "answer": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = load_prompts([str(path)], label="answer", limit=2)
+    assert prompts["label"][:] == ["two", "3"]
+    assert tokenize_prompts(prompts, tokenizer_of("chatml"), max_prompt_length=99)["label"][:] == ["two", "3"]
+    assert "label" not in load_prompts([str(path)]).column_names
+    with pytest.raises(UserError, match="'answer', which is to say the right answer, is None"):
+        load_prompts([str(path)], label="answer")

@@ -41,7 +41,7 @@ def test_samples_are_a_function_of_seed_prompt_and_number(tmp_path):
         assert sample == Sample(row, number, PROMPTS[row], f"<{drawn}>", drawn % 2 == 0, [row + 1], [drawn])
     assert draw(tmp_path / "other.jsonl", at_once=100) == found
     lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    assert lines == [found[key]._asdict() for key in sorted(found)]
+    assert [Sample(**line) for line in lines] == [found[key] for key in sorted(found)]
 
 
 def test_what_is_there_is_not_sampled_again(tmp_path):

@@ -325,3 +325,12 @@ def test_answers_are_json_lines(source, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "answers/iteration-000000-rank-0.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == [0, 1, 2, 3, 4]
     assert [line["answer"] for line in lines] == [{"value": value, "logs": {}} for value in lengths(None, TEXTS)]
+
+
+def test_right_answers_are_sent_as_labels(source):
+    asked = []
+    found = source("http://here")
+    found.post = lambda url, body: asked.append(body) or {"rewards": [1.0] * len(body["labels"])}
+    found.values(rollouts(TEXTS[:2])._replace(labels=["two", "3"]))
+    found.values(rollouts(TEXTS[:2]))
+    assert [body["labels"] for body in asked] == [["two", "3"], ["", ""]]

@@ -270,3 +270,23 @@ def test_the_policy_loss_is_of_the_tokens_of_highest_entropy(ppo, monkeypatch):
     assert row["policy_tokens"] * tokens == pytest.approx(-(-3 * tokens // 10)) and row["policy_entropy"] > 4
     every = [a[m].mean().item() for a, m in zip(experience.advantages, experience.mask, strict=True)]
     assert row["policy_loss"] != pytest.approx(-sum(every) / len(every), abs=1e-2)
+
+
+def same_words(prompts: list, responses: list[str], labels: list[str]) -> list[float]:
+    """1 for the label of a prompt's own question."""
+    return [float(label == f"of {prompt[-1]['content']}") for prompt, label in zip(prompts, labels, strict=True)]
+
+
+def test_functions_are_given_the_right_answers_of_their_prompts(ppo, world, tmp_path):
+    rows = [json.loads(line) for line in world.prompts.read_text().splitlines()]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row | {"gold": f"of {row['prompt']}"}) + "\n" for row in rows))
+    name = f"{__file__}:same_words"
+    held_out = {"eval_prompts": path, "eval_every": 1, "true_reward": name}
+    output = ppo(**WITHOUT_MODEL, data=path, label_column="gold", reward_function=name, outcome_function=name, **held_out)
+    last = read_metrics(output / "metrics.jsonl")[-1]
+    assert (last["reward"], last["eval_true_reward"]) == (2.0, 1.0)  # the function, and the outcome on top of it
+    with pytest.raises(UserError, match="raised TypeError: .*labels"):
+        ppo("without", **WITHOUT_MODEL, data=path, reward_function=name)
+    with pytest.raises(UserError, match="--label_column gold has no effect without --reward_function"):
+        ppo("unused", label_column="gold")

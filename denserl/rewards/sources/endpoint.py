@@ -65,7 +65,7 @@ class EndpointSource(TextSource):
             "query": self.render([*start, *rest]),
             "prompts": self.render(list(start)),
             "responses": responses.texts[row],
-            "labels": "",
+            "labels": responses.labels[row] if responses.labels else "",
             "messages": responses.prompts[row],
         }
 

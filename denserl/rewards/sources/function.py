@@ -7,8 +7,9 @@ from denserl.errors import UserError
 from denserl.plugins import load_named
 from denserl.rewards.sources.texts import TextSource, Value, checked_values, quoted
 
-# (prompts as messages, response texts) -> for each response a number, or (end character, number) of each of its parts.
-RewardFunction = Callable[[list, list[str]], Sequence]
+# (prompts as messages, response texts) -> for each response a number, or (end character, number) of each of its parts. Right
+# answers are a third argument where the prompts' rows say them.
+RewardFunction = Callable[..., Sequence]
 
 
 class FunctionSource(TextSource):
@@ -34,18 +35,19 @@ class FunctionSource(TextSource):
             UserError: the function raises, returns another number of values than there are responses, or a value that is
                 neither a finite number nor a list of parts; it names the response.
         """
-        prompts, texts = list(responses.prompts), list(responses.texts)
+        texts = list(responses.texts)
+        given: list[list] = [list(responses.prompts), texts, *([list(responses.labels)] if responses.labels else [])]
         try:
-            found = list(self.function(prompts, texts))
+            found = list(self.function(*given))
         except Exception as error:  # a user's function may raise anything
-            raise self._failed(prompts, texts, error) from error
+            raise self._failed(given, texts, error) from error
         return checked_values(found, texts, self._error)
 
-    def _failed(self, prompts: list, texts: list[str], error: Exception) -> UserError:
+    def _failed(self, given: list[list], texts: list[str], error: Exception) -> UserError:
         """The error, with the first response for which the function fails alone."""
-        for prompt, text in zip(prompts, texts, strict=True):
+        for row, text in enumerate(texts):
             try:
-                self.function([prompt], [text])
+                self.function(*([column[row]] for column in given))
             except Exception as again:
                 return self._error(f"raised {type(again).__name__}: {again} for {quoted(text)}", "mend the function")
         return self._error(f"raised {type(error).__name__}: {error} for {len(texts)} responses together", "mend the function")
