@@ -26,7 +26,7 @@ from denserl.trainer.trackers import read_metrics
 from denserl.world import language, make
 from denserl.world.checks import check_segments
 
-Part = Literal["models", "credit", "further", "long", "sum", "asked", "noise", "lambda", "picture"]
+Part = Literal["models", "credit", "further", "long", "sum", "asked", "noise", "lambda", "repeats", "picture"]
 THRESHOLDS = LEVELS | {"segment": make.THRESHOLD}
 COEFFICIENTS = (0.2, 0.05, 0.0125)
 NATS = 2
@@ -69,6 +69,20 @@ PICTURED = {
 # Beside lambda 0.95, which the arms have by themselves.
 LAMBDAS = {name: FEW[name] for name in ("segment, at the end", "segment, difference", *AT_ENDS)}
 LAMBDAS |= {f"{name}, lambda {x:g}": arm._replace(flags={"lam": x}) for name, arm in LAMBDAS.items() for x in (0.8, 0.9, 1.0)}
+
+# What may keep the published sum from repeating itself: a reward for not doing so, credit by the worst segment, or a score paid
+# by differences. The world's repetitions have a form of their own, which a function that compares texts takes for new.
+NO_REPEATS = {"reward_function": "examples/my_reward.py:no_repeats"}
+NO_FORMS = {"reward_function": "benchmarks/levels.py:no_forms_again"}
+REPEATS = {
+    "segment, even": ARMS["segment, even"],
+    "segment, even, no_repeats": Arm("segment", "even", flags=NO_REPEATS),
+    "segment, even, no_forms_again": Arm("segment", "even", flags=NO_FORMS),
+    "segment, even, min credit": Arm("segment", "even", flags={"credit": "min"}),
+    "bandit": BANDIT,
+    "bandit, prefix differences": Arm("bandit", "difference_end", flags={"prefix_differences": True}),
+    **AT_ENDS,
+}
 
 # The lambda that suits differences, for longer responses too.
 LONGER = ("segment, difference at ends, lambda 0.8",)
@@ -155,7 +169,7 @@ class World:
             stage(
                 "train-ppo",
                 **{**TINY["ppo"], "max_new_tokens": self.kind.max_new_tokens, **numbers, **arm.flags},
-                **self._level(arm.level),
+                **(self._prefixes() if "prefix_differences" in arm.flags else self._level(arm.level)),
                 **(self.fit(arm.level, arm.agg_func) if located else {}),
                 assignment=arm.assignment,
                 model=self.sft,
@@ -194,6 +208,12 @@ class World:
     def _level(self, level: str) -> dict:
         return {"reward_level": level, "entropy_threshold": THRESHOLDS[level]}
 
+    def _prefixes(self) -> dict:
+        """Segments and the scale of the model of whole responses, where prefixes are paid what they change in its score."""
+        model = self.reward_model("bandit")
+        std = json.loads((model / "config.json").read_text())["std"]
+        return {**self._level("segment"), "normalizer": "scalar", "reward_mean": 0.0, "reward_std": std}
+
     def _pairs(self) -> dict:
         return {"data": self.data / "preferences_train.jsonl", "cache_dir": self.folder / "cache", "seed": self.seed}
 
@@ -213,6 +233,16 @@ def repeated(path: Path) -> dict[int, float]:
         prompt = row["prompt"].split("\n")[1]
         kinds.setdefault(row["step"], []).extend(language.kinds(prompt, row["response"]))
     return {step: said.count("repeated") / max(len(said), 1) for step, said in kinds.items()}
+
+
+def no_forms_again(prompts: list, responses: list[str]) -> list[list[tuple[int, float]]]:
+    """examples/my_reward.py:no_repeats, where a sentence counts as said before in whatever form it was said."""
+    found = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        kinds = language.kinds(prompt[-1]["content"], response)
+        ends = [end for _, end in language.sentences(response)]
+        found.append([(end, -float(kind == "repeated")) for end, kind in zip(ends, kinds, strict=True)])
+    return found
 
 
 def reward_models(options: Options) -> dict:
@@ -356,6 +386,7 @@ PARTS: dict[str, Callable[[Options], dict]] = {
     "noise": compared("noise", FEW, 40),
     "picture": picture,
     "lambda": compared("short", LAMBDAS, 40, "segment, at the end"),
+    "repeats": compared("short", REPEATS, 40),
 }
 
 

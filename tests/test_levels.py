@@ -28,6 +28,7 @@ def parsed(monkeypatch, tmp_path):
             (folder / "normalizer.png").touch()
         if command == "train-rm":
             (folder / "metrics.jsonl").write_text(json.dumps({"eval_accuracy": 0.7}) + "\n")
+            (folder / "config.json").write_text(json.dumps({"std": 3.0}))
         if command == "train-ppo":
             faster = 2 if options.assignment in ("difference", "difference_end") else 1
             names = ("kl", "normalised_reward", "response_length", "segments")
@@ -61,8 +62,10 @@ def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
         "mean"
     ] == pytest.approx(0.1)
     ppo = [options for command, options in parsed if command == "train-ppo"]
-    # Ten arms, five for longer, five in three kinds of world, six in that of long responses, nine more lambdas; two seeds.
-    assert len(ppo) == 2 * (10 + 5 + 5 * 3 + 6 + 9)
+    # Ten arms, five for longer, five in three kinds of world, six in that of long responses, nine more lambdas, four more ways
+    # against repetitions; two seeds.
+    assert len(ppo) == 2 * (10 + 5 + 5 * 3 + 6 + 9 + 4)
+    assert [(o.reward_level, o.reward_std) for o in ppo if o.prefix_differences] == 2 * [("segment", 3.0)]
     assert {o.true_reward.split(":")[1] for o in ppo} == {"true_reward", "true_reward_sum", "true_reward_asked"}
     # Location lines go with what pays single segments, and with nothing else.
     assert all((o.fit is not None) == (o.assignment in ("even", "even_mean")) for o in ppo)

@@ -26,7 +26,7 @@ class SumSizes:
     """Rows of each file, and the size of the base model."""
 
     sft: int = 4000
-    steps: int = 4000
+    steps: int = 12000
     heldout_steps: int = 1000
     outcomes: int = 12000
     heldout_outcomes: int = 1000
@@ -82,7 +82,7 @@ def erring(rng: random.Random, problem: Problem, error_rate: float) -> dict:
 def labelled(rng: random.Random, problem: Problem, error_rate: float) -> dict:
     """A record of steps, each labelled as right or wrong."""
     drawn = Solution.drawn(rng, problem, error_rate)
-    about = {"final": int(drawn.is_right), "answer": str(drawn.totals[-1])}
+    about = {"final": int(drawn.is_right), "answer": str(problem.totals[-1])}
     return {"prompt": problem.prompt, "steps": drawn.steps, "labels": drawn.labels, **about}
 
 

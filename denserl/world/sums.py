@@ -118,6 +118,11 @@ def is_solved(prompt: str, response: str) -> bool:
     return len(labels) == len(read_problem(prompt).changes) and labels[-1]
 
 
+def final_answer(text: str) -> str | None:
+    """What a solution comes to: the text behind its last ` = `; None where there is none."""
+    return text.rpartition(" = ")[2].strip() or None if " = " in text else None
+
+
 def true_reward(prompts: list[list[dict]], responses: list[str]) -> list[float]:
     """1 for each response that solves its problem, else 0; prompts as message lists, whose last message is the user's."""
     return [float(is_solved(p[-1]["content"], response)) for p, response in zip(prompts, responses, strict=True)]
