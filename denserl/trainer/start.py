@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from denserl import distributed
-from denserl.config import DeviceConfig, RunConfig, resumable_options
+from denserl.config import DeviceConfig, RunConfig, options_of, resumable_options
 from denserl.data.reference_cache import file_fingerprint, rows_fingerprint
 from denserl.data.templates import DATE, SYSTEM_PROMPT, fingerprint, template_settings, today
 from denserl.errors import require
@@ -149,9 +149,16 @@ def run_settings(
     # As JSON has it, so that it equals what is read back from a checkpoint.
     settings = json.loads(json.dumps(settings | distributed.gather_objects(contents)[0]))
     if checkpoint is not None:
-        saved = as_saved_now(read_state(checkpoint)["settings"])
+        saved = with_defaults(as_saved_now(read_state(checkpoint)["settings"]), type(config))
         check_settings(saved, settings, resumable_options(type(config)), checkpoint)
     return settings
+
+
+def with_defaults(settings: dict, config: type[RunConfig]) -> dict:
+    """Settings of a checkpoint, with the options that there were not when it was written: they did what they do by default."""
+    known = {option.name: option.default for option in options_of(config) if option.default is not dataclasses.MISSING}
+    del known["resume"]
+    return json.loads(json.dumps(known)) | settings
 
 
 def as_saved_now(settings: dict) -> dict:

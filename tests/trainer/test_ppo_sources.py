@@ -1,5 +1,6 @@
 """Runs of PPO on each kind of source of rewards, and on sums of them."""
 
+import dataclasses
 import json
 import socket
 import subprocess
@@ -13,12 +14,14 @@ from reward_server import serving, vowels
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from denserl.cli import train_ppo
+from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer
 from denserl.rewards.sources import http
 from denserl.trainer import ppo_rewards
 from denserl.trainer.ppo_models import LastBatch
 from denserl.trainer.ppo_trainer import PPOTrainer
+from denserl.trainer.start import with_defaults
 from denserl.trainer.trackers import read_metrics
 
 TESTS = Path(__file__).parent.parent
@@ -185,6 +188,15 @@ def test_a_server_is_as_good_as_the_function_also_after_it_failed(ppo, scored, o
     assert len(list((resumed / "answers").iterdir())) <= 3
     rows = read_metrics(resumed / "metrics.jsonl"), read_metrics(undisturbed / "metrics.jsonl")
     assert [row["reward"] for row in rows[0]] == [row["reward"] for row in rows[1]]
+
+
+def test_options_that_are_newer_than_a_checkpoint_did_what_they_do_by_default(world, tmp_path):
+    options = parse(train_ppo.Options, "train-ppo", world.argv(tmp_path))
+    now = json.loads(json.dumps(dataclasses.asdict(options)))
+    before = {name: value for name, value in now.items() if name not in ("policy_tokens", "prefix_differences", "adam_betas")}
+    del now["resume"], before["resume"]
+    assert with_defaults(before, train_ppo.Options) == now
+    assert with_defaults({**before, "policy_tokens": 0.2}, train_ppo.Options) == now | {"policy_tokens": 0.2}
 
 
 def test_a_function_that_says_what_a_reward_model_said_makes_the_same_policy(ppo, scored, monkeypatch):
