@@ -15,6 +15,7 @@ from denserl import distributed
 from denserl.data.batching import ResponseBatch
 from denserl.data.responses import Responses
 from denserl.errors import require
+from denserl.models.loading import check_same_tokenizer
 from denserl.models.reward_settings import StoredSettings
 from denserl.plugins import load_named
 from denserl.ppo_utils.assignment import OF_SCORE, SHARE, WHOLE, canonical_kind
@@ -161,9 +162,11 @@ def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
     if config.prefix_differences:
         check_of_whole_responses(members)
+        check_same_tokenizer(loaded.tokenizer, members.tokenizer, members.paths[0])  # those that judge may have another
         whole = reward_model_source(members, Segmenter(BANDIT_THRESHOLD), **ensemble, models=loaded.readers)
         segmenter = segmenter_of_increments(config, loaded.tokenizer)
-        return [PaidSource("reward_model", PrefixDifferences(whole), segmenter, plain_reward(config))]
+        source = PrefixDifferences(whole, chances=members.judge_steps)
+        return [PaidSource("reward_model", source, segmenter, plain_reward(config))]
     cut: dict[str, Any] = {name: getattr(config, option) for name, option in CUT.items()}
     segmenter = choose_segmenter(members.each, members.paths, loaded.tokenizer, **cut, steps=config)
     source = source_of(members, segmenter, **ensemble, models=loaded.readers, written_by=loaded.tokenizer)
@@ -277,8 +280,18 @@ def _token(variable: str | None) -> str | None:
 
 
 def check_of_whole_responses(members: Members) -> None:
-    """UserError where a reward model is of segments: what they change in its score is paid without differences of prefixes."""
+    """UserError where a reward model is of segments or steps: what they change is paid without differences of prefixes.
+
+    Outcomes are judged as if a response were one step.
+    """
     for stored, path in zip(members.each, members.paths, strict=True):
+        if members.judge_steps:
+            require(
+                stored.max_steps == 1 and stored.context_signs in (None, "none"),
+                f"`prefix_differences`: {path} was trained to judge steps, not whole responses",
+                "leave `prefix_differences` out: each step is paid what it changes in the chance of success",
+            )
+            continue
         level = level_of(stored_threshold(stored))
         require(
             level == "bandit",

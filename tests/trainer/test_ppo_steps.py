@@ -109,3 +109,25 @@ def test_chances_of_steps_have_no_lines(judge, world, tmp_path):
     argv = tiny_models.as_argv({"reward_model": judge[1], "data": world.prompts, "output_dir": tmp_path})
     with pytest.raises(UserError, match="judges steps: chances of success are paid as they are"):
         tiny_models.run_command(fit_normalizer, "fit-normalizer", argv)
+
+
+def test_prefix_differences_of_a_judge_of_outcomes_are_of_chances(ppo, scored, judge, world, tmp_path):
+    stock, folder = judge
+    one = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    one.config.segment_reward = {**one.config.segment_reward, "max_steps": 1}
+    one.save_pretrained(tmp_path / "outcomes")
+    load_tokenizer(str(world.sft)).save_pretrained(tmp_path / "outcomes")
+    ppo(reward_model=tmp_path / "outcomes", prefix_differences=True, entropy_threshold=None)
+    ((responses, found),) = scored
+
+    def chance(ids: list[int]) -> float:
+        with torch.no_grad():
+            return stock(torch.tensor([ids])).logits.sigmoid().item()
+
+    for row, (prompt, ids) in enumerate(zip(responses.prompt_ids, responses.response_ids, strict=True)):
+        content = ids[:-1] if responses.ended[row] else ids
+        so_far = [chance([*prompt, *content[:count]]) for count in range(len(content) + 1)]
+        expected = [after - before for before, after in zip(so_far, so_far[1:])]
+        assert found[0].rewards[row, : len(ids)].tolist() == pytest.approx([*expected, *[0.0] * responses.ended[row]], abs=1e-4)
+    with pytest.raises(UserError, match="was trained to judge steps, not whole responses"):
+        ppo("steps", reward_model=folder, prefix_differences=True, entropy_threshold=None)

@@ -110,10 +110,13 @@ class PrefixDifferences:
     Potential-based shaping (Ng, Harada and Russell 1999) with the score of what has been said as potential: a response's sum
     is R(y) - R(prompt). A causal model tells all prefixes in one forward. R(prompt) is read at the prompt's last token, R(y)
     where the source reads it, and the end of turn is paid with the token before it.
+
+    chances: the source's scores are logits, which judge what is before the end of turn: R is the chance of success, and R(y)
+    is read at the last token before it.
     """
 
-    def __init__(self, source: RewardModelSource):
-        self.source = source
+    def __init__(self, source: RewardModelSource, chances: bool = False):
+        self.source, self.chances = source, chances
 
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
         mask, closed = batch.response_mask, self.source.closed(responses)
@@ -122,6 +125,9 @@ class PrefixDifferences:
         longer = pad_responses(prompts, opened, self.source.pad_id).to(mask.device)
         scores = self.source.combined(longer)
         last = longer.response_mask.sum(1, keepdim=True) - 1
+        if self.chances:
+            scores = scores.sigmoid()
+            last = mask.sum(1, keepdim=True) - torch.tensor(responses.ended, device=mask.device).long()[:, None]
         scores = scores.scatter(1, mask.sum(1, keepdim=True), scores.gather(1, last))
         width = mask.shape[1]
         return increments(scores[:, 1 : width + 1] - scores[:, :width], mask, responses.ended)
