@@ -30,6 +30,7 @@ class Refused(Exception):
 
 
 Prompt = str | list[dict[str, Any]]
+Labels = Annotated[list[Any] | None, Field(description="right answers, for a function that is given them; empty: none")]
 
 
 class _Request(BaseModel):
@@ -42,14 +43,15 @@ class RewardsRequest(_Request):
     prompts: Annotated[list[Prompt], Field(description="a user's turn as text, or messages with role and content")]
     responses: Annotated[list[str], Field(description="texts, without what closes the turn")]
     ended: Annotated[list[bool] | None, Field(description="false: cut off before its end; default: all ended")] = None
+    labels: Labels = None
 
     def rows(self, detailed: bool = True) -> list[Row]:
         """BadRow for lists of other lengths, and for prompts that are no messages."""
-        count = _count(prompts=self.prompts, responses=self.responses, ended=self.ended)
-        ended = self.ended or [True] * count
+        count = _count(prompts=self.prompts, responses=self.responses, ended=self.ended, labels=self.labels)
+        columns = (self.prompts, self.responses, self.ended or [True] * count, _told_labels(self.labels, count))
         return [
-            Row(as_messages(prompt, f"prompts[{i}]"), response, ends, detailed)
-            for i, (prompt, response, ends) in enumerate(zip(self.prompts, self.responses, ended, strict=True))
+            Row(as_messages(prompt, f"prompts[{i}]"), response, ended, label, detailed)
+            for i, (prompt, response, ended, label) in enumerate(zip(*columns, strict=True))
         ]
 
 
@@ -58,7 +60,7 @@ class QueryRequest(_Request):
 
     query: Annotated[list[str], Field(description="prompt and response, as a chat template writes them")]
     prompts: Annotated[list[str] | None, Field(description="what each query begins with")] = None
-    labels: Annotated[list[Any] | None, Field(description="taken as the contract has it; nothing here reads them")] = None
+    labels: Labels = None
     responses: Annotated[list[str] | None, Field(description="the responses as texts")] = None
     messages: Annotated[list[Prompt] | None, Field(description="the prompts as messages")] = None
 
@@ -69,9 +71,10 @@ class QueryRequest(_Request):
         columns = {"prompts": self.prompts, "labels": self.labels, "responses": self.responses, "messages": self.messages}
         count = _count(query=self.query, **columns)
         responses, messages = self.responses or [None] * count, self.messages or [None] * count
+        rows = zip(self.query, self.prompts, responses, messages, _told_labels(self.labels, count), strict=True)
         return [
-            Rendered(prompt, query, response, None if talk is None else as_messages(talk, f"messages[{i}]"), detailed)
-            for i, (query, prompt, response, talk) in enumerate(zip(self.query, self.prompts, responses, messages, strict=True))
+            Rendered(prompt, query, response, None if talk is None else as_messages(talk, f"messages[{i}]"), label, detailed)
+            for i, (query, prompt, response, talk, label) in enumerate(rows)
         ]
 
 
@@ -125,6 +128,11 @@ def _told(row: Scored, logits: bool) -> dict[str, Any]:
 
 def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def _told_labels(labels: list[Any] | None, count: int) -> list[Any]:
+    """The labels; None for each where none of them says anything, as in requests of clients that have none."""
+    return labels if labels is not None and any(label not in ("", None) for label in labels) else [None] * count
 
 
 def _count(**columns: Sequence | None) -> int:

@@ -10,7 +10,7 @@ from denserl.serving.rows import Rendered, Row, Scored
 
 
 class FunctionService:
-    """A Python function, which is given texts as they are."""
+    """A Python function, which is given texts as they are, and labels where a request has some."""
 
     logits = False
 
@@ -25,9 +25,18 @@ class FunctionService:
         return plain
 
     def score(self, encoded: Sequence[Row]) -> list[Scored]:
-        """A function's numbers are what they are called with, so that each answer stands alone."""
-        prompts, texts, ended = zip(*[(row.prompt, row.response, row.ended) for row in encoded], strict=True)
-        found = self.source.values(Responses(prompts, texts, [], [], ended))
+        """Rows with labels, which the function is given as a third argument, are not mixed with others."""
+        found: dict[int, Scored] = {}
+        for labelled in (False, True):
+            places = [place for place, row in enumerate(encoded) if (row.label is not None) == labelled]
+            if places:
+                found |= zip(places, self._called([encoded[place] for place in places], labelled), strict=True)
+        return [found[place] for place in range(len(encoded))]
+
+    def _called(self, rows: Sequence[Row], labelled: bool) -> list[Scored]:
+        prompts, texts = [row.prompt for row in rows], [row.response for row in rows]
+        labels = [row.label for row in rows] if labelled else ()
+        found = self.source.values(Responses(prompts, texts, [], [], [row.ended for row in rows], labels))
         return [
             Scored(value, None, None, text, 1)
             if isinstance(value, float)

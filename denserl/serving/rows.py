@@ -11,6 +11,7 @@ class Row(NamedTuple):
     prompt: Messages
     response: str
     ended: bool = True  # whether it was ended, and not cut off at some longest length
+    label: Any = None  # the right answer, where it is told
     detailed: bool = True  # whether segments and tokens are asked for, besides the score
 
 
@@ -21,6 +22,7 @@ class Rendered(NamedTuple):
     query: str  # prompt and answer, with the end of the turn if there is one
     response: str | None = None  # the answer's text, where it is known
     messages: Messages | None = None  # of the prompt, where they are known
+    label: Any = None
     detailed: bool = True
 
     def plain(self) -> Row | None:
@@ -28,7 +30,7 @@ class Rendered(NamedTuple):
         if self.response is None or self.messages is None:
             return None
         # One that was cut off has nothing behind its text.
-        return Row(self.messages, self.response, not self.query.endswith(self.response), self.detailed)
+        return Row(self.messages, self.response, not self.query.endswith(self.response), self.label, self.detailed)
 
 
 class Token(NamedTuple):

@@ -30,10 +30,14 @@ from denserl.config import ModelSourceConfig
 from denserl.data.bad_rows import BadRow
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.rendered import encode_rendered
+from denserl.data.responses import Responses
 from denserl.errors import UserError
 from denserl.evaluation.scorers import RewardScorer
 from denserl.models.loading import load_tokenizer
+from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.build import load_step_model
+from denserl.rewards.sources.endpoint import EndpointSource
+from denserl.rewards.sources.reading import response_text
 from denserl.serving.app import Limits, make_app
 from denserl.serving.characters import ends_of_tokens
 from denserl.serving.functions import FunctionService
@@ -131,7 +135,7 @@ def test_a_request_of_many_equals_requests_of_one_and_what_is_scored_in_process(
     many = rows(64)
     together = asked(client, "/rewards", **many)["rewards"]
     inside = scorer([user(prompt) for prompt in many["prompts"]], many["responses"])
-    assert [row["score"] for row in together] == pytest.approx(inside.tolist(), abs=1e-6)
+    assert [row["score"] for row in together] == pytest.approx(inside.tolist(), rel=1e-6, abs=1e-6)
 
     def alone(i):
         return asked(client, "/rewards", prompts=[many["prompts"][i]], responses=[many["responses"][i]])["rewards"][0]
@@ -140,8 +144,8 @@ def test_a_request_of_many_equals_requests_of_one_and_what_is_scored_in_process(
         apart = list(threads.map(alone, range(64)))
     for one, other in zip(together, apart, strict=True):
         for name in ("token_rewards", "segment_scores"):
-            assert one.pop(name) == pytest.approx(other.pop(name), abs=1e-6)
-        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
+            assert one.pop(name) == pytest.approx(other.pop(name), rel=1e-6, abs=1e-6)
+        assert one.pop("score") == pytest.approx(other.pop("score"), rel=1e-6, abs=1e-6)
         assert one == other  # ends, texts, cuts
 
 
@@ -149,7 +153,7 @@ def test_messages_and_answers_that_were_cut_off_are_read_as_in_process(client, s
     prompt = [{"role": "system", "content": "Be short."}, *user("Why?")]
     found = asked(client, "/rewards", prompts=[prompt, prompt], responses=["A river", "A river"], ended=[True, False])
     inside = scorer.score([scorer.encode(prompt, "A river", ended) for ended in (True, False)])
-    assert [row["score"] for row in found["rewards"]] == pytest.approx(inside.tolist(), abs=1e-6)
+    assert [row["score"] for row in found["rewards"]] == pytest.approx(inside.tolist(), rel=1e-6, abs=1e-6)
     ended, cut = (row["tokens"] for row in found["rewards"])
     assert ended == [*cut, "<|im_end|>"] and inside[0] != inside[1]
 
@@ -161,7 +165,7 @@ def test_what_is_too_long_is_cut_and_that_is_told(folder):
         found = asked(client, "/rewards", prompts=prompts, responses=responses)["rewards"]
         assert found[0]["prompt_cut"] > 0 == found[0]["response_cut"] and found[1]["response_cut"] > 0
         inside = scorer([user(prompt) for prompt in prompts], responses)
-        assert [row["score"] for row in found] == pytest.approx(inside.tolist(), abs=1e-6)
+        assert [row["score"] for row in found] == pytest.approx(inside.tolist(), rel=1e-6, abs=1e-6)
         assert found[1]["segment_ends"][-1] < len(responses[1]) and found[1]["text"] == responses[1]
         logs = asked(client, "/get_reward", query=[OPENED + "Yes. " * 40], prompts=[OPENED])["extra_logs"]
         assert logs["response_cut"][0] > 0
@@ -177,7 +181,7 @@ def test_openrlhf_is_answered_as_by_its_own_server(client, scorer):
         expected = scorer([user("Why?")], [answer.removesuffix("<|im_end|>")])
         if answer == "A quiet river":  # cut off
             expected = scorer.score([scorer.encode(user("Why?"), answer, False)])
-        assert found["rewards"] == pytest.approx(expected.tolist(), abs=1e-6)
+        assert found["rewards"] == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-6)
         # What its client makes of them (torch.tensor([value])), one shape for every row.
         tensors = [torch.tensor([value]) for value in (found["rewards"], *found["extra_logs"].values())]
         assert {(tensor.shape, tensor.dtype) for tensor in tensors} == {((1, 1), torch.float32)}
@@ -197,15 +201,34 @@ def test_lists_by_segment_are_of_the_same_numbers(client, folder):
         found = asked(client, "/get_segment_rewards", **written, responses=many["responses"], labels=[None] * 6)
         for one, other in zip(found["rewards"], pairs, strict=True):
             assert [end for end, _ in one] == [end for end, _ in other]
-            assert [score for _, score in one] == pytest.approx([score for _, score in other], abs=1e-6)
-        assert found["scores"] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+            assert [score for _, score in one] == pytest.approx([score for _, score in other], rel=1e-6, abs=1e-6)
+        assert found["scores"] == pytest.approx([row["score"] for row in expected], rel=1e-6, abs=1e-6)
     # Without segments there is the one number, as PPO reads it at the end of the turn.
     bandit = RewardScorer([str(folder / "bandit")])
     with TestClient(make_app(ModelService(bandit), LIMITS)) as one:
         found = asked(one, "/get_segment_rewards", query=query, prompts=texts)
-        assert found["rewards"] == pytest.approx(bandit(messages, many["responses"]).tolist(), abs=1e-6)
+        assert found["rewards"] == pytest.approx(bandit(messages, many["responses"]).tolist(), rel=1e-6, abs=1e-6)
         (told,) = asked(one, "/rewards", prompts=["Why?"], responses=["No."])["rewards"]
         assert told["segment_ends"] == [3] and told["segment_scores"] == [told["score"]]
+
+
+def test_what_ppo_asks_is_answered_by_the_scores_of_its_token_ids(client, scorer, tmp_path):
+    """The client of --reward_url, whose render and decode are those of the policy's tokenizer."""
+    tokenizer = scorer.tokenizer
+    rows = [(user(PROMPTS[i % 3]), ANSWERS[i % 5], i % 4 > 0) for i in range(15)]
+    ids = [scorer.encode(*row) for row in rows]
+    columns = zip(*[(prompt, text, row.prompt_ids, row.response_ids, row.ended) for (prompt, text, _), row in zip(rows, ids)])
+
+    def post(url, body):
+        return asked(client, url, **body)
+
+    answers = Answers(tmp_path, resumed=False)
+    answers.begin("rollout-0")
+    decode = response_text(tokenizer)
+    source = EndpointSource(["/get_segment_rewards"], post, 4, answers, decode, tokenizer.decode)
+    found = source.values(Responses(*columns))
+    for parts, reading in zip(found, scorer.read(ids), strict=True):
+        assert [number for _, number in parts] == pytest.approx([score for _, score in reading.segments], rel=1e-6, abs=1e-6)
 
 
 def test_rendered_conversations_have_the_ids_of_their_messages(scorer):
@@ -250,13 +273,13 @@ def test_the_steps_of_a_solution_are_those_of_the_stock_class(folder):
         (found,) = asked(client, "/rewards", prompts=["Why?"], responses=[text])["rewards"]
         assert found["segment_ends"] == ends and "tokens" not in found
         assert found["segment_scores"] == pytest.approx(expected, abs=1e-5)
-        assert found["segment_probabilities"] == pytest.approx(chances, abs=1e-6)
-        assert found["score"] == pytest.approx(min(chances), abs=1e-6)
+        assert found["segment_probabilities"] == pytest.approx(chances, rel=1e-6, abs=1e-6)
+        assert found["score"] == pytest.approx(min(chances), rel=1e-6, abs=1e-6)
         pairs = [pytest.approx(pair, abs=1e-5) for pair in zip(ends, expected)]
         foreign = {"query": [f"Q: {text}</s>"], "prompts": ["Q: "], "messages": ["Why?"], "responses": [text]}
         for body in ({"query": [f"{OPENED}{text}<|im_end|>"], "prompts": [OPENED]}, foreign):
             told = asked(client, "/get_segment_rewards", **body)
-            assert told["rewards"] == [pairs] and told["scores"] == pytest.approx([min(chances)], abs=1e-6)
+            assert told["rewards"] == [pairs] and told["scores"] == pytest.approx([min(chances)], rel=1e-6, abs=1e-6)
             assert asked(client, "/get_reward", **body)["rewards"] == told["scores"]
         (nothing,) = asked(client, "/rewards", prompts=["Why?"], responses=[" "])["rewards"]
         assert nothing["segment_ends"] == [] and nothing["score"] == 0
@@ -271,7 +294,7 @@ def test_steps_that_are_turns_are_read_from_texts(folder):
         body = {"query": [f"{OPENED}It runs.\n\nIt waits.<|im_end|>"], "prompts": [OPENED]}
         assert "send 'messages' and 'responses' too" in client.post("/get_reward", json=body).json()["error"]
         told = asked(client, "/get_segment_rewards", **body, messages=["Why?"], responses=["It runs.\n\nIt waits."])
-        assert told["rewards"] == [[pytest.approx(pair, abs=1e-6) for pair in zip([10, 19], logits)]]
+        assert told["rewards"] == [[pytest.approx(pair, rel=1e-6, abs=1e-6) for pair in zip([10, 19], logits)]]
 
 
 GOOD = {"prompts": ["Why?"], "responses": ["No."]}
@@ -288,6 +311,7 @@ DEEP = b'{"prompts": ' + b"[" * 5000 + b"]" * 5000 + b', "responses": []}'
         ("/rewards", b'{"prompts": ["Why?"], "responses": [NaN]}', 400, "no JSON"),
         ("/rewards", b'{"prompts": ["\\ud800"], "responses": ["No."]}', 400, "no JSON"),
         ("/rewards", b" " * 100_001, 413, "more than 100000 bytes"),
+        ("/rewards", iter([b" " * 60_000] * 2), 413, "more than 100000 bytes"),  # in chunks, of a length not told before
         ("/rewards", ["Why?"], 422, "the body: Input should be"),
         ("/rewards", {"prompts": ["Why?"]}, 422, "responses: Field required"),
         ("/rewards", {**GOOD, "temperature": 1}, 422, "temperature: Extra inputs"),
@@ -308,7 +332,7 @@ DEEP = b'{"prompts": ' + b"[" * 5000 + b"]" * 5000 + b', "responses": []}'
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(client, path, body, status, reason):
-    sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+    sent = {"json": body} if isinstance(body, (dict, list)) else {"content": body}
     answer = client.post(path, **sent)
     assert answer.status_code == status and reason in answer.json()["error"]
     assert asked(client, "/rewards", **GOOD)["rewards"][0]["score"] != 0
@@ -349,8 +373,10 @@ def test_the_token_is_asked_for_and_never_told(scorer, caplog):
     assert "401" in caplog.text and "s3cr" not in caplog.text
 
 
-def of_letters(prompts, responses):
-    """A number for each, or one for each half of a response with a space; some make it fail."""
+def of_letters(prompts, responses, labels=None):
+    """A number for each, or one for each half of a response with a space, or whether it is the label; some make it fail."""
+    if labels is not None:
+        return [float(text == label) for text, label in zip(responses, labels, strict=True)]
     if "fail" in responses:
         raise ValueError("a letter too many\x1b[0m")
     if "odd" in responses:
@@ -371,6 +397,9 @@ def test_a_function_is_served(caplog):
         }
         assert asked(client, "/get_segment_rewards", **body)["rewards"] == [[[3, 1.0], [7, 0.5]], 5.0]
         assert asked(client, "/get_reward", **body)["rewards"] == [1.5, 5.0]
+        assert asked(client, "/get_reward", **body, labels=["", None])["rewards"] == [1.5, 5.0]
+        assert asked(client, "/get_reward", **body, labels=["", "three"])["rewards"] == [0, 1]
+        assert asked(client, "/rewards", prompts=["Q"], responses=["x"], labels=["x"])["rewards"][0]["score"] == 1
         del body["responses"]
         assert "send 'messages' and 'responses' too" in client.post("/get_reward", json=body).json()["error"]
         for text, reason in (
