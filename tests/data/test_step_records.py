@@ -173,6 +173,11 @@ def test_rated_alternatives_end_a_solution_each(neutral, expected):
     assert {one["answer"] for one in made} == {"3"}
 
 
+def test_what_a_person_wrote_beside_a_chosen_completion_ends_a_solution():
+    row = rated(([rating("a", 1)], 0, {"text": "h", "rating": None}), ([rating("b", -1)], None, None))
+    assert said(as_steps(row)) == said([record(["h"], [1]), record(["a", "b"], [1, 0])])
+
+
 def test_the_way_to_unrated_ends_is_not_lost():
     row = rated(([rating("a", 1)], 0, None), ([rating("b", None), rating("c", None)], None, None))
     assert said(as_steps(row)) == said([record(["a"], [1])])
