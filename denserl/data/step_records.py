@@ -31,7 +31,7 @@ from denserl.data.schemas import (
     missing,
     unread_beside,
 )
-from denserl.steps import StepRule
+from denserl.steps import SEPARATOR, StepRule
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +131,17 @@ def solution_steps(text: str, reading: StepReading = AS_PUBLISHED) -> list[str]:
 
     Markers at ends of lines part them, which generators that were taught so write, or else what the rule says, however many.
     """
-    marked = re.compile(rf"\s{re.escape(reading.marker)}[ \t]*(?:\n|\Z)")
+    marked = _marker_at_line_end(reading.marker)
     parts = parts_between(marked if marked.search(text) else reading.rule.separates, text)
     return [text[start:end].strip() for start, end in parts]
+
+
+def without_markers(text: str, marker: str = AS_PUBLISHED.marker) -> str:
+    """A solution with a blank line where a marker stood at the end of a line; one without markers as it is."""
+    marked = _marker_at_line_end(marker)
+    if marked.search(text) is None:
+        return text
+    return SEPARATOR.join(text[start:end].strip() for start, end in parts_between(marked, text))
 
 
 def parts_between(separates: re.Pattern, text: str) -> list[tuple[int, int]]:
@@ -190,7 +198,7 @@ def _listed(row: dict, key: str, reading: StepReading) -> list[_Solution]:
 
 def _stored(row: dict, key: str, reading: StepReading) -> list[_Solution]:
     """`prompt`, `answers`, and a label of each, which is an outcome."""
-    answers = [unicode_of(answer, key) for answer in _list_of(row[key], key)]
+    answers = [without_markers(unicode_of(answer, key), reading.marker).strip() for answer in _list_of(row[key], key)]
     name = _first(row, LABELS) or LABELS[0]
     labels = _list_of(row.get(name, []), name)
     if not answers:
@@ -223,8 +231,7 @@ def _of_turns(row: dict, key: str, reading: StepReading) -> list[_Solution]:
     question, steps[0] = _question_apart(row, steps[0], key, reading)
     labels += [math.nan] * (len(steps) - len(labels))
     prompt = [*opening, {**turns[0], "content": question}]
-    marker = re.compile(rf"\s{re.escape(reading.marker)}\s*\Z")  # which the last step may still have
-    steps = [marker.sub("", step).strip() for step in steps]
+    steps = [without_markers(step, reading.marker).strip() for step in steps]
     final, answer = _outcome(row, reading)
     # One step is the whole solution.
     return [_Solution(prompt, steps, labels, labels[0] if len(steps) == 1 and math.isnan(final) else final, answer)]
@@ -304,7 +311,7 @@ def _whole(row: dict, key: str, reading: StepReading) -> list[_Solution]:
     answer = "" if key == "answer" else _text_or_number(row.get("answer"), "answer")
     if name == "label":
         chance = _chance(row.get(name), name, reading)
-        return [_Solution(_prompt(row), [text.strip()], [chance], chance, answer)]
+        return [_Solution(_prompt(row), [without_markers(text, reading.marker).strip()], [chance], chance, answer)]
     steps = solution_steps(text, reading)
     labels = _labels(row[name], name, len(steps), reading)
     return [_Solution(_prompt(row), steps, labels, _chance(row.get("final"), "final", reading), answer)]
@@ -383,6 +390,10 @@ def _outcome(row: dict, reading: StepReading) -> tuple[float, str]:
 
 def _text_or_number(value: object, key: str) -> str:
     return str(value) if type(value) in (int, float) else unicode_of("" if value is None else value, key)
+
+
+def _marker_at_line_end(marker: str) -> re.Pattern:
+    return re.compile(rf"\s{re.escape(marker)}[ \t]*(?:\n|\Z)")
 
 
 def _object(value: object, key: str) -> dict:

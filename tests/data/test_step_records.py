@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from denserl.data.bad_rows import BadRow, LeftOut
-from denserl.data.step_records import StepReading, as_steps, load_steps, solution_steps
+from denserl.data.step_records import StepReading, as_steps, load_steps, solution_steps, without_markers
 from denserl.errors import UserError
 from denserl.steps import StepRule
 
@@ -85,6 +85,8 @@ OUTCOMES = {
     "stored answers": {"prompt": QUESTION, "answers": ["It is 3."], "label": [False]},
     "stored answers, other name": {"prompt": QUESTION, "answers": ["It is 3."], "labels": [0]},
     "one text": {"prompt": QUESTION, "completion": "It is 3.", "label": "-"},
+    "one text with a marker": {"prompt": QUESTION, "response": "It is 3. ки\n", "label": False},
+    "stored answers with a marker": {"prompt": QUESTION, "answers": ["It is 3. ки"], "label": [False]},
     "rlhflow": {"question": QUESTION, "conversations": turns("It is 3.", signs="-")},
     "record": {"prompt": QUESTION, "steps": ["It is 3."], "labels": [0.0], "final": 0},
 }
@@ -102,6 +104,7 @@ def test_a_solution_is_cut_by_markers_or_by_the_rule():
     by_pattern = StepReading(rule=StepRule(pattern=r"(?=Step \d+:)"))
     assert solution_steps("Step 1: a Step 10: b", by_pattern) == ["Step 1: a", "Step 10: b"]
     assert len(solution_steps("a\n\n" * 200)) == 200 and solution_steps(" \n\n ки\n") == []
+    assert without_markers("a ки\nb ки") == without_markers("a\n\nb") == "a\n\nb" and without_markers("a ки b\n") == "a ки b\n"
     marked = turns("Step 1: a", "b ки", signs="++")
     assert as_steps({"conversations": marked})[0]["steps"] == ["Step 1: a", "b"]
 

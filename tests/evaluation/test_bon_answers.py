@@ -52,6 +52,13 @@ def test_six_answers_by_hand():
     assert curve == pytest.approx([0.33333333, 0.46666667, 0.45, 0.33333333, 0.16666667, 0], abs=1e-8)
 
 
+def test_markers_of_steps_are_no_part_of_an_answer():
+    suite = find_suite("bon_answers")
+    row = {"prompt": "Q", "answers": ["Step 1: 3 ки\nThe answer is: 3 ки", "The answer is: 3"], "label": [True, True]}
+    found = suite.read(row, "all")
+    assert found.texts == ["Step 1: 3\n\nThe answer is: 3", "The answer is: 3"] and found.finals == ["3", "3"]
+
+
 @given(st.lists(st.tuples(st.sampled_from("ABC."), st.sampled_from([0.25, 0.5, 1.0, 2.0])), min_size=1, max_size=7))
 def test_curves_are_means_over_all_subsets(answers):
     finals, scores = "".join(final for final, _ in answers), [score for _, score in answers]
