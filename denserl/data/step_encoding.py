@@ -3,6 +3,7 @@
 What a row holds is read in step_records.py; where a text is cut into steps is said in denserl/steps.py.
 """
 
+import functools
 import itertools
 import logging
 import math
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 Signs = Literal["none", "plus", "true"]
 GOOD = 0.5  # a step whose label, or probability, is at least this is right
 _ANOTHER_LAYOUT = "let `context_signs` be none, or give other `labels`"
+_NO_OUTCOME = ("the outcome (final) is not known", "learn the labels of steps with `input` steps")
 
 
 class StepLayout(NamedTuple):
@@ -135,9 +137,16 @@ def _check_signs(plus_ids: list[int], minus_ids: list[int], steps: int, labels: 
         raise UserError("the chat template opens the last answer otherwise than those before it", _ANOTHER_LAYOUT)
 
 
+@functools.lru_cache(maxsize=8)
 def text_of_ids(tokenizer: "PreTrainedTokenizerBase") -> Callable[[list[int]], str]:
     """Token ids -> text, with all of its spaces."""
-    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    # Single tokens are asked for again and again, and are most of what an encoding takes.
+    alone = functools.cache(lambda token: decode([token]))
+    return lambda ids: alone(ids[0]) if len(ids) == 1 else decode(ids)
 
 
 def tokenize_steps(
@@ -176,7 +185,7 @@ def tokenize_steps(
     def encode(row: dict):
         pieces, labels = _as_one(row, separator) if whole else _in_pieces(row, separator)
         if all(map(math.isnan, labels)):
-            raise BadRow("the outcome (final) is not known" if whole else "no step has a label")
+            raise BadRow(*(_NO_OUTCOME if whole else ("no step has a label",)))
         ids = encode_steps(tokenizer, row["prompt"], pieces, layout, [not label < GOOD for label in labels])
         cut = fit_steps(ids, max_length, max_prompt_length, bos)
         labels = until_first_error(labels) if stop_at_first_error else labels

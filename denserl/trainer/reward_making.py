@@ -11,7 +11,6 @@ from denserl.models.heads import Head
 from denserl.models.loading import attach_lm_head, freeze_trunk, match_embeddings, new_reward_model, train_whole_head
 from denserl.models.measured import check_steady
 from denserl.models.reward_settings import sft_settings, store_settings
-from denserl.rewards.config import HeadConfig
 from denserl.rewards.objectives import (
     BradleyTerry,
     Objective,
@@ -41,8 +40,13 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
     return objectives + own
 
 
-def head_of(config: HeadConfig, tokenizer: PreTrainedTokenizerBase) -> Head:
-    """The head that the options describe. UserError for labels that are no tokens."""
+def head_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, objectives: Sequence[Objective]) -> Head:
+    """The head that the options describe. UserError for labels that are no tokens, or where objectives need another one."""
+    if "label_logp" in all_reads(objectives):
+        found = "an objective reads the log-probability of a label"
+        require(config.head_type == "label", found, "let `head_type` be label")
+        whole = "`label_ce` full with `lora_rank`: it trains the whole head of the language model, which gets no adapters"
+        require(not config.lora_rank, whole, "let `label_ce` be restricted, or leave `lora_rank` out")
     if config.head_type == "label":
         labels = two_labels(config.labels)
         return Head("label", labels=labels, label_ids=label_ids(tokenizer, labels))
@@ -53,22 +57,19 @@ def make_model(
     config: RewardConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,
+    head: Head,
     objectives: Sequence[Objective],
     settings: dict[str, Any],
 ) -> PreTrainedModel:
-    """The SFT model's backbone under a fresh reward head, with that model's own head beside it where an objective reads it.
+    """The SFT model's backbone under a fresh head, with that model's own head beside it where an objective reads it.
 
     settings: how it reads responses, which is stored with it.
     """
-    head = head_of(config, tokenizer)
     model = new_reward_model(config.model, dtype, config.seed, head, **config.model_source())
     check_steady(model)
     match_embeddings(model, tokenizer)
     reads = all_reads(objectives)
     if "label_logp" in reads:
-        require(head.kind == "label", "an objective reads the log-probability of a label", "let `head_type` be label")
-        whole = "`label_ce` full with `lora_rank`: it trains the whole head of the language model, which gets no adapters"
-        require(not config.lora_rank, whole, "let `label_ce` be restricted, or leave `lora_rank` out")
         train_whole_head(model, config.model, dtype, **config.model_source())
     elif reads & {"first_logps", "logps"}:
         attach_lm_head(model, config.model, dtype, **config.model_source())

@@ -41,7 +41,7 @@ from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter
 from denserl.rewards.step_metrics import step_metrics, step_sums
 from denserl.segmentation import Segmenter, Segments, segment_scores, segments_from_starts
 from denserl.trainer.reward_config import RewardConfig
-from denserl.trainer.reward_making import make_model, make_objectives
+from denserl.trainer.reward_making import head_of, make_model, make_objectives
 from denserl.trainer.reward_pairs import GroupCollator, pairs_of
 from denserl.trainer.reward_steps import StepCollator, step_settings, steps_of
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
@@ -105,13 +105,14 @@ class RewardTrainer(SupervisedTrainer):
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
         objectives = [*make_objectives(config), *objectives]
-        # Whether there is one of this family is known before hours of entropies.
+        # Whether they can be had is known before hours of entropies.
+        head = head_of(config, tokenizer, objectives)
         empty_reward_model(config.model, dtype, **config.model_source())
         kind = cls if config.input == "pairs" else StepTrainer
         made = kind.prepare(config, tokenizer, device, dtype, objectives)
         args = training_arguments(config, device, dtype)
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=made.contents)
-        model = make_model(config, tokenizer, dtype, objectives, made.settings)
+        model = make_model(config, tokenizer, dtype, head, objectives, made.settings)
         model = prepare_model(model, config, "SEQ_CLS", device.type)
         warn_of_shortage(config, dtype, device, [model])
         return kind(
@@ -273,8 +274,9 @@ class StepTrainer(RewardTrainer):
         of_pairs = sorted({"ref_logps"} & all_reads(objectives) | {*all_labels(objectives)} - {"margin"})
         shown = ", ".join(of_pairs)
         require(not of_pairs, f"an objective reads {shown}, which rows of labelled steps do not have", "let `input` be pairs")
+        settings = step_settings(config, tokenizer)
         train, held_out = steps_of(config, tokenizer)
-        return Prepared(train, held_out, train, step_settings(config, tokenizer), {})
+        return Prepared(train, held_out, train, settings, {})
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         if self.units == "groups":

@@ -325,6 +325,8 @@ def test_outcomes_are_learned_as_solutions_of_one_step(trained, tmp_path):
         ({"input": "pairs", "neutral": "good"}, "--neutral good has no effect"),
         ({"label_ce": "full"}, "--label_ce full has no effect without --head_type label"),
         ({"head_type": "label", "label_ce": "full", "lora_rank": 2}, "--label_ce full with --lora_rank"),
+        ({"head_type": "label", "labels": ["good", "bad"]}, "--labels good bad: answers of one token each"),
+        ({"input": "response"}, "learn the labels of steps with --input steps"),
         ({"skip_cut_step": True}, "--skip_cut_step has no effect"),
         ({"max_prompt_length": 63}, "--max_prompt_length 63 leave no room"),
         ({"limit": 9}, "9 rows on 9 questions are too few to split some off"),
@@ -333,8 +335,10 @@ def test_outcomes_are_learned_as_solutions_of_one_step(trained, tmp_path):
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, reason, trained, tmp_path):
+    labels = ["--labels", *options["labels"]] if "labels" in options else []
+    argv = settings(trained.root, tmp_path / "out", **{name: value for name, value in options.items() if name != "labels"})
     with pytest.raises(UserError) as error:
-        run(trained, tmp_path / "out", **options)
+        tiny_models.run_command(train_rm, "train-rm", argv + labels)
     assert reason in str(error.value)
 
 
