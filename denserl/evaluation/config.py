@@ -50,6 +50,7 @@ class SuiteConfig(SolutionConfig):
         Interval(gt=0, lt=1),
         ON_PROCESSBENCH,
         Only("with `threshold_from`, which chooses it", lambda c: c.threshold_from is None),
+        Only("on processbench, which judges each step", lambda c: c.suite != "processbench", of=("aggregate",)),
     ] = 0.5
     """Chance of being right below which a step is held for wrong."""
     threshold_from: Annotated[str | None, ON_PROCESSBENCH] = None

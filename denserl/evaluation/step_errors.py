@@ -57,6 +57,7 @@ class StepSuite(NamedTuple):
             "the reward model gives one number for an answer, and this suite judges the numbers of steps",
             "give a model that was trained on labels of steps, or judge this one on bon_answers",
         )
+        self._check_split(items)
         kept, encoded = encode_all(items, lambda item: [(item.prompt, item.steps)], scorer.encode_steps, bad_rows)
         scores = scorer.step_scores(encoded) if kept else []
         return [
@@ -123,13 +124,16 @@ class StepSuite(NamedTuple):
         chosen = f", chosen on {self.threshold_from}" if self.threshold_from else ""
         return f"{in_columns(rows)}\nsteps below {summary['step_threshold']:.4g} are held for wrong{chosen}"
 
+    def _check_split(self, items: Sequence[Solution]) -> None:
+        known = sorted({item.subset for item in items})
+        found = f"`threshold_from` names {self.threshold_from}; the subsets are {', '.join(known)}"
+        require(self.threshold_from in (None, *known), found, "name one of them")
+
     def _threshold(self, judged: Sequence[JudgedSolution]) -> float:
         if self.threshold_from is None:
             return self.threshold
-        own = [entry for entry in judged if entry.item.subset == self.threshold_from]
-        known = ", ".join(sorted({entry.item.subset for entry in judged}))
-        require(own, f"`threshold_from` names {self.threshold_from}; the subsets are {known}", "name one of them")
-        found = best_threshold(own)
+        self._check_split([entry.item for entry in judged])
+        found = best_threshold([entry for entry in judged if entry.item.subset == self.threshold_from])
         if found is None:
             raise UserError(f"`threshold_from` {self.threshold_from} has wrong or right solutions alone", "name another subset")
         return found

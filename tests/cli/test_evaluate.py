@@ -144,6 +144,12 @@ def test_a_row_that_cannot_be_judged_stops_or_is_dropped(folder, tmp_path, capsy
         (("pairs", "{pairs}", "--scorer", "{folder}/rm", "--ensemble", "min"), "no effect with a single reward model"),
         (("pairs", "{pairs}", "--scorer", "{folder}/rm", "--sft_model", "{folder}/sft"), "no effect at the bandit level"),
         (("pairs", "{pairs}", "--scorers", "length"), "did you mean --scorer?"),
+        (("pairs", "{pairs}", "--scorer", "length", "--step_threshold", "0.3"), "no effect but on processbench"),
+        (("pairs", "{pairs}", "--scorer", "length", "--choose", "majority"), "no effect but on bon_answers"),
+        (("pairs", "{pairs}", "--scorer", "length", "--aggregate", "mean"), "no effect with --scorer length or random"),
+        (("processbench", "{pairs}", "--scorer", "x", "--aggregate", "mean"), "no effect on processbench"),
+        (("processbench", "{pairs}", "--scorer", "x", "--step_threshold", "1"), "must be above 0 and below 1"),
+        (("bon_answers", "{pairs}", "--scorer", "random", "--final_answer", "a"), "no module:name"),
     ],
 )
 def test_a_mistake_is_met_with_a_message(folder, tmp_path, capsys, words, said):
