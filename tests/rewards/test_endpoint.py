@@ -268,8 +268,7 @@ def test_equal_questions_have_answers_of_their_own_again(source):
     """A server that never answers alike: a resumed run is told what the first one was."""
     said = iter(range(100))
     with serving(lambda body: {"rewards": [next(said) for _ in body["responses"]]}) as requests:
-        responses = rollouts()
-        same = Responses(*([column[0]] * 4 for column in responses))
+        same = rollouts().rows([0] * 4)
         first = source(requests.url, together=3).values(same)
         again = source(requests.url, resumed=True).values(same)
     assert first == again == [0.0, 1.0, 2.0, 3.0] and len(requests) == 2

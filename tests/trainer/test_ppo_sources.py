@@ -65,7 +65,7 @@ def folded(values: list[float], ended: bool) -> list[float]:
     return [*values[:-2], values[-2] + values[-1], 0.0] if ended and len(values) > 1 else values
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.long), 0.7])
 def test_an_implicit_reward_is_beta_times_log_ratios_at_temperature_1(temperature, ppo, scored, world, other):
     ppo(**WITHOUT_MODEL, implicit_reward=other, implicit_beta=0.3, temperature=temperature)
     ((responses, found),) = scored
@@ -220,6 +220,7 @@ def test_an_outcome_is_paid_at_the_last_token_with_its_weight(ppo, scored, other
     assert read_metrics(output / "metrics.jsonl")[-1]["reward/outcome_function"] != 0
 
 
+@pytest.mark.long
 def test_an_outcome_alone_is_a_source(ppo, scored):
     ppo(**WITHOUT_MODEL, outcome_function="tiny_models:letters")
     ((responses, found),) = scored
