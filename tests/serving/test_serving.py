@@ -208,6 +208,10 @@ def test_lists_by_segment_are_of_the_same_numbers(client, folder):
     with TestClient(make_app(ModelService(bandit), LIMITS)) as one:
         found = asked(one, "/get_segment_rewards", query=query, prompts=texts)
         assert found["rewards"] == pytest.approx(bandit(messages, many["responses"]).tolist(), rel=1e-6, abs=1e-6)
+        # One that was cut off, with nothing that closes it, is read at its last token.
+        cut = asked(one, "/get_reward", query=["Q: A river"], prompts=["Q: "], messages=["Why?"], responses=["A river"])
+        expected = bandit.score([bandit.encode(user("Why?"), "A river", False)]).tolist()
+        assert cut["rewards"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
         (told,) = asked(one, "/rewards", prompts=["Why?"], responses=["No."])["rewards"]
         assert told["segment_ends"] == [3] and told["segment_scores"] == [told["score"]]
 
@@ -295,6 +299,15 @@ def test_steps_that_are_turns_are_read_from_texts(folder):
         assert "send 'messages' and 'responses' too" in client.post("/get_reward", json=body).json()["error"]
         told = asked(client, "/get_segment_rewards", **body, messages=["Why?"], responses=["It runs.\n\nIt waits."])
         assert told["rewards"] == [[pytest.approx(pair, rel=1e-6, abs=1e-6) for pair in zip([10, 19], logits)]]
+
+
+def test_ends_are_found_where_a_decoder_drops_the_first_space():
+    words = ["▁the", "▁ri", "ver", "▁", "runs"]
+
+    def decode(ids):
+        return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert ends_of_tokens(range(5), "the river runs", [decode([i]) for i in range(5)], decode) == [3, 6, 9, 10, 14]
 
 
 GOOD = {"prompts": ["Why?"], "responses": ["No."]}
