@@ -4,7 +4,7 @@ Where the scores come from (a reward model, an ensemble, a function), and where 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -52,9 +52,10 @@ class DenseReward:
     agg_func: str = "avg"
     tau: float = 1.0
     length_norm: bool = False
-    step_reward: str | None = None
-    credit: str = "sum"
-    temperature: float = 0.1
+    # Options of a run as they are given, which checkpoints remember as such, beside the text of this.
+    step_reward: str | None = field(default=None, repr=False)
+    credit: str = field(default="sum", repr=False)
+    temperature: float = field(default=0.1, repr=False)
 
     def __post_init__(self):
         kind = canonical_kind(self.assignment)
