@@ -79,7 +79,7 @@ class BestOfNConfig(SolutionConfig, SamplingConfig, RewardModelConfig, ReadConfi
     model: Annotated[str, MODEL, FIRST]
     """Policy to sample from: folder or hub name."""
     reward_model: Annotated[
-        list[str] | None, MODEL, FIRST, Only("without `reward_model`", lambda c: c.reward_model, OF_PROXIES)
+        list[str] | None, MODEL, FIRST, Only("without `reward_model`", lambda c: c.reward_model is not None, OF_PROXIES)
     ] = None
     """Trained reward model that chooses: folder or hub name. Several are an ensemble, each standardised by its own mean and
     std. Needed unless continue_steps is given."""
