@@ -17,7 +17,7 @@ from denserl.evaluation.scorers import RewardScorer
 from denserl.rewards.aggregation import aggregate_steps
 from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.sources.build import Members, judges_steps, load_members, step_model_of
-from denserl.rewards.sources.reading import STEP
+from denserl.rewards.sources.reading import STEP, chosen_rule
 from denserl.rewards.sources.step_model import StepModel, StepSource
 from denserl.steps import scored_ends, with_separators
 
@@ -131,7 +131,8 @@ def load_scorer(
     members = load_members(paths, dtype, config, template=template)
     for model in members.models:
         model.to(device)
-    how = {"how": config.ensemble, "weight": config.ensemble_weight, "steps": read, "device": device}
+    rule = chosen_rule(read, members.each, members.paths)
+    how = {"how": config.ensemble, "weight": config.ensemble_weight, "rule": rule, "device": device}
     model = step_model_of(members, max_length=config.max_length, score_tokens=config.score_tokens, **how)
     return StepModelScorer(model, paths, aggregate or _stored_aggregate(members))
 

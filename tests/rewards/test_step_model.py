@@ -178,6 +178,16 @@ def test_several_judges_are_one(sft, judge, tmp_path):
     assert both([PROMPT], pieces)[0] == pytest.approx(np.minimum(*each).tolist(), abs=1e-5)
 
 
+def test_a_stored_pattern_is_run_where_it_is_asked_for(sft, tmp_path):
+    judge = save_judge(tmp_path / "judge", sft, step_pattern=r"\. ")
+    members = load_members([judge], "fp32", CONFIG)
+    with pytest.raises(UserError, match="not run because a model names it"):
+        step_model_of(members)
+    asked = choose_segmenter(members.each, members.paths, members.tokenizer, steps=ReadConfig(step_pattern=r"\. "))
+    source = source_of(members, asked)
+    assert source.rule == source.model.rule == StepRule(pattern=r"\. ")
+
+
 def test_what_is_no_judge_or_cannot_be_judged(sft, judge, tmp_path):
     rewards = save_judge(tmp_path / "rm", sft, scores=None, entropy_threshold=1.5, segmenter=None)
     with pytest.raises(UserError, match="gives rewards, and does not judge steps"):

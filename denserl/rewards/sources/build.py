@@ -18,10 +18,11 @@ from denserl.models.measured import measured
 from denserl.models.positions import positions_of
 from denserl.models.reward_settings import StoredSettings, read_place, stored_settings
 from denserl.rewards.config import StepConfig
-from denserl.rewards.sources.reading import AS_STORED, STEP, after_the_turn, rule_of
+from denserl.rewards.sources.reading import AS_STORED, STEP, after_the_turn, chosen_rule
 from denserl.rewards.sources.reward_model import RewardModelSource, common_settings, stored_moments
 from denserl.rewards.sources.step_model import StepModel, StepSource
 from denserl.segmentation import Segmenter
+from denserl.steps import StepRule
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def source_of(
         f"leave level and `segmenter` out, or give `segmenter` {STEP}; for one reward at the end add `assignment` mean_last",
     )
     require(read_at is None, f"`read_at` {read_at} has no effect on steps, which are read at their ends", "leave it out")
-    return StepSource(step_model_of(members, **how), segmenter.rule, written_by or members.tokenizer)
+    model = step_model_of(members, rule=segmenter.rule, **how)
+    return StepSource(model, segmenter.rule, written_by or members.tokenizer)
 
 
 def reward_model_source(
@@ -150,7 +152,7 @@ def load_step_model(
     members = load_members(paths, dtype, config, template=template)
     for model in members.models:
         model.to(device)
-    return step_model_of(members, steps=steps, device=device, **how)
+    return step_model_of(members, rule=chosen_rule(steps, members.each, members.paths), device=device, **how)
 
 
 def step_model_of(
@@ -159,12 +161,16 @@ def step_model_of(
     how: str = "mean",
     weight: float = 1.0,
     models: Sequence[nn.Module] | None = None,
-    steps: StepConfig = AS_STORED,
+    rule: StepRule | None = None,
     max_length: int | None = None,
     device: torch.device | str = "cpu",
     score_tokens: int = 16384,
 ) -> StepModel:
-    """The members as one step model. models: as in `source_of`. max_length: tokens, as far as there are positions for them."""
+    """The members as one step model.
+
+    models: as in `source_of`. rule: how solutions are cut; default: as is stored. max_length: tokens, as far as there are
+    positions for them.
+    """
     require(
         members.judge_steps,
         f"{', '.join(members.paths)} gives rewards, and does not judge steps",
@@ -174,7 +180,7 @@ def step_model_of(
     require(not others, f"{', '.join(members.paths)} read steps in different layouts", "give models of one layout")
     bounds = [bound for model in members.models for bound in (positions_of(model.config), measured(model).longest)]
     longest = min(filter(None, (max_length, *bounds)), default=None)
-    rule = rule_of(steps, STEP, members.each, members.paths)
+    rule = rule or chosen_rule(AS_STORED, members.each, members.paths)
     models = models or members.models
     return StepModel(models, members.tokenizer, rule, layout, longest, device, how, weight, score_tokens)
 
