@@ -63,12 +63,13 @@ class Config:
     def check(self) -> None:
         """UserError for a value that is not among the choices or out of bounds, and for an option that would be ignored."""
         check_values(self)
-        for option in options_of(type(self)):
+        options = options_of(type(self))
+        defaults = {option.name: option.default for option in options}
+        for option in options:
             for only in _marks(option, Only):
-                self._check_effect(only, only.of or (option.name,))
+                self._check_effect(only, only.of or (option.name,), defaults)
 
-    def _check_effect(self, only: Only, names: tuple[str, ...]) -> None:
-        defaults = {option.name: option.default for option in options_of(type(self))}
+    def _check_effect(self, only: Only, names: tuple[str, ...], defaults: dict[str, Any]) -> None:
         for name in names:
             value = getattr(self, name)
             if value and value != defaults[name] and not only.has_effect(self):
