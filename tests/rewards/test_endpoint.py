@@ -162,12 +162,13 @@ def test_an_answer_without_end_is_not_read_to_its_end(source, monkeypatch):
 
 
 def test_a_busy_server_is_asked_again_when_it_says(source, monkeypatch):
-    replies = [(503, {"retry-after": "0"}, b"starting"), (429, {"retry-after": "soon"}, b""), (500, {}, b"")]
+    """Not before the wait has grown: a server that asks for a second each time would soon have used up all tries."""
+    replies = [(503, {"retry-after": "0"}, b"starting"), (429, {"retry-after": "soon"}, b""), (500, {"retry-after": "2"}, b"")]
     paused = []
     monkeypatch.setattr(http.time, "sleep", paused.append)
     with serving(lambda body: replies.pop(0) if replies else {"rewards": one_each(body)}) as requests:
         assert source(requests.url, tries=4).values(rollouts()) == [1.0] * 5
-    assert len(requests) == 4 and paused == [0.0, 0.02, 0.04]
+    assert len(requests) == 4 and paused == [0.01, 0.02, 2.0]
     assert requests[0] == requests[3]
 
 

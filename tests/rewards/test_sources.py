@@ -451,7 +451,14 @@ def test_an_exception_that_no_response_alone_raises():
         called(FunctionSource(function, "f", "reward_function", decode), rollouts(["The river runs.", "Rain."]))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, [(2, 1.0), (5, float("nan"))], np.array([[5, np.inf]])])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(float("nan"), float("inf"), -np.inf, [(2, 1.0), (5, float("nan"))], np.array([[5, np.inf]])),
+        # Infinite where rewards are fp32 (up to 3.4e38), the last one once its parts are added up.
+        *(1e39, -1e300, [(2, 2e38), (5, 2e38)]),
+    ],
+)
 def test_what_is_not_finite_is_refused(value):
     with pytest.raises(UserError, match="^`reward_function` mine:reward returned .* for the response 'Rain.'") as error:
         called(source_of_values(1.0, value), rollouts(["The river runs.", "Rain."]))

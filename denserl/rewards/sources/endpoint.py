@@ -13,7 +13,7 @@ from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.http import SHOWN, NoAnswer
 from denserl.rewards.sources.texts import TextSource, Value, checked_values
 
-GO_ON = "mend or start the server, then go on with `resume`: what has been answered is kept"
+GO_ON = "mend or start the server, then go on with `resume` from the last checkpoint: what has been answered since is kept"
 
 
 class EndpointSource(TextSource):

@@ -47,7 +47,8 @@ def post_json(client: httpx2.Client, url: str, body: dict, timeout: float, tries
     """The JSON that a server answers to JSON.
 
     Connections that fail, answers that take longer than `timeout` seconds and statuses that pass (PASSING) are tried again
-    after growing waits, or when the server says (Retry-After), up to `tries` tries and `tries` times `timeout` seconds in all.
+    after growing waits, or later where the server says so (Retry-After), up to `tries` tries and `tries` times `timeout` seconds
+    in all.
 
     Raises:
         NoAnswer: nothing came in these, or what came is a redirect, a refusal, too long or no JSON.
@@ -56,14 +57,15 @@ def post_json(client: httpx2.Client, url: str, body: dict, timeout: float, tries
     for number in range(1, tries + 1):
         asked_to_wait = None
         try:
-            reply = _post(client, url, content, min(timeout, deadline - time.monotonic()))
+            # A wait may have ended a moment late.
+            reply = _post(client, url, content, max(min(timeout, deadline - time.monotonic()), 0.001))
         except httpx2.RequestError as error:
             found = f"gave no answer ({type(error).__name__}: {error})"
         else:
             if reply.status not in PASSING:
                 return _json_of(reply)
             found, asked_to_wait = f"answered {reply}", _retry_after(reply.headers)
-        pause = wait if asked_to_wait is None else asked_to_wait
+        pause = max(wait, asked_to_wait or 0.0)
         if number == tries or time.monotonic() + pause >= deadline:
             said = "" if asked_to_wait is None else f"; it asks to be tried again after {asked_to_wait:g} s"
             raise NoAnswer(f"{found}, at try {number} of {tries} within {timeout * tries:g} s{said}")

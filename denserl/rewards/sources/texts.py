@@ -1,6 +1,5 @@
 """Sources that read texts: a number for each response, or numbers for parts of it, checked and put on its tokens."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,8 @@ from denserl.rewards.sources.base import Scores
 from denserl.segmentation import Segments, segments_from_starts
 from denserl.steps import tokens_up_to
 
-SHOWN = 80  # characters of a response that a message quotes
+SHOWN = 80  # characters of a response, or of what is said of it, that a message quotes
+LARGEST = torch.finfo(torch.float32).max
 
 # What is said of a response: a number, or (end, number) of each of its parts.
 Value = float | list[tuple[int, float]]
@@ -94,17 +94,22 @@ def _checked(value: Any, text: str, error: Callable[[str, str], UserError]) -> V
     try:
         checked = [(_whole(end), _number(number)) for end, number in value] if _is_list(value) else _number(value)
     except (TypeError, ValueError, OverflowError):
-        raise error(f"returned {value!r} for {quoted(text)}", "let it return a number, or (end, number) pairs") from None
+        raise error(f"returned {_shown(value)} for {quoted(text)}", "let it return a number, or (end, number) pairs") from None
     numbers = [number for _, number in checked] if isinstance(checked, list) else [checked]
-    if not all(map(math.isfinite, numbers)):
-        raise error(f"returned {value!r} for {quoted(text)}", "let it return finite numbers")
+    if not sum(map(abs, numbers)) <= LARGEST:
+        raise error(f"returned {_shown(value)} for {quoted(text)}", "let it return finite numbers, as fp32 can hold them")
     ends = [0, *(end for end, _ in checked)] if isinstance(checked, list) else [0]
     if ends[1:] != sorted(ends[1:]) or not 0 <= min(ends) <= max(ends) <= len(text):
         raise error(
-            f"returned parts that end at {ends[1:]} for {quoted(text)} of {len(text)} characters",
+            f"returned parts that end at {_shown(ends[1:])} for {quoted(text)} of {len(text)} characters",
             "let each part end after the one before, within the response",
         )
     return checked
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text[:SHOWN] + ("..." if len(text) > SHOWN else "")
 
 
 def _number(value: Any) -> float:
