@@ -86,7 +86,7 @@ class Ppo:
 def by_stock_class(folder: str, tokenizer, responses: Responses, after_the_turn: bool) -> list[float]:
     """One unpadded row at a time, by the class's own forward, which reads the head at the last token it is given."""
     model, scores = load_reward_model(folder, "fp32"), []
-    for prompt, text, prompt_ids, ids, ended in zip(*responses, strict=True):
+    for prompt, text, prompt_ids, ids, ended in zip(*responses[:5], strict=True):
         row = [*prompt_ids, *ids]
         if ended and after_the_turn:
             messages = [*prompt, {"role": "assistant", "content": text}]
