@@ -159,6 +159,12 @@ def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     members = loaded.members
     if members is None:
         return []
+    require(
+        config.critic_init == "sft" or not members.judge_steps,
+        f"`critic_init` reward_model with {', '.join(members.paths)}, whose scores are logits, no values, maybe of another "
+        "tokenizer",
+        "leave `critic_init` out",
+    )
     ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
     if config.prefix_differences:
         check_of_whole_responses(members)
@@ -367,11 +373,6 @@ def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) ->
         canonical_kind(assignment) not in OF_SCORE,
         f"`assignment` {assignment} with {names}, which judges steps: what a step changes is its `step_reward` difference",
         "use `assignment` end or even, or leave it out",
-    )
-    require(
-        config.critic_init == "sft",
-        f"`critic_init` reward_model with {names}, whose scores are logits of steps, no values, maybe of another tokenizer",
-        "leave `critic_init` out",
     )
     for name in ("normalizer", "fit", "reward_mean", "reward_std", "length_norm"):
         value = getattr(config, name)

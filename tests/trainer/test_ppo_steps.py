@@ -129,5 +129,13 @@ def test_prefix_differences_of_a_judge_of_outcomes_are_of_chances(ppo, scored, j
         so_far = [chance([*prompt, *content[:count]]) for count in range(len(content) + 1)]
         expected = [after - before for before, after in zip(so_far, so_far[1:])]
         assert found[0].rewards[row, : len(ids)].tolist() == pytest.approx([*expected, *[0.0] * responses.ended[row]], abs=1e-4)
+    with pytest.raises(UserError, match="--critic_init reward_model with .*, whose scores are logits"):
+        ppo(
+            "critic",
+            reward_model=tmp_path / "outcomes",
+            prefix_differences=True,
+            entropy_threshold=None,
+            critic_init="reward_model",
+        )
     with pytest.raises(UserError, match="was trained to judge steps, not whole responses"):
         ppo("steps", reward_model=folder, prefix_differences=True, entropy_threshold=None)
