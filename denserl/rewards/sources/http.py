@@ -47,8 +47,8 @@ def post_json(client: httpx2.Client, url: str, body: dict, timeout: float, tries
     """The JSON that a server answers to JSON.
 
     Connections that fail, answers that take longer than `timeout` seconds and statuses that pass (PASSING) are tried again
-    after growing waits, or later where the server says so (Retry-After), up to `tries` tries and `tries` times `timeout` seconds
-    in all.
+    after growing waits, or later if the server says (Retry-After), up to `tries` tries and `tries` times `timeout` seconds in
+    all.
 
     Raises:
         NoAnswer: nothing came in these, or what came is a redirect, a refusal, too long or no JSON.
