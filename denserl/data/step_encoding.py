@@ -191,7 +191,7 @@ def tokenize_steps(
         labels = until_first_error(labels) if stop_at_first_error else labels
         kept = labels[: len(cut.read_at)]
         if all(map(math.isnan, kept)):
-            raise BadRow("truncation leaves no step that has a label")
+            raise BadRow("truncation leaves no step that has a label", "let `max_length` be larger")
         lost.append(len(labels) - len(kept))
         yield {**cut._asdict(), "labels": kept}
 

@@ -56,8 +56,9 @@ class StepModelScorer:
         return self.model.encode(prompt, [response[a:b] for a, b in zip([0, *ends], ends)], ended)
 
     def encode_steps(self, prompt: Messages, steps: Sequence[str]) -> StepIds:
-        """A solution of given steps, as they are read. BadRow as of `encode`."""
-        return self.model.encode(prompt, with_separators(steps, self.model.rule.separators[0]))
+        """A solution of given steps, parted as rows of steps are in training. BadRow as of `encode`."""
+        stripped = [step.strip() for step in steps]
+        return self.model.encode(prompt, with_separators(stripped, self.model.rule.separators[0]))
 
     def score(self, encoded: Sequence[StepIds]) -> np.ndarray:
         """The scores of what `encode` gave: (n,) fp64. A response without steps has 0."""

@@ -219,7 +219,11 @@ def test_true_signs_are_those_of_the_labels(tokenizer):
     [
         ({"steps": [STEPS], "labels": [[NAN] * 3]}, {}, "no step has a label"),
         ({"steps": [STEPS], "labels": [[1.0] * 3]}, {"whole": True}, "the outcome (final) is not known"),
-        ({"steps": [["A river " * 9]], "labels": [[1.0]]}, {"max_length": 24}, "truncation leaves no step that has a label"),
+        (
+            {"steps": [["A river " * 9]], "labels": [[1.0]]},
+            {"max_length": 24},
+            "truncation leaves no step that has a label\n  fix: let `max_length` be larger",
+        ),
         (
             {"steps": [STEPS], "labels": [[1.0] * 3], "prompt": [[]]},
             {"layout": StepLayout("plus")},

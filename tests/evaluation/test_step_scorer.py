@@ -78,7 +78,7 @@ def test_a_response_is_scored_by_the_chances_of_its_steps(folder):
         found = scorer(folder, aggregate=aggregate)([PROMPT] * 4, TEXTS)
         assert found.tolist() == pytest.approx([*map(of, chances[:3]), 0.0], abs=1e-5)
     judge = scorer(folder)
-    steps = judge.step_scores([judge.encode_steps(PROMPT, ["It runs.", "It waits.", "The boats run again"])])
+    steps = judge.step_scores([judge.encode_steps(PROMPT, ["It runs.\n", "It waits. ", " The boats run again"])])
     assert steps[0] == pytest.approx([math.log(p / (1 - p)) for p in chances[0]], abs=1e-4)
     # The outcome is of the whole text, which is one step.
     outcome = scorer(folder, "orm")([PROMPT], TEXTS[:1])
@@ -100,8 +100,9 @@ def test_responses_are_read_by_their_ids_or_as_text(folder):
     responses = Responses([PROMPT] * 3, TEXTS[:3], [r.prompt_ids for r in rows], [r.response_ids for r in rows], ended)
     judge = scorer(folder)
     assert judge.of_responses(responses, tokenizer).tolist() == pytest.approx(judge([PROMPT] * 3, TEXTS[:3]).tolist(), abs=1e-5)
-    with pytest.raises(BadRow, match="and a sequence at most 12"):
+    with pytest.raises(BadRow, match="and a sequence at most 12") as caught:
         scorer(folder, max_length=12).of_responses(responses, tokenizer)
+    assert "`max_length` larger" in caught.value.fix
 
 
 def test_steps_that_are_turns_are_read_before_their_signs(folder):

@@ -82,7 +82,8 @@ class StepModel:
         fitting = fit_steps(row, self.max_length, 1, bos_id(self.tokenizer))
         if len(fitting.read_at) < len(row.read_at):
             tokens, most = len(row.response_ids), self.max_length
-            raise BadRow(f"the solution has {tokens} tokens, and a sequence at most {most}", "let solutions be shorter")
+            found = f"the solution has {tokens} tokens, and a sequence at most {most}"
+            raise BadRow(found, "let solutions be shorter, or `max_length` larger where the model has positions for it")
         return fitting
 
     def score(self, rows: Sequence[StepIds]) -> list[list[float]]:
