@@ -162,16 +162,25 @@ class World:
 
 
 def written_steps(path: Path) -> dict[int, dict]:
-    """Of the held-out responses after so many iterations: steps in each, less those due, and the share of right ones."""
-    found: dict[int, list[tuple[int, int, int]]] = {}
+    """Of the held-out responses after so many iterations: steps in each, less those due, and shares of right and of other steps
+    than are due.
+    """
+    found: dict[int, list[list[int]]] = {}
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         prompt = row["prompt"].split("\n")[1]
-        labels = sums.step_labels(prompt, row["response"])
-        found.setdefault(row["step"], []).append((len(labels), len(sums.read_problem(prompt).changes), sum(labels)))
-    totals = {step: (len(rows), *np.sum(rows, axis=0).tolist()) for step, rows in found.items()}
+        kinds = sums.kinds(prompt, row["response"])
+        counts = [len(kinds), len(sums.read_problem(prompt).changes), kinds.count("right"), kinds.count("other")]
+        found.setdefault(row["step"], []).append(counts)
+    return {step: _of_steps(np.mean(rows, axis=0).tolist()) for step, rows in found.items()}
+
+
+def _of_steps(means: list[float]) -> dict[str, float]:
+    written, due, right, other = means
     return {
-        step: {"steps": written / n, "more than due": (written - due) / n, "steps right": right / max(written, 1)}
-        for step, (n, written, due, right) in totals.items()
+        "steps": written,
+        "more than due": written - due,
+        "right steps": right / max(written, 1e-9),
+        "other steps": other / max(written, 1e-9),
     }
 
 

@@ -82,4 +82,5 @@ def test_steps_are_counted_against_those_that_are_due(tmp_path):
     responses = ["4 + 2 = 6\n\n6 - 1 = 5\n\n5 + 3 = 8\n\n8 + 0 = 8", "4 + 2 = 7"]
     rows = [{"step": 5, "prompt": "user\n4 + 2 - 1 + 3 ?\n", "response": response} for response in responses]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert process.written_steps(path) == {5: {"steps": 2.5, "more than due": -0.5, "steps right": 3 / 5}}
+    expected = {"steps": 2.5, "more than due": -0.5, "right steps": 3 / 5, "other steps": 1 / 5}
+    assert process.written_steps(path)[5] == pytest.approx(expected)

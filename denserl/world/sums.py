@@ -98,18 +98,30 @@ def write_steps(problem: Problem, totals: list[int]) -> list[str]:
     return [f"{a} {_change(change)} = {b}" for a, change, b in zip([problem.start, *totals], problem.changes, totals)]
 
 
-def step_labels(prompt: str, response: str) -> list[bool]:
-    """Whether each step of a response is right: the sum that is due, from the total written before, to the true total.
+def kinds(prompt: str, response: str) -> list[str]:
+    """The kind of each step of a response: right, wrong or other.
 
-    A step after the last that is due is wrong, whatever it says.
+    right: the sum that is due, of the total written before, coming to the true total. wrong: that sum with another total.
+    other: any other text, and all that stands behind the last step that is due.
     """
     problem = read_problem(prompt)
-    written, labels = str(problem.start), []
+    written, found = str(problem.start), []
     for number, step in enumerate(_steps(response)):
-        due = number < len(problem.changes)
-        labels.append(due and step == f"{written} {_change(problem.changes[number])} = {problem.totals[number]}")
+        kind = "other"
+        if number < len(problem.changes):
+            due = f"{written} {_change(problem.changes[number])} = "
+            if step == f"{due}{problem.totals[number]}":
+                kind = "right"
+            elif re.fullmatch(re.escape(due) + "[0-9]+", step):
+                kind = "wrong"
+        found.append(kind)
         written = step.rpartition(" = ")[2]
-    return labels
+    return found
+
+
+def step_labels(prompt: str, response: str) -> list[bool]:
+    """Whether each step of a response is right (`kinds`)."""
+    return [kind == "right" for kind in kinds(prompt, response)]
 
 
 def is_solved(prompt: str, response: str) -> bool:

@@ -185,6 +185,12 @@ def test_the_verifier_on_what_a_policy_may_write(response, labels):
     assert ends == sorted(set(ends)) and (not ends or ends[-1] == len(response))
 
 
+def test_kinds_by_hand():
+    response = "4 + 2 = 7\n\n7 + 1 = 5\n\n5 + 3 = 8\n\n8 + 0 = 8"
+    assert sums.kinds(PROMPT, response) == ["wrong", "other", "right", "other"]
+    assert sums.kinds(PROMPT, "4 + 2 = 6.") == ["other"]
+
+
 @settings(max_examples=30)
 @given(st.text())
 def test_any_text_has_a_label_for_each_step(text):
