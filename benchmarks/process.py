@@ -31,9 +31,16 @@ Part = Literal["judges", "answers", "ppo"]
 # For a 3-layer model.
 TRAINED = {"warmup_ratio": 0.05, "max_length": 128, "save_steps": 0, "device": "cpu"}
 SFT = {**TRAINED, "epochs": 2, "batch_size": 32, "micro_batch_size": 32, "lr": 3e-3}
-RM = {**TRAINED, "batch_size": 64, "micro_batch_size": 64, "lr": 2e-3, "max_prompt_length": 64, "eval_steps": 0}
-LABELS = {**RM, "epochs": 4, "head_type": "label"}
-PAIRS = {**RM, "epochs": 3, "reward_level": "bandit"}
+LABELS = {
+    **TRAINED,
+    "epochs": 4,
+    "batch_size": 64,
+    "micro_batch_size": 64,
+    "lr": 2e-3,
+    "max_prompt_length": 64,
+    "eval_steps": 0,
+    "head_type": "label",
+}
 PPO = {
     **read_table()["model_types"]["tiny"]["ppo"],
     "max_new_tokens": 48,
@@ -63,6 +70,11 @@ ARMS: dict[str, Callable[["World"], dict]] = {
     "steps, min": lambda w: {"reward_model": w.judge_of_steps(), "credit": "min"},
     "steps, prefix_min": lambda w: {"reward_model": w.judge_of_steps(), "credit": "prefix_min"},
     "steps, prob, sum": lambda w: {"reward_model": w.judge_of_steps(), "step_reward": "prob"},
+    "steps, prob, sum, twice as long": lambda w: {
+        "reward_model": w.judge_of_steps(),
+        "step_reward": "prob",
+        "iterations": 2 * PPO["iterations"],
+    },
     "implicit": lambda w: {"implicit_reward": w.sft(), "implicit_beta": 0.1},
     "outcome model at the end": lambda w: {"reward_model": w.judge_of_outcomes(from_steps=True)},
     "outcome model, prefix differences": lambda w: {
@@ -109,11 +121,6 @@ class World:
         flags = {"input": "response", "data": self._rows("outcomes_train"), "eval_data": self._rows("outcomes_test")}
         start = self.judge_of_steps() if from_steps else self.sft()
         return self._made(f"orm{'-from-prm' * from_steps}", "train-rm", {**LABELS, "epochs": 1}, model=start, **flags)
-
-    def reward_model(self) -> Path:
-        """An ordinary reward model of whole responses, of preferences, started from the language model."""
-        pairs = {"data": self._rows("preferences_train"), "eval_data": self._rows("preferences_test")}
-        return self._made("rm", "train-rm", PAIRS, model=self.sft(), cache_dir=self.folder / "cache", **pairs)
 
     def evaluated(self, model: Path, suite: str, path: Path, name: str = "", **flags) -> Path:
         """The folder with what `evaluate` finds, run once."""
@@ -253,7 +260,6 @@ def _chosen(world: World) -> dict[str, dict[str, float]]:
     ways = {f"steps, {how}": (steps, {"aggregate": how}) for how in ("min", "prod", "mean", "last")}
     ways["outcomes"] = (world.judge_of_outcomes(), {})
     ways["outcomes, started from steps"] = (world.judge_of_outcomes(from_steps=True), {})
-    ways["preferences"] = (world.reward_model(), {})
     for name, (model, flags) in ways.items():
         folder = world.evaluated(model, "bon_answers", world.answers(), flags.get("aggregate", ""), **flags, **BON)
         summary = json.loads((folder / "results.json").read_text())

@@ -67,6 +67,13 @@ def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
     assert len(parsed) == done
 
 
+@pytest.mark.long
+def test_a_judge_of_steps_finds_first_errors(tmp_path):
+    world = process.World(1, tmp_path)
+    found = world.evaluated(world.judge_of_steps(), "processbench", world.data / "processbench.jsonl")
+    assert json.loads((found / "results.json").read_text())["macro_f1"] >= 0.9
+
+
 def test_what_chances_say_by_hand():
     # First errors: at 1 and nowhere. Found: at 1; at 2, which is none; nowhere.
     chances = [[0.9, 0.4, 0.6, 0.9], [0.9, 0.9, 0.4], [0.5, 0.9, 0.9]]
