@@ -68,6 +68,11 @@ ARMS: dict[str, Callable[["World"], dict]] = {
     "steps, difference": lambda w: {"reward_model": w.judge_of_steps()},
     "steps, centred, sum": lambda w: {"reward_model": w.judge_of_steps(), "step_reward": "centred"},
     "steps, min": lambda w: {"reward_model": w.judge_of_steps(), "credit": "min"},
+    "steps, min, and the outcome": lambda w: {
+        "reward_model": w.judge_of_steps(),
+        "credit": "min",
+        "outcome_function": TRUTH,
+    },
     "steps, prefix_min": lambda w: {"reward_model": w.judge_of_steps(), "credit": "prefix_min"},
     "steps, prob, sum": lambda w: {"reward_model": w.judge_of_steps(), "step_reward": "prob"},
     "steps, prob, sum, twice as long": lambda w: {
@@ -162,28 +167,29 @@ class World:
             )
         rows = [row for row in read_metrics(folder / "metrics.jsonl") if "eval_true_reward" in row]
         steps = written_steps(folder / "eval_samples.jsonl")
-        names = {"solved": "true_reward", "kl": "kl", "reward": "reward", "ended": "ended", "tokens": "response_length"}
+        names = {"solved": "true_reward", "kl": "kl", "ended": "ended", "tokens": "response_length"}
         found = [{name: row[f"eval_{key}"] for name, key in names.items()} | steps[row["step"]] for row in rows]
         before, after = found[0], found[-1]
-        return {**{f"{name} before": before[name] for name in ("solved", "reward", "steps")}, **after}
+        return {**{f"{name} before": before[name] for name in ("solved", "paid", "steps")}, **after}
 
 
 def written_steps(path: Path) -> dict[int, dict]:
-    """Of the held-out responses after so many iterations: steps in each, less those due, and shares of right and of other steps
-    than are due.
+    """Of the held-out responses after so many iterations: what they are paid, steps in each, less those due, and shares of
+    steps that are right, and that are other ones than are due.
     """
-    found: dict[int, list[list[int]]] = {}
+    found: dict[int, list[list[float]]] = {}
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        prompt = row["prompt"].split("\n")[1]
+        prompt, paid = row["prompt"].split("\n")[1], sum(segment["paid"] for segment in row["segments"])
         kinds = sums.kinds(prompt, row["response"])
         counts = [len(kinds), len(sums.read_problem(prompt).changes), kinds.count("right"), kinds.count("other")]
-        found.setdefault(row["step"], []).append(counts)
+        found.setdefault(row["step"], []).append([paid, *counts])
     return {step: _of_steps(np.mean(rows, axis=0).tolist()) for step, rows in found.items()}
 
 
 def _of_steps(means: list[float]) -> dict[str, float]:
-    written, due, right, other = means
+    paid, written, due, right, other = means
     return {
+        "paid": paid,
         "steps": written,
         "more than due": written - due,
         "right steps": right / max(written, 1e-9),

@@ -20,6 +20,9 @@ ROWS = [
 ]
 
 
+SEGMENTS = [{"paid": 1.0}, {"paid": -0.25}]
+
+
 @pytest.fixture
 def parsed(monkeypatch):
     """The commands that would have been run, each leaving what is read of it."""
@@ -39,10 +42,12 @@ def parsed(monkeypatch):
             text = "".join(json.dumps(row) + "\n" for row in chances)
             (folder / f"{Path(options.scorer[0]).name}_steps.jsonl").write_text(text)
         if command == "train-ppo":
-            names = ("true_reward", "kl", "reward", "ended", "response_length")
+            names = ("true_reward", "kl", "ended", "response_length")
             rows = [{"step": step, **{f"eval_{name}": step / 20 for name in names}} for step in (0, 20)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            samples = [{"step": s, "prompt": "user\n4 + 2 - 1 + 3 ?\n", "response": "4 + 2 = 6"} for s in (0, 20)]
+            samples = [
+                {"step": s, "prompt": "user\n4 + 2 - 1 + 3 ?\n", "response": "4 + 2 = 6", "segments": []} for s in (0, 20)
+            ]
             (folder / "eval_samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
 
     monkeypatch.setattr(process, "stage", stage)
@@ -87,7 +92,9 @@ def test_what_chances_say_by_hand():
 def test_steps_are_counted_against_those_that_are_due(tmp_path):
     path = tmp_path / "samples.jsonl"
     responses = ["4 + 2 = 6\n\n6 - 1 = 5\n\n5 + 3 = 8\n\n8 + 0 = 8", "4 + 2 = 7"]
-    rows = [{"step": 5, "prompt": "user\n4 + 2 - 1 + 3 ?\n", "response": response} for response in responses]
+    rows = [
+        {"step": 5, "prompt": "user\n4 + 2 - 1 + 3 ?\n", "response": response, "segments": SEGMENTS} for response in responses
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    expected = {"steps": 2.5, "more than due": -0.5, "right steps": 3 / 5, "other steps": 1 / 5}
+    expected = {"paid": 0.75, "steps": 2.5, "more than due": -0.5, "right steps": 3 / 5, "other steps": 1 / 5}
     assert process.written_steps(path)[5] == pytest.approx(expected)
