@@ -50,7 +50,8 @@ from denserl.trainer.ppo_data import (
 )
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
 from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_implicit, load_models, logprobs_of, save_models
-from denserl.trainer.ppo_rewards import Loaded, PaidSource, Rewards, check_sources, join_scores, make_rewards
+from denserl.trainer.ppo_rewards import PaidSource, Rewards, join_scores
+from denserl.trainer.ppo_sources import Loaded, check_sources, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import StopRequest
 from denserl.trainer.summaries import in_words, policy_lines

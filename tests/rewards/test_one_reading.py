@@ -26,7 +26,7 @@ from denserl.rewards.sources.build import load_members, source_of
 from denserl.rewards.sources.reading import choose_segmenter
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_models import PolicyModule, gold_scorer
-from denserl.trainer.ppo_rewards import Loaded, make_rewards
+from denserl.trainer.ppo_sources import Loaded, make_rewards
 
 THRESHOLD = 4.0
 # Whether the one score of an ended response is read after the end of turn. The last two are cut into segments.

@@ -25,7 +25,7 @@ from denserl.rewards.sources.step_model import StepSource
 from denserl.segmentation import Segmenter
 from denserl.steps import StepRule, step_texts
 from denserl.trainer.ppo_config import PPOConfig
-from denserl.trainer.ppo_rewards import step_reward_of
+from denserl.trainer.ppo_paying import step_reward_of
 
 CONFIG = ModelSourceConfig()
 PROMPT = [{"role": "user", "content": "How does the river run?"}]

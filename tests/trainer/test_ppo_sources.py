@@ -18,7 +18,7 @@ from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer
 from denserl.rewards.sources import http
-from denserl.trainer import ppo_rewards
+from denserl.trainer import ppo_sources
 from denserl.trainer.ppo_models import LastBatch
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.start import with_defaults
@@ -181,7 +181,7 @@ def test_a_server_is_as_good_as_the_function_also_after_it_failed(ppo, scored, o
         ppo("endpoint", reward_url=asked.url, **url, **options)
     answered = [text for body in asked[:4] for text in body["responses"]]
     seen, post = [], http.post_json
-    monkeypatch.setattr(ppo_rewards, "post_json", lambda client, *args, **kw: seen.append(args) or post(client, *args, **kw))
+    monkeypatch.setattr(ppo_sources, "post_json", lambda client, *args, **kw: seen.append(args) or post(client, *args, **kw))
     resumed = ppo("endpoint", reward_url=other_process, resume=True, **url, **options)
     assert policy(resumed) == policy(undisturbed)
     assert answered + [text for _, body in seen for text in body["responses"]] == sampled

@@ -1,0 +1,195 @@
+"""The sources of rewards that a PPO run's options name: a builder for each kind, and what does not go together."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from denserl.errors import require
+from denserl.models.loading import check_same_tokenizer
+from denserl.plugins import load_named
+from denserl.ppo_utils.dense_reward import DenseReward, Penalties
+from denserl.rewards.sources.answers import Answers
+from denserl.rewards.sources.build import Members, reward_model_source, source_of
+from denserl.rewards.sources.endpoint import EndpointSource
+from denserl.rewards.sources.function import FunctionSource
+from denserl.rewards.sources.http import new_client, post_json
+from denserl.rewards.sources.implicit import ImplicitSource, LogProbs
+from denserl.rewards.sources.reading import check_level, choose_segmenter, new_segmenter, stored_threshold
+from denserl.rewards.sources.reward_model import PrefixDifferences
+from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, level_of
+from denserl.trainer.ppo_config import PPOConfig
+from denserl.trainer.ppo_paying import dense_reward_of, plain_reward
+from denserl.trainer.ppo_rewards import PaidSource, Rewards
+
+
+class Loaded(NamedTuple):
+    """What sources are made of, beside options."""
+
+    tokenizer: PreTrainedTokenizerBase
+    decode: Callable[[list[int]], str]  # token ids -> text, as the texts of responses are made
+    members: Members | None  # the reward models as they were loaded; None without any
+    readers: Sequence[nn.Module]  # the same as they are called (engines)
+    implicit: Sequence[LogProbs] = ()  # the model of the implicit reward, then its reference
+    answers: Answers | None = None  # of servers
+
+
+def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The reward models, as one source."""
+    members = loaded.members
+    if members is None:
+        return []
+    require(
+        config.critic_init == "sft" or not members.judge_steps,
+        f"`critic_init` reward_model with {', '.join(members.paths)}, whose scores are logits, no values, maybe of another "
+        "tokenizer",
+        "leave `critic_init` out",
+    )
+    ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
+    if config.prefix_differences:
+        check_of_whole_responses(members)
+        check_same_tokenizer(loaded.tokenizer, members.tokenizer, members.paths[0])  # those that judge may have another
+        whole = reward_model_source(members, Segmenter(BANDIT_THRESHOLD), **ensemble, models=loaded.readers)
+        segmenter = segmenter_of_increments(config, loaded.tokenizer)
+        source = PrefixDifferences(whole, chances=members.judge_steps)
+        return [PaidSource("reward_model", source, segmenter, plain_reward(config))]
+    cut: dict[str, Any] = {name: getattr(config, option) for name, option in CUT.items()}
+    segmenter = choose_segmenter(members.each, members.paths, loaded.tokenizer, **cut, steps=config)
+    source = source_of(members, segmenter, **ensemble, models=loaded.readers, written_by=loaded.tokenizer)
+    return [PaidSource("reward_model", source, segmenter, dense_reward_of(config, members, segmenter))]
+
+
+def implicit_reward(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The implicit reward of a language model."""
+    if not config.implicit_reward:
+        return []
+    segmenter = segmenter_of_increments(config, loaded.tokenizer)
+    model, reference, *_ = loaded.implicit
+    source = ImplicitSource(model, reference, config.implicit_beta)
+    return [PaidSource("implicit_reward", source, segmenter, plain_reward(config, config.reward_model))]
+
+
+def functions(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """Each function as a source."""
+    whole, dense = Segmenter(BANDIT_THRESHOLD), plain_reward(config, config.reward_model)
+    return [
+        PaidSource(name, FunctionSource.named(name, "reward_function", loaded.decode), whole, dense)
+        for name in config.reward_function or []
+    ]
+
+
+def endpoint(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The server, or several, as one source."""
+    if not config.reward_url:
+        return []
+    client = new_client(_token(config.reward_url_token_env))
+    post = functools.partial(post_json, client, timeout=config.reward_url_timeout, tries=config.reward_url_tries)
+    render, asked = loaded.tokenizer.decode, config.reward_url
+    source = EndpointSource(asked, post, config.reward_url_batch, loaded.answers, loaded.decode, render)
+    return [PaidSource("reward_url", source, Segmenter(BANDIT_THRESHOLD), plain_reward(config, config.reward_model))]
+
+
+def outcome(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+    """The outcome of a response, paid at its last token whatever the level."""
+    if not config.outcome_function:
+        return []
+    source = FunctionSource.named(config.outcome_function, "outcome_function", loaded.decode)
+    at_last = DenseReward("score_last", None, "sum")
+    return [PaidSource("outcome_function", source, Segmenter(BANDIT_THRESHOLD), at_last, config.outcome_weight)]
+
+
+# A builder for each kind of source; in the order of `PPOConfig.source_names`.
+BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_models, implicit_reward, functions, endpoint)
+
+# How responses are cut: arguments of `choose_segmenter`, and the options that say them.
+CUT = {"level": "reward_level", "threshold": "entropy_threshold", "segmenter": "segmenter"}
+
+# Options that only some sources know -> the options that ask for one of these.
+KNOWN_BY = {
+    **dict.fromkeys(CUT.values(), ("reward_model", "implicit_reward")),
+    **dict.fromkeys(("read_at", "fit", "length_norm", "step_reward"), ("reward_model",)),
+}
+
+
+def make_rewards(config: PPOConfig, loaded: Loaded, others: Sequence[PaidSource] = ()) -> Rewards:
+    """The sources that the config names, with one weight each; and others, with weights of their own.
+
+    Raises:
+        UserError: settings do not go together, or a function cannot be had.
+    """
+    sources = [paid for build in BUILDERS for paid in build(config, loaded)]
+    weights = config.reward_weights or [1.0] * len(sources)
+    weighed = [paid._replace(weight=weight) for paid, weight in zip(sources, weights, strict=True)]
+    penalties = Penalties(config.penalise_unfinished, config.penalise_longer_than, config.penalty)
+    return Rewards([*weighed, *outcome(config, loaded), *others], penalties, loaded.answers)
+
+
+def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
+    """UserError unless something gives rewards, each has one weight, and no option is of a source that is not there."""
+    # A wrong name is known before models are loaded.
+    for name in config.reward_function or []:
+        load_named(name, "reward_function")
+    if config.outcome_function:
+        load_named(config.outcome_function, "outcome_function")
+    own = config.source_names()
+    names = [*own, *(["outcome_function"] if config.outcome_function else []), *(paid.name for paid in others)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(twice is None, f"{twice} is given twice as a source of rewards", "give it once, with the sum of the weights")
+    fix = "add `reward_model` FOLDER, or another source of docs/reward_sources.md"
+    require(names, "nothing gives rewards", fix)
+    weights = config.reward_weights
+    require(
+        weights is None or len(weights) == len(own),
+        f"`reward_weights` has {len(weights or [])} weights for {len(own)} sources of rewards",
+        f"give one for each, in this order: {', '.join(own)}",
+    )
+    for name, kinds in KNOWN_BY.items():
+        value, asking = getattr(config, name), [kind for kind in kinds if getattr(config, kind)]
+        without = " or ".join(f"`{kind}`" for kind in kinds)
+        require(value in (None, False) or asking, f"`{name}` {value} has no effect without {without}", f"leave `{name}` out")
+    if not config.reward_model:
+        require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
+    for name in ("fit", "length_norm", "step_reward") if config.prefix_differences else ():
+        value = getattr(config, name)
+        require(not value, f"`{name}` {value} has no effect with `prefix_differences`", f"leave `{name}` out")
+
+
+def _token(variable: str | None) -> str | None:
+    """What an environment variable holds, if one is named. UserError where it is not set, or holds what no header can."""
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "")
+    sound = token and token.isascii() and token.isprintable()
+    found = "is not set" if not token else "holds other characters than a token has"
+    require(sound, f"`reward_url_token_env`: the environment variable {variable} {found}", f"export {variable}, as one line")
+    return token
+
+
+def check_of_whole_responses(members: Members) -> None:
+    """UserError where a reward model is of segments or steps: what they change is paid without differences of prefixes.
+
+    Outcomes are judged as if a response were one step.
+    """
+    for stored, path in zip(members.each, members.paths, strict=True):
+        if members.judge_steps:
+            require(
+                stored.max_steps == 1 and stored.context_signs in (None, "none"),
+                f"`prefix_differences`: {path} was trained to judge steps, not whole responses",
+                "leave `prefix_differences` out: each step is paid what it changes in the chance of success",
+            )
+            continue
+        level = level_of(stored_threshold(stored))
+        require(
+            level == "bandit",
+            f"`prefix_differences`: {path} was trained to score the {level}s of a response, not whole responses",
+            "leave `prefix_differences` out: each segment is paid what it changes in the score",
+        )
+
+
+def segmenter_of_increments(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Segmenter:
+    """How a source is cut that pays every token what it adds: token by token, unless options say otherwise."""
+    check_level(config.reward_level, config.entropy_threshold)
+    return new_segmenter(config.reward_level or "token", config.entropy_threshold, config.segmenter, tokenizer, config)
