@@ -74,6 +74,17 @@ def test_segments_add_up_to_the_response_however_it_is_cut(segmenter):
     assert found.tolist() == pytest.approx(wholes, abs=1e-6)
 
 
+def test_tokens_without_text_earn_nothing_in_steps():
+    """Token 0 is a special one, behind the last step; a response that says nothing has no step. Whole responses have all."""
+    ids, ended = torch.tensor([[5, 0, 9], [0, 9, 0]]), torch.tensor([True, True])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    scores = increments(torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, 0.0]]), mask, ended.tolist())
+    steps = Segmenter(1.0, "step", rule=StepRule(), decode=lambda some: "".join("so " for i in some if i))
+    for segmenter, expected in ((steps, [1.0, 0.0]), (Segmenter(1000.0), [7.0, 3.0])):
+        segments = segmenter(torch.zeros(2, 3), mask, ids, ended)
+        assert read_segments(scores.values, segments, scores.read).values.sum(1).tolist() == expected
+
+
 def test_the_end_of_turn_is_paid_with_the_token_before_it():
     mask = torch.tensor([[True, True, True, False], [True, False, False, False], [True, True, False, False]])
     values = torch.tensor([[1.0, 2.0, 4.0, 9.0], [3.0, 9.0, 9.0, 9.0], [1.0, 5.0, 9.0, 9.0]])
