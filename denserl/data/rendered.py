@@ -7,7 +7,7 @@ import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 from denserl.data.bad_rows import BadRow
-from denserl.data.chat import stop_ids
+from denserl.data.chat import encode_prompt, stop_ids
 from denserl.data.chat_format import PLAIN_TALKS, chat_format, tokenize
 from denserl.data.rendering import render
 
@@ -67,6 +67,19 @@ def generation_prompt(tokenizer: "PreTrainedTokenizerBase") -> str:
     """What the template writes where an answer is to begin, without spaces around; empty where it writes nothing."""
     chat = chat_format(tokenizer)
     return _opening(tokenizer, chat.template) if chat.has_generation_prompt else ""
+
+
+def is_own(tokenizer: "PreTrainedTokenizerBase", prompt: str, messages: list[dict] | None = None) -> bool:
+    """Whether the tokenizer's own chat template wrote a prompt: by what opens an answer, or of a template that writes nothing
+    there by the prompt's messages. Without these it is taken to be.
+    """
+    opening = generation_prompt(tokenizer)
+    if opening or messages is None:
+        return opening in prompt
+    try:
+        return encode_rendered(tokenizer, prompt, prompt).prompt_ids == encode_prompt(tokenizer, messages)
+    except BadRow:  # messages that the template refuses
+        return False
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from denserl.data.rendered import encode_rendered, generation_prompt
+from denserl.data.rendered import encode_rendered, is_own
 from denserl.data.responses import Encoded
 from denserl.evaluation.scorers import Reading, RewardScorer
 from denserl.rewards.sources.reading import response_text
@@ -36,7 +36,7 @@ class ModelService:
         BadRow where they are not, or the chat template refuses them.
         """
         if isinstance(row, Rendered):
-            plain = None if generation_prompt(self.tokenizer) in row.prompt else row.plain()
+            plain = None if is_own(self.tokenizer, row.prompt, row.messages) else row.plain()
             if plain is None:
                 ids = encode_rendered(self.tokenizer, row.prompt, row.query)
                 return EncodedRow(self.scorer.fit(*ids), row.response, row.detailed)

@@ -30,7 +30,8 @@ class Rendered(NamedTuple):
         if self.response is None or self.messages is None:
             return None
         # One that was cut off has nothing behind its text.
-        return Row(self.messages, self.response, not self.query.endswith(self.response), self.label, self.detailed)
+        cut = self.query.endswith(self.response or self.prompt)
+        return Row(self.messages, self.response, not cut, self.label, self.detailed)
 
 
 class Token(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 
 from denserl.data.bad_rows import BadRow
 from denserl.data.batching import in_length_batches
-from denserl.data.rendered import encode_rendered, generation_prompt
+from denserl.data.rendered import encode_rendered, is_own
 from denserl.data.step_encoding import StepIds
 from denserl.evaluation.step_scorer import StepModelScorer
 from denserl.rewards.aggregation import aggregate_steps
@@ -38,7 +38,7 @@ class StepModelService:
         """BadRow for what the model cannot read (see `ModelService.encode`), and for a response that is too long."""
         if isinstance(row, Row):
             return self._of_texts(row)
-        own = generation_prompt(self.model.tokenizer) in row.prompt and self.model.layout.context_signs == "none"
+        own = self.model.layout.context_signs == "none" and is_own(self.model.tokenizer, row.prompt, row.messages)
         plain = None if own else row.plain()
         if plain is not None:
             return self._of_texts(plain)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,7 +43,7 @@ from denserl.serving.app import Limits, make_app
 from denserl.serving.characters import ends_of_tokens
 from denserl.serving.functions import FunctionService
 from denserl.serving.models import ModelService
-from denserl.serving.rows import Row, Scored
+from denserl.serving.rows import Rendered, Row, Scored
 from denserl.serving.server import bound_socket
 from denserl.serving.worker import Busy, Worker
 from denserl.steps import tokens_up_to
@@ -233,6 +234,22 @@ def test_what_ppo_asks_is_answered_by_the_scores_of_its_token_ids(client, scorer
     found = source.values(Responses(*columns))
     for parts, reading in zip(found, scorer.read(ids), strict=True):
         assert [number for _, number in parts] == pytest.approx([score for _, score in reading.segments], rel=1e-6, abs=1e-6)
+
+
+def test_a_template_that_opens_no_answer_is_known_by_the_messages(folder, tmp_path):
+    """As those of token classifiers of steps are: what another template wrote is no question for it."""
+    shutil.copytree(folder / "bandit", tmp_path / "plain")
+    plain = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+    (tmp_path / "plain" / "chat_template.jinja").write_text(plain)
+    service = ModelService(RewardScorer([str(tmp_path / "plain")]))
+    text = service.encode(Row(user("Why?"), "No.")).encoded
+    for prompt in (OPENED, "Why?"):
+        assert service.encode(Rendered(prompt, f"{prompt}No.<|im_end|>", "No.", user("Why?"))).encoded == text
+    assert service.encode(Rendered("Why?", "Why?No.<|im_end|>")).encoded == text
+
+
+def test_an_empty_answer_has_ended_where_something_closes_it():
+    assert Rendered("Q: ", "Q: </s>", "", user("Q")).plain().ended and not Rendered("Q: ", "Q: ", "", user("Q")).plain().ended
 
 
 def test_rendered_conversations_have_the_ids_of_their_messages(scorer):
