@@ -67,14 +67,14 @@ def test_a_family_without_a_classifier_is_named_with_what_is_missing(family, tmp
 
 def test_that_is_known_before_any_entropies(tmp_path, monkeypatch):
     from denserl.cli import train_rm
-    from denserl.trainer import reward_trainer
+    from denserl.trainer import reward_pairs
 
     sft = tiny_models.save_language_model(tmp_path / "sft")
     config = json.loads((sft / "config.json").read_text()) | {"model_type": "granite", "architectures": ["GraniteForCausalLM"]}
     (sft / "config.json").write_text(json.dumps(config))
     rows = tmp_path / "pairs.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in tiny_models.boat_pairs(4)))
-    monkeypatch.setattr(reward_trainer, "prepare_pairs", pytest.fail)
+    monkeypatch.setattr(reward_pairs, "prepare_pairs", pytest.fail)
     settings = {"model": sft, "data": rows, "eval_data": rows, "output_dir": tmp_path / "rm", "device": "cpu"}
     with tiny_models.restored_environment(), pytest.raises(UserError, match="no sequence classifier"):
         tiny_models.run_command(train_rm, "train-rm", tiny_models.as_argv(settings))

@@ -210,7 +210,7 @@ def test_one_forward_gives_the_scores_and_log_probabilities_of_two_models(family
     offsets = [(ids.shape[1] - len(row) if side == "left" else 0) + start for row, start in zip(ROWS, PROMPTS, strict=True)]
     for rows in (None, 2):
         with torch.no_grad():
-            rewards, logprobs, _ = read_rewards(model, ids, mask, torch.tensor(offsets), max(RESPONSES), rows)
+            rewards, logprobs, *_ = read_rewards(model, ids, mask, torch.tensor(offsets), max(RESPONSES), rows)
             assert rewards.dtype == logprobs.dtype == torch.float32
             assert logprobs.shape == (rows or len(ROWS), max(RESPONSES))
             alone = token_rewards(scorer, ids, mask)
@@ -226,7 +226,7 @@ def test_rows_that_share_a_prompt_have_the_log_probabilities_of_each_alone(prepa
     prompts, responses = [ROWS[0][:3], ROWS[1][:5]] * 2, tiny_models.random_rows([4, 2, 5, 1], seed=4)
     batch = pad_responses(prompts, responses, 0)
     with torch.no_grad():
-        _, logprobs, _ = read_rewards(model, *batch[:3], 5, shared=batch.shared)
+        _, logprobs, *_ = read_rewards(model, *batch[:3], 5, shared=batch.shared)
         for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             want, _ = plain(speaker, prompt + response, len(prompt))
             torch.testing.assert_close(logprobs[b, : len(response)].double(), want, rtol=1e-5, atol=1e-5)
@@ -235,7 +235,7 @@ def test_rows_that_share_a_prompt_have_the_log_probabilities_of_each_alone(prepa
 def test_gradients_of_both_heads_add_up_in_the_trunk(prepared):
     model, scorer, speaker = two_heads("llama", prepared)
     ids, mask = tiny_models.padded(ROWS)
-    rewards, logprobs, _ = read_rewards(model, ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
+    rewards, logprobs, *_ = read_rewards(model, ids, mask, torch.tensor(PROMPTS), max(RESPONSES), 2)
     (rewards[mask.bool()].sum() + logprobs.sum()).backward()
     token_rewards(scorer, ids, mask)[mask.bool()].sum().backward()
     sum(plain(speaker, ROWS[b], PROMPTS[b])[0].sum() for b in range(2)).backward()
