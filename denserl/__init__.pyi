@@ -30,8 +30,10 @@ from .rewards.objectives.grm import TextRegularizer as TextRegularizer
 from .rewards.sources.base import ResponseScorer as ResponseScorer
 from .rewards.sources.base import RewardSource as RewardSource
 from .rewards.sources.base import Scores as Scores
+from .rewards.sources.build import load_step_model as load_step_model
 from .rewards.sources.function import FunctionSource as FunctionSource
 from .rewards.sources.reward_model import RewardModelSource as RewardModelSource
+from .rewards.sources.step_model import StepModel as StepModel
 from .rollouts.base import Rollouts as Rollouts
 from .rollouts.policy import PolicySampler as PolicySampler
 from .segmentation import Segmenter as Segmenter

@@ -83,7 +83,8 @@ class DenseRewardConfig(ReadConfig):
     the first, 1/2); centred: 2p - 1; prob: p; logit: its logit. Default: difference; with another `credit` than sum centred."""
     credit: Literal["sum", "min", "prefix_min"] = "sum"
     """sum: each segment or step is paid its own reward. min: that times softmax(-rewards / `credit_temperature`), about the
-    least one. prefix_min: what it changes in the least one so far. For `assignment` end (then the default), even or repeat."""
+    least one. prefix_min: what it changes in the least one so far. Neither pays for an end: add an `outcome_function`. For
+    `assignment` end (then the default), even or repeat."""
     credit_temperature: Annotated[float, Gt(0), Only("without `credit` min", lambda c: c.credit == "min")] = 0.1
     """Temperature of `credit` min."""
     tau: Annotated[

@@ -27,7 +27,6 @@ class DenseRewards(NamedTuple):
     # `step_rewards`
     changes: Tensor  # (B, K_max) what each segment changes in the response's normalised score, which is their sum; 0 past K
     score: Tensor  # (B,) of the response, before normalisation
-    paid: Tensor  # (B, K_max) what the assignment spreads over tokens
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class DenseReward:
         if self.length_norm:
             rewards = rewards / response_mask.sum(1, keepdim=True).clamp(min=1)
         score = aggregate(scores, counts, self.agg_func)
-        return DenseRewards(rewards, segments, raw, normalised, changes, score, paid)
+        return DenseRewards(rewards, segments, raw, normalised, changes, score)
 
     def _normalised(self, raw: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K_max) normalised segment rewards, and what each segment changes in the response's normalised score."""

@@ -61,7 +61,7 @@ def steps_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
 def split_by_question(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """Rows to train on, and at most `size`, and a tenth of all, to evaluate on: questions drawn by seed, with all their rows.
 
-    One question in any case. UserError where there is no other, or where rows are fewer than ten.
+    Where none has so few rows, the one of fewest. UserError where there is no other, or where rows are fewer than ten.
     """
     of_question: dict[str, list[int]] = {}
     for number, prompt in enumerate(rows["prompt"]):
@@ -71,8 +71,9 @@ def split_by_question(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dat
     require(most > 0 and len(questions) > 1, found, "give `eval_data`")
     taken: set[int] = set()
     for question in shuffled(len(questions), stream(seed, Purpose.HELD_OUT)):
-        if not taken or len(taken) + len(questions[question]) <= most:
+        if len(taken) + len(questions[question]) <= most:
             taken.update(questions[question])
+    taken = taken or {*min(questions, key=len)}
     parts = ([i for i in range(len(rows)) if (i in taken) == kept] for kept in (False, True))
     train, held_out = (rows.select(part) for part in parts)
     return train, held_out

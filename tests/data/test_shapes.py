@@ -410,3 +410,10 @@ def test_a_tokenizer_is_trained_on_all_that_messages_say(tmp_path):
     # "look" is said in the reasoning and in the calls alone.
     vocabulary = json.loads((tmp_path / "model" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     assert "look" in vocabulary
+
+
+def test_rows_of_steps_are_no_preferences():
+    for name in ("steps", "completions"):
+        with pytest.raises(BadRow, match="labelled steps, and no preference") as error:
+            as_preference({"prompt": "Q", name: ["a"], "labels": [1.0]})
+        assert "--input steps" in error.value.fix

@@ -113,9 +113,8 @@ def test_rewards_of_ordinary_segments_may_be_credited_so(credit):
     segments, mask = thirteen_tokens()
     rewards = torch.tensor([CENTRED])
     found = DenseReward("end", None, credit=credit)(rewards, segments, mask)
-    assert torch.equal(found.paid, credited(rewards, segments.counts, credit))
-    assert torch.equal(found.tokens, assign_rewards(found.paid, segments, "end"))
-    assert torch.equal(DenseReward("end", None)(rewards, segments, mask).paid, rewards)
+    assert torch.equal(found.tokens, assign_rewards(credited(rewards, segments.counts, credit), segments, "end"))
+    assert torch.equal(DenseReward("end", None)(rewards, segments, mask).tokens[:, [2, 6, 8, 11]], rewards)
 
 
 def test_settings_that_contradict_one_another():

@@ -133,10 +133,10 @@ def reward_model_source(
 
 
 def load_step_model(
-    paths: Sequence[str],
-    dtype: str,
-    config: ModelSourceConfig,
-    device: torch.device | str,
+    paths: str | Sequence[str],
+    dtype: str = "fp32",
+    config: ModelSourceConfig | None = None,
+    device: torch.device | str = "cpu",
     *,
     steps: StepConfig = AS_STORED,
     template: Mapping[str, Any] | None = None,
@@ -149,7 +149,8 @@ def load_step_model(
     Raises:
         UserError: one cannot be loaded, or gives rewards, no logits of steps.
     """
-    members = load_members(paths, dtype, config, template=template)
+    paths = [paths] if isinstance(paths, str) else paths
+    members = load_members(paths, dtype, config or ModelSourceConfig(), template=template)
     for model in members.models:
         model.to(device)
     return step_model_of(members, rule=chosen_rule(steps, members.each, members.paths), device=device, **how)
