@@ -133,7 +133,8 @@ class StepConfig(Config):
     ] = None
     """Regular expression of what stands between steps, in place of `step_separator`."""
     max_steps: Annotated[int | None, Ge(1)] = None
-    """More steps than this: the rest is one step. Default: as is stored, else 64."""
+    """A response of more steps than this has the rest as one; rows of labelled steps keep theirs. Default: as is stored, else
+    64."""
     skip_cut_step: bool = False
     """A step in which a response was cut off has no score; default: it has one, as any other."""
 
