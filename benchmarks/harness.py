@@ -9,11 +9,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Before torch: idle threads must not spin while the other side works.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -273,6 +273,17 @@ def run_alone(measure: Callable[[Options], list[Result]]) -> None:
     """The `main` of a row's file: parse the options, measure, print the table."""
     options = as_options(arguments(measure.__doc__).parse_args())
     ending_well(lambda: print(table(measure(options))))
+
+
+def run_parts(parts: Mapping[str, Callable[[Any], dict]], options: Any, path: Path) -> None:
+    """Run the `parts` that options name, for their `seeds`, and write what each finds; other parts in the file stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for part in options.parts:
+        print(f"\n{part}", flush=True)
+        found = parts[part](options)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**before, part: {"seeds": options.seeds, **found}}, indent=1))
+    print(f"\n{path}")
 
 
 def ending_well(function: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
-from harness import ending_well
+from harness import ending_well, run_parts
 from scipy.stats import t as student
 
 from denserl.cli.demo_ways import SFT
@@ -391,14 +391,7 @@ PARTS: dict[str, Callable[[Options], dict]] = {
 
 
 def main(options: Options) -> None:
-    options.runs.mkdir(parents=True, exist_ok=True)
-    path = options.runs / "levels.json"
-    for part in options.parts:
-        found = PARTS[part](options)
-        before = json.loads(path.read_text()) if path.exists() else {}
-        # Other parts stay; this one is of these seeds and coefficients.
-        path.write_text(json.dumps({**before, part: {"seeds": options.seeds, **found}}, indent=1))
-    say(f"\n{path}")
+    run_parts(PARTS, options, options.runs / "levels.json")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import tyro
-from harness import ending_well
+from harness import ending_well, run_parts
 from levels import shown, summarise
 from scipy.stats import spearmanr
 
@@ -304,14 +304,7 @@ PARTS: dict[str, Callable[[Options], dict]] = {"judges": judges, "answers": answ
 
 
 def main(options: Options) -> None:
-    options.runs.mkdir(parents=True, exist_ok=True)
-    path = options.runs / "process.json"
-    for part in options.parts:
-        say(f"\n{part}")
-        found = PARTS[part](options)
-        before = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**before, part: {"seeds": options.seeds, **found}}, indent=1))
-    say(f"\n{path}")
+    run_parts(PARTS, options, options.runs / "process.json")
 
 
 if __name__ == "__main__":

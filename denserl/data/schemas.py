@@ -75,7 +75,7 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
         row = _by_rating(row)
     refuse(row, (*REFUSED, *OF_ANSWERS), "the row has")
     if not _given(row, "chosen") and (_given(row, "steps") or _given(row, "completions")):
-        raise BadRow("the row has labelled steps, and no preference", "learn from them: denserl train-rm --input steps")
+        raise BadRow("the row has labelled steps, and no preference", "train a reward model on them with `input` steps")
     chosen_prompt, chosen = _side(row, "chosen")
     rejected_prompt, rejected = _side(row, "rejected")
     if chosen_prompt != rejected_prompt:

@@ -33,6 +33,7 @@ from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import load_members
 from denserl.rewards.sources.function import FunctionSource
+from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.base import Sampler, Stream
 from denserl.rollouts.policy import PolicySampler
 from denserl.streams import Purpose, stream
@@ -131,10 +132,7 @@ class PPOTrainer:
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         template = template_of_run(config, checkpoint, config.reward_model[0] if config.reward_model else None)
         tokenizer = load_tokenizer(config.model, template, **config.tokenizer_source())
-
-        def decode(ids: list[int]) -> str:
-            return tokenizer.decode(ids, skip_special_tokens=True)
-
+        decode = response_text(tokenizer)
         true_reward = FunctionSource.named(config.true_reward, "true_reward", decode) if config.true_reward else None
         members = load_members(config.reward_model, dtype, config, tokenizer) if config.reward_model else None
         gold = load_members([config.gold_reward_model], dtype, config, tokenizer) if config.gold_reward_model else None

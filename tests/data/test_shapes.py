@@ -416,4 +416,4 @@ def test_rows_of_steps_are_no_preferences():
     for name in ("steps", "completions"):
         with pytest.raises(BadRow, match="labelled steps, and no preference") as error:
             as_preference({"prompt": "Q", name: ["a"], "labels": [1.0]})
-        assert "--input steps" in error.value.fix
+        assert "`input` steps" in error.value.fix
