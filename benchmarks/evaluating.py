@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from denserl.data.preferences import load_preferences
 from denserl.data.responses import Encoded
-from denserl.evaluation.scorers import RewardScorer
+from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.reading import after_the_turn
 
 SHAPE, PAIRS, LONGEST = "4x128", 1000, 512

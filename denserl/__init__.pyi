@@ -5,7 +5,6 @@ from .errors import UserError as UserError
 from .evaluation.items import Answer as Answer
 from .evaluation.items import Item as Item
 from .evaluation.results import Suite as Suite
-from .evaluation.scorers import RewardScorer as RewardScorer
 from .models.loading import load_policy as load_policy
 from .models.loading import load_reward_model as load_reward_model
 from .models.loading import load_tokenizer as load_tokenizer
@@ -27,6 +26,7 @@ from .rewards.objectives.base import Groups as Groups
 from .rewards.objectives.base import Objective as Objective
 from .rewards.objectives.bradley_terry import BradleyTerry as BradleyTerry
 from .rewards.objectives.grm import TextRegularizer as TextRegularizer
+from .rewards.scorer import RewardScorer as RewardScorer
 from .rewards.sources.base import ResponseScorer as ResponseScorer
 from .rewards.sources.base import RewardSource as RewardSource
 from .rewards.sources.base import Scores as Scores

@@ -112,7 +112,7 @@ def test_the_bandit_threshold_is_written_once():
         # transformers' Trainer imports peft where it is installed.
         ("denserl.trainer.ppo_trainer", ["denserl.cli", *WITHOUT_PEFT]),
         pytest.param("denserl.trainer.reward_trainer", ["denserl.cli", *WITHOUT_PEFT], marks=pytest.mark.long),
-        pytest.param("denserl.evaluation.scorers", ["denserl.cli", *HEAVY], marks=pytest.mark.long),
+        pytest.param("denserl.rewards.scorer", ["denserl.cli", *HEAVY], marks=pytest.mark.long),
     ],
 )
 def test_importing_stays_light(module, unwanted):

@@ -116,7 +116,7 @@ def run(options: Options) -> dict:
 
 def make_scorer(options: Options, device: "torch.device", dtype: str):
     """The scorer that the words or folders of --scorer name."""
-    from denserl.evaluation.scorers import BASELINES, BaselineScorer
+    from denserl.evaluation.baselines import BASELINES, BaselineScorer
     from denserl.evaluation.step_scorer import load_scorer
 
     require(options.scorer, "`scorer` names nothing", "give a reward model, or length, or random")

@@ -40,7 +40,7 @@ class Judged(NamedTuple):
 
 
 class Scorer(Protocol):
-    """See denserl/evaluation/scorers.py: RewardScorer and BaselineScorer.
+    """See denserl/rewards/scorer.py: RewardScorer, and baselines.py.
 
     is_model: whether scores of any size mean that it has diverged.
     """

@@ -13,9 +13,9 @@ from denserl.data.responses import Messages, Responses
 from denserl.data.step_encoding import StepIds
 from denserl.data.templates import template_settings
 from denserl.errors import UserError, require
-from denserl.evaluation.scorers import RewardScorer
 from denserl.rewards.aggregation import aggregate_steps
 from denserl.rewards.config import ReadConfig, ScorerConfig
+from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.build import Members, judges_steps, load_members, step_model_of
 from denserl.rewards.sources.reading import STEP, chosen_rule
 from denserl.rewards.sources.step_model import StepModel, StepSource

@@ -1,5 +1,7 @@
 """The reward head, which turns a hidden state into a score: the stock classifier's one linear layer, an MLP, or two labels.
 
+It is the module `score`, (..., H) -> (..., C): the score first, then whatever else a head tells of the hidden state.
+
 Putting one on a model, reading and saving it is in loading.py.
 """
 

@@ -15,19 +15,20 @@ from denserl.models.packing import lay_out
 def token_rewards(
     reward_model: nn.Module, input_ids: Tensor, attention_mask: Tensor, shared: SharedPrompts | None = None
 ) -> Tensor:
-    """The reward head's output at every position: (B, S) fp32. Values at padding have no meaning.
+    """The score that the reward head gives at every position: (B, S) fp32. Values at padding have no meaning.
 
     The head is read where the stock class applies it, so that a wrapped model (DeepSpeed engine, DDP, PEFT) runs its own
     forward and its hooks.
 
     Args:
-        reward_model: a sequence classifier with one label, whose head is the module named `score`; may be wrapped.
+        reward_model: a sequence classifier whose head is the module named `score`, (..., H) -> (..., C), the score first; may
+            be wrapped.
         input_ids: (B, S), padded on either side.
         attention_mask: (B, S), best on the host, where the batch is laid out.
         shared: prompts that rows have in common and a packed model reads once.
     """
     inputs, places = lay_out(stock_model(reward_model), input_ids, attention_mask, shared)
-    return _at(places, _read_by_score(reward_model, inputs)[1])
+    return _at(places, _read_by_score(reward_model, inputs)[1])[..., 0]
 
 
 class RewardReading(NamedTuple):
@@ -37,6 +38,7 @@ class RewardReading(NamedTuple):
     logprobs: Tensor | None  # (rows, T) fp32 of the first rows' response tokens, 0 where no token stands
     hidden: Tensor | None  # (B, H) the hidden state that the reward head reads at one position of each row
     label: Tensor | None = None  # (B, K) fp32 log-probability of one token behind K positions of each row
+    outputs: Tensor | None = None  # (B, S, C) fp32, all that a head of several outputs gives, the score first
 
 
 def read_rewards(
@@ -72,7 +74,8 @@ def read_rewards(
     if hidden_at is not None:
         states = hidden.flatten(0, 1).index_select(0, places.gather(1, hidden_at.to(places.device)[:, None]).squeeze(1))
     found = None if label is None else _of_label(stock, hidden, places.gather(1, label[0].to(places.device)), label[1])
-    return RewardReading(_at(places, scores), logprobs, states, found)
+    outputs = _at(places, scores)
+    return RewardReading(outputs[..., 0], logprobs, states, found, outputs if outputs.shape[-1] > 1 else None)
 
 
 def score_head(reward_model: nn.Module) -> nn.Module:
@@ -177,8 +180,8 @@ def _of_label(stock: nn.Module, hidden: Tensor, places: Tensor, token: int) -> T
 
 
 def _at(places: Tensor, values: Tensor) -> Tensor:
-    """One value per token as the model gives them -> (B, S) fp32 (see `lay_out`)."""
-    return values.flatten().index_select(0, places.flatten()).view_as(places).float()
+    """C values per token as the model gives them -> (B, S, C) fp32 (see `lay_out`)."""
+    return values.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1).float()
 
 
 def _read_by_score(reward_model: nn.Module, inputs: dict) -> tuple[Tensor, Tensor]:

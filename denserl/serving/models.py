@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from denserl.data.rendered import encode_rendered, is_own
 from denserl.data.responses import Encoded
-from denserl.evaluation.scorers import Reading, RewardScorer
+from denserl.rewards.scorer import Reading, RewardScorer
 from denserl.rewards.sources.reading import response_text
 from denserl.serving.characters import ends_of_tokens
 from denserl.serving.rows import Rendered, Row, Scored, Token

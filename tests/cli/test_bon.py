@@ -26,8 +26,8 @@ from denserl.data.schemas import BadRow
 from denserl.data.step_records import load_steps
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.best_of_n import unbiased_curve
-from denserl.evaluation.scorers import RewardScorer
 from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.policy import PolicySampler
 from denserl.steps import StepRule, step_spans

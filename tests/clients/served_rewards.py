@@ -25,9 +25,9 @@ sys.path[:0] = [str(HERE.parent)]
 import tiny_models  # noqa: E402
 from ask_served_rewards import conversations  # noqa: E402
 
-from denserl.evaluation.scorers import RewardScorer  # noqa: E402
 from denserl.models.loading import load_tokenizer, new_reward_model  # noqa: E402
 from denserl.models.reward_settings import store_settings  # noqa: E402
+from denserl.rewards.scorer import RewardScorer  # noqa: E402
 
 TOKEN = "a-token-of-the-test"
 TOLERANCE = 1e-5  # of fp32 scores, relative to their size

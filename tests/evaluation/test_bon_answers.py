@@ -15,8 +15,8 @@ from suite_files import write_json, write_lines
 from denserl.data.bad_rows import BadRows
 from denserl.errors import UserError
 from denserl.evaluation import stored_answers
+from denserl.evaluation.baselines import BaselineScorer
 from denserl.evaluation.final_answers import final_answer
-from denserl.evaluation.scorers import BaselineScorer
 from denserl.evaluation.stored_answers import JudgedAnswers, StoredAnswers, curves_of, distinct, numbers_of
 from denserl.evaluation.suites.registry import account, find_suite, read_items
 

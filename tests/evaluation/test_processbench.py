@@ -17,8 +17,8 @@ from suite_files import write_json, write_lines, write_parquet
 
 from denserl.data.bad_rows import BadRows
 from denserl.errors import UserError
+from denserl.evaluation.baselines import BaselineScorer
 from denserl.evaluation.pages import DARK, LIGHT
-from denserl.evaluation.scorers import BaselineScorer
 from denserl.evaluation.solutions import JudgedSolution, Solution, best_threshold, f1, predictions
 from denserl.evaluation.step_report import write_step_report
 from denserl.evaluation.suites.registry import account, find_suite, read_items

@@ -14,9 +14,10 @@ from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.responses import Encoded, Responses
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
-from denserl.evaluation.scorers import BaselineScorer, RewardScorer, length_scores, random_scores
+from denserl.evaluation.baselines import BaselineScorer, length_scores, random_scores
 from denserl.models.loading import load_tokenizer, new_reward_model
 from denserl.rewards.config import ReadConfig
+from denserl.rewards.scorer import RewardScorer
 
 MOMENTS = {"mean": 0.25, "std": 2.0}
 THRESHOLD = 4.0

@@ -13,13 +13,14 @@ from suite_files import write_json, write_lines, write_parquet
 from denserl.data.bad_rows import BadRows
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
+from denserl.evaluation.baselines import BaselineScorer
 from denserl.evaluation.items import is_tie, judge
 from denserl.evaluation.results import format_summary, summarise, versions, write
-from denserl.evaluation.scorers import BaselineScorer, RewardScorer
 from denserl.evaluation.suites import hhh
 from denserl.evaluation.suites import rows as reading
 from denserl.evaluation.suites.registry import PAPER_MTBENCH, SUITES, account, find_suite, read_items
 from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.rewards.scorer import RewardScorer
 
 
 def judged_by_length(suite, path, split=None, limit=None, policy="stop"):

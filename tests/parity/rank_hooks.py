@@ -96,7 +96,7 @@ def note_shares(notes: Path) -> None:
 
 def keep_outputs(path: Path) -> None:
     """Keep what each model says of a few rows right before it is written."""
-    from denserl.trainer import ppo_trainer, reward_trainer, sft_trainer
+    from denserl.trainer import group_trainer, ppo_trainer, sft_trainer
 
     save_models, save_trained = ppo_trainer.save_models, sft_trainer.save_trained
 
@@ -113,7 +113,7 @@ def keep_outputs(path: Path) -> None:
         keep(model=models.current_policy(), critic=models.critic.module)
         save_models(config, models, *args)
 
-    ppo_trainer.save_models, sft_trainer.save_trained, reward_trainer.save_trained = of_ppo, of_trainer, of_trainer
+    ppo_trainer.save_models, sft_trainer.save_trained, group_trainer.save_trained = of_ppo, of_trainer, of_trainer
 
 
 def outputs(model: torch.nn.Module) -> Tensor:

@@ -15,12 +15,12 @@ from transformers import AutoTokenizer
 from denserl.config import ModelSourceConfig
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.responses import Responses
-from denserl.evaluation.scorers import RewardScorer
 from denserl.models.heads import Head
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
 from denserl.models.scoring import response_entropies
 from denserl.models.tiny import train_tokenizer
 from denserl.rewards.config import ReadConfig
+from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import load_members, source_of
 from denserl.rewards.sources.reading import choose_segmenter

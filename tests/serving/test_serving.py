@@ -33,8 +33,8 @@ from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.rendered import encode_rendered
 from denserl.data.responses import Responses
 from denserl.errors import UserError
-from denserl.evaluation.scorers import RewardScorer
 from denserl.models.loading import load_tokenizer
+from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.build import load_step_model
 from denserl.rewards.sources.endpoint import EndpointSource

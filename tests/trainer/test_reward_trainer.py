@@ -18,13 +18,15 @@ from denserl.cli import train_rm
 from denserl.data.preferences import load_preferences, tokenize_preferences
 from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import UserError
-from denserl.evaluation.scorers import RewardScorer
 from denserl.models.heads import Head
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
 from denserl.models.measured import Measured, remember
 from denserl.rewards.objectives import BradleyTerry, PositiveRegularizer, TextRegularizer
+from denserl.rewards.scorer import RewardScorer
 from denserl.segmentation import Segmenter
-from denserl.trainer.reward_trainer import GroupCollator, RewardTrainer, make_objectives
+from denserl.trainer.reward_making import make_objectives
+from denserl.trainer.reward_pairs import GroupCollator
+from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.trackers import read_metrics
 
 LEVELS = [0.0, 1.0, 1000.0]
@@ -94,6 +96,24 @@ def test_loss_and_gradients_are_those_of_a_loop(threshold, tmp_path):
     for (name, got), want in zip(model.named_parameters(), other.parameters(), strict=True):
         scale = want.grad.abs().max().item()
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-3, atol=1e-4 * scale, msg=name)
+
+
+@pytest.mark.parametrize("threshold", [1.75, 1000])
+def test_each_output_of_a_head_is_made_of_segments_as_the_score_is(threshold, tmp_path):
+    model = tiny_models.classifier("llama")
+    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(3))
+    running = trainer(model, tmp_path, threshold)
+    batch = {**GroupCollator(0)(list(pairs())), "counted": torch.ones(len(MARGINS), dtype=torch.bool)}
+    assert running.groups(model, batch).outputs is None
+
+    def with_head(weight):
+        model.score = torch.nn.Linear(32, len(weight), bias=False)
+        model.score.weight.data.copy_(weight)
+        return running.groups(model, batch)
+
+    together, apart = with_head(rows), [with_head(row[None]).scores for row in rows]
+    torch.testing.assert_close(together.outputs, torch.stack(apart, -1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(together.scores, together.outputs[..., 0])
 
 
 def speaking_classifier():

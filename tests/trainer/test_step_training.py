@@ -20,7 +20,8 @@ from denserl.models.loading import load_policy, load_reward_model, load_tokenize
 from denserl.models.scoring import token_rewards
 from denserl.rewards.objectives import Objective, StepLabels, TextRegularizer
 from denserl.trainer.reward_steps import split_by_question
-from denserl.trainer.reward_trainer import RewardTrainer, StepTrainer
+from denserl.trainer.reward_trainer import RewardTrainer
+from denserl.trainer.step_trainer import StepTrainer
 from denserl.trainer.trackers import read_metrics
 
 NAN = math.nan
@@ -186,7 +187,7 @@ def trained(tmp_path_factory) -> Trained:
     (root / "steps.jsonl").write_text("".join(json.dumps(answer(i)) + "\n" for i in range(90)))
     with tiny_models.restored_environment(), pytest.MonkeyPatch.context() as patch:
         said = []
-        patch.setattr("denserl.trainer.reward_trainer.log.info", lambda words, *values: said.append(words % values))
+        patch.setattr("denserl.trainer.group_trainer.log.info", lambda words, *values: said.append(words % values))
         metrics = tiny_models.run_command(train_rm, "train-rm", settings(root, root / "prm"))
     return Trained(root, root / "prm", metrics, "\n".join(said))
 

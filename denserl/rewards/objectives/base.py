@@ -85,6 +85,9 @@ class Groups(NamedTuple):
     hidden: Tensor | None = None  # (G, M, H)
     second: "Groups | None" = None  # of a second pass
     steps: Steps | None = None  # of groups of one solution each
+    outputs: Tensor | None = (
+        None  # (G, M, C) of a head of several outputs, each made of segments as scores are, which come first
+    )
 
     def per_token(self, logps: Tensor) -> Tensor:
         """(G, m) log-probabilities divided by the tokens of their responses."""

@@ -1,11 +1,11 @@
-"""Scorers of suites and of sampled responses: reward models, and two baselines without a model.
+"""Reward models on texts and token ids: the scores of whole responses, as the models were trained to read them.
 
 A score is a function of a prompt and a response alone.
 """
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,66 +28,8 @@ from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, load_members, source_of
 from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model, cut_settings
-from denserl.streams import Purpose, stream
 
 log = logging.getLogger(__name__)
-
-BASELINES = ("length", "random")
-Function = Callable[[Sequence[Messages], Sequence[str]], np.ndarray]
-
-
-def length_scores(prompts: Sequence[Messages], responses: Sequence[str]) -> np.ndarray:
-    """The characters of each response: (n,) fp64."""
-    return np.array([len(response) for response in responses], dtype=np.float64)
-
-
-def random_scores(seed: int) -> Function:
-    """Scores drawn evenly from [0, 1), the same for the same seed and number of responses."""
-    return lambda prompts, responses: np.random.default_rng(stream(seed, Purpose.RANDOM_SCORES)).random(len(responses))
-
-
-class BaselineScorer:
-    """`length` or `random` in the place of a reward model, with nothing to encode."""
-
-    is_model = False
-
-    def __init__(self, word: str, seed: int):
-        self.word = word
-        self.scores = {"length": length_scores, "random": random_scores(seed)}[word]
-
-    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> np.ndarray:
-        return self.scores(prompts, responses)
-
-    def encode(self, prompt: Messages, response: str) -> tuple[Messages, str]:
-        """Prompt and response as they are."""
-        return prompt, response
-
-    def score(self, encoded: Sequence[tuple[Messages, str]]) -> np.ndarray:
-        """The scores of what `encode` gave: (n,) fp64."""
-        return self.scores([prompt for prompt, _ in encoded], [response for _, response in encoded])
-
-    def encode_steps(self, prompt: Messages, steps: Sequence[str]) -> Sequence[str]:
-        """The steps as they are."""
-        require(
-            self.word == "random",
-            "`scorer` length says nothing of the steps of a solution",
-            "give a model that was trained on labels of steps, or random",
-        )
-        return steps
-
-    def step_scores(self, encoded: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Logits of chances that are drawn evenly, of every step of what `encode_steps` gave."""
-        lengths = [len(steps) for steps in encoded]
-        chances = self.scores([[]] * sum(lengths), [""] * sum(lengths))
-        return np.split(np.log(chances) - np.log1p(-chances), np.cumsum(lengths)[:-1])
-
-    def text(self, prompt: Messages, response: str) -> str:
-        """What is scored."""
-        return response
-
-    def describe(self) -> dict[str, Any]:
-        """How the scores came about, for a file of results."""
-        return {"scorer": self.word}
 
 
 class Reading(NamedTuple):

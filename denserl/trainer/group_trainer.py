@@ -1,0 +1,195 @@
+"""What trainers of reward models share: scores and log-probabilities of groups of responses, handed to objectives, and metrics.
+
+Optimiser steps, averages, evaluation and logs are those of every supervised training (denserl/trainer/supervised_trainer.py).
+What the rows are, and how a model reads them, is said by a trainer for each `input`: reward_trainer.py, step_trainer.py.
+"""
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from denserl.data.batching import ResponseBatch, response_slots
+from denserl.data.reference_cache import SIDES
+from denserl.errors import UserError
+from denserl.models.scoring import RewardReading, read_rewards
+from denserl.rewards.aggregation import aggregate
+from denserl.rewards.objectives import BradleyTerry, Groups, Objective, all_reads, all_units, total_losses
+from denserl.rewards.pair_metrics import group_metrics, group_sums
+from denserl.segmentation import Segmenter, Segments, segment_scores
+from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_pairs import GroupCollator
+from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
+from denserl.trainer.supervised import save_trained
+from denserl.trainer.supervised_trainer import SupervisedTrainer
+
+log = logging.getLogger(__name__)
+
+# Before the names of objectives' metrics among the sums, as checkpoints hold them.
+OF_GROUPS = "of_pairs/"
+
+
+class Prepared(NamedTuple):
+    """What a training learns from, and how its model reads that."""
+
+    train: Dataset
+    held_out: Dataset
+    contents: Dataset  # what of the rows does not follow from weights and ids
+    settings: dict[str, Any]  # stored with the model
+    reads: dict[str, Any]  # arguments of the trainer
+
+
+class GroupTrainer(SupervisedTrainer):
+    """Trains a classifier, whose head `score` is read at the ends of segments, on groups of candidate responses.
+
+    Args beyond those of `SupervisedTrainer`:
+        segmenter: cuts the responses, unless rows say where. agg_func: how segment scores make a sequence score.
+        objectives: what it is trained for. Where one reads log-probabilities, the model has a language-model head `lm_head`
+            (`attach_lm_head`); where one reads the reference model's, the rows hold them (`add_entropies`).
+        candidates, labels: columns of the rows (see `GroupCollator`); default: of pairs.
+    """
+
+    def __init__(
+        self,
+        *,
+        segmenter: Segmenter | None,
+        agg_func: str = "avg",
+        objectives: Sequence[Objective] = (BradleyTerry(),),
+        pad_id: int,
+        candidates: Sequence[str] = SIDES,
+        labels: Sequence[str] = ("margin",),
+        **kw: Any,
+    ):
+        self.reads, self.units = all_reads(objectives), all_units(objectives)
+        collator = kw.pop("data_collator", None) or GroupCollator(pad_id, candidates, labels, "ref_logps" in self.reads)
+        super().__init__(data_collator=collator, **kw)
+        self.segmenter, self.agg_func, self.objectives = segmenter, agg_func, objectives
+        self.candidates, self.labels_read = candidates, labels
+        # The names of the objectives' metrics, which every batch must have: they are added up in one reduction.
+        self.objective_metrics: tuple[str, ...] = ()
+
+    @classmethod
+    @abstractmethod
+    def prepare(
+        cls,
+        config: RewardConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        dtype: str,
+        objectives: Sequence[Objective],
+    ) -> Prepared:
+        """The rows that the config names, and how they are read. UserError for objectives that read what they do not have."""
+
+    def run(self) -> dict[str, float]:
+        """Train, from the start or the checkpoint to go on from, and write the model into the output folder.
+
+        Returns: the evaluation metrics of the model that was written. Mean and std of its scores are stored with it.
+        """
+        began = time.perf_counter()
+        metrics = self.session.run(self)
+        self.model.config.mean, self.model.config.std = metrics["eval_score_mean"], metrics["eval_score_std"]
+        save_trained(self, self.args.output_dir)
+        steps, took = self.state.global_step, in_words(time.perf_counter() - began)
+        log.info("%s: trained to step %d, %s", self.args.output_dir, steps, took)
+        lines, remarks = self.in_words(metrics, len(self.eval_dataset))
+        for line in lines:
+            log.info("  %s", line)
+        for remark in remarks:
+            log.warning("  %s", remark)
+        return metrics
+
+    def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
+        """What the evaluation metrics of so many rows come to, and what is doubtful in them, a line each."""
+        return reward_model_lines(metrics, rows), reward_model_remarks(metrics, rows)
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["counted"].sum()
+
+    def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        groups = self.groups(model, batch)
+        losses, found = total_losses(self.objectives, groups)
+        self.objective_metrics = self.objective_metrics or tuple(found)
+        if tuple(found) != self.objective_metrics:
+            before, now = ", ".join(self.objective_metrics), ", ".join(found)
+            changed = f"the objectives returned the metrics {now} of a batch, and {before} of the one before"
+            raise UserError(changed, "let each return the same ones of every batch", one_rank=True)
+        counted = groups.counted.double()
+        return {
+            "loss": torch.where(groups.counted, losses, 0.0).sum(),
+            **self.row_sums(groups),
+            **{OF_GROUPS + name: (values.detach() * counted).sum() for name, values in found.items()},
+        }
+
+    def groups(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
+        """What the objectives are given of a batch, by one forward of the model, or two."""
+        groups, _ = self._one_pass(model, batch)
+        return groups._replace(second=self._one_pass(model, batch)[0]) if "second_pass" in self.reads else groups
+
+    def row_sums(self, groups: Groups) -> dict[str, Tensor]:
+        """Sums over the counted groups that `row_metrics` needs; `pairs` is their number."""
+        return group_sums(groups.scores, groups.segments, groups.lengths, groups.counted)
+
+    def row_metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Metrics that do not depend on the objectives."""
+        return group_metrics(sums)
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        count = max(sums["pairs"], 1.0)
+        own = {name.removeprefix(OF_GROUPS): value / count for name, value in sums.items() if name.startswith(OF_GROUPS)}
+        return {**self.row_metrics(sums), **own}
+
+    def lengths(self, rows: Dataset) -> list[int]:
+        columns = (rows["prompt_ids"], *(rows[f"{candidate}_ids"] for candidate in self.candidates))
+        many = len(self.candidates)
+        return [many * (len(prompt) + max(map(len, each))) for prompt, *each in zip(*columns, strict=True)]
+
+    def segments(self, batch: dict[str, Tensor]) -> Segments:
+        """Where the responses of a batch are cut."""
+        responses = ResponseBatch.of(batch)
+        return self.segmenter(batch["entropy"], responses.response_mask, responses.response_ids)
+
+    def _one_pass(self, model: nn.Module, batch: dict[str, Tensor], **also: Any) -> tuple[Groups, RewardReading]:
+        """also: what is read beside what objectives of any groups read, as `read_rewards` is told."""
+        responses, size, many = ResponseBatch.of(batch), len(batch["counted"]), len(self.candidates)
+        mask, width = responses.response_mask, responses.response_mask.shape[1]
+        segments = self.segments(batch)
+        # Of how many candidates of each group log-probabilities are read.
+        read = many if "logps" in self.reads else int("first_logps" in self.reads)
+        at = None
+        if "hidden" in self.reads:
+            last = (segments.ends * torch.arange(1, width + 1, device=mask.device)).amax(1) - 1
+            at = responses.response_start.to(last.device) + last.clamp(min=0)
+        found = read_rewards(model, *responses[:3], width, read * size, at, responses.shared, **also)
+        token_scores = response_slots(found.scores, responses.response_start, width)
+
+        def of_responses(values: Tensor) -> Tensor:
+            return aggregate(segment_scores(values, segments), segments.counts, self.agg_func)
+
+        scores, outputs = of_responses(token_scores), None
+        if found.outputs is not None:
+            others = response_slots(found.outputs[..., 1:], responses.response_start, width).unbind(-1)
+            outputs = torch.stack([scores, *map(of_responses, others)], -1)
+
+        def by_group(values: Tensor) -> Tensor:
+            """(m G, ...), all first candidates before all second ones -> (G, m, ...)."""
+            return values.view(-1, size, *values.shape[1:]).transpose(0, 1)
+
+        groups = Groups(
+            by_group(scores),
+            counted=batch["counted"],
+            labels={name: batch[name] for name in self.labels_read},
+            lengths=by_group(mask.sum(1)),
+            token_scores=token_scores,
+            segments=segments,
+            logps=by_group(found.logprobs.sum(1)) if read else None,
+            ref_logps=by_group(batch["ref_logps"]) if "ref_logps" in batch else None,
+            hidden=by_group(found.hidden) if at is not None else None,
+            outputs=None if outputs is None else by_group(outputs),
+        )
+        return groups, found
