@@ -64,18 +64,18 @@ def shortened(rows: Sequence[Encoded]) -> dict[str, int]:
 def encode(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: Messages,
-    text: str,
+    response: str | dict,
     max_length: int,
     ended: bool = True,
     prompt_ids: list[int] | None = None,
 ) -> Encoded:
-    """A response given as text, as it is scored: closed with the end-of-turn token, unless it was cut off before it ended.
+    """A response, a text or a message, as it is scored: closed with the end-of-turn token, unless cut off before it ended.
 
-    The text may be empty, and is then closed in any case: there is no other token to read. Cut as by `fit_length`.
+    A text may be empty, and is then closed in any case: there is no other token to read. Cut as by `fit_length`.
     prompt_ids: of the whole prompt, which spares encoding it again. BadRow where the chat template refuses the messages.
     """
     start = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
-    answer = encode_response(tokenizer, prompt, text, start)
+    answer = encode_response(tokenizer, prompt, response, start)
     return fit_length(start, answer if ended else answer[:-1] or answer, ended, max_length, bos_id(tokenizer))
 
 

@@ -4,9 +4,9 @@ from collections import defaultdict
 
 import numpy as np
 
+from denserl.rewards.pair_chances import CONFIDENCE_BINS, calibration_error, reliability
 from denserl.rewards.pair_metrics import LEVEL, wilson
 
-CONFIDENCE_BINS = 10
 GAP_BINS = 5
 SAME = 1e-12  # differences below are of rounding
 
@@ -66,22 +66,8 @@ def calibration(chosen: np.ndarray, rejected: np.ndarray, bins: int = CONFIDENCE
     gap = chosen - rejected
     right = (gap > 0) + 0.5 * (gap == 0)
     confidence = _sigmoid(np.abs(gap))
-    edges = np.linspace(0.5, 1, bins + 1)
-    number = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
-    rows = []
-    for b in np.unique(number):
-        inside = number == b
-        rows.append(
-            {
-                "low": float(edges[b]),
-                "high": float(edges[b + 1]),
-                "n": int(inside.sum()),
-                "confidence": float(confidence[inside].mean()),
-                "accuracy": float(right[inside].mean()),
-            }
-        )
-    ece = sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(gap)
-    return {"ece": float(ece), "brier": float(np.mean((1 - _sigmoid(gap)) ** 2)), "bins": rows}
+    rows = reliability(confidence, right, bins)
+    return {"ece": calibration_error(rows), "brier": float(np.mean((1 - _sigmoid(gap)) ** 2)), "bins": rows}
 
 
 def length_bias(

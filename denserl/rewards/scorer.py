@@ -139,7 +139,7 @@ class RewardScorer:
         rows = zip(responses.prompts, responses.texts, responses.ended, strict=True)
         return self.score([self.encode(prompt, text, ended) for prompt, text, ended in rows])
 
-    def encode(self, prompt: Messages, response: str, ended: bool = True) -> Encoded:
+    def encode(self, prompt: Messages, response: str | dict, ended: bool = True) -> Encoded:
         """Ids as they are scored (see `responses.encode`). BadRow where the chat template refuses the messages."""
         # Answers to one prompt follow one another.
         if prompt != self._last[0]:
