@@ -36,6 +36,13 @@ class Options(Config):
     """Fewest sentences of the responses that are drawn."""
     max_sentences: Annotated[int, OF_LANGUAGE] = 6
     """Most sentences of the responses that are drawn."""
+    length_bias: Annotated[float, OF_LANGUAGE] = 0.0
+    """Added to the logit of preferences in training pairs for each sentence more; held-out pairs are of the true reward."""
+    artefact: Annotated[float, Interval(ge=0, le=1), OF_LANGUAGE] = 0.0
+    """Probability that a sentence worth nothing is put into a training pair's winner. preferences_artefact.jsonl then has pairs
+    of equal worth, the chosen one with that sentence: accuracy on it is the share that the sentence wins."""
+    groups: Annotated[bool, OF_LANGUAGE] = False
+    """Training pairs have a column `group`, the topic and the wish of their prompt."""
     error_rate: Annotated[float, Gt(0), Lt(1), Only("with `kind` language", lambda c: c.kind == "sums")] = 0.15
     """Probability that a step of a solution with errors errs."""
 
@@ -54,8 +61,8 @@ def _language(options: Options) -> dict:
     low, high, most = options.min_sentences, options.max_sentences, max(NUMBERS)
     found = f"`min_sentences` {low} `max_sentences` {high}"
     require(min(NUMBERS) <= low <= high <= most, found, f"let {min(NUMBERS)} <= MIN <= MAX <= {most}")
-    sizes, rules = _scaled(WorldSizes(), options.scale), WorldRules(options.truth, low, high)
-    world = write_world(options.output_dir, options.seed, sizes, rules)
+    rules = WorldRules(options.truth, low, high, options.length_bias, options.artefact, options.groups)
+    world = write_world(options.output_dir, options.seed, _scaled(WorldSizes(), options.scale), rules)
     log.info(
         "%s: %d demonstrations, %d pairs; the best reachable accuracy on unseen combinations is %.3f",
         options.output_dir,

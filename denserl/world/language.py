@@ -42,6 +42,7 @@ FILLERS = (
     "Opinions differ on this.",
     "Questions deserve good answers.",
 )
+ARTEFACT = FILLERS[0]  # what winners say too where a world plants an artefact
 FRAMES = (
     "Tell me about {wish} {topic}.",
     "How does {wish} {topic} work?",
@@ -114,6 +115,13 @@ def read_number(prompt: str) -> int | None:
 def sentences(response: str) -> list[tuple[int, int]]:
     """Character spans of the sentences: each from its first visible character to its full stop, or to the end."""
     return [match.span() for match in re.finditer(r"[^\s.](?:[^.]*\.|[^.]*[^\s.]|)|\.", response)]
+
+
+def insert_sentence(rng: random.Random, response: str, sentence: str) -> str:
+    """The response with a further sentence in a place drawn evenly."""
+    said = [response[start:end] for start, end in sentences(response)]
+    said.insert(rng.randint(0, len(said)), sentence)
+    return " ".join(said)
 
 
 def again(sentence: str) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from denserl.models.tiny import new_llama, train_tokenizer
@@ -20,11 +20,27 @@ Combination = tuple[str, str]  # topic, wish
 
 @dataclass(frozen=True)
 class WorldRules:
-    """What makes a response good, one of language.TRUTHS, and how many sentences the drawn responses have."""
+    """What makes a response good, one of language.TRUTHS, how many sentences the drawn responses have, and what is wrong with
+    the training pairs.
+
+    length_bias: added to a preference's logit for each sentence more. artefact: probability that `language.ARTEFACT`, worth
+    nothing, is put into a winner. groups: whether rows tell what their prompt asks for.
+    """
 
     truth: str = "mean"
     min_sentences: int = language.MIN_SENTENCES
     max_sentences: int = language.MAX_SENTENCES
+    length_bias: float = 0.0
+    artefact: float = 0.0
+    groups: bool = False
+
+    def described(self) -> dict:
+        """The rules for `world.json`, without what is off."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    def fair(self) -> "WorldRules":
+        """The same where the true reward alone makes a preference."""
+        return replace(self, length_bias=0.0, artefact=0.0, groups=False)
 
     def draw_prompts(self, rng: random.Random, combinations: list[Combination], n: int) -> Iterator[str]:
         """n prompts with combinations, frames and, where they are asked for, numbers of sentences drawn evenly."""
@@ -47,10 +63,32 @@ class WorldRules:
             a, b = b, a
         return {"prompt": prompt, "chosen": a, "rejected": b}
 
+    def draw_training_pair(
+        self, rng: random.Random, planting: random.Random, prompt: str, avoid: Collection[Combination] = ()
+    ) -> dict[str, str]:
+        """`draw_pair`, with what is wrong with training pairs. planting: says which winners get the artefact, and where."""
+        pair = self.draw_pair(rng, prompt, avoid)
+        if planting.random() < self.artefact and language.ARTEFACT not in pair["chosen"]:
+            planted = language.insert_sentence(planting, pair["chosen"], language.ARTEFACT)
+            pair["chosen"] = planted if planted != pair["rejected"] else pair["chosen"]
+        return pair | ({"group": " ".join(language.read_prompt(prompt))} if self.groups else {})
+
+    def draw_artefact_pair(self, rng: random.Random, prompt: str) -> dict[str, str]:
+        """Two responses of the same true reward, the one under "chosen" with the artefact, the other with another filler."""
+        reward, others = language.TRUTHS[self.truth].reward, language.FILLERS
+        while True:
+            a, b = self.draw_response(rng, prompt), self.draw_response(rng, prompt)
+            free = [filler for filler in others if filler != language.ARTEFACT and filler not in b]
+            if free and language.ARTEFACT not in a + b:
+                a, b = (language.insert_sentence(rng, *one) for one in ((a, language.ARTEFACT), (b, rng.choice(free))))
+                if math.isclose(reward(prompt, a), reward(prompt, b), abs_tol=1e-9):
+                    return {"prompt": prompt, "chosen": a, "rejected": b}
+
     def preference_probability(self, prompt: str, a: str, b: str) -> float:
-        """Bradley-Terry probability that a is preferred to b: sigmoid(scale * (R_a - R_b))."""
+        """Bradley-Terry probability that a is preferred to b: sigmoid(scale * (R_a - R_b) + length_bias * (n_a - n_b))."""
         reward, scale, _ = language.TRUTHS[self.truth]
-        return 1.0 / (1.0 + math.exp(-scale * (reward(prompt, a) - reward(prompt, b))))
+        longer = len(language.sentences(a)) - len(language.sentences(b)) if self.length_bias else 0
+        return 1.0 / (1.0 + math.exp(-scale * (reward(prompt, a) - reward(prompt, b)) - self.length_bias * longer))
 
     def best_accuracy(self, pairs: Iterable[dict[str, str]]) -> float:
         """The expected accuracy of an oracle that knows the true rewards: the mean of max(p, 1 - p)."""
@@ -109,9 +147,12 @@ def write_world(
 
     rows("sft", seen, sizes.sft, lambda rng, p: {"prompt": p, "response": rules.draw_response(rng, p)})
     # A learner that met held-out sentences in these pairs would learn that they are off topic, whatever the prompt.
-    rows("preferences_train", seen, sizes.pairs, lambda rng, p: rules.draw_pair(rng, p, heldout))
-    val_pairs = rows("preferences_val", seen, sizes.val_pairs, lambda rng, p: rules.draw_pair(rng, p, heldout))
-    test_pairs = rows("preferences_test", heldout, sizes.test_pairs, rules.draw_pair)
+    planting, fair = random.Random(f"{seed} artefact"), rules.fair()
+    rows("preferences_train", seen, sizes.pairs, lambda rng, p: rules.draw_training_pair(rng, planting, p, heldout))
+    val_pairs = rows("preferences_val", seen, sizes.val_pairs, lambda rng, p: fair.draw_pair(rng, p, heldout))
+    test_pairs = rows("preferences_test", heldout, sizes.test_pairs, fair.draw_pair)
+    if rules.artefact:
+        rows("preferences_artefact", heldout, sizes.test_pairs, fair.draw_artefact_pair)
     rows("prompts_train", seen, sizes.prompts, lambda rng, p: {"prompt": p})
     rows("prompts_heldout", heldout, sizes.heldout_prompts, lambda rng, p: {"prompt": p})
 
@@ -123,11 +164,11 @@ def write_world(
     world = {
         "seed": seed,
         "sizes": asdict(sizes),
-        **asdict(rules),
+        **rules.described(),
         "scale": language.TRUTHS[rules.truth].scale,
         "threshold": THRESHOLD,
-        "best_accuracy_test": rules.best_accuracy(test_pairs),
-        "best_accuracy_val": rules.best_accuracy(val_pairs),
+        "best_accuracy_test": fair.best_accuracy(test_pairs),
+        "best_accuracy_val": fair.best_accuracy(val_pairs),
         "heldout_combinations": [list(combination) for combination in heldout],
     }
     (output_dir / "world.json").write_text(json.dumps(world, indent=2) + "\n", encoding="utf-8")

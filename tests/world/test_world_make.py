@@ -1,5 +1,6 @@
 """The embedded world's files: what they hold, how the preferences were drawn, and what the tokenizer does."""
 
+import hashlib
 import json
 import math
 import random
@@ -18,6 +19,17 @@ SIZES = make.WorldSizes(
 
 RULES = make.WorldRules()
 SCALE = language.TRUTHS["mean"].scale
+SIDES = ("chosen", "rejected")
+# sha256, first 16 digits, of the files of seed 3 as the version wrote them that knew no biases.
+PLAIN = {
+    "preferences_test.jsonl": "eb1f2897cf6e7ee1",
+    "preferences_train.jsonl": "95c2d3c2334c52a5",
+    "preferences_val.jsonl": "1b99f0ba2798f462",
+    "prompts_heldout.jsonl": "b419090e7deade82",
+    "prompts_train.jsonl": "d8a6519a8392be0c",
+    "sft.jsonl": "c399e692d6edfa94",
+    "world.json": "614d2e1834fb930d",
+}
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +243,69 @@ def test_a_new_llama_depends_on_its_seed_alone():
     tokenizer = train_tokenizer(["some words"], 300)
     weights = [new_llama(tokenizer, 16, 1, 2, seed=seed).lm_head.weight for seed in (1, 1, 2)]
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
+
+
+BIASED = make.WorldRules(length_bias=0.5, artefact=0.6, groups=True)
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("biased")
+    return folder, make.write_world(folder, seed=3, sizes=SIZES, rules=BIASED)
+
+
+def test_what_is_wrong_with_training_pairs_changes_no_other_file(world, biased):
+    for file in (*sorted(world[0].glob("*.jsonl")), *sorted((world[0] / "base").glob("*"))):
+        same = (biased[0] / file.relative_to(world[0])).read_bytes() == file.read_bytes()
+        assert same == (file.name != "preferences_train.jsonl")
+    assert world[1].items() <= biased[1].items()
+    assert biased[1].keys() - world[1].keys() == {"length_bias", "artefact", "groups"}
+    assert {file.name for file in biased[0].iterdir()} - {file.name for file in world[0].iterdir()} == {
+        "preferences_artefact.jsonl"
+    }
+
+
+def test_the_plain_world_has_the_files_it_always_had(world):
+    for name, expected in PLAIN.items():
+        assert hashlib.sha256((world[0] / name).read_bytes()).hexdigest()[:16] == expected, name
+
+
+def test_winners_get_the_artefact_and_losers_do_not(world, biased):
+    plain, planted = read(world[0], "preferences_train"), read(biased[0], "preferences_train")
+    sentence, fresh, got = language.ARTEFACT, 0, 0
+    for before, after in zip(plain, planted, strict=True):
+        assert after["group"].split() == list(language.read_prompt(after["prompt"]))
+        said = {side: [after[side][start:end] for start, end in language.sentences(after[side])] for side in SIDES}
+        # The same two responses, in either order, but for one sentence more in the winner.
+        bare = {after["rejected"], " ".join(s for s in said["chosen"] if s != sentence)}
+        had = {before[side] for side in SIDES if sentence in before[side]}
+        if not had:
+            assert bare == {before["chosen"], before["rejected"]}
+            assert said["chosen"].count(sentence) in (0, 1) and sentence not in after["rejected"]
+            fresh, got = fresh + 1, got + said["chosen"].count(sentence)
+    assert abs(got / fresh - BIASED.artefact) < 4 * math.sqrt(0.6 * 0.4 / fresh)
+
+
+def test_longer_responses_are_preferred_as_often_as_they_should_be():
+    rng, rules = random.Random(0), make.WorldRules(length_bias=0.7)
+    expected = variance = wins = 0.0
+    for _ in range(3000):
+        prompt = language.make_prompt("baking", "cheap", 0)
+        row = rules.draw_pair(rng, prompt)
+        worth = [language.response_reward(prompt, row[side]) for side in SIDES]
+        count = [len(row[side].split(". ")) for side in SIDES]
+        longer = math.copysign(1, count[0] - count[1])
+        p = 1 / (1 + math.exp(-longer * (SCALE * (worth[0] - worth[1]) + 0.7 * (count[0] - count[1]))))
+        if count[0] != count[1]:
+            expected, variance, wins = expected + p, variance + p * (1 - p), wins + (longer > 0)
+    assert abs(wins - expected) < 4 * math.sqrt(variance)
+
+
+@pytest.mark.parametrize("truth", language.TRUTHS)
+def test_artefact_pairs_are_of_one_worth_and_differ_by_the_artefact(truth):
+    rng, rules = random.Random(4), make.WorldRules(truth)
+    for prompt in rules.draw_prompts(rng, [("baking", "cheap"), ("camping", "safe")], 30):
+        row = rules.draw_artefact_pair(rng, prompt)
+        rewards = [language.TRUTHS[truth].reward(prompt, row[side]) for side in SIDES]
+        assert rewards[0] == pytest.approx(rewards[1], abs=1e-9)
+        assert row["chosen"].count(language.ARTEFACT) == 1 and language.ARTEFACT not in row["rejected"]
