@@ -128,6 +128,25 @@ def encode_pair(
     return cut
 
 
+def encode_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[str]) -> list[list[int]]:
+    """Ids of a conversation of one user's turn, up to where its answer starts, piece by piece: no token spans two of them.
+
+    With the first piece stands what the template writes before it, with the last one what it writes behind. Pieces between them
+    have the same ids wherever they stand.
+
+    Raises:
+        BadRow (a ValueError): the template refuses the turn, or does not write the pieces as they are given.
+    """
+    _refuse_marks(Talk([{"role": "user", "content": piece} for piece in pieces]))
+    chat, turn = chat_format(tokenizer), Talk([{"role": "user", "content": _BOUNDARY.join(pieces)}])
+    talks = [turn] if chat.has_generation_prompt else [turn.answered(answer) for answer in chat.endings]
+    written = [_marked(tokenizer, chat, talk, chat.has_generation_prompt) for talk in talks]
+    if any(text.split(_BOUNDARY)[1:-1] != list(pieces[1:-1]) for text in written):
+        raise BadRow("the chat template does not write a user's turn as it is given")
+    encoded = [_literal_parts(tokenizer, chat, text) for text in written]
+    return [*encoded[0][:-1], common_start([parts[-1] for parts in encoded])]
+
+
 def truncate_pair(
     prompt_ids: list[int],
     responses: list[list[int]],
@@ -284,12 +303,23 @@ def _marked(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, talk: Talk, 
 
 def _literal_ids(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, marked: str) -> list[int]:
     """Ids of a rendering with aliases, with one BOS."""
+    return [i for part in _literal_parts(tokenizer, chat, marked) for i in part]
+
+
+def _literal_parts(tokenizer: "PreTrainedTokenizerBase", chat: ChatFormat, marked: str) -> list[list[int]]:
+    """The same, parted at boundary marks."""
     literal, alias_ids = _literal_tokenizer(tokenizer, tuple(chat.control.items()))
     found = tokenize(literal, marked, split_special_tokens=True)
     if not set(chat.control.values()).isdisjoint(found):
         raise BadRow("the tokenizer makes a control token of plain text")
-    ids = [alias_ids.get(i, i) for i in found]
-    return _one_bos(chat, [i for i in ids if i is not None])
+    parts: list[list[int]] = [[]]
+    for i in found:
+        known = alias_ids.get(i, i)
+        if known is None:
+            parts.append([])
+        else:
+            parts[-1].append(known)
+    return [_one_bos(chat, parts[0]), *parts[1:]]
 
 
 def _refuse_marks(talk: Talk) -> None:

@@ -1,0 +1,176 @@
+"""Two responses to one prompt as one text, of which a language model says which is the better one; as token ids.
+
+Training and inference read the same ids, which are made here alone. Whatever is cut is cut of ids, and no text is ever parted
+again at what stands between the responses.
+"""
+
+import json
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from denserl.data.bad_rows import BadRow
+from denserl.data.chat import encode_pieces, encode_prompt, end_of_turn_id
+from denserl.data.chat_format import common_start
+from denserl.data.messages import EXTRAS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PairLayout = Literal["denserl", "rlhflow"]
+LAYOUTS: tuple[PairLayout, ...] = get_args(PairLayout)
+Answer = str | dict  # a response's text, or its whole message
+
+
+class PairIds(NamedTuple):
+    """Two responses in one order, as token ids."""
+
+    prompt_ids: list[int]  # what both orders begin with: all up to the first response, or nearly
+    response_ids: list[int]  # the rest, up to the token behind which the label stands
+    prompt_cut: int = 0  # tokens that the context lost
+    response_cut: int = 0  # tokens that the responses lost
+
+
+class _Text(NamedTuple):
+    """The ids of a pair's text, part by part."""
+
+    head: list[int]  # all before the context
+    context: list[int]
+    before_first: list[int]
+    responses: tuple[list[int], list[int]]
+    before_second: list[int]
+    tail: list[int]  # up to where the answer starts
+
+
+def encode_two(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: list[dict],
+    first: Answer,
+    second: Answer,
+    layout: PairLayout = "denserl",
+    *,
+    max_length: int,
+    ended: tuple[bool, bool] = (True, True),
+) -> PairIds:
+    """Ids of a text in which the first response stands before the second; see `encode_orders`."""
+    return encode_orders(tokenizer, prompt, first, second, layout, max_length=max_length, ended=ended)[0]
+
+
+def encode_orders(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: list[dict],
+    first: Answer,
+    second: Answer,
+    layout: PairLayout = "denserl",
+    *,
+    max_length: int,
+    ended: tuple[bool, bool] = (True, True),
+) -> tuple[PairIds, PairIds]:
+    """Ids of the text of two responses, and of that in which the second one stands first. Both begin with the same prompt_ids.
+
+    The text is the turn of a user. In the layout `denserl` it is encoded piece by piece, so that a response has the same ids in
+    either place, and each message and response is closed by the end-of-turn token, which no text can hold: what looks like a
+    mark inside of one is only text. `rlhflow` is that of published models (arXiv 2405.07863), encoded as one text, as they
+    read it.
+
+    A text of more than `max_length` ids loses context on its left; where the responses are still too long, both keep as much
+    as the same largest length allows, from their beginnings on. A response that is cut is not closed.
+
+    Args:
+        prompt: messages. first, second: a text, or a message that may hold tool calls and the like, which are written as JSON.
+        ended: whether each response came to its end; the layout `rlhflow` does not show it.
+
+    Raises:
+        BadRow (a ValueError): the template refuses the text, `max_length` leaves no room for a token of each response, or the
+            layout `rlhflow` cannot write the messages.
+    """
+    if layout == "rlhflow":
+        return _published(tokenizer, prompt, (first, second), max_length)
+    return _cut_orders(_own_text(tokenizer, prompt, (first, second), ended), max_length)
+
+
+def _own_text(
+    tokenizer: "PreTrainedTokenizerBase", prompt: list[dict], responses: tuple[Answer, Answer], ended: tuple[bool, bool]
+) -> _Text:
+    context = [piece for message in prompt for piece in (f"\n[{message['role'].upper()}]\n", _whole_text(message))]
+    marks = "[CONTEXT]", "\n[RESPONSE A]\n", "\n[RESPONSE B]\n", "\n[BETTER]"
+    one, other = map(_whole_text, responses)
+    head, *middle, a, first, b, second, tail = encode_pieces(
+        tokenizer, [marks[0], *context, marks[1], one, marks[2], other, marks[3]]
+    )
+    end = [end_of_turn_id(tokenizer)]
+    opened = [i for role, text in zip(middle[::2], middle[1::2], strict=True) for i in (*role, *text, *end)]
+    closed = [ids + end if whole else ids for ids, whole in zip((first, second), ended, strict=True)]
+    return _Text(head, opened, a, (closed[0], closed[1]), b, tail)
+
+
+def _whole_text(message: Answer) -> str:
+    """The content of a message, and what else it holds under its name."""
+    if isinstance(message, str):
+        return message
+    others = [name for name in EXTRAS if name in message]
+    shown = [
+        f"[{name.upper()}]\n{value if isinstance(value := message[name], str) else json.dumps(value, ensure_ascii=False)}"
+        for name in others
+    ]
+    return "\n".join([message["content"], *shown] if message["content"] or not shown else shown)
+
+
+def _cut_orders(text: _Text, max_length: int) -> tuple[PairIds, PairIds]:
+    """Both orders of a text, cut to `max_length`."""
+    room = max_length - len(text.head) - len(text.before_first) - len(text.before_second) - len(text.tail)
+    lengths = [len(ids) for ids in text.responses]
+    longest = max(room // 2, room - min(lengths))
+    if room < sum(min(length, 1) for length in lengths):
+        raise BadRow(f"`max_length` {max_length} leaves no room for two responses", "let `max_length` be larger")
+    first, second = (ids[:longest] for ids in text.responses)
+    left = max(room - len(first) - len(second), 0)
+    context = text.context[max(len(text.context) - left, 0) :]
+    start = [*text.head, *context, *text.before_first]
+    cut = len(text.context) - len(context), sum(lengths) - len(first) - len(second)
+
+    def order(one: list[int], other: list[int]) -> PairIds:
+        return PairIds(start, [*one, *text.before_second, *other, *text.tail], *cut)
+
+    return order(first, second), order(second, first)
+
+
+def _published(
+    tokenizer: "PreTrainedTokenizerBase", prompt: list[dict], responses: tuple[Answer, Answer], max_length: int
+) -> tuple[PairIds, PairIds]:
+    """Both orders in the layout of published models, which is encoded as a whole where it need not be cut."""
+    one, other = (_only_text(response) for response in responses)
+    before = ["[CONTEXT] ", _flat_context(prompt), " [RESPONSE A] "]
+
+    def encoded(text: str) -> list[int]:
+        return encode_prompt(tokenizer, [{"role": "user", "content": text}])
+
+    first, second = (
+        encoded("".join([*before, first, " [RESPONSE B] ", second, " \n"])) for first, second in ((one, other), (other, one))
+    )
+    if max(len(first), len(second)) > max_length:
+        head, context, a, *both, tail = encode_pieces(tokenizer, [*before, one, " [RESPONSE B] ", other, " \n"])
+        return _cut_orders(_Text(head, context, a, (both[0], both[2]), both[1], tail), max_length)
+    # The space before a response is mostly of its first token.
+    start = len(common_start([encoded("".join(before).rstrip()), first, second]))
+    return PairIds(first[:start], first[start:]), PairIds(second[:start], second[start:])
+
+
+def _flat_context(prompt: list[dict]) -> str:
+    """The messages as published models were shown them: as transformers writes their template.
+
+    Of that template's line breaks jinja drops those behind its blocks and the last one (`trim_blocks`).
+    """
+    roles = ["user", "assistant"] * (len(prompt) // 2) + ["user"]
+    if [message["role"] for message in prompt] != roles:
+        raise BadRow("the layout rlhflow has turns of user and assistant by turns, the user's first and last")
+    return "\n" + "".join(f"\n<turn> {message['role']}\n {_only_text(message)}" for message in prompt) + "\n"
+
+
+def _only_text(message: Answer) -> str:
+    """A text that is not empty."""
+    others = {*message} - {"role", "content"} if isinstance(message, dict) else ()
+    if others:
+        raise BadRow(f"the layout rlhflow has no place for {sorted(others)[0]!r} of a message")
+    text = message if isinstance(message, str) else message["content"]
+    if not text.strip():
+        raise BadRow("the layout rlhflow has no empty messages")
+    return text
