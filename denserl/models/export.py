@@ -3,6 +3,7 @@
 The way back is in importing.py. Which weights are accepted is in loading.py, what they are called in GRM's layout in heads.py.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl.data.chat import end_of_turn_id
 from denserl.errors import UserError, require
 from denserl.models.folders import read_settings, weight_files
-from denserl.models.heads import Head, grm_name, grm_settings, is_stock, second_less_first, stored_head
+from denserl.models.heads import Head, grm_name, grm_settings, is_stock, second_less_first, stored_head, weighted_row
 from denserl.models.lm_head import LM_HEAD, embeddings_name, read_rows
 from denserl.models.loading import load_reward_model, load_tokenizer, local_folder
 from denserl.models.reward_settings import stored_settings
@@ -67,11 +68,14 @@ def export_grm(source: str, target: Path) -> None:
 
 
 def _linear_form(source: str, model: PreTrainedModel) -> tuple[Head, Callable[[Tensors], Tensors]]:
-    """A reward model's head, and what becomes of its tensors, file by file: of labels it is the linear one that scores alike.
+    """A reward model's head, and what becomes of its tensors, file by file: of labels or attributes it is the linear one that
+    scores alike.
 
     UserError for labels of a language model that caps its logits, whose difference is not linear.
     """
     head = stored_head(model.config, source)
+    if head.kind == "attributes":
+        return Head(), functools.partial(weighted_row, weights=head.weights)
     if head.kind != "label":
         return head, dict
     require(

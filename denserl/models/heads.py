@@ -1,4 +1,4 @@
-"""The reward head, which turns a hidden state into a score: the stock classifier's one linear layer, an MLP, or two labels.
+"""The reward head, which turns a hidden state into a score: the stock classifier's linear layer, an MLP, labels, or ratings.
 
 It is the module `score`, (..., H) -> (..., C): the score first, then whatever else a head tells of the hidden state.
 
@@ -7,7 +7,7 @@ Putting one on a model, reading and saving it is in loading.py.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,7 +21,6 @@ from denserl.models.measured import LogitMap
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-KINDS = ("linear", "mlp", "label")
 MOST_LAYERS, MOST_WIDTH = 64, 2**20
 
 
@@ -29,10 +28,11 @@ class Head(NamedTuple):
     """The parts of a head; the default is the stock classifier's (docs/reward_models.md).
 
     kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1), or `label`: the logit of a language model for
-        one label less that for another (`LabelHead`).
+        one label less that for another (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`).
     layers, width, dropout: of an `mlp`. bias: whether a `linear` or `label` one has a bias; an `mlp` always has.
     labels, label_ids: of a `label` one, the text and the token of each, the better one first (data.labels.label_ids).
     scale, cap: what the language model does to its logits (measured.LogitMap).
+    names, weights: of `attributes`, those of the ratings, and what each weighs in the score.
     """
 
     kind: str = "linear"
@@ -44,11 +44,19 @@ class Head(NamedTuple):
     label_ids: tuple[int, ...] = ()
     scale: float = 1.0
     cap: float | None = None
+    names: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 STOCK = Head()
-# Fields that stand in a config, by whether the head is of labels.
-OF_LABELS, OF_OTHERS = ("kind", "bias", *Head._fields[5:]), Head._fields[:5]
+# The fields of each kind that stand in a config.
+FIELDS = {
+    "linear": ("kind", "layers", "width", "dropout", "bias"),
+    "mlp": ("kind", "layers", "width", "dropout", "bias"),
+    "label": ("kind", "bias", "labels", "label_ids", "scale", "cap"),
+    "attributes": ("kind", "names", "weights"),
+}
+KINDS = tuple(FIELDS)
 
 
 class Fp32Linear(nn.Linear):
@@ -90,8 +98,23 @@ class LabelHead(Fp32Linear):
         return first - second
 
 
+class AttributeHead(Fp32Linear):
+    """The ratings of K attributes behind their weighted sum: (..., hidden) -> (..., 1 + K).
+
+    Its weight is that of a stock classifier of K labels, whose logits are the ratings.
+    """
+
+    def __init__(self, hidden: int, head: Head):
+        super().__init__(hidden, len(head.names), bias=False)
+        self.weights = head.weights
+
+    def forward(self, input: Tensor) -> Tensor:
+        ratings = super().forward(input)
+        return torch.cat([ratings @ ratings.new_tensor(self.weights)[:, None], ratings], -1)
+
+
 def is_stock(head: Head) -> bool:
-    """Whether every library reads it: one linear layer without bias."""
+    """Whether every library reads it as a score: one linear layer without bias."""
     return head.kind == "linear" and not head.bias
 
 
@@ -108,12 +131,16 @@ def read_in_fp32(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The module that maps (..., hidden) to (..., 1) in fp32, initialised as torch does, from the global random state.
+    """The module that maps (..., hidden) to (..., C) in fp32, initialised as torch does, from the global random state.
+
+    C is 1 but for a head of attributes.
 
     dtype: of its weights.
     """
     if head.kind == "label":
         return LabelHead(hidden, head).to(dtype)
+    if head.kind == "attributes":
+        return AttributeHead(hidden, head).to(dtype)
     if head.kind == "linear":
         return Fp32Linear(hidden, 1, bias=head.bias).to(dtype)
     widths = [hidden, *[head.width] * head.layers]
@@ -139,8 +166,14 @@ def described_head(settings: dict, path: str) -> Head:
 
 
 def store_head(config: "PreTrainedConfig", head: Head) -> None:
-    """Write the head into a config, beside the other settings in `segment_reward`; nothing is written for a stock head."""
+    """Write the head into a config, beside the other settings in `segment_reward`; nothing is written for a stock head.
+
+    Attributes are also the labels that stock classes know.
+    """
     settings = config.to_dict().get("segment_reward") or {}
+    if head.kind == "attributes":
+        config.id2label, config.label2id = dict(enumerate(head.names)), {name: i for i, name in enumerate(head.names)}
+        config.problem_type = "regression"
     if not is_stock(head):
         config.segment_reward = {**settings, "head": head_settings(head)}
     elif "head" in settings:
@@ -149,18 +182,19 @@ def store_head(config: "PreTrainedConfig", head: Head) -> None:
 
 def head_settings(head: Head) -> dict:
     """What a config says of a head, as JSON has it."""
-    values = {name: getattr(head, name) for name in (OF_LABELS if head.kind == "label" else OF_OTHERS)}
+    values = {name: getattr(head, name) for name in FIELDS[head.kind]}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def checked_head(values: object, path: str) -> Head:
     """A Head from a JSON object with some of its fields, as a config has it. UserError for anything else."""
-    names = OF_LABELS if isinstance(values, dict) and values.get("kind") == "label" else OF_OTHERS
+    kind = values.get("kind") if isinstance(values, dict) else None
+    names = FIELDS[kind] if isinstance(kind, str) and kind in FIELDS else FIELDS["linear"]
     if not isinstance(values, dict) or not set(values) <= set(names):
         raise wrong_setting(path, "head", values, f"an object with {', '.join(names)}")
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     head = Head(**given)
-    are_labels = head.kind == "label"
+    are_labels, are_attributes = head.kind == "label", head.kind == "attributes"
     checks = {
         "kind": (head.kind in KINDS, " or ".join(KINDS)),
         "layers": (_is_between(head.layers, MOST_LAYERS), f"a whole number from 1 to {MOST_LAYERS}"),
@@ -169,6 +203,8 @@ def checked_head(values: object, path: str) -> Head:
         "bias": (type(head.bias) is bool, "true or false"),
         "labels": (not are_labels or _are_two(head.labels, _is_text), "two different texts"),
         "label_ids": (not are_labels or _are_two(head.label_ids, _is_token), "two different token ids"),
+        "names": (not are_attributes or _are_unlike(head.names, _is_text), "different texts, at least one"),
+        "weights": (not are_attributes or _are_weights(head.weights, head.names), "a finite number for each name"),
         "scale": (_is_finite(head.scale) and head.scale != 0, "a finite number other than 0"),
         "cap": (head.cap is None or (_is_finite(head.cap) and head.cap > 0), "a finite number above 0, or null"),
     }
@@ -179,7 +215,15 @@ def checked_head(values: object, path: str) -> Head:
 
 
 def _are_two(values: object, fits: Callable[[object], bool]) -> bool:
-    return isinstance(values, tuple) and len(values) == 2 and all(map(fits, values)) and values[0] != values[1]
+    return isinstance(values, tuple) and len(values) == 2 and _are_unlike(values, fits)
+
+
+def _are_unlike(values: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(values, tuple) and values != () and all(map(fits, values)) and len(set(values)) == len(values)
+
+
+def _are_weights(values: object, names: tuple) -> bool:
+    return isinstance(values, tuple) and len(values) == len(names) and all(map(_is_finite, values))
 
 
 def _is_text(value: object) -> bool:
@@ -205,6 +249,17 @@ def second_less_first(tensors: Mapping[str, Tensor], scale: float = 1.0) -> dict
     """
     return {
         name: (scale * (tensor[1:].float() - tensor[:1].float())) if name.startswith("score.") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def weighted_row(tensors: Mapping[str, Tensor], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The weights of a linear head, in fp32, whose output is the weighted sum of those of a head of several rows.
+
+    tensors: of a head with a row for each weight, by name.
+    """
+    return {
+        name: tensor.new_tensor(weights, dtype=torch.float32) @ tensor.float()[None] if name == "score.weight" else tensor
         for name, tensor in tensors.items()
     }
 

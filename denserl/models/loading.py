@@ -58,6 +58,7 @@ from denserl.models.heads import (
 from denserl.models.lm_head import LM_HEAD, embeddings_name, read_rows
 from denserl.models.measured import Measured, logit_map, measured, remember
 from denserl.models.probe import check_same_hidden, run_as
+from denserl.models.reward_settings import OF_SCORES
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +152,10 @@ def load_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrai
     """
     model, info = _load_classifier(path, dtype, **kw)
     head = stored_head(model.config, path)
-    if head.kind == "label":
-        # A checkpoint of a training has two rows where a stock classifier has one.
+    if not is_stock(head):
+        # Attributes, and labels in a checkpoint of a training, have several rows where a stock classifier has one.
         info["mismatched_keys"] = [key for key in info["mismatched_keys"] if key[0] != STOCK_HEAD]
+    if head.kind == "label":
         _refuse(path, info, missing=(STOCK_HEAD,), unexpected=[*_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
         _read_labels(model, head, path)
         model.label_origin = Origin(path, kw)
@@ -164,6 +166,8 @@ def load_reward_model(path: str, dtype: str | torch.dtype, **kw: Any) -> PreTrai
     else:
         _refuse(path, info, missing=(STOCK_HEAD,), unexpected=_under(HEADS, info["unexpected_keys"]))
         _read_head(model, head, path)
+        # The labels that it has in the stock class are none where it is loaded with one.
+        store_head(model.config, head)
     return _measured(model, path).eval()
 
 
@@ -204,12 +208,16 @@ def load_two_labels(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[Pre
 
 
 def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: Head = STOCK, **kw: Any) -> PreTrainedModel:
-    """The backbone of a language model under a fresh head (see `init_head`), in evaluation mode.
+    """The trunk of a language model, or of a reward model, under a fresh head (see `init_head`), in evaluation mode.
 
     What the head is stands in `config.segment_reward["head"]`, unless it is the stock one. A head of labels begins as the rows
     that the language model has for their tokens (`head.label_ids`), so that its scores are that model's own log-odds of them.
+    What a reward model has stored of its scores is left out with its head.
     """
     model, info = _load_classifier(path, dtype, **kw)
+    info["mismatched_keys"] = [key for key in info["mismatched_keys"] if key[0] != STOCK_HEAD]
+    for name in OF_SCORES:
+        vars(model.config).pop(name, None)
     _refuse(path, info, missing=(STOCK_HEAD,), unexpected=[*_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
     if head.kind == "label":
         head = _begin_labels(model, head, path, dtype, **kw)

@@ -16,13 +16,12 @@ from denserl.errors import UserError
 from denserl.models.folders import ADAPTERS, read_settings
 from denserl.models.heads import Head, described_head, make_head
 from denserl.models.loading import load_policy, load_tokenizer, match_embeddings, new_reward_model
+from denserl.models.reward_settings import OF_SCORES
 
 log = logging.getLogger(__name__)
 
 SETTINGS, WEIGHTS = ADAPTERS, "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# What train-rm keeps in a reward model's config.
-KEPT = ("segment_reward", "mean", "std")
 
 
 def merge_adapters(
@@ -61,7 +60,7 @@ def merge_adapters(
         )
     match_embeddings(model, tokenizer)
     merged = _merged(model, base, adapter, tensors)
-    for name in KEPT:
+    for name in OF_SCORES:
         if name in config:
             setattr(merged.config, name, config[name])
     return merged.eval(), tokenizer

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 READ_AT = ("end_of_turn", "last_token")
 CHOICES = {"read_at": READ_AT, "scores": ("logit",), "context_signs": ("none", "plus", "true")}
 KEY = "segment_reward"
+OF_SCORES = (KEY, "mean", "std")  # all that train-rm keeps in a reward model's config
 
 
 class StoredSettings(NamedTuple):

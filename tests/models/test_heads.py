@@ -111,6 +111,15 @@ def test_a_config_says_what_the_head_is():
         ({"bias": 1}, "1 for the head's bias; expected true or false"),
         ({"kind": "mlp", "depth": 2}, "for head; expected an object with kind, layers"),
         (["mlp"], "for head; expected an object"),
+        ({"kind": "attributes"}, "() for the head's names; expected different texts, at least one"),
+        ({"kind": "attributes", "names": ["a", "a"], "weights": [1, 1]}, "for the head's names"),
+        ({"kind": "attributes", "names": "ab", "weights": [1, 1]}, "for the head's names"),
+        (
+            {"kind": "attributes", "names": ["a", "b"], "weights": [1]},
+            "(1,) for the head's weights; expected a finite number for",
+        ),
+        ({"kind": "attributes", "names": ["a"], "weights": [float("nan")]}, "for the head's weights"),
+        ({"kind": "attributes", "names": ["a"], "weights": [1], "bias": True}, "expected an object with kind, names, weights"),
     ],
 )
 def test_a_config_with_another_type_of_value_is_refused(head, found):

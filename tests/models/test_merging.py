@@ -27,6 +27,7 @@ from denserl.trainer.supervised import save_trained
 
 pytest.importorskip("peft")
 MLP = Head("mlp", layers=2, width=6)
+RATINGS = Head("attributes", names=("short", "true"), weights=(0.25, 0.75))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def equal(model, folder) -> bool:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("head", [Head(), MLP], ids=lambda head: head.kind)
+@pytest.mark.parametrize("head", [Head(), MLP, RATINGS], ids=lambda head: head.kind)
 def test_a_reward_model_is_merged_as_the_run_merged_it(base, tmp_path, head, dtype):
     learned = trained(base, tmp_path, head, lm_head=True, dtype=dtype)
     assert not [name for name in learned if "lm_head" in name]
