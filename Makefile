@@ -30,9 +30,11 @@ faults: .venv/installed
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
 
-# Reward models of noisy labels, over 5 seeds, about an hour on two cores. DATA: as for `make real`, whose pairs are the last part.
+# Reward models of noisy labels, over 5 seeds, about an hour on two cores, and preference models of biased pairs.
+# DATA: as for `make real`, whose pairs are a part.
 study: .venv/installed
 	$(BIN)/python benchmarks/study.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/preference_methods.py
 
 # All rows of the benchmark, about half an hour on two cores, or one: make bench ROW=3
 bench: .venv/installed
