@@ -10,17 +10,27 @@ import datasets
 
 from denserl.data.chat import encode_pair
 from denserl.data.chat_format import own_marks
-from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, build_dataset
+from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, TEXT, build_dataset
 from denserl.data.order import shuffled
 from denserl.data.published import check_pairs
 from denserl.data.readers import load_rows, map_rows
-from denserl.data.schemas import RATING_KEYS, BadRow, as_labels, as_preference, unread
+from denserl.data.schemas import (
+    PAIR_LABELS,
+    RATING_KEYS,
+    WEIGHT,
+    BadRow,
+    as_labels,
+    as_preference,
+    as_text_label,
+    unread,
+)
 from denserl.errors import UserError
 from denserl.streams import Purpose, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+GROUP = "group"
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen"}
 
 
@@ -37,20 +47,30 @@ def load_preferences(
     columns_needed: bool = True,
     rating_keys: Sequence[tuple[str, str]] = RATING_KEYS,
     labels: Sequence[str] = (),
+    group: str | None = None,
 ) -> datasets.Dataset:
-    """Pairs: columns prompt (messages), chosen, rejected (a text, or a message), margin (0 without ratings), labels, place.
+    """Pairs: columns prompt (messages), chosen, rejected (a text, or a message), margin (0 without ratings), p_chosen, weight
+    (1 where a row has none), labels, place.
 
     labels: keys of numbers that the rows hold beside the pair; a row without them is bad.
+    group: key of a text, or a number, that pairs of one kind have in common, given as column `group`; a row without it is bad.
     columns, columns_needed: names that keys have in the rows, as in `readers.load_rows`.
 
     Sources are blended as in `readers.blend`, `every` as in `readers.load_rows`. UserError on bad rows, unless `on_bad_row`
     is "skip", and for a published set (published.py) of another size than it should have.
     """
-    features = {"prompt": MESSAGES, "chosen": RESPONSE, "rejected": RESPONSE, "margin": NUMBER, **dict.fromkeys(labels, NUMBER)}
-    numbers = {*labels, *(key for keys in rating_keys for key in keys)}
+    features = {
+        "prompt": MESSAGES,
+        "chosen": RESPONSE,
+        "rejected": RESPONSE,
+        **dict.fromkeys((*PAIR_LABELS, WEIGHT, *labels), NUMBER),
+    }
+    features |= {} if group is None else {GROUP: TEXT}
+    beside = {*labels, *([] if group is None else [group]), *(key for keys in rating_keys for key in keys)}
 
     def convert(row: Any) -> dict:
-        return as_preference(row, rating_keys) | as_labels(row, labels)
+        own = {} if group is None else {GROUP: as_text_label(row, group, "what pairs of one kind have in common")}
+        return as_preference(row, rating_keys) | as_labels(row, labels) | own
 
     order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
     return load_rows(
@@ -60,7 +80,7 @@ def load_preferences(
         on_bad_row=on_bad_row,
         columns=columns,
         columns_needed=columns_needed,
-        unread=lambda row: unread(row, as_preference, numbers),
+        unread=lambda row: unread(row, as_preference, beside),
         check_size=check_pairs,
         **order,
     )
@@ -74,7 +94,7 @@ def tokenize_preferences(
     max_prompt_length: int,
     on_bad_row: str = "stop",
 ) -> datasets.Dataset:
-    """Pairs as ids: prompt_ids, chosen_ids, rejected_ids (end of turn included), margin, labels, cut as in chat.truncate_pair.
+    """Pairs as ids: prompt_ids, chosen_ids, rejected_ids (end of turn included), cut as in chat.truncate_pair; numbers, group.
 
     Bad rows: the template refuses the messages, or truncation leaves no content or no difference. UserError when
     `max_prompt_length` leaves a response no room for content.
@@ -90,12 +110,11 @@ def tokenize_preferences(
         prompt, (chosen, rejected) = encode_pair(tokenizer, row["prompt"], pair, max_length, max_prompt_length)
         if chosen == rejected:
             raise BadRow("chosen and rejected have the same tokens, at least after truncation")
-        own = {name: row[name] for name in labels}
-        yield {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, **own}
+        yield {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, **{name: row[name] for name in own}}
 
-    # Beside the margin, numbers that objectives ask for.
-    labels = [name for name in dataset.column_names if dataset.features[name] == NUMBER]
-    features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(labels, NUMBER)})
+    # Numbers of pairs, and those that objectives ask for.
+    own = {name: feature for name, feature in dataset.features.items() if feature == NUMBER or name == GROUP}
+    features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **own})
     return map_rows(dataset, encode, features, on_bad_row, own_marks(tokenizer))
 
 
@@ -103,8 +122,8 @@ def flip_labels(dataset: datasets.Dataset, share: float, seed: int) -> datasets.
     """Tokenised pairs with chosen and rejected exchanged in a share of them.
 
     The seed says in which; a larger share at the same seed takes these and others. A column of one side is exchanged with the
-    other's of the same name (`chosen_ids`, `rejected_ids`). The margin stays, as that of a rater who has mixed them up would:
-    with another sign it would tell the learner which labels are wrong.
+    other's of the same name (`chosen_ids`, `rejected_ids`). The margin stays, and p_chosen, as those of a rater who has mixed
+    them up would: turned round as well, they would tell the learner which labels are wrong.
     """
     order = shuffled(len(dataset), stream(seed, Purpose.FLIPPED_LABELS))
     turned = set(order[: round(share * len(dataset))])

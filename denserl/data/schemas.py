@@ -1,4 +1,4 @@
-"""Converts rows of all known shapes to one: messages, responses, margin. Pure functions; BadRow says why a row is bad.
+"""Converts rows of all known shapes to one: messages, responses, labels. Pure functions; BadRow says why a row is bad.
 
 A response is its text, or its whole message where that holds more: reasoning, tool calls. What a row holds beside its messages
 becomes part of them: system text and earlier turns come first, and `tools` and `documents` stand in the first message, where
@@ -35,6 +35,9 @@ from denserl.data.messages import (
 __all__ = ["BadRow", "LeftOut", "as_demonstration", "as_labels", "as_preference", "as_prompt", "as_text_label", "unread"]
 
 MARGIN = "margin"
+P_CHOSEN, WEIGHT = "p_chosen", "weight"
+# Labels of a pair; 0 and 1 in a row that does not say.
+PAIR_LABELS = (MARGIN, P_CHOSEN)
 RATING_KEYS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -53,8 +56,9 @@ _BESIDE_PROMPTS = ("chosen", "rejected", "response", "completion", "output", *_B
 _OF_MESSAGES = {*PROMPT_KEYS, *ANSWER_KEYS, "rejected", "history", "conv_A", "conv_B"}
 # All that is read in rows of some shape.
 READ_KEYS = {
-    *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, "metadata", *_RATINGS,
+    *PROMPT_KEYS, *ANSWER_KEYS, "rejected", *INPUT_KEYS, *CONTEXT, MARGIN, P_CHOSEN, WEIGHT, "metadata", *_RATINGS,
 }  # fmt: skip
+_OF_ROWS = ((P_CHOSEN, 1.0), (WEIGHT, math.inf))  # numbers from 0 up to that
 # Content that no shape has a place for. Of an answer, in a row that has it as a text: it is read in the answer's message.
 REFUSED = (*MEDIA, "functions", "chat_template_kwargs")
 OF_ANSWERS = ("reasoning_content", "thinking", "tool_calls")
@@ -67,7 +71,10 @@ SUMMARY_REQUEST = "Generate one-sentence summary for the following post: "
 
 
 def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS, as_is: bool = False) -> dict:
-    """{prompt, chosen, rejected, margin} of a preference row of any known shape. LeftOut for two conversations rated alike.
+    """{prompt, chosen, rejected, margin, p_chosen, weight} of a preference row of any known shape.
+
+    p_chosen is the probability that the chosen response is the better one, weight what its loss is multiplied by; both are 1
+    in a row that does not say. LeftOut for two conversations rated alike.
 
     as_is: answers may be empty or equal, from which nothing could be learned, and the last question may be empty.
     """
@@ -85,7 +92,8 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
         if _trimmed(chosen) == _trimmed(rejected):
             raise BadRow("chosen and rejected are identical")
     check_length(chosen_prompt, chosen, rejected)
-    return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row, rating_keys)}
+    labels = {"margin": _margin(row, rating_keys), **{name: _one_or(row, name, most) for name, most in _OF_ROWS}}
+    return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, **labels}
 
 
 def as_labels(row: Any, names: Sequence[str]) -> dict[str, float]:
@@ -93,14 +101,14 @@ def as_labels(row: Any, names: Sequence[str]) -> dict[str, float]:
     return {name: _rating(row.get(name), name) for name in names}
 
 
-def as_text_label(row: Any, key: str) -> str:
-    """The text, or the number as text, that a row holds under the key. BadRow where there is none."""
+def as_text_label(row: Any, key: str, what: str = "the right answer") -> str:
+    """The text, or the number as text, that a row holds under the key, which says `what`. BadRow where there is none."""
     value = row.get(key) if isinstance(row, dict) else None
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    raise BadRow(f"{key!r}, which is to say the right answer, is {value!r}; expected a text or a number")
+    raise BadRow(f"{key!r}, which is to say {what}, is {value!r}; expected a text or a number")
 
 
 def as_prompt(row: Any) -> dict:
@@ -169,10 +177,10 @@ def _keys_read(row: dict, convert: Any) -> Iterator[str]:
     prompts: Sequence[str] = PROMPT_KEYS
     if convert is not as_demonstration and row.get("conv_A") is not None:
         yield from ("conv_A", "source")
-        yield from _BESIDE_CONV_A if convert is as_preference else ()
+        yield from (*_BESIDE_CONV_A, WEIGHT) if convert is as_preference else ()
         return
     if convert is as_preference:
-        yield from ("chosen", "rejected", MARGIN, "metadata", *_RATINGS)
+        yield from ("chosen", "rejected", MARGIN, P_CHOSEN, WEIGHT, "metadata", *_RATINGS)
     elif convert is as_prompt:
         prompts = (*PROMPT_KEYS, "messages", "chosen")
     else:
@@ -207,7 +215,7 @@ def _by_rating(row: dict) -> dict:
         raise LeftOut("both conversations have the same rating")
     better, worse = ("A", "B") if ratings[0] > ratings[1] else ("B", "A")
     sides = {"chosen": _conversation(row, better), "rejected": _conversation(row, worse)}
-    return {**_around(row), **sides, "chosen_rating": max(ratings), "rejected_rating": min(ratings)}
+    return {**_around(row), **sides, "chosen_rating": max(ratings), "rejected_rating": min(ratings), WEIGHT: row.get(WEIGHT)}
 
 
 def _conversation(row: dict, side: str) -> list[dict]:
@@ -379,12 +387,26 @@ def _margin(row: dict, rating_keys: Sequence[tuple[str, str]]) -> float:
     return 0.0
 
 
-def _rating(value: object, key: str, unread: Sequence[str] = ()) -> float:
-    """A number, or the text of one: tables of text have no others. unread: what could be left unread instead."""
+def _one_or(row: dict, key: str, most: float) -> float:
+    """The number from 0 to `most` that the row holds under the key; 1 where it holds none."""
+    number = 1.0 if row.get(key) is None else number_of(row[key])
+    if not (0 <= number <= most and number < math.inf):
+        bounds = "a finite number of at least 0" if most == math.inf else f"a number from 0 to {most:g}"
+        raise BadRow(f"{key!r} is {row[key]!r}; expected {bounds}", f"leave it unread with `columns` {key}=")
+    return number
+
+
+def number_of(value: object) -> float:
+    """A number, or the text of one, as tables of text have them; NaN for anything else."""
     try:
-        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
-        number = math.nan
+        return math.nan
+
+
+def _rating(value: object, key: str, unread: Sequence[str] = ()) -> float:
+    """The number that a value is, or is the text of. unread: what could be left unread instead."""
+    number = number_of(value)
     if not -1e9 < number < 1e9:
         fix = f"correct it, or leave ratings unread with `columns` {','.join(f'{name}=' for name in unread)}" if unread else ""
         raise BadRow(f"the rating {key!r} is not a number, or beyond 1e9", fix)

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import ResponseBatch, response_slots
 from denserl.data.reference_cache import SIDES
+from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, WEIGHT
 from denserl.errors import UserError
 from denserl.models.scoring import RewardReading, read_rewards
 from denserl.rewards.aggregation import aggregate
-from denserl.rewards.objectives import BradleyTerry, Groups, Objective, all_reads, all_units, total_losses
+from denserl.rewards.objectives import BradleyTerry, Groups, Objective, all_reads, all_units, counted_weights, total_losses
 from denserl.rewards.pair_metrics import group_metrics, group_sums
 from denserl.segmentation import Segmenter, Segments, segment_scores
 from denserl.trainer.reward_config import RewardConfig
@@ -63,7 +64,7 @@ class GroupTrainer(SupervisedTrainer):
         objectives: Sequence[Objective] = (BradleyTerry(),),
         pad_id: int,
         candidates: Sequence[str] = SIDES,
-        labels: Sequence[str] = ("margin",),
+        labels: Sequence[str] = PAIR_LABELS,
         **kw: Any,
     ):
         self.reads, self.units = all_reads(objectives), all_units(objectives)
@@ -109,7 +110,7 @@ class GroupTrainer(SupervisedTrainer):
         return reward_model_lines(metrics, rows), reward_model_remarks(metrics, rows)
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["counted"].sum()
+        return counted_weights(batch["counted"], batch.get(WEIGHT)).sum()
 
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         groups = self.groups(model, batch)
@@ -119,11 +120,11 @@ class GroupTrainer(SupervisedTrainer):
             before, now = ", ".join(self.objective_metrics), ", ".join(found)
             changed = f"the objectives returned the metrics {now} of a batch, and {before} of the one before"
             raise UserError(changed, "let each return the same ones of every batch", one_rank=True)
-        counted = groups.counted.double()
+        weight = groups.weights()
         return {
-            "loss": torch.where(groups.counted, losses, 0.0).sum(),
+            "loss": torch.where(weight > 0, losses * weight, 0.0).sum(),
             **self.row_sums(groups),
-            **{OF_GROUPS + name: (values.detach() * counted).sum() for name, values in found.items()},
+            **{OF_GROUPS + name: (values.detach() * weight.double()).sum() for name, values in found.items()},
         }
 
     def groups(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
@@ -132,15 +133,15 @@ class GroupTrainer(SupervisedTrainer):
         return groups._replace(second=self._one_pass(model, batch)[0]) if "second_pass" in self.reads else groups
 
     def row_sums(self, groups: Groups) -> dict[str, Tensor]:
-        """Sums over the counted groups that `row_metrics` needs; `pairs` is their number."""
-        return group_sums(groups.scores, groups.segments, groups.lengths, groups.counted)
+        """Sums over the counted groups that `row_metrics` needs; `pairs` is their number, by weight."""
+        return group_sums(groups.scores, groups.segments, groups.lengths, groups.weights(), groups.labels.get(P_CHOSEN))
 
     def row_metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Metrics that do not depend on the objectives."""
         return group_metrics(sums)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        count = max(sums["pairs"], 1.0)
+        count = sums["pairs"] or 1.0
         own = {name.removeprefix(OF_GROUPS): value / count for name, value in sums.items() if name.startswith(OF_GROUPS)}
         return {**self.row_metrics(sums), **own}
 
@@ -183,6 +184,7 @@ class GroupTrainer(SupervisedTrainer):
         groups = Groups(
             by_group(scores),
             counted=batch["counted"],
+            weight=batch.get(WEIGHT),
             labels={name: batch[name] for name in self.labels_read},
             lengths=by_group(mask.sum(1)),
             token_scores=token_scores,

@@ -14,6 +14,7 @@ from denserl.data.batching import pad_responses, pad_rows
 from denserl.data.order import shuffled
 from denserl.data.preferences import flip_labels, load_preferences
 from denserl.data.reference_cache import SIDES
+from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, WEIGHT
 from denserl.errors import require
 from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.pairs import prepare_pairs
@@ -29,7 +30,7 @@ class GroupCollator:
 
     Args:
         candidates: prefixes of the columns of each candidate: `chosen_ids`, `chosen_entropy` (nats, one a response token).
-        labels: columns of numbers, one a row.
+        labels: columns of numbers, one a row. Without p_chosen and weight it is a row of 1.
         with_reference: the rows also hold the reference model's log-probabilities of the responses (`chosen_logprob`).
     """
 
@@ -37,7 +38,7 @@ class GroupCollator:
         self,
         pad_id: int,
         candidates: Sequence[str] = SIDES,
-        labels: Sequence[str] = ("margin",),
+        labels: Sequence[str] = PAIR_LABELS,
         with_reference: bool = False,
     ):
         self.pad_id, self.candidates, self.labels, self.with_reference = pad_id, candidates, labels, with_reference
@@ -46,7 +47,8 @@ class GroupCollator:
         prompts = [row["prompt_ids"] for row in rows] * len(self.candidates)
         batch = pad_responses(prompts, self._column(rows, "ids"), self.pad_id)
         entropy = pad_rows(self._column(rows, "entropy"), 0.0, torch.float32)
-        labels = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in self.labels}
+        rows = [{P_CHOSEN: 1.0, WEIGHT: 1.0, **row} for row in rows]
+        labels = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in (*self.labels, WEIGHT)}
         reference = {}
         if self.with_reference:
             reference["ref_logps"] = torch.tensor(self._column(rows, "logprob"), dtype=torch.float32)
@@ -60,7 +62,7 @@ def pairs_of(
     config: RewardConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str, labels: Sequence[str]
 ) -> tuple[Dataset, Dataset]:
     """Training and evaluation pairs, tokenised, with their labels and what the reference model says of them."""
-    own: dict[str, Any] = {"labels": [name for name in labels if name != "margin"]}
+    own: dict[str, Any] = {"labels": [name for name in labels if name not in PAIR_LABELS]}
     if config.eval_data:
         train = load_preferences(**config.source(), seed=config.seed, **own)
         held_out = load_preferences(config.eval_data, split=config.eval_split, **config.source_beside(), **own)
@@ -70,7 +72,9 @@ def pairs_of(
         require(size > 0, f"{len(parts)} pairs are too few to split some off for evaluation", "give `eval_data`")
         order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
         held_out, train = parts.select(order[:size]), parts.select(order[size:])
-    _check_ratings(config, train["margin"])
+    check_labels(config, train)
+    none = "no held-out pair says which response is the better one: p_chosen is .5 in all of them, or their weight is 0"
+    require(told_pairs(held_out), none, "give other `eval_data`, or a larger `eval_size`")
     how: dict[str, Any] = {"on_bad_row": config.on_bad_row, "in_shares": in_shares(config, dtype, device)}
     train, held_out = (
         prepare_pairs(part, config, config, config.model, tokenizer, device, dtype, **how) for part in (train, held_out)
@@ -81,7 +85,27 @@ def pairs_of(
     return flip_labels(train, config.flip_frac, config.seed), held_out
 
 
-def _check_ratings(config: ObjectiveConfig, margins: list[float]) -> None:
+def check_labels(config: ObjectiveConfig, pairs: Dataset) -> None:
+    """UserError where the options ask for ratings that no pair has, or where two things say how likely its label is right."""
     for name, asked in (("use_margin", config.use_margin), ("soft_label_scale", config.soft_label_scale)):
         fix = f"leave `{name}` out, or give rows with ratings"
-        require(not asked or any(margins), f"`{name}` has no effect: no row of the data has ratings that differ", fix)
+        require(not asked or any(pairs[MARGIN]), f"`{name}` has no effect: no row of the data has ratings that differ", fix)
+    soft = config.soft_label_scale is not None and any(p != 1 for p in pairs[P_CHOSEN])
+    found = "`soft_label_scale` makes labels of ratings, and rows of the data have some of their own (p_chosen)"
+    require(not soft, found, "leave it out, or leave those of the rows unread with `columns` p_chosen=")
+    unread = "correct them, or leave weights unread with `columns` weight="
+    require(any(pairs[WEIGHT]), "all rows that are trained on have weight 0", unread)
+
+
+def told_pairs(pairs: Dataset) -> int:
+    """How many pairs of one weight would tell as much of an accuracy: (sum w)^2 / sum w^2 (Kish) of those that are no ties."""
+    weights = [weight for weight, p_chosen in zip(pairs[WEIGHT], pairs[P_CHOSEN]) if p_chosen != 0.5]
+    squares = sum(weight**2 for weight in weights)
+    return round(sum(weights) ** 2 / squares) if squares else 0
+
+
+def contents_of(pairs: Dataset, labels: Sequence[str]) -> Dataset:
+    """What of tokenised pairs does not follow from weights and ids; a p_chosen or weight that is 1 in all rows is left out."""
+    said = {name for name in (P_CHOSEN, WEIGHT) if any(value != 1 for value in pairs[name])}
+    read = {*labels} - {P_CHOSEN} | said
+    return pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in read])

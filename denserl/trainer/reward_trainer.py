@@ -15,7 +15,7 @@ from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter
 from denserl.trainer.group_trainer import GroupTrainer, Prepared
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import head_of, make_model, make_objectives
-from denserl.trainer.reward_pairs import pairs_of
+from denserl.trainer.reward_pairs import contents_of, pairs_of, told_pairs
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.step_trainer import StepTrainer
 from denserl.trainer.supervised import Session, check_steps, training_arguments
@@ -77,11 +77,13 @@ class RewardTrainer(GroupTrainer):
         pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
         if segmenter.level != "bandit" and segmenter.name == PEAK:
             log.info("%s", segment_lengths(pairs, segmenter.threshold))
-        contents = pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in labels])
         settings = {"entropy_threshold": segmenter.threshold, **cut_settings(segmenter), "agg_func": config.agg_func}
         settings["read_at"] = "end_of_turn"
         reads = {"segmenter": segmenter, "agg_func": config.agg_func, "labels": labels}
-        return Prepared(pairs, held_out, contents, settings, reads)
+        return Prepared(pairs, held_out, contents_of(pairs, labels), settings, reads)
+
+    def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
+        return super().in_words(metrics, told_pairs(self.eval_dataset))
 
 
 # The trainer of each kind of rows, by `RewardConfig.input`.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from denserl.data.schemas import PAIR_LABELS
 from denserl.errors import require
 from denserl.models.measured import stock_model
 from denserl.models.scoring import RewardReading
@@ -38,7 +39,7 @@ class StepTrainer(GroupTrainer):
         dtype: str,
         objectives: Sequence[Objective],
     ) -> Prepared:
-        of_pairs = sorted({"ref_logps"} & all_reads(objectives) | {*all_labels(objectives)} - {"margin"})
+        of_pairs = sorted({"ref_logps"} & all_reads(objectives) | {*all_labels(objectives)} - {*PAIR_LABELS})
         shown = ", ".join(of_pairs)
         require(not of_pairs, f"an objective reads {shown}, which rows of labelled steps do not have", "let `input` be pairs")
         settings = step_settings(config, tokenizer)

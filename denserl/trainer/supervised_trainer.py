@@ -161,7 +161,8 @@ class SupervisedTrainer(Trainer, ABC):
         self._sums = add_sums(self._sums, {**sums, "count": count})
         # DeepSpeed takes the mean over ranks; what remains is division by the whole step's count.
         divisor = count if num_items_in_batch is None else num_items_in_batch / distributed.world_size()
-        loss = sums["loss"] / divisor
+        # Where nothing counts, the sum is 0 as well.
+        loss = sums["loss"] / (divisor + (divisor == 0))
         # The gradients of an infinite loss may be finite; those of NaN are not, and make the engine skip the step.
         loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
         return (loss, {}) if return_outputs else loss
@@ -264,7 +265,7 @@ class SupervisedTrainer(Trainer, ABC):
         return in_halves(of_part, batch, together)
 
     def _averages(self, sums: dict[str, float]) -> dict[str, float]:
-        return {"loss": sums["loss"] / max(sums["count"], 1.0), **self.metrics(sums)}
+        return {"loss": sums["loss"] / (sums["count"] or 1.0), **self.metrics(sums)}
 
 
 def add_sums(total: dict[str, Tensor | float], sums: Sums) -> Sums:

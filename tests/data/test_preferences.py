@@ -3,11 +3,13 @@
 import functools
 import json
 import logging
+import math
 
 import pytest
 from datasets import Dataset
 from templates import build_tokenizer
 
+from denserl.data.columns import parse_columns
 from denserl.data.preferences import flip_labels, load_preferences, tokenize_preferences
 from denserl.data.schemas import BadRow, as_preference
 from denserl.errors import UserError
@@ -27,6 +29,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 HISTORY = [user("Q1"), assistant("A1"), user("Q2")]
 DIALOGUE = "\n\nHuman: Q1\n\nAssistant: A1\n\nHuman: Q2\n\nAssistant: "
 FROM = [{"from": "human", "value": "Q1"}, {"from": "gpt", "value": "A1"}, {"from": "human", "value": "Q2"}]
+UNLABELLED = {"margin": 0.0, "p_chosen": 1.0, "weight": 1.0}
 SHAPES = {
     "message lists": {"chosen": [*HISTORY, assistant("good")], "rejected": [*HISTORY, assistant("bad")]},
     "prompt messages, strings": {"prompt": HISTORY, "chosen": "good", "rejected": "bad"},
@@ -54,13 +57,13 @@ SHAPES = {
 
 @pytest.mark.parametrize("row", SHAPES.values(), ids=SHAPES)
 def test_every_shape_means_the_same(row):
-    assert as_preference(row) == {"prompt": HISTORY, "chosen": "good", "rejected": "bad", "margin": 0.0}
+    assert as_preference(row) == {"prompt": HISTORY, "chosen": "good", "rejected": "bad", **UNLABELLED}
 
 
 def test_a_plain_prompt_is_one_user_turn_and_its_text_is_kept():
     row = {"prompt": " two\n\nAssistant: lines ", "chosen": " good\n", "rejected": "bad\n\nHuman: x"}
     expected = {"prompt": [user(" two\n\nAssistant: lines ")], "chosen": " good\n", "rejected": "bad\n\nHuman: x"}
-    assert as_preference(row) == {**expected, "margin": 0.0}
+    assert as_preference(row) == {**expected, **UNLABELLED}
 
 
 def test_a_system_turn_stays():
@@ -91,6 +94,69 @@ PLAIN = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
 )
 def test_ratings_give_the_margin(ratings, margin):
     assert as_preference({**PLAIN, **ratings})["margin"] == margin
+
+
+@pytest.mark.parametrize(
+    ("said", "p_chosen", "weight"),
+    [
+        ({"p_chosen": 0.7, "weight": 2}, 0.7, 2.0),
+        ({"p_chosen": 0, "weight": 0}, 0.0, 0.0),
+        ({"p_chosen": "0.5", "weight": " 1e3 "}, 0.5, 1000.0),  # as tables of text have them
+        ({"p_chosen": None, "weight": None}, 1.0, 1.0),
+    ],
+)
+def test_a_row_says_how_likely_its_label_is_right_and_what_it_weighs(said, p_chosen, weight):
+    row = as_preference({**PLAIN, **said})
+    assert (row["p_chosen"], row["weight"]) == (p_chosen, weight)
+
+
+P_BOUNDS, WEIGHT_BOUNDS = "expected a number from 0 to 1", "expected a finite number of at least 0"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"p_chosen": 1.01}, f"'p_chosen' is 1.01; {P_BOUNDS}"),
+        ({"p_chosen": -0.1}, f"'p_chosen' is -0.1; {P_BOUNDS}"),
+        ({"p_chosen": math.nan}, f"'p_chosen' is nan; {P_BOUNDS}"),
+        ({"p_chosen": True}, f"'p_chosen' is True; {P_BOUNDS}"),
+        ({"p_chosen": "likely"}, f"'p_chosen' is 'likely'; {P_BOUNDS}"),
+        ({"weight": -1}, f"'weight' is -1; {WEIGHT_BOUNDS}"),
+        ({"weight": math.inf}, f"'weight' is inf; {WEIGHT_BOUNDS}"),
+        ({"weight": 10**400}, f"'weight' is 1{'0' * 400}; {WEIGHT_BOUNDS}"),
+        ({"weight": [1]}, f"'weight' is [1]; {WEIGHT_BOUNDS}"),
+    ],
+)
+def test_what_is_no_probability_or_weight_is_a_bad_row(said, reason):
+    with pytest.raises(BadRow) as caught:
+        as_preference({**PLAIN, **said})
+    assert str(caught.value) == reason
+    (name,) = said
+    assert caught.value.fix == f"leave it unread with `columns` {name}="
+
+
+def test_labels_of_rows_may_stand_in_columns_of_other_names_and_pass_through_to_the_ids(tmp_path, caplog):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{**PLAIN, "agreement": 0.75, "weight": "no number", "votes": 3, "topic": "food"}, {**PLAIN, "topic": 7}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    columns = parse_columns("p_chosen=agreement,weight=votes")
+    with caplog.at_level(logging.INFO):
+        pairs = load_preferences([str(path)], columns=columns, group="topic")
+    assert "not read" not in caplog.text
+    for found in (pairs, tokenize_preferences(pairs, tokenizer_of("chatml"), max_length=64, max_prompt_length=32)):
+        assert {name: found[name][:] for name in ("p_chosen", "weight", "group")} == {
+            "p_chosen": [0.75, 1.0],
+            "weight": [3.0, 1.0],
+            "group": ["food", "7"],
+        }
+    path.write_text(json.dumps(PLAIN))
+    with pytest.raises(UserError, match="'topic', which is to say what pairs of one kind have in common, is None"):
+        load_preferences([str(path)], group="topic")
+
+
+def test_a_pair_of_rated_conversations_may_have_a_weight():
+    row = {"conv_A": [user("Q"), assistant("a")], "conv_B": [user("Q"), assistant("b")], "weight": 0.5}
+    assert as_preference({**row, "conv_A_rating": 1, "conv_B_rating": 2})["weight"] == 0.5
 
 
 def test_rating_keys_can_be_named():
@@ -195,6 +261,7 @@ def test_tokenised_pairs(tmp_path):
         "prompt_ids": ids("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"),
         "chosen_ids": ids("good<|im_end|>"),
         "rejected_ids": ids("bad<|im_end|>"),
+        **UNLABELLED,
         "margin": 2.0,
     }
 
@@ -278,7 +345,10 @@ def test_real_pairs_tokenise_within_their_lengths(shared_data, name):
 def row_of_ids(number: int, chosen: int, rejected: int, margin: float) -> dict:
     sides = {"chosen": chosen, "rejected": rejected}
     ids = {f"{side}_ids": [number, n] for side, n in sides.items()}
-    return {"prompt_ids": [number], **ids, **{f"{side}_logprob": -1.0 * n for side, n in sides.items()}, "margin": margin}
+    return {"prompt_ids": [number], **ids, **{f"{side}_logprob": -1.0 * n for side, n in sides.items()}, "margin": margin} | {
+        "p_chosen": 0.8,
+        "weight": number + 1.0,
+    }
 
 
 @pytest.mark.parametrize("share, count", [(0.0, 0), (0.25, 3), (0.3, 4), (1.0, 13)])

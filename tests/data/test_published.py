@@ -57,6 +57,8 @@ def test_the_higher_rating_is_chosen_and_the_gap_is_the_margin(a, b, better, wor
         "chosen": better,
         "rejected": worse,
         "margin": abs(a - b),
+        "p_chosen": 1.0,
+        "weight": 1.0,
     }
 
 

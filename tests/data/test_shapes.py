@@ -45,7 +45,7 @@ def lines(*rows: dict) -> str:
 
 
 def pair(*prompt: dict, chosen: object = "There.", rejected: object = "Nowhere.", margin: float = 0.0) -> dict:
-    return {"prompt": list(prompt), "chosen": chosen, "rejected": rejected, "margin": margin}
+    return {"prompt": list(prompt), "chosen": chosen, "rejected": rejected, "margin": margin, "p_chosen": 1.0, "weight": 1.0}
 
 
 def answered(*prompt: dict, response: object = "There.") -> dict:

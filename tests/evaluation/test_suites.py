@@ -76,6 +76,16 @@ UNUSUAL = [
 ]
 
 
+def test_pairs_are_judged_the_way_round_that_their_label_says_and_ties_are_left_out(tmp_path, caplog):
+    pair = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    rows = [{**pair, **label} for label in ({"p_chosen": 0.75}, {"p_chosen": 0.25, "weight": 2}, {"p_chosen": 0.5})]
+    with caplog.at_level("INFO", logger="denserl"):
+        items, left_out = read_items(SUITES["pairs"], str(write_lines(tmp_path / "rows.jsonl", rows)), None, BadRows(), None)
+    assert [(item.better[0].text, item.worse[0].text) for item in items] == [("good", "bad"), ("bad", "good")]
+    assert dict(left_out) == {"no answer is the better one: 'p_chosen' is 0.5": 1}
+    assert caplog.messages == [f"{tmp_path}/rows.jsonl; not read: weight"]
+
+
 def test_pairs_are_judged_as_they_are_where_that_is_asked_for(tmp_path):
     path = write_lines(tmp_path / "pairs.jsonl", UNUSUAL)
     judged, found, _ = judged_by_length(find_suite("pairs", as_is=True), path)

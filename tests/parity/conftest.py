@@ -85,6 +85,8 @@ def pair(i: int) -> dict:
         "rejected": sentence(3 * i + 1, 1 + 4 * i % 9),
         "chosen_rating": 1 + i % 4,
         "rejected_rating": 1,
+        "p_chosen": (1, 0.5, 0.2)[i % 3],
+        "weight": (1, 2.5, 0, 0.25, 1)[i % 5],
     }
 
 

@@ -69,7 +69,7 @@ BASELINES = [
 ]
 
 
-def groups_of(*sides, counted=None, lengths=None, margin=None, **known) -> Groups:
+def groups_of(*sides, counted=None, lengths=None, margin=None, p_chosen=None, **known) -> Groups:
     """Groups whose first, second ... candidates have the scores `sides`, (G,) each. known: other fields of Groups."""
     scores = torch.stack(sides, 1)
     count, size = scores.shape
@@ -78,7 +78,7 @@ def groups_of(*sides, counted=None, lengths=None, margin=None, **known) -> Group
     return Groups(
         scores,
         torch.ones(count, dtype=torch.bool) if counted is None else counted,
-        {} if margin is None else {"margin": margin},
+        {name: label for name, label in {"margin": margin, "p_chosen": p_chosen}.items() if label is not None},
         lengths,
         torch.zeros(mask.shape),
         segment_by_entropy(torch.zeros(mask.shape), mask, 1000.0),
@@ -194,6 +194,36 @@ def test_soft_labels_of_the_objective_are_the_sigmoid_of_scaled_margins():
     labels = [1 / (1 + math.exp(-2 / 4)), 1 / (1 + math.exp(1 / 4))]
     losses, _ = BradleyTerry(soft_label_scale=4.0)(pairs)
     torch.testing.assert_close(losses, pair_losses(CHOSEN, REJECTED, soft_labels=torch.tensor(labels)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_is_certain_is_the_plain_one_to_the_bit(smoothing):
+    sides = [[x.clone().requires_grad_() for x in (CHOSEN, REJECTED)] for _ in range(2)]
+    certain, _ = BradleyTerry(label_smoothing=smoothing)(groups_of(*sides[0], p_chosen=torch.ones(2)))
+    plain = pair_losses(*sides[1], label_smoothing=smoothing)
+    certain.sum().backward()
+    plain.sum().backward()
+    assert torch.equal(certain, plain)
+    assert all(torch.equal(x.grad, y.grad) for x, y in zip(*sides))
+
+
+def test_the_gradient_of_a_soft_label_is_the_chance_less_the_label():
+    # A tie at differences of 0, 1 and -2: chances .5, .73105858 and .11920292, less a half.
+    chosen = torch.tensor([0.0, 1.0, -2.0], requires_grad=True)
+    losses, _ = BradleyTerry()(groups_of(chosen, torch.zeros(3), p_chosen=torch.full((3,), 0.5)))
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([math.log(2), 0.81326169, 1.12692801], abs=1e-6)
+    assert chosen.grad.tolist() == pytest.approx([0, 0.23105858, -0.38079708], abs=1e-6)
+    turned, _ = BradleyTerry()(groups_of(chosen, torch.zeros(3), p_chosen=torch.zeros(3)))
+    torch.testing.assert_close(turned, pair_losses(torch.zeros(3), chosen.detach()))
+
+
+def test_scores_of_chosen_responses_are_averaged_by_weight():
+    pairs = groups_of(torch.tensor([3.0, -1.0, 50.0]), torch.zeros(3), weight=torch.tensor([1.0, 3.0, 0.0]))
+    losses, _ = PositiveRegularizer()(pairs)
+    assert losses.tolist() == pytest.approx([math.log(2)] * 3)  # (3 - 3) / 4
+    nothing, _ = PositiveRegularizer()(pairs._replace(weight=torch.zeros(3)))
+    assert nothing.isfinite().all()
 
 
 def test_the_options_of_the_objective_are_those_of_the_loss():

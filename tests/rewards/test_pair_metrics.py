@@ -53,6 +53,30 @@ def test_metrics_are_those_of_a_loop_however_pairs_are_batched(pairs, pieces):
     assert got == pytest.approx(expected, abs=1e-6)
 
 
+def test_pairs_count_by_their_weight_and_the_way_round_that_their_label_says():
+    """A pair of weight w is w pairs, one of p_chosen < .5 is the other way round, and a tie tells no accuracy."""
+    scores = {"chosen": [1.0, 2.0, 0.5, 3.0], "rejected": [0.0, 4.0, 1.5, 1.0]}
+    lengths = {"chosen": [5, 2, 1, 4], "rejected": [1, 3, 4, 2]}
+    p_chosen, weight = torch.tensor([0.9, 0.2, 0.5, 0.6]), torch.tensor([2.0, 1.0, 3.0, 0.0])
+
+    def summed(chosen: list[int], turned: set[int] = frozenset(), **labels) -> dict[str, float]:
+        first, second = (
+            [(name, n) for n in chosen for name in [pair[n in turned]]]
+            for pair in (("chosen", "rejected"), ("rejected", "chosen"))
+        )
+        flat = [(scores[name][n], lengths[name][n]) for name, n in (*first, *second)]
+        values, counts = torch.tensor([s for s, _ in flat]), torch.tensor([n for _, n in flat])
+        mask = torch.arange(5) < counts[:, None]
+        segments = segment_by_entropy((torch.arange(5) % 2).float().expand(len(mask), -1), mask, 0.5)
+        return pair_metrics({key: value.item() for key, value in pair_sums(values, segments, counts, **labels).items()})
+
+    found = summed([0, 1, 2, 3], counted=weight, p_chosen=p_chosen)
+    pairs, responses = summed([0, 0, 1], turned={1}), summed([0, 0, 1, 2, 2, 2])
+    of_pairs = ("accuracy", "chosen_reward", "rejected_reward", "reward_difference", "length_accuracy")
+    assert found == pytest.approx({name: (pairs if name in of_pairs else responses)[name] for name in found})
+    assert found["accuracy"] == 1.0 and found["reward_difference"] == pytest.approx((1 + 1 + 2) / 3)
+
+
 def test_no_pairs_give_numbers():
     keys = pair_sums(torch.zeros(2), segment_by_entropy(torch.zeros(2, 1), torch.ones(2, 1), 1.0), torch.ones(2))
     assert all(math.isfinite(value) for value in pair_metrics(dict.fromkeys(keys, 0.0)).values())

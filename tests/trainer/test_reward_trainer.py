@@ -21,11 +21,12 @@ from denserl.errors import UserError
 from denserl.models.heads import Head
 from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
 from denserl.models.measured import Measured, remember
+from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.objectives import BradleyTerry, PositiveRegularizer, TextRegularizer
 from denserl.rewards.scorer import RewardScorer
 from denserl.segmentation import Segmenter
 from denserl.trainer.reward_making import make_objectives
-from denserl.trainer.reward_pairs import GroupCollator
+from denserl.trainer.reward_pairs import GroupCollator, check_labels, contents_of, told_pairs
 from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.trackers import read_metrics
 
@@ -185,6 +186,103 @@ def test_pairs_that_are_not_counted_add_to_no_sum(tmp_path):
 
     found = sums(rows, [True, False, True, True, False])
     assert found == pytest.approx(sums([rows[0], rows[2], rows[3]], [True] * 3), rel=1e-5)
+
+
+ALL_OBJECTIVES = [BradleyTerry(0.7, centring=0.1), TextRegularizer(0.3, "dpo"), PositiveRegularizer(0.2)]
+
+
+def step(model, running, rows: list[dict]) -> tuple[float, list[torch.Tensor], dict[str, float]]:
+    """Loss, gradients and metrics of an optimiser step of the rows in one batch."""
+    batch = {**running.data_collator(rows), "counted": torch.ones(len(rows), dtype=torch.bool)}
+    model.zero_grad()
+    loss = running.compute_loss(model, batch)
+    loss.backward()
+    sums = {name: value.item() for name, value in running._sums.items()}
+    running._sums = {}
+    return loss.item(), [p.grad.clone() for p in model.parameters()], running.metrics(sums)
+
+
+def same_step(one, other) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-5) and one[2] == pytest.approx(other[2], rel=1e-5, abs=1e-6)
+    for got, want in zip(one[1], other[1], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5 * want.abs().max().item())
+
+
+def test_a_weight_counts_a_pair_as_often_and_duplicates_change_no_mean(tmp_path):
+    model = speaking_classifier()
+    running = trainer(model, tmp_path, 1.0, objectives=ALL_OBJECTIVES)
+    rows = [{**row, "p_chosen": p} for row, p in zip(pairs(), (1.0, 0.5, 0.3, 0.9, 1.0))]
+    weighted = [{**row, "weight": weight} for row, weight in zip(rows, (2.0, 1.0, 0.0, 1.0, 3.0))]
+    once = step(model, running, weighted)
+    same_step(step(model, running, weighted * 2), once)
+    same_step(step(model, running, [rows[i] for i in (0, 0, 1, 3, 4, 4, 4)]), once)
+    same_step(step(model, running, [{**row, "weight": row["weight"] / 1000} for row in weighted]), once)
+
+
+def test_a_step_without_weight_changes_nothing(tmp_path):
+    model = speaking_classifier()
+    running = trainer(model, tmp_path, 1.0, objectives=ALL_OBJECTIVES)
+    loss, gradients, metrics = step(model, running, [{**row, "weight": 0.0} for row in pairs()])
+    assert loss == 0 and all(not gradient.any() for gradient in gradients)
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_certain_labels_of_weight_one_are_no_labels_to_the_bit(tmp_path):
+    """As against a batch that has neither."""
+    model = speaking_classifier()
+    unlabelled = trainer(model, tmp_path, 1.0, objectives=ALL_OBJECTIVES, labels=("margin",))
+    collate = unlabelled.data_collator
+    unlabelled.data_collator = lambda rows: {name: value for name, value in collate(rows).items() if name != "weight"}
+    plain = step(model, unlabelled, list(pairs()))
+    found = step(model, trainer(model, tmp_path, 1.0, objectives=ALL_OBJECTIVES), list(pairs()))
+    assert found[0] == plain[0] and found[2] == plain[2]
+    assert all(torch.equal(got, want) for got, want in zip(found[1], plain[1]))
+
+
+def test_the_evaluation_counts_by_weight_and_label(tmp_path):
+    model = tiny_models.classifier("llama")
+    p_chosen, weight = np.array([1.0, 0.5, 0.3, 0.9, 1.0]), np.array([2.0, 1.0, 0.5, 0.0, 0.25])
+    rows = pairs().add_column("p_chosen", p_chosen).add_column("weight", weight)
+    for eval_tokens in (1, 10**6):
+        got = trainer(model, tmp_path, 1.0, eval_tokens=eval_tokens).evaluate(rows)
+        chosen, rejected = (x.detach().numpy() for x in scores_of(model, pairs(), 1.0))
+        gap, told = chosen - rejected, weight * (p_chosen != 0.5)
+        losses = p_chosen * np.log1p(np.exp(-gap)) + (1 - p_chosen) * np.log1p(np.exp(gap))
+        expected = pytest.approx((losses * weight).sum() / weight.sum(), rel=1e-5)
+        assert got["eval_loss"] == expected and got["eval_bt_loss"] == expected
+        right = np.where(p_chosen < 0.5, gap < 0, gap > 0)
+        assert got["eval_accuracy"] == pytest.approx((right * told).sum() / told.sum())
+        both = np.concatenate([chosen, rejected])
+        assert got["eval_score_mean"] == pytest.approx(np.average(both, weights=np.tile(weight, 2)), rel=1e-4)
+    assert told_pairs(rows) == round(2.75**2 / (4 + 0.25 + 0.0625))
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "reason"),
+    [
+        (
+            {"soft_label_scale": 2.0},
+            {"margin": [1.0, 0.0], "p_chosen": [1.0, 0.75]},
+            "makes labels of ratings, and rows of the data",
+        ),
+        ({"soft_label_scale": 2.0}, {"margin": [0.0, 0.0]}, "`soft_label_scale` has no effect"),
+        ({"use_margin": True}, {"margin": [0.0, 0.0]}, "`use_margin` has no effect"),
+        ({}, {"weight": [0.0, 0.0]}, "all rows that are trained on have weight 0"),
+    ],
+)
+def test_labels_that_do_not_go_with_the_options(options, labels, reason):
+    rows = Dataset.from_dict({"margin": [0.0, 0.0], "p_chosen": [1.0, 1.0], "weight": [1.0, 1.0], **labels})
+    with pytest.raises(UserError, match=reason):
+        check_labels(ObjectiveConfig(**options), rows)
+
+
+def test_a_checkpoint_remembers_labels_that_say_something():
+    """Rows that say nothing of themselves have the fingerprint that they had before rows could."""
+    ids = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    ones, some = [1.0] * len(MARGINS), [0.5, *[1.0] * (len(MARGINS) - 1)]
+    for p_chosen, weight, more in ((ones, ones, []), (some, ones, ["p_chosen"]), (ones, some, ["weight"])):
+        rows = pairs().add_column("p_chosen", p_chosen).add_column("weight", weight)
+        assert {*contents_of(rows, ("margin", "p_chosen")).column_names} == {*ids, "margin", *more}
 
 
 def test_scores_are_evaluated_without_the_dropout_of_the_head(tmp_path):

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from denserl.data.bad_rows import BadRow, BadRows
+from denserl.data.bad_rows import BadRow, BadRows, LeftOut
 from denserl.data.columns import Columns
 from denserl.data.readers import not_read
-from denserl.data.schemas import as_preference, unread
+from denserl.data.reference_cache import SIDES
+from denserl.data.schemas import P_CHOSEN, WEIGHT, as_preference, unread
 from denserl.errors import UserError, require
 from denserl.evaluation.items import Answer, Item
 from denserl.evaluation.results import Special, Suite
@@ -69,11 +70,19 @@ def pair_item(row: dict, part: str) -> Item:
 
 
 def pair_item_as_is(row: dict, part: str) -> Item:
-    """The same of a preference whose answers may be empty or equal."""
+    """The same of a preference whose answers may be empty or equal. LeftOut where its `p_chosen` is a half."""
     pair = as_preference(row, as_is=True)
-    better, worse = ([Answer(pair["prompt"], text_alone(pair[side], side))] for side in ("chosen", "rejected"))
+    if pair[P_CHOSEN] == 0.5:
+        raise LeftOut("no answer is the better one: 'p_chosen' is 0.5")
+    sides = SIDES if pair[P_CHOSEN] > 0.5 else SIDES[::-1]
+    better, worse = ([Answer(pair["prompt"], text_alone(pair[side], side))] for side in sides)
     subset = next((row[key] for key in ("subset", "source") if _is_name(row.get(key))), part)
     return Item(identity(row), subset, better, worse)
+
+
+def _unread_of_pair(row: Any) -> set[str]:
+    weight = {WEIGHT} if isinstance(row, dict) and row.get(WEIGHT) is not None else set()
+    return unread(row, as_preference, ("id", "subset", "source")) | weight
 
 
 def _is_name(value: object) -> bool:
@@ -116,7 +125,7 @@ def _solutions(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]
         yield from read_split(path, name, bad_rows, name)
 
 
-_PAIRS = Suite(_split("test"), pair_item, unread=lambda row: unread(row, as_preference, ("id", "subset", "source")))
+_PAIRS = Suite(_split("test"), pair_item, unread=_unread_of_pair)
 _MTBENCH = Suite(_votes, mtbench.item, groups=mtbench.groups, sizes={ALL: mtbench.ROWS})
 SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
     "pairs": _PAIRS,

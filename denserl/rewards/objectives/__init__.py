@@ -9,6 +9,7 @@ from denserl.rewards.objectives.base import (
     all_labels,
     all_reads,
     all_units,
+    counted_weights,
     named_objective,
     total_losses,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "all_reads",
     "all_units",
     "bradley_terry",
+    "counted_weights",
     "grm_regularizer",
     "grm_terms",
     "named_objective",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from denserl.config import check_values
 from denserl.data.batching import is_out_of_memory
+from denserl.data.schemas import PAIR_LABELS
 from denserl.errors import UserError
 from denserl.plugins import load_named
 from denserl.segmentation import Segments
@@ -59,6 +60,11 @@ GROUP_METRICS = (
 )
 
 
+def counted_weights(counted: Tensor, weight: Tensor | None) -> Tensor:
+    """(G,) fp32: the weight (G,) of each group, default 1, and 0 where it is not counted (G,)."""
+    return counted.float() if weight is None else torch.where(counted, weight, 0.0)
+
+
 class Steps(NamedTuple):
     """The labelled steps of G solutions; K is the largest number of them."""
 
@@ -76,7 +82,9 @@ class Groups(NamedTuple):
 
     scores: Tensor  # (G, M) fp32, of whole responses
     counted: Tensor  # (G,) bool: the groups that are added up
-    labels: Mapping[str, Tensor]  # each (G, ...): margin (G,), the rating difference of a pair, and what objectives ask for
+    # Each (G, ...): margin, the rating difference of a pair, and p_chosen, the probability that its first one is the better;
+    # and what objectives ask for.
+    labels: Mapping[str, Tensor]
     lengths: Tensor  # (G, M) response tokens
     token_scores: Tensor  # (M G, T) fp32; no meaning off the segments
     segments: Segments  # of the same M G responses
@@ -88,6 +96,11 @@ class Groups(NamedTuple):
     outputs: Tensor | None = (
         None  # (G, M, C) of a head of several outputs, each made of segments as scores are, which come first
     )
+    weight: Tensor | None = None  # (G,) what each group's losses and metrics are multiplied by; None: 1 each
+
+    def weights(self) -> Tensor:
+        """(G,) what each group counts in sums: `counted_weights`."""
+        return counted_weights(self.counted, self.weight)
 
     def per_token(self, logps: Tensor) -> Tensor:
         """(G, m) log-probabilities divided by the tokens of their responses."""
@@ -108,7 +121,7 @@ class Objective(ABC):
 
     weight: float = 1.0  # of its losses in the sum of all objectives
     reads: ClassVar[tuple[str, ...]] = ()  # what it needs beside scores, of READS
-    labels: ClassVar[tuple[str, ...]] = ()  # columns of numbers of the rows that it needs beside `margin`
+    labels: ClassVar[tuple[str, ...]] = ()  # columns of numbers of the rows that it needs beside `margin` and `p_chosen`
     units: ClassVar[str] = "groups"  # what its losses are averaged over, of UNITS: of steps each group has the sum
 
     @abstractmethod
@@ -148,8 +161,8 @@ def total_losses(objectives: Sequence[Objective], groups: Groups) -> tuple[Tenso
 
 
 def all_labels(objectives: Sequence[Objective]) -> tuple[str, ...]:
-    """The labels that the objectives need together, `margin` among them."""
-    return tuple(dict.fromkeys(["margin", *(name for objective in objectives for name in objective.labels)]))
+    """The labels that the objectives need together, `margin` and `p_chosen` among them."""
+    return tuple(dict.fromkeys([*PAIR_LABELS, *(name for objective in objectives for name in objective.labels)]))
 
 
 def all_reads(objectives: Sequence[Objective]) -> set[str]:

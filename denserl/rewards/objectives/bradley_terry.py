@@ -13,7 +13,11 @@ from denserl.rewards.objectives.losses import full, pair_losses, positive_regula
 
 @dataclass(frozen=True)
 class BradleyTerry(Objective):
-    """Of a pair, the chosen above the rejected: `pair_losses`. soft_label_scale: labels are sigmoid(margin / scale), not 1."""
+    """Of a pair, the chosen above the rejected: `pair_losses`, with the rows' `p_chosen` as soft labels.
+
+    label_smoothing applies to them: e of the labels are turned round, whatever they say. soft_label_scale: labels are
+    sigmoid(margin / scale) in place of `p_chosen`, another estimate of the same probability.
+    """
 
     weight: Annotated[float, Ge(0)] = 1.0
     use_margin: bool = False
@@ -22,7 +26,7 @@ class BradleyTerry(Objective):
     soft_label_scale: Annotated[float | None, Gt(0)] = None
 
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        margin = groups.labels.get("margin")
+        margin, p_chosen = groups.labels.get("margin"), groups.labels.get("p_chosen")
         chosen, rejected = groups.scores.unbind(1)
         losses = pair_losses(
             chosen,
@@ -30,7 +34,7 @@ class BradleyTerry(Objective):
             margin if self.use_margin else None,
             self.label_smoothing,
             self.centring,
-            None if self.soft_label_scale is None else torch.sigmoid(margin / self.soft_label_scale),
+            p_chosen if self.soft_label_scale is None else torch.sigmoid(margin / self.soft_label_scale),
         )
         return losses, {"bt_loss": losses}
 
@@ -40,14 +44,16 @@ class PositiveRegularizer(Objective):
     """Scores of chosen responses above 0: `positive_regularization`, of the counted pairs of one forward together.
 
     It is a function of their mean score, and each pair bears it whole: what a forward adds up to is the term times its
-    counted pairs. Micro-batches and ranks so give the mean of their terms, weighted by pairs; it is the term of the whole
-    optimiser step where there is one forward.
+    counted pairs, by weight. Micro-batches and ranks so give the mean of their terms, weighted by pairs; it is the term of the
+    whole optimiser step where there is one forward.
     """
 
     weight: Annotated[float, Ge(0)] = 1.0
 
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = groups.scores[:, 0]
-        mean = torch.where(groups.counted, full(chosen), 0.0).sum() / groups.counted.sum().clamp(min=1)
+        weight = groups.weights()
+        total = torch.where(weight > 0, full(chosen) * weight, 0.0).sum()
+        mean = total / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
         losses = positive_regularization(mean).expand(len(chosen))
         return losses, {"pos_loss": losses}

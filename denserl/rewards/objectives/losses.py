@@ -41,12 +41,13 @@ def pair_losses(
     """
     chosen, rejected = full(chosen), full(rejected)
     gap = chosen - rejected if margin is None else chosen - rejected - margin
-    right = 1 - label_smoothing
+    right, wrong = 1 - label_smoothing, label_smoothing
     if soft_labels is not None:
-        right = right * soft_labels + label_smoothing * (1 - soft_labels)
+        turned = 1 - soft_labels
+        right, wrong = right * soft_labels + wrong * turned, wrong * soft_labels + right * turned
     loss = -right * logsigmoid(gap)
     if label_smoothing or soft_labels is not None:
-        loss = loss - (1 - right) * logsigmoid(-gap)
+        loss = loss - wrong * logsigmoid(-gap)
     if centring:
         loss = loss + centring * (chosen + rejected) ** 2
     return loss
