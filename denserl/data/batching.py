@@ -212,7 +212,7 @@ def map_rows_in_batches(
     Args:
         prompts, responses: token ids of each row. function: B row numbers -> (B, T), or (B, T, ...).
         max_tokens: padded tokens per batch.
-        progress: the label of the progress bar (rank 0).
+        progress: the label of the progress bar (rank 0); empty: none.
         together: see `in_halves`.
 
     Returns: row number -> fp32 array, as long as the row's own response, for the rows of this rank.
@@ -228,7 +228,7 @@ def map_rows_in_batches(
             found = function(rows).float().cpu().numpy()
         return {i: found[slot, : len(responses[i])] for slot, i in enumerate(rows)}
 
-    for rows, counted in tqdm(list(rank_batches(batches)), desc=progress, disable=distributed.rank() > 0):
+    for rows, counted in tqdm(list(rank_batches(batches)), desc=progress, disable=distributed.rank() > 0 or not progress):
         for part in in_halves(values, rows, together):
             if counted:
                 out.update(part)

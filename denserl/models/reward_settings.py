@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from denserl.data.pair_encoding import LAYOUTS
 from denserl.errors import UserError
 from denserl.models.folders import wrong_setting
 
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_AT = ("end_of_turn", "last_token")
-CHOICES = {"read_at": READ_AT, "scores": ("logit",), "context_signs": ("none", "plus", "true")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "read_at": READ_AT,
+    "scores": ("logit",),
+    "context_signs": ("none", "plus", "true"),
+    "input": ("pair",),
+    "pair_layout": LAYOUTS,
+}
 KEY = "segment_reward"
 OF_SCORES = (KEY, "mean", "std")  # all that train-rm keeps in a reward model's config
 
@@ -42,6 +49,8 @@ class StoredSettings(NamedTuple):
     step_pattern: str | None
     max_steps: int | None
     context_signs: str | None  # whether the labels of earlier steps stand in what the model reads (data/step_encoding.py)
+    input: str | None  # pair: two responses in one text, of which it tells the better one; None: a response
+    pair_layout: str | None  # how that text is written (data/pair_encoding.py)
 
 
 def store_settings(config: "PreTrainedConfig", **settings: Any) -> None:

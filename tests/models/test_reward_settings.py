@@ -53,7 +53,7 @@ def test_what_is_stored_is_read_back_beside_the_head(tmp_path):
     store_settings(config, segmenter="my:cut", read_at="end_of_turn")
     config.save_pretrained(tmp_path)
     config = LlamaConfig.from_pretrained(tmp_path)
-    expected = StoredSettings("sft", None, 1.5, "my:cut", "min", "end_of_turn", 64, None, 0.5, 2.0, *[None] * 5)
+    expected = StoredSettings("sft", None, 1.5, "my:cut", "min", "end_of_turn", 64, None, 0.5, 2.0, *[None] * 7)
     assert stored_settings(config, "rm") == expected and stored_head(config, "rm") == Head("mlp", 2, 8, 0.0)
     assert stored_settings(LlamaConfig(), "rm") == NOTHING._replace(agg_func="avg")
 

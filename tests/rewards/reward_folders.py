@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from denserl.data.labels import label_ids
 from denserl.models.heads import STOCK, Head
 from denserl.models.loading import load_tokenizer, new_reward_model
 from denserl.models.reward_settings import store_settings
+from denserl.models.saving import save_model
 
 PROMPTS = [
     [{"role": "user", "content": "Tell me about the river."}],
@@ -30,6 +32,29 @@ def save_reward_model(folder: Path, sft: Path, seed: int, head: Head = STOCK, mo
     model.save_pretrained(folder)
     load_tokenizer(str(sft)).save_pretrained(folder)
     return str(folder)
+
+
+def save_pair_model(folder: Path, sft: Path, layout: str = "denserl", factor: float = 25.0, **stored) -> str:
+    """A model that compares two responses, with the tiny model's rows for both labels made larger."""
+    tokenizer = load_tokenizer(str(sft))
+    model = new_reward_model(
+        str(sft), "fp32", head=Head("label", labels=("A", "B"), label_ids=label_ids(tokenizer, ("A", "B")))
+    )
+    with torch.no_grad():
+        model.score.weight.mul_(factor)
+    store_settings(model.config, input="pair", pair_layout=layout, **stored)
+    save_model(model, folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@torch.no_grad()
+def stock_log_odds(folder: str, text: str) -> float:
+    """What the stock language model in a folder says behind an unpadded text: its logit of A less that of B."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
+    logits = model(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids).logits[0, -1].double()
+    first, second = label_ids(tokenizer, ("A", "B"))
+    return (logits[first] - logits[second]).item()
 
 
 @torch.no_grad()

@@ -41,6 +41,11 @@ class Members(NamedTuple):
         """Whether their scores are logits of steps, trained on labels."""
         return self.stored.scores == "logit"
 
+    @property
+    def judges_pairs(self) -> bool:
+        """Whether they read two responses in one text, and say which is the better one (pair_model.py)."""
+        return self.stored.input == "pair"
+
 
 def load_members(
     paths: Sequence[str],
@@ -51,7 +56,8 @@ def load_members(
 ) -> Members:
     """The reward models at the paths.
 
-    Those that judge steps are given text, and may have another tokenizer than the one that is given, and a template of theirs.
+    Those that judge steps or pairs are given text, and may have another tokenizer than the one that is given, and a template
+    of theirs.
 
     template: what their chat template is to be, if not as it is saved with them (the arguments of `set_template`).
 
@@ -59,7 +65,7 @@ def load_members(
         UserError: they do not have the tokenizer that is given, or else that of the first.
     """
     require(paths, "`reward_model` names no model", "give one folder or hub name, or several")
-    if all(judges_steps(path, config) for path in paths):
+    if all(judges_steps(path, config) or judges_pairs(path, config) for path in paths):
         tokenizer = None
     for path in paths:
         own = load_tokenizer(path, template, **config.tokenizer_source())
@@ -84,6 +90,11 @@ def judges_steps(path: str, config: ModelSourceConfig) -> bool:
     return stored_settings(load_config(path, **config.tokenizer_source()), path).scores == "logit"
 
 
+def judges_pairs(path: str, config: ModelSourceConfig) -> bool:
+    """Whether the config of the model at the path says that it compares two responses."""
+    return stored_settings(load_config(path, **config.tokenizer_source()), path).input == "pair"
+
+
 def source_of(
     members: Members, segmenter: Segmenter, *, written_by: PreTrainedTokenizerBase | None = None, **how: Any
 ) -> RewardModelSource | StepSource:
@@ -92,6 +103,7 @@ def source_of(
     written_by: tokenizer of the responses, which may be another than that of members that judge steps. how: see
     `reward_model_source`.
     """
+    check_scores(members.each, members.paths)
     if not members.judge_steps:
         return reward_model_source(members, segmenter, **how)
     names, read_at = ", ".join(members.paths), how.pop("read_at", None)
@@ -103,6 +115,16 @@ def source_of(
     require(read_at is None, f"`read_at` {read_at} has no effect on steps, which are read at their ends", "leave it out")
     model = step_model_of(members, rule=segmenter.rule, **how)
     return StepSource(model, segmenter.rule, written_by or members.tokenizer)
+
+
+def check_scores(each: Sequence[StoredSettings], paths: Sequence[str]) -> None:
+    """UserError for a model that compares responses, where each response by itself needs a score."""
+    for stored, path in zip(each, paths, strict=True):
+        require(
+            stored.input != "pair",
+            f"{path} compares two responses, and has no score of one alone",
+            "give a reward model that scores responses; models that compare are for evaluate, bon and train-ppo",
+        )
 
 
 def reward_model_source(

@@ -167,6 +167,8 @@ def common_settings(each: Sequence[StoredSettings], paths: Sequence[str]) -> Sto
             raise wrong_setting(path, "agg_func", stored.agg_func, f"one of {', '.join(AGGREGATIONS)}")
     if len(each) == 1:
         return each[0]
+    if len({stored.input for stored in each}) > 1:
+        raise UserError(f"{', '.join(paths)}: some compare two responses, and some score one", "give models of one kind")
     if len({stored.scores for stored in each}) > 1:
         raise UserError(
             f"{', '.join(paths)}: some judge steps, whose scores are logits, and some give rewards",
