@@ -11,8 +11,8 @@ from denserl.errors import UserError, require
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Of published models, the better one first.
-LABELS = ("+", "-")
+# Of published models, the better one first; and of those that are shown two responses, the one that stands first before.
+LABELS, PLACES = ("+", "-"), ("A", "B")
 _QUESTION = {"role": "user", "content": "Question"}
 
 
@@ -23,15 +23,25 @@ def two_labels(labels: Sequence[str] | None) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def label_ids(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> tuple[int, int]:
-    """The token of each of two labels where it is the assistant's whole answer, in the last turn and in one before.
+def place_labels(labels: Sequence[str] | None) -> tuple[str, ...]:
+    """The labels of two responses in one text: of the first one, of the second, and of a tie where there is a third.
+
+    UserError unless they are two or three.
+    """
+    chosen = PLACES if labels is None else tuple(labels)
+    found = f"`labels` {' '.join(chosen)}: {len(chosen)} given"
+    require(len(chosen) in (2, 3), found, "give those of the first and the second response, and maybe one of a tie")
+    return chosen
+
+
+def label_ids(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> tuple[int, ...]:
+    """The token of each of several labels where it is the assistant's whole answer, in the last turn and in one before.
 
     A label that is encoded by itself, or in other text, may be another token.
 
     Raises:
-        UserError: a label is not one token there, both are the same, or it is another one in a turn before the last.
+        UserError: a label is not one token there, two are the same, or it is another one in a turn before the last.
     """
-    first, second = labels
     try:
         last = [encode_response(tokenizer, [_QUESTION], label) for label in labels]
         before = [encode_prompt(tokenizer, [_QUESTION, assistant(label), _QUESTION]) for label in labels]
@@ -43,18 +53,20 @@ def label_ids(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> tu
         raise _unfit(labels, f"answers of one token each that differ are needed; they are {shown}")
     if found != earlier:
         raise _unfit(labels, f"they are the tokens {found} in the last turn, and {earlier} in a turn before it")
-    if [tokenizer.decode([i]).strip() for i in found] != [first, second]:
-        raise _unfit(labels, f"their tokens {found} read {tokenizer.decode([found[0]])!r} and {tokenizer.decode([found[1]])!r}")
+    if [tokenizer.decode([i]).strip() for i in found] != [*labels]:
+        shown = " and ".join(repr(tokenizer.decode([i])) for i in found)
+        raise _unfit(labels, f"their tokens {found} read {shown}")
     return found
 
 
-def _differing(one: list[int], other: list[int]) -> tuple[int, int] | None:
-    """The one place at which two encodings differ; None where there are several, or none."""
-    found = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
-    return found[0] if len(found) == 1 and len(one) == len(other) else None
+def _differing(*encodings: list[int]) -> tuple[int, ...] | None:
+    """What stands at the one place where encodings differ; None where there are several, or none, or two are the same."""
+    found = [ids for ids in zip(*encodings, strict=False) if len(set(ids)) > 1]
+    alone = len(found) == 1 and len({*map(len, encodings)}) == 1 and len(set(found[0])) == len(encodings)
+    return found[0] if alone else None
 
 
 def _unfit(labels: Sequence[str], found: str) -> UserError:
     return UserError(
-        f"`labels` {' '.join(labels)}: {found}", "choose two that the tokenizer and its chat template write as one token each"
+        f"`labels` {' '.join(labels)}: {found}", "choose some that the tokenizer and its chat template write as one token each"
     )

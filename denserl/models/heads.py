@@ -28,7 +28,7 @@ class Head(NamedTuple):
     """The parts of a head; the default is the stock classifier's (docs/reward_models.md).
 
     kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1), or `label`: the logit of a language model for
-        one label less that for another (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`).
+        one label less those for others (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`).
     layers, width, dropout: of an `mlp`. bias: whether a `linear` or `label` one has a bias; an `mlp` always has.
     labels, label_ids: of a `label` one, the text and the token of each, the better one first (data.labels.label_ids).
     scale, cap: what the language model does to its logits (measured.LogitMap).
@@ -78,15 +78,16 @@ class Fp32Linear(nn.Linear):
 
 
 class LabelHead(Fp32Linear):
-    """The language model's logit for the first label less that for the second: (..., hidden) -> (..., 1).
+    """The language model's logit for the first of n labels less that for each other one: (..., hidden) -> (..., n - 1).
 
-    It is the log of their odds, log p(first) - log p(second). Its weight holds the two rows of the language model's head, and
-    those alone. After `read_in` it is the weight of the whole head, (V, hidden), of which `rows` are read.
+    They are logs of odds, log p(first) - log p(other); the score is that of the second label. The weight holds the rows that
+    the language model's head has for the labels, and those alone. After `read_in` it is the weight of the whole head,
+    (V, hidden), of which `rows` are read.
     """
 
     def __init__(self, hidden: int, head: Head):
-        super().__init__(hidden, 2, bias=head.bias)
-        self.rows, self.logits = [0, 1], LogitMap(head.scale, head.cap)
+        super().__init__(hidden, len(head.label_ids), bias=head.bias)
+        self.rows, self.logits = list(range(len(head.label_ids))), LogitMap(head.scale, head.cap)
 
     def read_in(self, whole: nn.Linear, rows: tuple[int, ...]) -> None:
         """Read the rows in a language model's whole head from now on, so that both learn as one."""
@@ -94,8 +95,8 @@ class LabelHead(Fp32Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias[self.rows].float()
-        first, second = self.logits(linear(input.float(), self.weight[self.rows].float(), bias)).split(1, -1)
-        return first - second
+        logits = self.logits(linear(input.float(), self.weight[self.rows].float(), bias))
+        return logits[..., :1] - logits[..., 1:]
 
 
 class AttributeHead(Fp32Linear):
@@ -133,7 +134,7 @@ def read_in_fp32(model: "PreTrainedModel") -> "PreTrainedModel":
 def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The module that maps (..., hidden) to (..., C) in fp32, initialised as torch does, from the global random state.
 
-    C is 1 but for a head of attributes.
+    C is 1 but for a head of attributes, or of three labels.
 
     dtype: of its weights.
     """
@@ -201,8 +202,11 @@ def checked_head(values: object, path: str) -> Head:
         "width": (_is_between(head.width, MOST_WIDTH), f"a whole number from 1 to {MOST_WIDTH}"),
         "dropout": (type(head.dropout) in (int, float) and 0 <= head.dropout < 1, "a number from 0 to below 1"),
         "bias": (type(head.bias) is bool, "true or false"),
-        "labels": (not are_labels or _are_two(head.labels, _is_text), "two different texts"),
-        "label_ids": (not are_labels or _are_two(head.label_ids, _is_token), "two different token ids"),
+        "labels": (not are_labels or _are_labels(head.labels, _is_text), "two different texts, or three"),
+        "label_ids": (
+            not are_labels or (_are_labels(head.label_ids, _is_token) and len(head.label_ids) == len(head.labels)),
+            "different token ids, one for each label",
+        ),
         "names": (not are_attributes or _are_unlike(head.names, _is_text), "different texts, at least one"),
         "weights": (not are_attributes or _are_weights(head.weights, head.names), "a finite number for each name"),
         "scale": (_is_finite(head.scale) and head.scale != 0, "a finite number other than 0"),
@@ -214,8 +218,8 @@ def checked_head(values: object, path: str) -> Head:
     return head
 
 
-def _are_two(values: object, fits: Callable[[object], bool]) -> bool:
-    return isinstance(values, tuple) and len(values) == 2 and _are_unlike(values, fits)
+def _are_labels(values: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(values, tuple) and len(values) in (2, 3) and _are_unlike(values, fits)
 
 
 def _are_unlike(values: object, fits: Callable[[object], bool]) -> bool:

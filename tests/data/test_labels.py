@@ -4,7 +4,7 @@ import pytest
 from templates import build_tokenizer, published_tokenizer
 from tokenizers import AddedToken
 
-from denserl.data.labels import label_ids
+from denserl.data.labels import label_ids, place_labels
 from denserl.errors import UserError
 
 # What the templates write around an answer, by hand.
@@ -42,9 +42,27 @@ def test_thoughts_that_a_template_writes_before_an_answer_are_no_label():
     assert label_ids(tokenizer, ("+", "-")) == tuple(tokenizer.convert_tokens_to_ids(["+", "-"]))
 
 
+def test_there_may_be_three():
+    tokenizer = build_tokenizer("llama3")
+    assert label_ids(tokenizer, ("A", "B", "C")) == tuple(tokenizer.convert_tokens_to_ids(list("ABC")))
+
+
+@pytest.mark.parametrize("labels, chosen", [(None, ("A", "B")), (["1", "2", "0"], ("1", "2", "0"))])
+def test_labels_of_two_places_and_a_tie(labels, chosen):
+    assert place_labels(labels) == chosen
+
+
+@pytest.mark.parametrize("labels", [["A"], list("ABCD")])
+def test_labels_of_two_places_are_two_or_three(labels):
+    with pytest.raises(UserError, match=f"{len(labels)} given"):
+        place_labels(labels)
+
+
 @pytest.mark.parametrize(
     "labels, found",
     [
+        (("A", "B", "Same"), "answers of one token each that differ are needed"),
+        (("A", "B", "A"), "answers of one token each that differ are needed"),
         (("+", "+"), "answers of one token each that differ are needed"),
         (("good", "bad"), "answers of one token each that differ are needed"),
         (("+", "--"), "answers of one token each that differ are needed"),

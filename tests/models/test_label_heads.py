@@ -104,6 +104,17 @@ def folder_of(tmp_path_factory):
     return folder
 
 
+def test_of_three_labels_the_score_is_that_of_the_first_two(folder_of):
+    head = HEAD._replace(labels=("A", "B", "C"), label_ids=(11, 29, 30))
+    model = new_reward_model(str(folder_of("gemma2")), "fp32", head=head)
+    ids, mask = tiny_models.padded(ROWS)
+    with torch.no_grad():
+        logits = language_model("gemma2")(ids, attention_mask=mask).logits[mask.bool()]
+        found = read_rewards(model, ids, mask, 1, logprob_rows=0)
+    torch.testing.assert_close(found.outputs[mask.bool()], logits[:, 11:12] - logits[:, 29:31], atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.scores, found.outputs[..., 0])
+
+
 def scores(model) -> torch.Tensor:
     """Of every token of ROWS, one after the other."""
     ids, mask = tiny_models.padded(ROWS)
@@ -239,12 +250,12 @@ def change_weights(folder, change):
 @pytest.mark.parametrize(
     "head, found",
     [
-        ({"label_ids": ()}, "() for the head's label_ids; expected two different token ids"),
+        ({"label_ids": ()}, "() for the head's label_ids; expected different token ids"),
         ({"label_ids": [3, 3]}, "for the head's label_ids"),
         ({"label_ids": [3, True]}, "for the head's label_ids"),
         ({"label_ids": [3, -1]}, "for the head's label_ids"),
         ({"label_ids": [3, 97]}, "label_ids are 3 and 97, and its vocabulary has 97 tokens"),
-        ({"labels": ["+"]}, "for the head's labels; expected two different texts"),
+        ({"labels": ["+"]}, "for the head's labels; expected two different texts, or three"),
         ({"labels": ["+", 3]}, "for the head's labels"),
         ({"scale": 0}, "0 for the head's scale; expected a finite number other than 0"),
         ({"cap": -1.0}, "-1.0 for the head's cap; expected a finite number above 0, or null"),

@@ -70,6 +70,8 @@ def test_what_is_stored_is_read_back_beside_the_head(tmp_path):
         ({"segment_reward": {"entropy_threshold": True}}, "True for entropy_threshold"),
         ({"segment_reward": {"max_length": 0}}, "0 for max_length; expected a whole number above 0"),
         ({"segment_reward": {"max_prompt_length": 2.5}}, "2.5 for max_prompt_length"),
+        ({"segment_reward": {"input": "pairs"}}, "'pairs' for input; expected one of pair"),
+        ({"segment_reward": {"pair_layout": 1}}, "1 for pair_layout; expected a text"),
         ({"mean": float("nan")}, "nan for mean; expected a finite number"),
     ],
 )
