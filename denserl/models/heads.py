@@ -28,7 +28,8 @@ class Head(NamedTuple):
     """The parts of a head; the default is the stock classifier's (docs/reward_models.md).
 
     kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1), or `label`: the logit of a language model for
-        one label less those for others (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`).
+        one label less those for others (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`), or,
+        while it trains, `disentangled`: quality, and what goes with a covariate (`DisentangledHead`).
     layers, width, dropout: of an `mlp`. bias: whether a `linear` or `label` one has a bias; an `mlp` always has.
     labels, label_ids: of a `label` one, the text and the token of each, the better one first (data.labels.label_ids).
     scale, cap: what the language model does to its logits (measured.LogitMap).
@@ -55,6 +56,7 @@ FIELDS = {
     "mlp": ("kind", "layers", "width", "dropout", "bias"),
     "label": ("kind", "bias", "labels", "label_ids", "scale", "cap"),
     "attributes": ("kind", "names", "weights"),
+    "disentangled": ("kind",),
 }
 KINDS = tuple(FIELDS)
 
@@ -114,6 +116,29 @@ class AttributeHead(Fp32Linear):
         return torch.cat([ratings @ ratings.new_tensor(self.weights)[:, None], ratings], -1)
 
 
+class DisentangledHead(Fp32Linear):
+    """Quality, and what goes with a covariate such as length: (..., hidden) -> (..., 2), the quality first (arXiv 2402.07319).
+
+    Of the weights of both only the directions count (`unit_rows`). `overlap` is their product, 0-d, as the last forward had it.
+    """
+
+    def __init__(self, hidden: int):
+        super().__init__(hidden, 2, bias=False)
+        self.overlap: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        quality, other = unit_rows(self.weight.float())
+        # Here, where ZeRO-3 has made the weights whole, and takes their gradients.
+        self.overlap = quality @ other
+        return linear(input.float(), torch.stack([quality, other]))
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Each row of (C, H) weights centred, and divided by its norm or by 1e-8, whichever is larger."""
+    centred = weight - weight.mean(1, keepdim=True)
+    return centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-8)
+
+
 def is_stock(head: Head) -> bool:
     """Whether every library reads it as a score: one linear layer without bias."""
     return head.kind == "linear" and not head.bias
@@ -122,6 +147,17 @@ def is_stock(head: Head) -> bool:
 def is_of_labels(model: nn.Module) -> bool:
     """Whether a model's head, `score`, is of labels."""
     return isinstance(getattr(model, "score", None), LabelHead)
+
+
+def is_disentangled(model: nn.Module) -> bool:
+    """Whether a model's head, `score`, tells quality from what goes with a covariate, which it does while it trains."""
+    return isinstance(getattr(model, "score", None), DisentangledHead)
+
+
+def quality_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model with a disentangled head -> those with the linear one that gives its quality."""
+    quality = unit_rows(tensors["score.weight"].float())[:1].to(tensors["score.weight"])
+    return {**tensors, "score.weight": quality}
 
 
 def read_in_fp32(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -134,7 +170,7 @@ def read_in_fp32(model: "PreTrainedModel") -> "PreTrainedModel":
 def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The module that maps (..., hidden) to (..., C) in fp32, initialised as torch does, from the global random state.
 
-    C is 1 but for a head of attributes, or of three labels.
+    C is 1 but for a head of attributes, one of three labels, and a disentangled one.
 
     dtype: of its weights.
     """
@@ -142,6 +178,8 @@ def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn
         return LabelHead(hidden, head).to(dtype)
     if head.kind == "attributes":
         return AttributeHead(hidden, head).to(dtype)
+    if head.kind == "disentangled":
+        return DisentangledHead(hidden).to(dtype)
     if head.kind == "linear":
         return Fp32Linear(hidden, 1, bias=head.bias).to(dtype)
     widths = [hidden, *[head.width] * head.layers]

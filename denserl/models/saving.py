@@ -1,4 +1,6 @@
-"""Writing a model as its head wants it: a model of labels as the language model that it is, any other as it stands."""
+"""Writing a model as its head wants it: one of labels as the language model that it is, one that tells quality from what goes
+with a covariate as the plain classifier of its quality, any other as it stands.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -9,13 +11,14 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from denserl.errors import require
-from denserl.models.heads import is_of_labels, stored_head
+from denserl.models.heads import STOCK, is_disentangled, is_of_labels, quality_alone, store_head, stored_head
 from denserl.models.lm_head import embeddings_name, read_whole
 from denserl.models.loading import empty_policy, local_folder, origin_of
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write weights and config. A model of labels becomes a stock language model (`as_language_model`).
+    """Write weights and config. A model of labels becomes a stock language model (`as_language_model`), a disentangled one the
+    stock classifier of its quality.
 
     state: its weights, whole, if not as the model has them (`gathering.whole_state`).
 
@@ -24,8 +27,23 @@ def save_model(model: PreTrainedModel, folder: str | Path, state: Mapping[str, T
     """
     if is_of_labels(model):
         as_language_model(model, state or model.state_dict()).save_pretrained(folder)
+    elif is_disentangled(model):
+        _save_quality(model, folder, state or model.state_dict())
     else:
         model.save_pretrained(folder, state_dict=state)
+
+
+def is_saved_otherwise(model: PreTrainedModel) -> bool:
+    """Whether `save_model` writes another model than it is given, so that it needs the weights whole."""
+    return is_of_labels(model) or is_disentangled(model)
+
+
+def _save_quality(model: PreTrainedModel, folder: str | Path, state: Mapping[str, Tensor]) -> None:
+    model.save_pretrained(folder, state_dict=quality_alone(state))
+    # After the weights, with which the library writes the config of the model as it is.
+    config = copy.deepcopy(model.config)
+    store_head(config, STOCK)
+    config.save_pretrained(folder)
 
 
 def as_language_model(model: PreTrainedModel, state: Mapping[str, Tensor]) -> PreTrainedModel:

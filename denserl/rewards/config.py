@@ -172,6 +172,9 @@ class ScoringConfig(ScorerConfig, RunConfig):
     """A run that scores whole responses."""
 
 
+DISENTANGLED = Only("without `disentangle`", lambda c: c.disentangle)
+
+
 @dataclass(kw_only=True)
 class ObjectiveConfig(Config):
     """What a reward model is trained for."""
@@ -200,6 +203,15 @@ class ObjectiveConfig(Config):
     """Scale of log-probabilities inside the term's log-sigmoid."""
     reg_logp: Annotated[Literal["sum", "mean"], Only("without `reg_type`", lambda c: c.reg_type != "none")] = "sum"
     """Log-probability of a response in that term: of all its tokens together, or divided by their number."""
+    disentangle: Annotated[str | None, Only("with another `head_type` than linear", lambda c: c.head_type == "linear")] = None
+    """Learn what goes with a covariate in an output of its own, which is not saved (ODIN): length, in tokens of the response,
+    or NAME, whose numbers are columns chosen_NAME and rejected_NAME of the rows."""
+    disentangle_coef: Annotated[float, Ge(0), DISENTANGLED] = 1.0
+    """Weight of the quality's absolute correlation with the covariate less the other output's correlation with it."""
+    disentangle_sum: Annotated[bool, DISENTANGLED] = False
+    """Also the absolute correlation of the sum of both outputs, with that weight."""
+    orthogonal_coef: Annotated[float, Ge(0), DISENTANGLED] = 1.0
+    """Weight of the absolute product of both outputs' weights."""
     objective: list[str] | None = None
     """module:Class of further objectives, with their options: my_objective:Centre,weight=0.1 (docs/extending.md)."""
 

@@ -7,7 +7,7 @@ What the rows are, and how a model reads them, is said by a trainer for each `in
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,25 +15,37 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from denserl import distributed
 from denserl.data.batching import ResponseBatch, response_slots
 from denserl.data.reference_cache import SIDES
 from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, WEIGHT
 from denserl.errors import UserError
+from denserl.models.measured import stock_model
 from denserl.models.scoring import RewardReading, read_rewards
 from denserl.rewards.aggregation import aggregate
-from denserl.rewards.objectives import BradleyTerry, Groups, Objective, all_reads, all_units, counted_weights, total_losses
+from denserl.rewards.objectives import (
+    BradleyTerry,
+    Groups,
+    Objective,
+    all_reads,
+    all_step_sums,
+    all_units,
+    counted_weights,
+    total_losses,
+    total_step_losses,
+)
 from denserl.rewards.pair_metrics import group_metrics, group_sums
 from denserl.segmentation import Segmenter, Segments, segment_scores
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_pairs import GroupCollator
 from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
 from denserl.trainer.supervised import save_trained
-from denserl.trainer.supervised_trainer import SupervisedTrainer
+from denserl.trainer.supervised_trainer import Sums, SupervisedTrainer, add_sums
 
 log = logging.getLogger(__name__)
 
-# Before the names of objectives' metrics among the sums, as checkpoints hold them.
-OF_GROUPS = "of_pairs/"
+# Before the names of objectives' metrics, and of their sums over whole steps, among the sums, as checkpoints hold them.
+OF_GROUPS, OF_STEP = "of_pairs/", "of_step/"
 
 
 class Prepared(NamedTuple):
@@ -114,7 +126,10 @@ class GroupTrainer(SupervisedTrainer):
 
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         groups = self.groups(model, batch)
-        losses, found = total_losses(self.objectives, groups)
+        own = all_step_sums(self.objectives, groups)
+        # Of a step that is one batch, and in evaluation, they are the batch's own.
+        groups = groups._replace(step={name: batch.get(OF_STEP + name, value) for name, value in own.items()})
+        losses, found = total_losses(self.objectives, with_sums(groups) if "parts" in self.reads else groups)
         self.objective_metrics = self.objective_metrics or tuple(found)
         if tuple(found) != self.objective_metrics:
             before, now = ", ".join(self.objective_metrics), ", ".join(found)
@@ -125,7 +140,31 @@ class GroupTrainer(SupervisedTrainer):
             "loss": torch.where(weight > 0, losses * weight, 0.0).sum(),
             **self.row_sums(groups),
             **{OF_GROUPS + name: (values.detach() * weight.double()).sum() for name, values in found.items()},
+            **{OF_STEP + name: value for name, value in own.items()},
         }
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        """What every batch of the step is told of the whole of it, where an objective reads that, comes with them."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if "step_sums" in self.reads and len(batches) * distributed.world_size() > 1:
+            found = self._step_sums(batches)
+            batches = [{**batch, **found} for batch in batches]
+        return batches, count
+
+    def _step_sums(self, batches: Sequence[dict[str, Tensor]]) -> Sums:
+        """The sums of all batches of a step, all ranks together, by forwards without gradient. Collective."""
+        total: Sums = {}
+        self.model_wrapped.train()
+        # What is drawn for dropout here is drawn again when the batches are learned from.
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            for batch in batches:
+                groups = self.groups(self.model_wrapped, self._prepare_inputs(batch))
+                total = add_sums(total, all_step_sums(self.objectives, groups))
+        packed = distributed.all_sum(torch.stack(list(total.values())))
+        return {OF_STEP + name: value for name, value in zip(total, packed.unbind(), strict=True)}
 
     def groups(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
         """What the objectives are given of a batch, by one forward of the model, or two."""
@@ -144,6 +183,12 @@ class GroupTrainer(SupervisedTrainer):
         count = sums["pairs"] or 1.0
         own = {name.removeprefix(OF_GROUPS): value / count for name, value in sums.items() if name.startswith(OF_GROUPS)}
         return {**self.row_metrics(sums), **own}
+
+    def _averages(self, sums: dict[str, float]) -> dict[str, float]:
+        found = super()._averages(sums)
+        of_steps = {name.removeprefix(OF_STEP): value for name, value in sums.items() if name.startswith(OF_STEP)}
+        loss, metrics = total_step_losses(self.objectives, of_steps)
+        return {**found, "loss": found["loss"] + loss, **metrics}
 
     def lengths(self, rows: Dataset) -> list[int]:
         columns = (rows["prompt_ids"], *(rows[f"{candidate}_ids"] for candidate in self.candidates))
@@ -193,5 +238,12 @@ class GroupTrainer(SupervisedTrainer):
             ref_logps=by_group(batch["ref_logps"]) if "ref_logps" in batch else None,
             hidden=by_group(found.hidden) if at is not None else None,
             outputs=None if outputs is None else by_group(outputs),
+            overlap=stock_model(model).score.overlap if "parts" in self.reads else None,
         )
         return groups, found
+
+
+def with_sums(groups: Groups) -> Groups:
+    """Groups whose scores are the sums of all outputs."""
+    second = None if groups.second is None else with_sums(groups.second)
+    return groups._replace(scores=groups.outputs.sum(-1), second=second)

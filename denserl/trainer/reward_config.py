@@ -18,6 +18,7 @@ OF_PAIRS = (
     "centring",
     "pos_reg",
     "reg_type",
+    "disentangle",
     "reward_level",
     "entropy_threshold",
     "segmenter",

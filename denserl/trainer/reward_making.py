@@ -13,7 +13,9 @@ from denserl.models.measured import check_steady
 from denserl.models.reward_settings import sft_settings, store_settings
 from denserl.rewards.objectives import (
     BradleyTerry,
+    Disentangle,
     Objective,
+    Orthogonal,
     PositiveRegularizer,
     StepLabels,
     TextRegularizer,
@@ -37,6 +39,9 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
         objectives.append(PositiveRegularizer(config.pos_reg))
     if coef and config.reg_type != "none":
         objectives.append(TextRegularizer(coef, config.reg_type, config.reg_beta, config.reg_logp))
+    if config.disentangle:
+        objectives.append(Disentangle(config.disentangle_coef, config.disentangle, config.disentangle_sum))
+        objectives.append(Orthogonal(config.orthogonal_coef))
     return objectives + own
 
 
@@ -47,6 +52,10 @@ def head_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, objectives
         require(config.head_type == "label", found, "let `head_type` be label")
         whole = "`label_ce` full with `lora_rank`: it trains the whole head of the language model, which gets no adapters"
         require(not config.lora_rank, whole, "let `label_ce` be restricted, or leave `lora_rank` out")
+    if "parts" in all_reads(objectives):
+        found = "an objective reads both parts of a score, which a head of one output has not"
+        require(config.disentangle, found, "let `disentangle` be length")
+        return Head("disentangled")
     if config.head_type == "label":
         labels = two_labels(config.labels)
         return Head("label", labels=labels, label_ids=label_ids(tokenizer, labels))

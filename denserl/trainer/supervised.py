@@ -9,9 +9,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from denserl import distributed
 from denserl.errors import require
 from denserl.models.gathering import whole_state
-from denserl.models.heads import is_of_labels
 from denserl.models.measured import stock_model
-from denserl.models.saving import save_model
+from denserl.models.saving import is_saved_otherwise, save_model
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.engine import deepspeed_config, whole_parameters
@@ -111,7 +110,7 @@ def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
     if trainer.args.should_save:
         trainer.processing_class.save_pretrained(output_dir)
     if not hasattr(trainer.model, "merge_and_unload"):
-        if is_of_labels(stock):
+        if is_saved_otherwise(stock):
             state = whole_state(stock)
             if trainer.args.should_save:
                 save_model(stock, output_dir, state)

@@ -8,12 +8,15 @@ from denserl.rewards.objectives.base import (
     Steps,
     all_labels,
     all_reads,
+    all_step_sums,
     all_units,
     counted_weights,
     named_objective,
     total_losses,
+    total_step_losses,
 )
 from denserl.rewards.objectives.bradley_terry import BradleyTerry, PositiveRegularizer
+from denserl.rewards.objectives.disentangle import Disentangle, Orthogonal
 from denserl.rewards.objectives.grm import REGULARIZERS, TextRegularizer, grm_regularizer, grm_terms
 from denserl.rewards.objectives.losses import bradley_terry, pair_losses, positive_regularization, wins
 from denserl.rewards.objectives.step_labels import StepLabels, step_cross_entropy, whole_cross_entropy
@@ -23,14 +26,17 @@ __all__ = [
     "REGULARIZERS",
     "UNITS",
     "BradleyTerry",
+    "Disentangle",
     "Groups",
     "Objective",
+    "Orthogonal",
     "PositiveRegularizer",
     "StepLabels",
     "Steps",
     "TextRegularizer",
     "all_labels",
     "all_reads",
+    "all_step_sums",
     "all_units",
     "bradley_terry",
     "counted_weights",
@@ -41,6 +47,7 @@ __all__ = [
     "positive_regularization",
     "step_cross_entropy",
     "total_losses",
+    "total_step_losses",
     "whole_cross_entropy",
     "wins",
 ]

@@ -29,6 +29,8 @@ READS = (
     "second_pass",  # a second forward of the same batch, with dropout drawn anew
     "steps",  # the scores and labels of steps, which `input` steps and response have
     "label_logp",  # the log-probability of the better label at each step, among all tokens
+    "parts",  # quality, and what goes with a covariate, of a head of both; the scores of all objectives are then their sums
+    "step_sums",  # what its own `step_sums` add up to over the whole optimiser step
 )
 
 # What losses may be averaged over: groups, or the steps in them that have labels.
@@ -96,6 +98,8 @@ class Groups(NamedTuple):
     outputs: Tensor | None = (
         None  # (G, M, C) of a head of several outputs, each made of segments as scores are, which come first
     )
+    overlap: Tensor | None = None  # 0-d, the product of the weights of both `parts`, centred and normalised
+    step: Mapping[str, Tensor] | None = None  # the `step_sums` of all objectives, over all batches and ranks; no graph
     weight: Tensor | None = None  # (G,) what each group's losses and metrics are multiplied by; None: 1 each
 
     def weights(self) -> Tensor:
@@ -126,7 +130,21 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns (G,) losses, one of each group, and metrics by name, (G,) values to be averaged over groups."""
+        """Returns (G,) losses, one of each group, and metrics by name, (G,) values to be averaged over groups.
+
+        Of a loss that is a function of `step_sums`, they have its gradient and add up to 0 over the optimiser step.
+        """
+
+    def step_sums(self, groups: Groups) -> dict[str, Tensor]:
+        """What a loss that is no sum over groups needs of the whole optimiser step: 0-d sums over a batch's counted groups.
+
+        Without graph, and under names that no other objective has. They add up over batches and ranks.
+        """
+        return {}
+
+    def step_loss(self, sums: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss that is a function of such sums, 0-d, and metrics by name, of all that was added up."""
+        return torch.zeros(()), {}
 
 
 def total_losses(objectives: Sequence[Objective], groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
@@ -157,6 +175,23 @@ def total_losses(objectives: Sequence[Objective], groups: Groups) -> tuple[Tenso
                     one_rank=True,
                 )
         total, metrics = total + objective.weight * losses, metrics | found
+    return total, metrics
+
+
+def all_step_sums(objectives: Sequence[Objective], groups: Groups) -> dict[str, Tensor]:
+    """The `step_sums` of those that read them, fp64."""
+    of_steps = [objective for objective in objectives if "step_sums" in objective.reads]
+    return {name: value.detach().double() for each in of_steps for name, value in each.step_sums(groups).items()}
+
+
+def total_step_losses(objectives: Sequence[Objective], sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """The weighted sum of the losses that are functions of such sums, and their metrics."""
+    total = 0.0
+    metrics: dict[str, float] = {}
+    for objective in objectives:
+        if "step_sums" in objective.reads:
+            loss, found = objective.step_loss({name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()})
+            total, metrics = total + objective.weight * float(loss), metrics | {key: float(x) for key, x in found.items()}
     return total, metrics
 
 
