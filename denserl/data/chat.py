@@ -47,6 +47,17 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: "Generatio
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
+def after_last_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens of a prompt follow the end-of-turn token of its last turn: those that open the answer.
+
+    0 where none closes it, as with templates whose users' turns are closed by plain text.
+    """
+    prompts = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in ("Question", "Word")]
+    # What both end with, the last token first.
+    tail, end = common_start([prompt[::-1] for prompt in prompts]), end_of_turn_id(tokenizer)
+    return tail.index(end) if end in tail else 0
+
+
 def encode_prompt(
     tokenizer: "PreTrainedTokenizerBase", messages: list[dict], template_kw: Mapping[str, Any] | None = None
 ) -> list[int]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from denserl.data.batching import ResponseBatch, SharedPrompts, response_slots
+from denserl.models.gated import GatedHead
 from denserl.models.logprob import chunked_logprob_entropy
 from denserl.models.measured import LogitMap, hooked, logit_map, stock_model
 from denserl.models.packing import lay_out
@@ -25,10 +26,9 @@ def token_rewards(
             be wrapped.
         input_ids: (B, S), padded on either side.
         attention_mask: (B, S), best on the host, where the batch is laid out.
-        shared: prompts that rows have in common and a packed model reads once.
+        shared: prompts that rows have in common and a packed model reads once; where they end, a gated head reads its gate.
     """
-    inputs, places = lay_out(stock_model(reward_model), input_ids, attention_mask, shared)
-    return _at(places, _read_by_score(reward_model, inputs)[1])[..., 0]
+    return _read_by_score(reward_model, input_ids, attention_mask, shared).outputs[..., 0]
 
 
 class RewardReading(NamedTuple):
@@ -39,6 +39,7 @@ class RewardReading(NamedTuple):
     hidden: Tensor | None  # (B, H) the hidden state that the reward head reads at one position of each row
     label: Tensor | None = None  # (B, K) fp32 log-probability of one token behind K positions of each row
     outputs: Tensor | None = None  # (B, S, C) fp32, all that a head of several outputs gives, the score first
+    coefficients: Tensor | None = None  # (B, C - 1) fp32, of a gated head: what the other outputs weigh in a row's scores
 
 
 def read_rewards(
@@ -63,8 +64,7 @@ def read_rewards(
         label: (B, K) positions, and the token whose log-probability is wanted behind each; default none.
     """
     stock = stock_model(reward_model)
-    inputs, places = lay_out(stock, input_ids, attention_mask, shared)
-    hidden, scores = _read_by_score(reward_model, inputs)
+    hidden, places, outputs, coefficients = _read_by_score(reward_model, input_ids, attention_mask, shared)
     logprobs = states = None
     if logprob_rows != 0:
         start, length = _starts_and_length(input_ids, response_start, response_length)
@@ -74,8 +74,8 @@ def read_rewards(
     if hidden_at is not None:
         states = hidden.flatten(0, 1).index_select(0, places.gather(1, hidden_at.to(places.device)[:, None]).squeeze(1))
     found = None if label is None else _of_label(stock, hidden, places.gather(1, label[0].to(places.device)), label[1])
-    outputs = _at(places, scores)
-    return RewardReading(outputs[..., 0], logprobs, states, found, outputs if outputs.shape[-1] > 1 else None)
+    others = outputs if outputs.shape[-1] > 1 else None
+    return RewardReading(outputs[..., 0], logprobs, states, found, others, coefficients)
 
 
 def score_head(reward_model: nn.Module) -> nn.Module:
@@ -184,14 +184,45 @@ def _at(places: Tensor, values: Tensor) -> Tensor:
     return values.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1).float()
 
 
-def _read_by_score(reward_model: nn.Module, inputs: dict) -> tuple[Tensor, Tensor]:
-    """The hidden states that the reward head reads, and its output, all positions."""
-    read: list[Tensor] = []
-    head = score_head(stock_model(reward_model))
-    with hooked(head.register_forward_hook(lambda module, args, output: read.extend((args[0], output)))):
+class _Forward(NamedTuple):
+    """One forward of a reward model: hidden states as the model gives them, where padded slots find theirs, and outputs."""
+
+    hidden: Tensor
+    places: Tensor  # (B, S) long, see `lay_out`
+    outputs: Tensor  # (B, S, C) fp32, the score first
+    coefficients: Tensor | None
+
+
+def _read_by_score(
+    reward_model: nn.Module, input_ids: Tensor, attention_mask: Tensor, shared: SharedPrompts | None
+) -> _Forward:
+    """The hidden states that the reward head reads, and its outputs, all positions."""
+    stock, read = stock_model(reward_model), []
+    inputs, places = lay_out(stock, input_ids, attention_mask, shared)
+    head = score_head(stock)
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # The gate is run here, within the forward of engines, which may have its weights in shares.
+        own = _coefficients(module, args[0], places, shared) if isinstance(module, GatedHead) else None
+        read.append(_Forward(args[0], places, _at(places, output), own))
+
+    with hooked(head.register_forward_hook(keep)):
         reward_model(**inputs, use_cache=False)
-    hidden, scores = read
-    return hidden, scores
+    (found,) = read
+    if found.coefficients is None:
+        return found
+    scores = (found.outputs * found.coefficients[:, None]).sum(-1, keepdim=True)
+    return found._replace(outputs=torch.cat([scores, found.outputs], -1))
+
+
+def _coefficients(head: GatedHead, hidden: Tensor, places: Tensor, shared: SharedPrompts | None) -> Tensor:
+    """What the attributes weigh in each row, (B, K) fp32: one gate for each different prompt."""
+    if shared is None:
+        raise ValueError("a gated head reads its gate in the prompt: give `shared`, which says where prompts end")
+    rows, row_of = shared.row.cpu().unique(return_inverse=True)
+    at = head.read_at(shared.length.cpu()[rows])
+    states = hidden.flatten(0, 1).index_select(0, places[rows.to(places.device), at.to(places.device)])
+    return head.coefficients(states)[row_of.to(places.device)]
 
 
 def _read_by_head(head: nn.Module, model: nn.Module, inputs: dict) -> Tensor:

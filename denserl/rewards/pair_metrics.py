@@ -16,10 +16,13 @@ FEW_PAIRS = 100  # of which an accuracy is known to about a tenth at best
 HUGE_SCORE = 1e4  # usual ones are units, at most hundreds
 
 
-def response_token_rewards(reward_model: nn.Module, batch: ResponseBatch) -> Tensor:
-    """The reward head's output at each response token, (B, T) fp32; no meaning off the response mask."""
+def response_token_rewards(reward_model: nn.Module, batch: ResponseBatch, before: int = 0) -> Tensor:
+    """The reward head's score at each response token, (B, T) fp32; no meaning off the response mask.
+
+    before: the scores of so many prompt tokens stand before them, (B, before + T).
+    """
     scores = token_rewards(reward_model, batch.input_ids, batch.attention_mask, batch.shared)
-    return response_slots(scores, batch.response_start, batch.response_mask.shape[1])
+    return response_slots(scores, batch.response_start - before, before + batch.response_mask.shape[1])
 
 
 def group_sums(

@@ -10,6 +10,7 @@ from templates import CHATML, CHATML_WITHOUT_GENERATION_PROMPT, END_OF_TURN, NAM
 from tokenizers import AddedToken
 
 from denserl.data.chat import (
+    after_last_turn,
     bos_id,
     cut_left,
     encode_pair,
@@ -389,3 +390,20 @@ def test_truncation_against_one_token_at_a_time(prompt_length, lengths, max_leng
 def test_a_response_with_nothing_left_is_refused():
     with pytest.raises(ValueError, match="besides its end of turn"):
         encode_pair(tokenizer_of("chatml"), [USER], ["Yes."], max_length=9, max_prompt_length=8)
+
+
+OPENED = {
+    "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "gemma": "\n<start_of_turn>model\n",
+    "chatml": "\n<|im_start|>assistant\n",
+    "mistral": "",
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_what_follows_the_last_turn_of_a_prompt(name):
+    """What opens the answer, behind the end of the user's turn; nothing where plain text closes that, as Mistral's [/INST]."""
+    tokenizer = tokenizer_of(name)
+    prompt, after = encode_prompt(tokenizer, MULTI), after_last_turn(tokenizer)
+    assert prompt[len(prompt) - after :] == ids_of(tokenizer, OPENED[name])
+    assert (prompt[-1 - after] == end_of_turn_id(tokenizer)) == (name != "mistral")

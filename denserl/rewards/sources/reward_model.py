@@ -95,9 +95,9 @@ class RewardModelSource:
             for ids, ended in zip(responses.response_ids, responses.ended, strict=True)
         ]
 
-    def combined(self, batch: ResponseBatch) -> Tensor:
-        """(B, T) scores of the members together, at each response token."""
-        scores = [response_token_rewards(model, batch) for model in self.models]
+    def combined(self, batch: ResponseBatch, before: int = 0) -> Tensor:
+        """(B, before + T) scores of the members together, at the last `before` prompt tokens and at each response token."""
+        scores = [response_token_rewards(model, batch, before) for model in self.models]
         if len(scores) == 1:
             return scores[0]
         standardised = [(score - mean) / std for score, (mean, std) in zip(scores, self.moments, strict=True)]
@@ -120,11 +120,9 @@ class PrefixDifferences:
 
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
         mask, closed = batch.response_mask, self.source.closed(responses)
-        opened = [[prompt[-1], *ids] for prompt, ids in zip(responses.prompt_ids, closed, strict=True)]
-        prompts = [prompt[:-1] for prompt in responses.prompt_ids]
-        longer = pad_responses(prompts, opened, self.source.pad_id).to(mask.device)
-        scores = self.source.combined(longer)
-        last = longer.response_mask.sum(1, keepdim=True) - 1
+        longer = pad_responses(responses.prompt_ids, closed, self.source.pad_id).to(mask.device)
+        scores = self.source.combined(longer, before=1)
+        last = longer.response_mask.sum(1, keepdim=True)
         if self.chances:
             scores = scores.sigmoid()
             last = mask.sum(1, keepdim=True) - torch.tensor(responses.ended, device=mask.device).long()[:, None]
