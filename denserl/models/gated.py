@@ -6,11 +6,11 @@ The score is put together in scoring.py, which knows where each row's prompt end
 import torch
 from torch import Tensor, nn
 
-from denserl.models.heads import Fp32Linear
+from denserl.models.fp32 import Fp32Linear
 
 
 class Gate(nn.Module):
-    """The weights of K attributes in prompts: (..., hidden) -> (..., K) fp32, scale x softmax over the K of MLP(h) / temperature.
+    """Weights of K attributes in prompts, (..., hidden) -> (..., K) fp32: scale x softmax over the K of MLP(h) / temperature.
 
     The MLP is (Linear, ReLU, Dropout) x layers, Linear; the scale is learned.
     """
@@ -31,13 +31,14 @@ class Gate(nn.Module):
 
 
 class GatedHead(Fp32Linear):
-    """K attributes r of every token, (..., hidden) -> (..., K) fp32, as a classifier of K labels gives them.
+    """The ratings r of K attributes, (..., hidden) -> (..., K) fp32, as a stock classifier of K labels gives them.
 
     The score of a token is gate . (r T) = c . r, where T (K, K) is the `transform` of the attributes and c = T gate, the
     coefficients that `gate` says of a prompt (see `coefficients`). T is no parameter.
     """
 
-    def __init__(self, hidden: int, attributes: int, gate: Gate, gate_offset: int):
+    def __init__(self, hidden: int, gate: Gate, gate_offset: int):
+        attributes = gate.layers[-1].out_features
         super().__init__(hidden, attributes, bias=False)
         self.register_buffer("transform", torch.eye(attributes))
         self.gate, self.gate_offset = gate, gate_offset
@@ -52,11 +53,6 @@ class GatedHead(Fp32Linear):
     def coefficients(self, states: Tensor) -> Tensor:
         """c of prompts, (B, K) fp32, by the hidden states at which their gates are read, (B, hidden)."""
         return self.gate(states) @ self.transform.float().T
-
-    @property
-    def trained(self) -> nn.Module:
-        """What of it learns from preferences."""
-        return self.gate
 
 
 def draw_gate(gate: Gate, seed: int) -> None:

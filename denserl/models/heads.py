@@ -16,6 +16,8 @@ from torch.nn.functional import linear
 
 from denserl.errors import UserError
 from denserl.models.folders import wrong_setting
+from denserl.models.fp32 import Fp32Linear
+from denserl.models.gated import Gate, GatedHead
 from denserl.models.measured import LogitMap
 
 if TYPE_CHECKING:
@@ -28,12 +30,14 @@ class Head(NamedTuple):
     """The parts of a head; the default is the stock classifier's (docs/reward_models.md).
 
     kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1), or `label`: the logit of a language model for
-        one label less those for others (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`), or,
-        while it trains, `disentangled`: quality, and what goes with a covariate (`DisentangledHead`).
-    layers, width, dropout: of an `mlp`. bias: whether a `linear` or `label` one has a bias; an `mlp` always has.
+        one label less those for others (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`), or
+        `gated`: ratings whose weights are read off the prompt (gated.py), or, while it trains, `disentangled`: quality, and what
+        goes with a covariate (`DisentangledHead`).
+    layers, width, dropout: of an `mlp`, or of the gate. bias: whether a `linear` or `label` one has one; an `mlp` always has.
     labels, label_ids: of a `label` one, the text and the token of each, the better one first (data.labels.label_ids).
     scale, cap: what the language model does to its logits (measured.LogitMap).
-    names, weights: of `attributes`, those of the ratings, and what each weighs in the score.
+    names: of `attributes` and `gated`, those of the ratings. weights: of `attributes`, what each weighs in the score.
+    temperature, gate_offset: of `gated`, see `Gate` and `GatedHead`.
     """
 
     kind: str = "linear"
@@ -47,6 +51,8 @@ class Head(NamedTuple):
     cap: float | None = None
     names: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    temperature: float = 10.0
+    gate_offset: int = 0
 
 
 STOCK = Head()
@@ -57,26 +63,9 @@ FIELDS = {
     "label": ("kind", "bias", "labels", "label_ids", "scale", "cap"),
     "attributes": ("kind", "names", "weights"),
     "disentangled": ("kind",),
+    "gated": ("kind", "layers", "width", "dropout", "names", "temperature", "gate_offset"),
 }
 KINDS = tuple(FIELDS)
-
-
-class Fp32Linear(nn.Linear):
-    """A linear layer that computes in fp32, whatever the type of its weights and of what it reads.
-
-    In bf16 the result would be rounded to 8 bits: a score of 2 by 0.004, far more than a token's KL penalty.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-
-    @classmethod
-    def like(cls, layer: nn.Linear) -> "Fp32Linear":
-        """A layer with the very parameters of another."""
-        with torch.device("meta"):
-            own = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        own.weight, own.bias = layer.weight, layer.bias
-        return own
 
 
 class LabelHead(Fp32Linear):
@@ -170,7 +159,7 @@ def read_in_fp32(model: "PreTrainedModel") -> "PreTrainedModel":
 def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The module that maps (..., hidden) to (..., C) in fp32, initialised as torch does, from the global random state.
 
-    C is 1 but for a head of attributes, one of three labels, and a disentangled one.
+    C is 1 but for heads of attributes, those of three labels, and disentangled ones.
 
     dtype: of its weights.
     """
@@ -180,6 +169,9 @@ def make_head(hidden: int, head: Head, dtype: torch.dtype = torch.float32) -> nn
         return AttributeHead(hidden, head).to(dtype)
     if head.kind == "disentangled":
         return DisentangledHead(hidden).to(dtype)
+    if head.kind == "gated":
+        gate = Gate(hidden, len(head.names), head.layers, head.width, head.dropout, head.temperature)
+        return GatedHead(hidden, gate, head.gate_offset).to(dtype)
     if head.kind == "linear":
         return Fp32Linear(hidden, 1, bias=head.bias).to(dtype)
     widths = [hidden, *[head.width] * head.layers]
@@ -210,7 +202,7 @@ def store_head(config: "PreTrainedConfig", head: Head) -> None:
     Attributes are also the labels that stock classes know.
     """
     settings = config.to_dict().get("segment_reward") or {}
-    if head.kind == "attributes":
+    if head.names:
         config.id2label, config.label2id = dict(enumerate(head.names)), {name: i for i, name in enumerate(head.names)}
         config.problem_type = "regression"
     if not is_stock(head):
@@ -233,7 +225,7 @@ def checked_head(values: object, path: str) -> Head:
         raise wrong_setting(path, "head", values, f"an object with {', '.join(names)}")
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     head = Head(**given)
-    are_labels, are_attributes = head.kind == "label", head.kind == "attributes"
+    are_labels, are_attributes = head.kind == "label", head.kind in ("attributes", "gated")
     checks = {
         "kind": (head.kind in KINDS, " or ".join(KINDS)),
         "layers": (_is_between(head.layers, MOST_LAYERS), f"a whole number from 1 to {MOST_LAYERS}"),
@@ -246,7 +238,9 @@ def checked_head(values: object, path: str) -> Head:
             "different token ids, one for each label",
         ),
         "names": (not are_attributes or _are_unlike(head.names, _is_text), "different texts, at least one"),
-        "weights": (not are_attributes or _are_weights(head.weights, head.names), "a finite number for each name"),
+        "weights": (head.kind != "attributes" or _are_weights(head.weights, head.names), "a finite number for each name"),
+        "temperature": (_is_finite(head.temperature) and head.temperature > 0, "a finite number above 0"),
+        "gate_offset": (_is_token(head.gate_offset), "a whole number from 0"),
         "scale": (_is_finite(head.scale) and head.scale != 0, "a finite number other than 0"),
         "cap": (head.cap is None or (_is_finite(head.cap) and head.cap > 0), "a finite number above 0, or null"),
     }

@@ -40,6 +40,7 @@ from denserl.models.folders import (
     read_settings,
     weight_files,
 )
+from denserl.models.gated import GatedHead, draw_gate
 from denserl.models.gathering import gathered
 from denserl.models.heads import (
     STOCK,
@@ -228,6 +229,31 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: H
     return _measured(model, path).eval()
 
 
+def new_gated_model(path: str, dtype: str | torch.dtype, head: Head, seed: int = 0, **kw: Any) -> PreTrainedModel:
+    """A model of rated attributes under a gate that is drawn anew, in evaluation mode; the gate alone learns.
+
+    Its attributes are not transformed, and the gate's scale is 1.
+
+    Raises:
+        UserError: no model of the attributes that `head` names.
+    """
+    model = load_reward_model(path, dtype, **kw)
+    require(
+        stored_head(model.config, path).names == head.names and not isinstance(model.score, GatedHead),
+        f"{path} is no model of the attributes {', '.join(head.names)}",
+        "train one with denserl train-rm --input ratings --head_type attributes",
+    )
+    for name in OF_SCORES:
+        vars(model.config).pop(name, None)
+    rows = model.score.weight
+    model.score = make_head(rows.shape[1], head, rows.dtype).eval()
+    model.score.weight = rows
+    draw_gate(model.score.gate, seed)
+    store_head(model.config, head)
+    freeze_trunk(model)
+    return model
+
+
 def holds_reward_head(path: str) -> bool:
     """Whether a model is a reward model: by the names of its weights, or as its config describes. UserError for no folder."""
     folder, names = local_folder(path), []
@@ -268,9 +294,10 @@ def train_whole_head(model: PreTrainedModel, path: str, dtype: str | torch.dtype
 
 
 def freeze_trunk(model: PreTrainedModel) -> None:
-    """Let the reward head alone learn."""
+    """Let the reward head alone learn, of a gated one its gate."""
     model.requires_grad_(False)
-    model.score.requires_grad_(True)
+    learning = model.score.gate if isinstance(model.score, GatedHead) else model.score
+    learning.requires_grad_(True)
 
 
 class Origin(NamedTuple):

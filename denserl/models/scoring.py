@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from denserl.data.batching import ResponseBatch, SharedPrompts, response_slots
 from denserl.models.gated import GatedHead
+from denserl.models.heads import AttributeHead
 from denserl.models.logprob import chunked_logprob_entropy
 from denserl.models.measured import LogitMap, hooked, logit_map, stock_model
 from denserl.models.packing import lay_out
@@ -39,7 +40,7 @@ class RewardReading(NamedTuple):
     hidden: Tensor | None  # (B, H) the hidden state that the reward head reads at one position of each row
     label: Tensor | None = None  # (B, K) fp32 log-probability of one token behind K positions of each row
     outputs: Tensor | None = None  # (B, S, C) fp32, all that a head of several outputs gives, the score first
-    coefficients: Tensor | None = None  # (B, C - 1) fp32, of a gated head: what the other outputs weigh in a row's scores
+    coefficients: Tensor | None = None  # (B, C - 1) fp32, of a head of attributes: what they weigh in a row's scores
 
 
 def read_rewards(
@@ -202,21 +203,24 @@ def _read_by_score(
     head = score_head(stock)
 
     def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # The gate is run here, within the forward of engines, which may have its weights in shares.
-        own = _coefficients(module, args[0], places, shared) if isinstance(module, GatedHead) else None
-        read.append(_Forward(args[0], places, _at(places, output), own))
+        # A gate is run here, within the forward of engines, which may have its weights in shares.
+        read.append(_Forward(args[0], places, _at(places, output), _coefficients(module, args[0], places, shared)))
 
     with hooked(head.register_forward_hook(keep)):
         reward_model(**inputs, use_cache=False)
     (found,) = read
-    if found.coefficients is None:
+    if not isinstance(head, GatedHead):
         return found
     scores = (found.outputs * found.coefficients[:, None]).sum(-1, keepdim=True)
     return found._replace(outputs=torch.cat([scores, found.outputs], -1))
 
 
-def _coefficients(head: GatedHead, hidden: Tensor, places: Tensor, shared: SharedPrompts | None) -> Tensor:
-    """What the attributes weigh in each row, (B, K) fp32: one gate for each different prompt."""
+def _coefficients(head: nn.Module, hidden: Tensor, places: Tensor, shared: SharedPrompts | None) -> Tensor | None:
+    """What attributes weigh in each row, (B, K) fp32, by one gate for each different prompt; None of other heads."""
+    if isinstance(head, AttributeHead):
+        return torch.tensor(head.weights, device=places.device).expand(len(places), -1)
+    if not isinstance(head, GatedHead):
+        return None
     if shared is None:
         raise ValueError("a gated head reads its gate in the prompt: give `shared`, which says where prompts end")
     rows, row_of = shared.row.cpu().unique(return_inverse=True)

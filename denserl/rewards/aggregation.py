@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
+from denserl.segmentation import Segments, segment_scores
+
 AGGREGATIONS = ("avg", "sum", "min", "last", "logsumexp")
 # Those that commute with shifting and scaling every segment's score alike.
 SHIFTED_WHOLE = ("avg", "min", "last")
@@ -33,6 +35,14 @@ def aggregate(segment_scores: Tensor, counts: Tensor, how: str = "avg") -> Tenso
         return valid_scores(segment_scores, counts).sum(1) / counts.clamp(min=1)
     running = running_aggregate(segment_scores, counts, how)
     return pad(running, (1, 0)).gather(1, counts[:, None]).squeeze(1)
+
+
+def aggregate_outputs(values: Tensor, segments: Segments, how: str = "avg") -> Tensor:
+    """Each of C values per token made of segments as the scores of responses are: (B, T, C) -> (B, C) fp32.
+
+    Each is read at the ends of segments, and aggregated on its own (`aggregate`).
+    """
+    return torch.stack([aggregate(segment_scores(each, segments), segments.counts, how) for each in values.unbind(-1)], -1)
 
 
 def running_aggregate(segment_scores: Tensor, counts: Tensor, how: str = "avg") -> Tensor:

@@ -217,7 +217,8 @@ class ObjectiveConfig(Config):
 
 
 WITHOUT_LABELS = Only("without `head_type` label", lambda c: c.head_type == "label")
-WITHOUT_MLP = Only("without `head_type` mlp", lambda c: c.head_type == "mlp")
+OF_LAYERS = Only("without `head_type` mlp or gated", lambda c: c.head_type in ("mlp", "gated"))
+WITHOUT_GATE = Only("without `head_type` gated", lambda c: c.head_type == "gated")
 
 
 @dataclass(kw_only=True)
@@ -226,16 +227,29 @@ class HeadConfig(Config):
 
     group: ClassVar[str] = "head"
 
-    head_type: Literal["linear", "mlp", "label"] = "linear"
-    """Reward head; linear makes a standard classifier, label a language model whose logits of two labels are the score."""
+    head_type: Annotated[
+        Literal["linear", "mlp", "label", "gated"],
+        Only(
+            "with `head_type` gated, which trains the gate alone",
+            lambda c: c.head_type != "gated",
+            of=("freeze_trunk", "lora_rank", "reg_type"),
+        ),
+        Only("with `input` other than pairs", lambda c: c.head_type != "gated" or c.input == "pairs"),
+    ] = "linear"
+    """Reward head; linear makes a standard classifier, label a language model whose logits of two labels are the score; gated
+    weighs the attributes of `model`, which rates some, by the prompt (docs/preference_models.md)."""
     labels: Annotated[list[str] | None, WITHOUT_LABELS] = None
     """The two labels, the better one first, each one token where it is the assistant's answer; default: + -."""
-    head_layers: Annotated[int, Interval(ge=1, le=64), WITHOUT_MLP] = 1
-    """Hidden layers of the mlp head."""
-    head_width: Annotated[int, Interval(ge=1, le=2**20), WITHOUT_MLP] = 1024
+    head_layers: Annotated[int | None, Interval(ge=1, le=64), OF_LAYERS] = None
+    """Hidden layers of the mlp head, or of the gate; default: 1, of the gate 3."""
+    head_width: Annotated[int, Interval(ge=1, le=2**20), OF_LAYERS] = 1024
     """Units in each of them."""
-    head_dropout: Annotated[float, Interval(ge=0, lt=1), WITHOUT_MLP] = 0.1
-    """Dropout before the mlp head, in training alone."""
+    head_dropout: Annotated[float | None, Interval(ge=0, lt=1), OF_LAYERS] = None
+    """Dropout in training alone: before the mlp head, default 0.1, or behind each hidden layer of the gate, default 0.2."""
+    debias: Annotated[str | None, WITHOUT_GATE] = None
+    """An attribute that the others are freed of, and that is then left out of the score: verbosity."""
+    debias_rho: Annotated[float, Interval(ge=-1, le=1), Only("without `debias`", lambda c: c.debias)] = 0.03
+    """The rank correlation with it that each may keep, over the responses of the training pairs."""
     freeze_trunk: Annotated[bool, Only("with `freeze_trunk`", lambda c: not c.freeze_trunk, of=("lora_rank", "reg_type"))] = (
         False
     )

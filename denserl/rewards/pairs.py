@@ -32,7 +32,7 @@ def prepare_pairs(
     pairs: Dataset,
     config: ScoredPairsConfig,
     source: ModelSourceConfig,
-    sft_model: str,
+    sft_model: str | None,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     dtype: str,
@@ -40,7 +40,7 @@ def prepare_pairs(
     read_by: Sequence[str] = (),
     in_shares: Callable[[PreTrainedModel], Callable[[ResponseBatch], Tensor]] | None = None,
 ) -> Dataset:
-    """Tokenise preferences and add what the frozen SFT model says of them (`add_entropies`).
+    """Tokenise preferences and add what the frozen SFT model, if one is given, says of them (`add_entropies`).
 
     source: how models are loaded. read_by: those that will read the pairs beside the SFT model. in_shares: spreads the model
     over the ranks, and gives what `response_logprobs_entropies` gives of a batch; without it each rank has the whole of it.
@@ -60,7 +60,10 @@ def prepare_pairs(
     rows = tokenize_preferences(pairs, tokenizer, **lengths, on_bad_row=on_bad_row)
     longest = max((len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in rows for side in SIDES), default=0)
     fix = "give a `max_length` of at most {}, with a `max_prompt_length` below it"
-    check_positions(longest, [sft_model, *read_by], source, "the longest pair's response with its prompt", fix)
+    readers = [*([] if sft_model is None else [sft_model]), *read_by]
+    check_positions(longest, readers, source, "the longest pair's response with its prompt", fix)
+    if sft_model is None:
+        return rows
     return add_entropies(
         rows,
         reference_function,

@@ -22,7 +22,7 @@ from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, WEIGHT
 from denserl.errors import UserError
 from denserl.models.measured import stock_model
 from denserl.models.scoring import RewardReading, read_rewards
-from denserl.rewards.aggregation import aggregate
+from denserl.rewards.aggregation import aggregate, aggregate_outputs
 from denserl.rewards.objectives import (
     BradleyTerry,
     Groups,
@@ -213,14 +213,10 @@ class GroupTrainer(SupervisedTrainer):
             at = responses.response_start.to(last.device) + last.clamp(min=0)
         found = read_rewards(model, *responses[:3], width, read * size, at, responses.shared, **also)
         token_scores = response_slots(found.scores, responses.response_start, width)
-
-        def of_responses(values: Tensor) -> Tensor:
-            return aggregate(segment_scores(values, segments), segments.counts, self.agg_func)
-
-        scores, outputs = of_responses(token_scores), None
+        scores, outputs = aggregate(segment_scores(token_scores, segments), segments.counts, self.agg_func), None
         if found.outputs is not None:
-            others = response_slots(found.outputs[..., 1:], responses.response_start, width).unbind(-1)
-            outputs = torch.stack([scores, *map(of_responses, others)], -1)
+            others = response_slots(found.outputs[..., 1:], responses.response_start, width)
+            outputs = torch.cat([scores[:, None], aggregate_outputs(others, segments, self.agg_func)], -1)
 
         def by_group(values: Tensor) -> Tensor:
             """(m G, ...), all first candidates before all second ones -> (G, m, ...)."""

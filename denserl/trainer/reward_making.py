@@ -5,12 +5,21 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from denserl.data.chat import after_last_turn
 from denserl.data.labels import label_ids, two_labels
 from denserl.errors import require
-from denserl.models.heads import Head
-from denserl.models.loading import attach_lm_head, freeze_trunk, match_embeddings, new_reward_model, train_whole_head
+from denserl.models.heads import Head, stored_head
+from denserl.models.loading import (
+    attach_lm_head,
+    freeze_trunk,
+    load_config,
+    match_embeddings,
+    new_gated_model,
+    new_reward_model,
+    train_whole_head,
+)
 from denserl.models.measured import check_steady
-from denserl.models.reward_settings import sft_settings, store_settings
+from denserl.models.reward_settings import sft_settings, store_settings, stored_settings
 from denserl.rewards.objectives import (
     BradleyTerry,
     Disentangle,
@@ -24,6 +33,9 @@ from denserl.rewards.objectives import (
 )
 from denserl.rewards.sources.reading import sft_fingerprint
 from denserl.trainer.reward_config import RewardConfig
+
+# Hidden layers and dropout of the heads that have some (arXiv 2406.10216, 2406.12845).
+LAYERS = {"linear": (1, 0.1), "mlp": (1, 0.1), "gated": (3, 0.2)}
 
 
 def make_objectives(config: RewardConfig) -> list[Objective]:
@@ -59,7 +71,33 @@ def head_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, objectives
     if config.head_type == "label":
         labels = two_labels(config.labels)
         return Head("label", labels=labels, label_ids=label_ids(tokenizer, labels))
-    return Head(config.head_type, config.head_layers, config.head_width, config.head_dropout)
+    layers, dropout = LAYERS[config.head_type]
+    layers = layers if config.head_layers is None else config.head_layers
+    dropout = dropout if config.head_dropout is None else config.head_dropout
+    shape = Head(config.head_type, layers, config.head_width, dropout)
+    return gate_of(config, shape, tokenizer, objectives) if config.head_type == "gated" else shape
+
+
+def gate_of(config: RewardConfig, shape: Head, tokenizer: PreTrainedTokenizerBase, objectives: Sequence[Objective]) -> Head:
+    """A gated head of that shape over the attributes of `model`. UserError where it rates none, or not the one of `debias`."""
+    stored = stored_head(load_config(config.model, **config.tokenizer_source()), config.model)
+    require(
+        stored.kind == "attributes",
+        f"`head_type` gated: {config.model} rates no attributes (its head is {stored.kind})",
+        "train some first, with denserl train-rm --input ratings --head_type attributes, and give its folder as `model`",
+    )
+    require(
+        config.debias in (None, *stored.names),
+        f"`debias` {config.debias}: {config.model} rates {', '.join(stored.names)}",
+        "name one of these, or leave `debias` out",
+    )
+    of_text = sorted({"first_logps", "logps", "ref_logps"} & all_reads(objectives))
+    require(
+        not of_text,
+        f"an objective reads {', '.join(of_text)}, and `model` of a gated head is no language model",
+        "leave the objective out, or train another head",
+    )
+    return shape._replace(names=stored.names, gate_offset=after_last_turn(tokenizer))
 
 
 def make_model(
@@ -74,7 +112,8 @@ def make_model(
 
     settings: how it reads responses, which is stored with it.
     """
-    model = new_reward_model(config.model, dtype, config.seed, head, **config.model_source())
+    new = new_gated_model if head.kind == "gated" else new_reward_model
+    model = new(config.model, dtype, head=head, seed=config.seed, **config.model_source())
     check_steady(model)
     match_embeddings(model, tokenizer)
     reads = all_reads(objectives)
@@ -86,9 +125,17 @@ def make_model(
         freeze_trunk(model)
     store_settings(
         model.config,
-        **sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir),
+        **_of_sft(config, dtype),
         **settings,
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
     )
     return model
+
+
+def _of_sft(config: RewardConfig, dtype: str) -> dict[str, str]:
+    """What is stored of the SFT model: `model`, or under a gate that of its attributes, if they have one."""
+    if config.head_type != "gated":
+        return sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir)
+    its = stored_settings(load_config(config.model, **config.tokenizer_source()), config.model)
+    return sft_settings(its.sft_model, its.sft_fingerprint, config.output_dir) if its.sft_model and its.sft_fingerprint else {}

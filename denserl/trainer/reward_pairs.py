@@ -16,8 +16,12 @@ from denserl.data.preferences import flip_labels, load_preferences
 from denserl.data.reference_cache import SIDES
 from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, WEIGHT
 from denserl.errors import require
+from denserl.models.loading import load_config
+from denserl.models.reward_settings import stored_settings
 from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.pairs import prepare_pairs
+from denserl.rewards.sources.reading import choose_sft_model
+from denserl.segmentation import Segmenter
 from denserl.streams import Purpose, stream
 from denserl.trainer.reference import in_shares
 from denserl.trainer.reward_config import RewardConfig
@@ -29,7 +33,8 @@ class GroupCollator:
     """Rows of tokenised candidates with entropies -> one padded batch, all first candidates before all second ones.
 
     Args:
-        candidates: prefixes of the columns of each candidate: `chosen_ids`, `chosen_entropy` (nats, one a response token).
+        candidates: prefixes of the columns of each candidate: `chosen_ids`, `chosen_entropy` (nats, one a response token;
+            0 where there is no such column).
         labels: columns of numbers, one a row. Without p_chosen and weight it is a row of 1.
         with_reference: the rows also hold the reference model's log-probabilities of the responses (`chosen_logprob`).
     """
@@ -46,7 +51,9 @@ class GroupCollator:
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
         prompts = [row["prompt_ids"] for row in rows] * len(self.candidates)
         batch = pad_responses(prompts, self._column(rows, "ids"), self.pad_id)
-        entropy = pad_rows(self._column(rows, "entropy"), 0.0, torch.float32)
+        entropy = torch.zeros(batch.response_mask.shape)
+        if f"{self.candidates[0]}_entropy" in rows[0]:
+            entropy = pad_rows(self._column(rows, "entropy"), 0.0, torch.float32)
         rows = [{P_CHOSEN: 1.0, WEIGHT: 1.0, **row} for row in rows]
         labels = {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in (*self.labels, WEIGHT)}
         reference = {}
@@ -59,9 +66,14 @@ class GroupCollator:
 
 
 def pairs_of(
-    config: RewardConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str, labels: Sequence[str]
+    config: RewardConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: str,
+    labels: Sequence[str],
+    sft_model: str | None,
 ) -> tuple[Dataset, Dataset]:
-    """Training and evaluation pairs, tokenised, with their labels and what the reference model says of them."""
+    """Training and evaluation pairs, tokenised, with their labels and what the SFT model says of them (see `cutting_model`)."""
     own: dict[str, Any] = {"labels": [name for name in labels if name not in PAIR_LABELS]}
     if config.eval_data:
         train = load_preferences(**config.source(), seed=config.seed, **own)
@@ -76,13 +88,32 @@ def pairs_of(
     none = "no held-out pair says which response is the better one: p_chosen is .5 in all of them, or their weight is 0"
     require(told_pairs(held_out), none, "give other `eval_data`, or a larger `eval_size`")
     how: dict[str, Any] = {"on_bad_row": config.on_bad_row, "in_shares": in_shares(config, dtype, device)}
+    how["read_by"] = [config.model]
     train, held_out = (
-        prepare_pairs(part, config, config, config.model, tokenizer, device, dtype, **how) for part in (train, held_out)
+        prepare_pairs(part, config, config, sft_model, tokenizer, device, dtype, **how) for part in (train, held_out)
     )
     if how["in_shares"]:
         # An engine refers to itself; what it holds is needed for training.
         gc.collect()
     return flip_labels(train, config.flip_frac, config.seed), held_out
+
+
+def cutting_model(config: RewardConfig, segmenter: Segmenter) -> str | None:
+    """The language model whose entropies cut the responses: `model`, or under a gate the one that its attributes were cut by.
+
+    None under a gate where no entropies are read. UserError where that of a gate is not known.
+    """
+    if config.head_type != "gated":
+        return config.model
+    if not segmenter.reads_entropy:
+        return None
+    stored = stored_settings(load_config(config.model, **config.tokenizer_source()), config.model)
+    require(
+        stored.sft_model is not None,
+        f"{config.model}/config.json names no SFT model (sft_model) whose entropies cut responses",
+        "let `reward_level` be bandit",
+    )
+    return choose_sft_model([stored], [config.model], stored.sft_model, None)
 
 
 def check_labels(config: ObjectiveConfig, pairs: Dataset) -> None:

@@ -12,10 +12,11 @@ from denserl.models.loading import empty_reward_model, load_tokenizer
 from denserl.rewards.objectives import Objective, all_labels, all_reads
 from denserl.rewards.pairs import segment_lengths
 from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter
+from denserl.trainer.gate_start import gate_start
 from denserl.trainer.group_trainer import GroupTrainer, Prepared
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import head_of, make_model, make_objectives
-from denserl.trainer.reward_pairs import contents_of, pairs_of, told_pairs
+from denserl.trainer.reward_pairs import contents_of, cutting_model, pairs_of, told_pairs
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.step_trainer import StepTrainer
 from denserl.trainer.supervised import Session, check_steps, training_arguments
@@ -45,6 +46,8 @@ class RewardTrainer(GroupTrainer):
         args = training_arguments(config, device, dtype)
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=made.contents)
         model = make_model(config, tokenizer, dtype, head, objectives, made.settings)
+        if head.kind == "gated" and checkpoint is None:
+            gate_start(config, tokenizer, device, dtype, head, made.train, made.reads["segmenter"]).apply(model.score)
         model = prepare_model(model, config, "SEQ_CLS", device.type)
         warn_of_shortage(config, dtype, device, [model])
         return kind(
@@ -74,7 +77,7 @@ class RewardTrainer(GroupTrainer):
         require(not of_steps, f"an objective reads {', '.join(of_steps)}, which pairs do not have", "let `input` be steps")
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
         labels = all_labels(objectives)
-        pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels)
+        pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels, cutting_model(config, segmenter))
         if segmenter.level != "bandit" and segmenter.name == PEAK:
             log.info("%s", segment_lengths(pairs, segmenter.threshold))
         settings = {"entropy_threshold": segmenter.threshold, **cut_settings(segmenter), "agg_func": config.agg_func}

@@ -1,9 +1,16 @@
 """The gated head: its numbers by hand, and that the gate is of the prompt alone."""
 
 import pytest
+import tiny_models
 import torch
 
+from denserl.data.batching import pad_responses
+from denserl.data.responses import of_ids
 from denserl.models.gated import Gate, GatedHead, draw_gate, scale_of
+from denserl.models.heads import Head, make_head
+from denserl.models.packing import is_packed
+from denserl.models.scoring import read_rewards, token_rewards
+from denserl.rewards.sources.reward_model import PrefixDifferences, RewardModelSource
 
 REWARDS = torch.tensor(
     [
@@ -17,7 +24,7 @@ TRANSFORM = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.4, 0.0, 0.0]])
 def head_of_logits(logits, temperature: float = 10.0) -> GatedHead:
     """A head whose gate has these logits for every prompt, and whose attributes are the first hidden numbers."""
     gate = Gate(3, 3, layers=1, width=2, dropout=0.2, temperature=temperature)
-    head = GatedHead(3, 3, gate, gate_offset=0).eval()
+    head = GatedHead(3, gate, gate_offset=0).eval()
     with torch.no_grad():
         for parameter in (*gate.layers.parameters(),):
             parameter.zero_()
@@ -71,5 +78,88 @@ def test_a_gate_is_an_mlp_with_dropout_after_each_hidden_layer():
 
 def test_the_gate_is_read_so_many_tokens_before_the_end_of_the_prompt():
     gate = Gate(3, 3, layers=1, width=2, dropout=0.2, temperature=10.0)
-    head = GatedHead(3, 3, gate, gate_offset=4)
+    head = GatedHead(3, gate, gate_offset=4)
     assert head.read_at(torch.tensor([9, 5, 3])).tolist() == [4, 0, 0]
+
+
+PROMPTS = tiny_models.random_rows([7, 5, 9])
+ANSWERS = tiny_models.random_rows([6, 3, 4, 8], seed=1)
+# Two answers to the first prompt.
+ROWS = [(PROMPTS[0], ANSWERS[0]), (PROMPTS[0], ANSWERS[1]), (PROMPTS[1], ANSWERS[2]), (PROMPTS[2], ANSWERS[3])]
+
+
+def gated_model(prepare=lambda model: model, offset: int = 2):
+    model = prepare(tiny_models.classifier("llama"))
+    head = Head("gated", layers=2, width=6, dropout=0.2, names=("a", "b", "c"), temperature=2.0, gate_offset=offset)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        model.score = make_head(32, head)
+        model.score.transform.copy_(TRANSFORM)
+        model.score.gate.scale.fill_(4.0)
+    return model.eval()
+
+
+def read(model, rows):
+    batch = pad_responses(*zip(*rows), pad_id=0)
+    with torch.no_grad():
+        return read_rewards(model, *batch[:3], logprob_rows=0, shared=batch.shared)
+
+
+@pytest.mark.parametrize("prepare", [lambda model: model, tiny_models.probed], ids=["padded", "packed"])
+def test_every_token_is_scored_by_the_gate_of_its_prompt(prepare):
+    """Against the stock model's hidden states of a row alone: c . r at every token, c read two before the prompt's end."""
+    model = gated_model(prepare)
+    assert is_packed(model) == (prepare is tiny_models.probed)
+    found, plain = read(model, ROWS), gated_model()
+    for row, (prompt, answer) in enumerate(ROWS):
+        ids = [*prompt, *answer]
+        with torch.no_grad():
+            states = plain.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            gate = plain.score.gate(states[len(prompt) - 3])
+            ratings = states @ plain.score.weight.T
+        assert gate.sum().item() == pytest.approx(4.0, rel=1e-5)
+        expected = (gate * (ratings @ TRANSFORM)).sum(-1)
+        torch.testing.assert_close(found.scores[row, : len(ids)], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.outputs[row, : len(ids), 1:], ratings, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.coefficients[row], TRANSFORM @ gate, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.outputs[..., 0], found.scores)
+
+
+@pytest.mark.parametrize("prepare", [lambda model: model, tiny_models.probed], ids=["padded", "packed"])
+def test_another_response_leaves_the_gate_as_it_was(prepare):
+    model = gated_model(prepare)
+    before = read(model, ROWS)
+    other = [(prompt, tiny_models.random_rows([len(answer)], seed=9)[0]) for prompt, answer in ROWS]
+    after = read(model, other)
+    assert not torch.equal(before.scores, after.scores)
+    assert torch.equal(before.coefficients, after.coefficients)
+    # Two answers to one prompt have one gate, whatever stands beside them.
+    assert torch.equal(before.coefficients[0], before.coefficients[1])
+    assert not torch.equal(before.coefficients[0], before.coefficients[2])
+
+
+def test_the_gate_is_run_once_for_each_prompt():
+    model, seen = gated_model(tiny_models.probed), []
+    model.score.gate.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
+    read(model, ROWS)
+    assert seen == [(3, 32)]
+
+
+def test_without_the_ends_of_prompts_there_is_no_score():
+    ids = torch.tensor([ROWS[0][0]])
+    with pytest.raises(ValueError, match="where prompts end"):
+        token_rewards(gated_model(), ids, torch.ones_like(ids))
+
+
+def test_prefix_differences_read_the_gate_where_responses_begin():
+    """Their sum is R(y) - R(prompt), both by the gate of the whole prompt."""
+    model = gated_model(tiny_models.probed)
+    responses = of_ids(*zip(*ROWS), ended=[True] * len(ROWS))
+    batch = responses.padded(0, "cpu")
+    with torch.no_grad():
+        found = PrefixDifferences(RewardModelSource([model]))(responses, batch)
+    scores = read(model, ROWS).scores
+    for row, (prompt, answer) in enumerate(ROWS):
+        expected = scores[row, len(prompt) + len(answer) - 1] - scores[row, len(prompt) - 1]
+        total = torch.where(batch.response_mask[row], found.values[row], 0.0).sum()
+        assert total.item() == pytest.approx(expected.item(), abs=1e-5)
