@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     RANDOM_SCORES = 11
     BOOTSTRAP = 12
     CONTINUATIONS = 13  # of responses, from the ends of their steps
+    AUGMENTATION = 15  # pairs that are made of several
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:

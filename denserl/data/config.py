@@ -1,11 +1,12 @@
 """Options of the data: where rows come from, and how pairs are cut and what is kept of them."""
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
 from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only
 from denserl.data.columns import parse_columns
@@ -89,6 +90,38 @@ class ScoredPairsConfig(Config):
     """Padded tokens per batch where nothing is trained: reference entropies, scores and evaluation."""
     cache_dir: Annotated[str, RESUMABLE] = "~/.cache/denserl"
     """Where reference entropies are kept between runs."""
+
+
+AUGMENTED = Only("without `augment`", lambda c: c.augment)
+
+
+@dataclass(kw_only=True)
+class AugmentConfig(Config):
+    """Pairs that are made of several (docs/preference_models.md)."""
+
+    group: ClassVar[str] = "augmentation"
+
+    augment: Annotated[
+        Literal["rrm"] | None,
+        Only("beside `augment`", lambda c: not c.augment, of=("soft_label_scale", "flip_frac")),
+        Only("on labelled steps", lambda c: not c.reads_steps()),
+    ] = None
+    """rrm: train also on pairs across prompts, in which what wins whatever the prompt stands on both sides alike."""
+    augment_ratio: Annotated[float, Interval(gt=0, le=1), AUGMENTED] = 1.0
+    """Share of the 14 pairs that each pair makes with two others; without neutral ones there are 8."""
+    augment_neutrals: bool = True
+    """Make pairs of two responses to other prompts too, neither of which is the better one."""
+    augment_group: Annotated[str | None, AUGMENTED] = None
+    """Column whose texts say which pairs are of one kind, and not to be mixed; default: those of one prompt."""
+
+    @abstractmethod
+    def reads_steps(self) -> bool:
+        """Whether the rows are of steps."""
+
+    def check(self) -> None:
+        super().check()
+        found = "`augment_neutrals`, turned off, has no effect without `augment`"
+        require(self.augment or self.augment_neutrals, found, "leave it out, or give `augment`")
 
 
 @dataclass(kw_only=True)

@@ -89,7 +89,7 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
         raise BadRow("chosen and rejected have different prompts")
     if not as_is:
         check_filled(chosen_prompt, chosen=chosen, rejected=rejected)
-        if _trimmed(chosen) == _trimmed(rejected):
+        if same_response(chosen, rejected):
             raise BadRow("chosen and rejected are identical")
     check_length(chosen_prompt, chosen, rejected)
     labels = {"margin": _margin(row, rating_keys), **{name: _one_or(row, name, most) for name, most in _OF_ROWS}}
@@ -284,6 +284,11 @@ def _agree(explicit: list[dict], history: list[dict]) -> bool:
     """A prompt of one turn may be any of the history's: in published sets it is the first of several, or trimmed."""
     own, turns = [[_trimmed(message) for message in messages] for messages in (explicit, history)]
     return own == turns or (len(own) == 1 and own[0] in turns)
+
+
+def same_response(a: str | dict, b: str | dict) -> bool:
+    """Whether two responses say the same, but for blanks around them."""
+    return _trimmed(a) == _trimmed(b)
 
 
 def _trimmed(response: str | dict) -> dict:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Interval
 
 from denserl.config import FIRST, INPUT, RESUMABLE, Only
-from denserl.data.config import ScoredPairsConfig
+from denserl.data.config import AugmentConfig, ScoredPairsConfig
 from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, StepLabelsConfig
 from denserl.trainer.config import SupervisedConfig
 
@@ -30,7 +30,9 @@ OF_PAIRS = (
 
 
 @dataclass(kw_only=True)
-class RewardConfig(HeadConfig, ObjectiveConfig, StepLabelsConfig, LevelConfig, ScoredPairsConfig, SupervisedConfig):
+class RewardConfig(
+    HeadConfig, ObjectiveConfig, StepLabelsConfig, LevelConfig, AugmentConfig, ScoredPairsConfig, SupervisedConfig
+):
     """Train a reward model: on preferences, at segment, token or bandit level, or on labelled steps or outcomes."""
 
     group: ClassVar[str] = "training"

@@ -23,6 +23,7 @@ from denserl.rewards.pairs import prepare_pairs
 from denserl.rewards.sources.reading import choose_sft_model
 from denserl.segmentation import Segmenter
 from denserl.streams import Purpose, stream
+from denserl.trainer.augmented import augmented
 from denserl.trainer.reference import in_shares
 from denserl.trainer.reward_config import RewardConfig
 
@@ -76,10 +77,10 @@ def pairs_of(
     """Training and evaluation pairs, tokenised, with their labels and what the SFT model says of them (see `cutting_model`)."""
     own: dict[str, Any] = {"labels": [name for name in labels if name not in PAIR_LABELS]}
     if config.eval_data:
-        train = load_preferences(**config.source(), seed=config.seed, **own)
+        train = load_preferences(**config.source(), seed=config.seed, group=config.augment_group, **own)
         held_out = load_preferences(config.eval_data, split=config.eval_split, **config.source_beside(), **own)
     else:
-        parts = load_preferences(**config.source(), seed=config.seed, **own)
+        parts = load_preferences(**config.source(), seed=config.seed, group=config.augment_group, **own)
         size = min(config.eval_size, len(parts) // 10)
         require(size > 0, f"{len(parts)} pairs are too few to split some off for evaluation", "give `eval_data`")
         order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
@@ -87,6 +88,7 @@ def pairs_of(
     check_labels(config, train)
     none = "no held-out pair says which response is the better one: p_chosen is .5 in all of them, or their weight is 0"
     require(told_pairs(held_out), none, "give other `eval_data`, or a larger `eval_size`")
+    train = augmented(config, train)
     how: dict[str, Any] = {"on_bad_row": config.on_bad_row, "in_shares": in_shares(config, dtype, device)}
     how["read_by"] = [config.model]
     train, held_out = (
