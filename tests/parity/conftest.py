@@ -133,6 +133,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "ppo-published": Training("train_ppo", world.argv, PPO | held_out | {"assignment": "even"}),
         "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
+        "disentangled": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache", "disentangle": "length"}),
         "steps": Training("train_rm", argv("steps"), STEPS),
         "labels": Training("train_rm", argv("steps"), LABELS),
         "sft": Training("train_sft", argv("demonstrations"), {}),

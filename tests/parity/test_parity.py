@@ -21,6 +21,7 @@ GRID.remove(("one process", 0))
 SHORT = [
     ("ppo", "two processes", 2),
     ("rm", "two processes", 3),
+    ("disentangled", "two processes", 3),
     ("ppo", "two micro-batches", 0),
     ("rm", "two micro-batches", 0),
 ]
@@ -57,6 +58,6 @@ def test_a_training_takes_the_same_way(name, layout, zero_stage, reference, trai
 
 @pytest.mark.long
 @pytest.mark.parametrize("layout, zero_stage", GRID)
-@pytest.mark.parametrize("name", ["ppo", "ppo-published", "ppo-by-token", "rm", "steps", "labels", "sft"])
+@pytest.mark.parametrize("name", ["ppo", "ppo-published", "ppo-by-token", "rm", "disentangled", "steps", "labels", "sft"])
 def test_a_training_takes_the_same_way_in_all_layouts(name, layout, zero_stage, reference, trainings, tmp_path):
     same_numbers(name, layout, zero_stage, reference, trainings, tmp_path)

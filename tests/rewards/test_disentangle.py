@@ -148,3 +148,17 @@ def test_another_covariate_is_columns_of_both_responses():
     assert metrics["quality_correlation"] == pytest.approx(expected, abs=1e-6) and not math.isclose(
         expected, -0.302, abs_tol=0.01
     )
+
+
+def test_a_weight_of_two_is_a_row_twice():
+    once, twice = [0, 1, 2], [0, 1, 1, 2]
+    weight = torch.tensor([1.0, 2, 1])
+    values = torch.tensor([QUALITY, OTHER])
+    lengths = torch.tensor(LENGTHS)
+    weighted = as_groups(*values[:, :, once], lengths[:, once], weight=weight)
+    repeated = as_groups(*values[:, :, twice], lengths[:, twice])
+    sums = [all_step_sums([Disentangle()], groups) for groups in (weighted, repeated)]
+    assert {name: float(x) for name, x in sums[0].items()} == pytest.approx({name: float(x) for name, x in sums[1].items()})
+    # The trainer multiplies the losses of groups by their weights.
+    one, two = (Disentangle()(groups._replace(step=found))[0] for groups, found in zip((weighted, repeated), sums, strict=True))
+    torch.testing.assert_close(one, two[[0, 1, 3]])
