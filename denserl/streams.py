@@ -23,6 +23,9 @@ class Purpose(IntEnum):
     BOOTSTRAP = 12
     CONTINUATIONS = 13  # of responses, from the ends of their steps
     AUGMENTATION = 15  # pairs that are made of several
+    KNOCKOUT = 20  # the order in which the answers of a list meet
+    SUBSETS = 21  # of the samples of best-of-n
+    OPPONENTS = 22  # answers of the reference model
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:

@@ -65,18 +65,18 @@ def chosen(
     from denserl import distributed
     from denserl.evaluation.best_of_n import over_optimisation
     from denserl.evaluation.plots import plot_best_of_n
-    from denserl.evaluation.sampling import as_responses, scores_of
+    from denserl.evaluation.sampling import as_responses, golds_of, proxies_of
 
-    proxy = scores_of(options.members(), options, device, dtype, samples, options, options.sft_model, options.aggregate)
+    proxy = proxies_of(options, device, dtype, samples)
     if true_reward is not None:
-        gold = np.array(true_reward.totals(as_responses(samples)))
+        gold = np.array(true_reward.totals(as_responses(samples))).reshape(-1, options.samples)
     else:
-        gold = scores_of([options.gold_reward_model], options, device, dtype, samples)
-    results = over_optimisation(*(scores.reshape(-1, options.samples) for scores in (proxy, gold)))
+        gold = golds_of(options, device, dtype, samples)
+    results = over_optimisation(proxy.scores, gold, proxy.estimators) | ({"rank": proxy.rank} if proxy.rank else {})
     if distributed.rank() == 0:
         folder = Path(options.output_dir)
         with open(folder / "scores.jsonl", "w", encoding="utf-8") as file:
-            for sample, by_proxy, by_gold in zip(samples, proxy.tolist(), gold.tolist(), strict=True):
+            for sample, by_proxy, by_gold in zip(samples, proxy.scores.ravel().tolist(), gold.ravel().tolist(), strict=True):
                 row = {"id": sample.id, "sample": sample.sample, "proxy": by_proxy, "gold": by_gold}
                 file.write(json.dumps(row) + "\n")
         plot_best_of_n(results, folder / "bon.png")

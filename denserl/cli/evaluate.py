@@ -46,7 +46,7 @@ class Options(SuiteConfig, ReadConfig, ScoringConfig):
             of=(
                 *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
                 *("chat_template", "system_prompt", "template_date", "revision"),
-                *("step_separator", "step_pattern", "max_steps", "skip_cut_step", "aggregate"),
+                *("step_separator", "step_pattern", "max_steps", "skip_cut_step", "aggregate", "rank"),
             ),
         ),
     ]
@@ -117,13 +117,14 @@ def run(options: Options) -> dict:
 def make_scorer(options: Options, device: "torch.device", dtype: str):
     """The scorer that the words or folders of --scorer name."""
     from denserl.evaluation.baselines import BASELINES, BaselineScorer
-    from denserl.evaluation.step_scorer import load_scorer
+    from denserl.evaluation.pair_scorer import load_answer_scorer
 
     require(options.scorer, "`scorer` names nothing", "give a reward model, or length, or random")
     named = [word for word in options.scorer if word in BASELINES]
     if not named:
         how: dict[str, Any] = {"sft_model": options.sft_model, "aggregate": options.aggregate, "template": options.template()}
-        return load_scorer(options.scorer, options, device, dtype, read=options, **how)
+        how |= {"rank": options.rank, "seed": options.seed}
+        return load_answer_scorer(options.scorer, options, device, dtype, read=options, **how)
     require(len(options.scorer) == 1, f"`scorer` has {named[0]} beside others", "give it alone, or reward models alone")
     return BaselineScorer(named[0], options.seed)
 

@@ -3,10 +3,18 @@
 The best is chosen by `proxy` and judged by `gold`. Sampling and scoring are done elsewhere.
 """
 
+import itertools
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from denserl.rewards.ranking import list_scores
+
+SUBSETS = 64  # of n among N, over which is averaged where there are more
+Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (P, N) proxy and gold -> (P, N), n = 1..N along the last axis
 
 
 def kl(n: ArrayLike):
@@ -49,6 +57,50 @@ def first_n_curve(proxy: ArrayLike, gold: ArrayLike) -> np.ndarray:
     return np.take_along_axis(gold, best, -1)
 
 
+ESTIMATORS: Mapping[str, Estimator] = {"unbiased": unbiased_curve, "first_n": first_n_curve}
+
+
+def subsets_of(count: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """(S, n) ascending numbers below `count`: all subsets where they are at most SUBSETS or `count`, else some drawn evenly."""
+    if math.comb(count, n) <= max(SUBSETS, count):
+        return np.array([*itertools.combinations(range(count), n)])
+    return np.sort(np.argsort(rng.random((SUBSETS, count)), axis=1)[:, :n], axis=1)
+
+
+def best_shares(probabilities: np.ndarray, rule: str, subsets: np.ndarray) -> np.ndarray:
+    """(N,): in which share of some subsets of n of N samples each is the best, compared with those of the subset alone.
+
+    Args:
+        probabilities: (N, N), that sample i beats sample j. rule: one of `ranking.RULES`; of equal ones the earlier is best,
+            and a knockout takes the samples as they come. subsets: (S, n) ascending numbers of samples.
+    """
+    scores = list_scores(probabilities[subsets[:, :, None], subsets[:, None, :]], rule)
+    best = subsets[np.arange(len(subsets)), scores.argmax(1)]
+    return np.bincount(best, minlength=len(probabilities)) / len(subsets)
+
+
+def estimators_of_pairs(probabilities: np.ndarray, rule: str, rng: np.random.Generator) -> dict[str, Estimator]:
+    """ESTIMATORS of samples that are compared with one another, so that which is best depends on those beside it.
+
+    What a sample counts for, as proxy or gold, is what it is given: a proxy that is its score among all N.
+
+    Args:
+        probabilities: (P, N, N). rule: as of `best_shares`. rng: of the subsets, where there are too many to take all.
+    """
+    prompts, count, _ = probabilities.shape
+    shares = {name: np.empty((prompts, count, count)) for name in ESTIMATORS}
+    for prompt in range(prompts):
+        for n in range(1, count + 1):
+            drawn = {"unbiased": subsets_of(count, n, rng), "first_n": np.arange(n)[None]}
+            for name, subsets in drawn.items():
+                shares[name][prompt, n - 1] = best_shares(probabilities[prompt], rule, subsets)
+    return {name: _weighted(part) for name, part in shares.items()}
+
+
+def _weighted(shares: np.ndarray) -> Estimator:
+    return lambda proxy, gold: np.einsum("pni,pi->pn", shares, gold)
+
+
 class Interval(NamedTuple):
     """Means with the bounds of their confidence intervals, each (N,)."""
 
@@ -68,8 +120,11 @@ def mean_over_prompts(curves: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def over_optimisation(proxy: np.ndarray, gold: np.ndarray) -> dict:
+def over_optimisation(proxy: np.ndarray, gold: np.ndarray, estimators: Mapping[str, Estimator] = ESTIMATORS) -> dict:
     """Both scores of best-of-n against KL, from the (P, N) scores of N samples for each of P prompts; JSON-able.
+
+    Args:
+        estimators: of the names of ESTIMATORS.
 
     Returns: `n`, `kl`, and `proxy` and `gold`, the means over prompts by the unbiased estimator; `gold_best` and `best_n`, the
         highest of these gold means and its n. Of each estimator, `unbiased` and `first_n`: `proxy` and `gold`, and `proxy_gain`
@@ -77,7 +132,7 @@ def over_optimisation(proxy: np.ndarray, gold: np.ndarray) -> dict:
     """
     n = np.arange(1, proxy.shape[1] + 1)
     estimates = {}
-    for name, estimator in (("unbiased", unbiased_curve), ("first_n", first_n_curve)):
+    for name, estimator in estimators.items():
         curves = {"proxy": estimator(proxy, proxy), "gold": estimator(proxy, gold)}
         curves |= {f"{score}_gain": curve - curve[:, :1] for score, curve in curves.items()}
         estimates[name] = {score: _as_lists(mean_over_prompts(curve)) for score, curve in curves.items()}

@@ -17,6 +17,7 @@ OF_PROXIES = (
     "sft_model",
     "gold_reward_model",
     "aggregate",
+    "rank",
     "entropy_threshold",
     "segmenter",
     "read_at",
@@ -36,7 +37,19 @@ class SolutionConfig(Config):
 
 
 @dataclass(kw_only=True)
-class SuiteConfig(SolutionConfig):
+class RankConfig(Config):
+    """How a model that compares responses two by two ranks several."""
+
+    group: ClassVar[str] = "reward"
+
+    rank: Literal["win_rate", "logit", "wins", "bt", "knockout"] | None = None
+    """Rule by which a model that compares responses ranks more than two: mean probability of being better than the others
+    (win_rate, the default) or its log-odds (logit), number of wins, Bradley-Terry scores (bt), or the winner of one meeting
+    after the other (knockout)."""
+
+
+@dataclass(kw_only=True)
+class SuiteConfig(SolutionConfig, RankConfig):
     """What can be chosen in one suite or another."""
 
     group: ClassVar[str] = "suite"
@@ -71,7 +84,7 @@ class SuiteConfig(SolutionConfig):
 
 
 @dataclass(kw_only=True)
-class BestOfNConfig(SolutionConfig, SamplingConfig, RewardModelConfig, ReadConfig, ScoringConfig, DataConfig):
+class BestOfNConfig(SolutionConfig, RankConfig, SamplingConfig, RewardModelConfig, ReadConfig, ScoringConfig, DataConfig):
     """Sample responses to prompts, choose the best of n by a proxy reward, and see what they are worth, for every n at once."""
 
     group: ClassVar[str] = "sampling"

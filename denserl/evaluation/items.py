@@ -4,6 +4,7 @@ How rows become items is in denserl/evaluation/suites/; what is judged otherwise
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from denserl.data.bad_rows import BadRows
 from denserl.data.schemas import BadRow
+from denserl.errors import require
 
 
 class Answer(NamedTuple):
@@ -37,6 +39,7 @@ class Judged(NamedTuple):
     item: Item
     better: np.ndarray
     worse: np.ndarray
+    log_odds: np.ndarray | None = None  # of a scorer that compares answers, see ListScores; the better ones first
 
 
 class Scorer(Protocol):
@@ -56,6 +59,31 @@ class Scorer(Protocol):
     def describe(self) -> dict: ...
 
 
+class ListScores(NamedTuple):
+    """The scores of n answers to one question, and what they come from."""
+
+    scores: np.ndarray  # (n,)
+    log_odds: np.ndarray  # (n, n): at [i, j] that answer i, standing first, is better than j; NaN where that was not asked
+
+
+class ListScorer(ABC):
+    """Scores the answers to a question by comparing them with one another: a score is of an answer among the others.
+
+    one_winner: whether the scores say only which answer is the best.
+    """
+
+    is_model = True
+    one_winner: bool
+
+    @abstractmethod
+    def encode_list(self, prompt: list[dict], texts: Sequence[str]) -> object:
+        """The answers as they are compared. BadRow for what cannot be."""
+
+    @abstractmethod
+    def score_lists(self, encoded: Sequence) -> list[ListScores]:
+        """The scores of what `encode_list` gave, list by list."""
+
+
 def question_of(item: Item) -> str:
     """What items that are no independent evidence have in common: the question's name, or else the prompt."""
     return item.question or json.dumps(item.better[0].prompt, sort_keys=True, default=str)
@@ -65,10 +93,34 @@ Credit = Callable[[Judged], float]
 Kind = TypeVar("Kind", bound=Any)  # of items, each with a place
 
 
-def judge(items: Iterable[Item], scorer: Scorer, bad_rows: BadRows) -> list[Judged]:
+def judge(items: Iterable[Item], scorer: Scorer | ListScorer, bad_rows: BadRows) -> list[Judged]:
     """The items with the scores of their answers; one that the scorer's chat template refuses is a bad row."""
+    if isinstance(scorer, ListScorer):
+        return _judge_lists(list(items), scorer, bad_rows)
     kept, encoded = encode_all(items, lambda item: (*item.better, *item.worse), scorer.encode, bad_rows)
     return with_scores(kept, scorer.score(encoded)) if kept else []
+
+
+def _judge_lists(items: Sequence[Item], scorer: ListScorer, bad_rows: BadRows) -> list[Judged]:
+    several = next((item for item in items if len(item.better) > 1), None)
+    require(
+        several is None or not scorer.one_winner,
+        f"`rank` knockout says which answer is the best, and {several and several.place} has several right ones",
+        "use another `rank`",
+    )
+    kept, encoded = encode_all(items, lambda item: [_one_question(item)], scorer.encode_list, bad_rows)
+    return [
+        Judged(item, scores[: len(item.better)], scores[len(item.better) :], log_odds)
+        for item, (scores, log_odds) in zip(kept, scorer.score_lists(encoded) if kept else [], strict=True)
+    ]
+
+
+def _one_question(item: Item) -> tuple[list[dict], list[str]]:
+    """The prompt and the answers of an item. BadRow where they are answers to different prompts."""
+    answers = [*item.better, *item.worse]
+    if any(answer.prompt != answers[0].prompt for answer in answers):
+        raise BadRow("its answers are to different prompts, and cannot be compared", "give a model that scores single answers")
+    return answers[0].prompt, [answer.text for answer in answers]
 
 
 def encode_all(
@@ -107,9 +159,20 @@ def is_tie(judged: Judged) -> bool:
 
 def largest_score(judged: Sequence[Judged]) -> float:
     """The magnitude of the largest score."""
-    return max(float(np.abs(scores).max()) for _, *both in judged for scores in both)
+    return max(float(np.abs(scores).max()) for entry in judged for scores in (entry.better, entry.worse))
 
 
 def pairs_of(judged: Sequence[Judged]) -> list[tuple[int, int, int]]:
     """Each better answer against each worse one of its item, as numbers of item, better and worse answer."""
-    return [(i, b, w) for i, (_, better, worse) in enumerate(judged) for b in range(len(better)) for w in range(len(worse))]
+    return [(i, b, w) for i, each in enumerate(judged) for b in range(len(each.better)) for w in range(len(each.worse))]
+
+
+def orders_of(judged: Sequence[Judged]) -> np.ndarray | None:
+    """(pairs, 2) log-odds of `pairs_of` that the answer which stands first is better: the better one, then the worse one.
+
+    NaN for those that were not compared; None where answers were scored one by one.
+    """
+    if any(entry.log_odds is None for entry in judged):
+        return None
+    places = [(judged[i].log_odds, b, len(judged[i].better) + w) for i, b, w in pairs_of(judged)]
+    return np.array([(log_odds[b, w], log_odds[w, b]) for log_odds, b, w in places])

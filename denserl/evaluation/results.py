@@ -16,10 +16,12 @@ from denserl.evaluation.items import (
     Credit,
     Item,
     Judged,
+    ListScorer,
     Scorer,
     is_tie,
     judge,
     largest_score,
+    orders_of,
     pairs_of,
     question_of,
     strict_win,
@@ -31,16 +33,20 @@ from denserl.evaluation.statistics import (
     calibration,
     interval,
     length_bias,
+    position_bias,
     share_interval,
 )
 from denserl.evaluation.suites.rewardbench import write_outputs
 from denserl.evaluation.suites.rows import Row, checked
 from denserl.files import write_flushed
 from denserl.rewards.pair_metrics import remarks
+from denserl.rewards.ranking import chances, log_odds
 from denserl.streams import Purpose, stream
 
 NAMED = 4  # incomplete parts at the terminal
 LISTED = 24  # subsets at the terminal; results.csv has all
+# Of pairs: what every scorer has, and what those that compare answers have.
+OF_PAIRS, OF_COMPARISONS = ("pairs", "mean_margin"), ("pair_accuracy", "position_consistency", "position_bias")
 _LIBRARIES = ("denserl", "torch", "transformers", "datasets")
 Numbers = dict[str, list[int]]  # name of a subset or a group -> the numbers of its items
 
@@ -80,7 +86,7 @@ class Suite(NamedTuple):
         """The item of a row. BadRow where it lacks a better or a worse answer."""
         return checked(self.item(row, part))
 
-    def judge(self, items: Sequence[Item], scorer: Scorer, bad_rows: BadRows) -> list[Judged]:
+    def judge(self, items: Sequence[Item], scorer: Scorer | ListScorer, bad_rows: BadRows) -> list[Judged]:
         """The items with the scores of their answers."""
         return judge(items, scorer, bad_rows)
 
@@ -151,7 +157,7 @@ def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int)
         "macro_accuracy": _mean({name: part["accuracy"] for name, part in subsets.items()}),
         **{name: whole[name] for name in ("n", "questions", "ties")},
         "intervals": {**intervals, "accuracy": whole["interval"], "macro_accuracy": macro_interval},
-        **{name: whole[name] for name in ("pairs", "mean_margin", "calibration", "length_bias")},
+        **{name: whole[name] for name in (*OF_PAIRS, *OF_COMPARISONS, "calibration", "length_bias") if name in whole},
         "length_baseline": {
             **suite.headline(baselines, counts),
             "accuracy": whole["length_accuracy"],
@@ -247,6 +253,9 @@ def format_summary(summary: dict) -> str:
     ]
     lines = in_columns(cells).splitlines()
     lines.insert(len(above), f"calibration error (ECE) {summary['calibration']['ece']:.4f}")
+    if "position_consistency" in summary:
+        shown = [f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in OF_COMPARISONS]
+        lines.insert(len(above) + 1, f"{', '.join(shown)}; lists ranked by {summary['rank']}")
     return "\n".join(lines + [f"  {count} subsets: in results.csv"] * (count > LISTED))
 
 
@@ -325,17 +334,25 @@ def _tally(items: Scored, resamples: int, seed: int) -> dict:
 
 
 def _pair_statistics(judged: Sequence[Judged]) -> dict:
-    """Statistics of pairs alone: margin, calibration and length bias."""
+    """Statistics of pairs alone: margin, calibration and length bias; of answers that were compared also position bias.
+
+    What these are sure of is the probability of each pair, and no difference of scores.
+    """
     pairs = pairs_of(judged)
     scores = [(judged[i].better[b], judged[i].worse[w]) for i, b, w in pairs]
     lengths = [(len(judged[i].item.better[b].text), len(judged[i].item.worse[w].text)) for i, b, w in pairs]
     (chosen, rejected), (long, short) = np.array(scores).T, np.array(lengths, dtype=np.float64).T
-    return {
-        "pairs": len(pairs),
-        "mean_margin": float((chosen - rejected).mean()),
-        "calibration": calibration(chosen, rejected),
-        "length_bias": length_bias(chosen, rejected, long, short),
-    }
+    margin = chosen - rejected
+    found = {"pairs": len(pairs), "mean_margin": float(margin.mean())}
+    bias = {"length_bias": length_bias(chosen, rejected, long, short)}
+    orders = orders_of(judged)
+    if orders is None:
+        return {**found, "calibration": calibration(chosen, rejected), **bias}
+    orders = orders[~np.isnan(orders).any(1)]
+    gap = log_odds(chances(orders))
+    accuracy = float(((gap > 0) + 0.5 * (gap == 0)).mean())
+    of_orders = {"pair_accuracy": accuracy, **position_bias(orders)}
+    return {**found, **of_orders, "calibration": calibration(gap, np.zeros_like(gap)), **bias}
 
 
 def _write_table(path: Path, summary: dict) -> None:

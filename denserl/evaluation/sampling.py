@@ -1,8 +1,10 @@
 """Best-of-n from its config: samples of a policy, in their file, and what reward models say of them."""
 
+import contextlib
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +17,23 @@ from denserl.data.responses import Responses
 from denserl.data.schemas import BadRow
 from denserl.data.templates import DATE, fingerprint, template_settings
 from denserl.errors import UserError, require
+from denserl.evaluation.best_of_n import ESTIMATORS, Estimator, estimators_of_pairs
 from denserl.evaluation.config import BestOfNConfig
+from denserl.evaluation.pair_scorer import PairScorer, load_answer_scorer
 from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
-from denserl.evaluation.step_scorer import load_scorer
+from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.files import make_folder
 from denserl.models.folders import read_settings
 from denserl.models.loading import load_policy, load_tokenizer, local_folder, match_embeddings
 from denserl.models.positions import check_rollout_lengths
 from denserl.models.reward_settings import settings_in
-from denserl.rewards.config import ReadConfig
+from denserl.rewards.ranking import list_scores
+from denserl.rewards.scorer import RewardScorer
+from denserl.rewards.sources.build import check_scores, judges_pairs
 from denserl.rewards.sources.reading import check_sft_model, check_trusted, chosen_rule, response_text
 from denserl.rollouts.policy import PolicySampler
 from denserl.segmentation import level_of
-from denserl.streams import Purpose
+from denserl.streams import Purpose, stream
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,11 @@ def check_models(config: BestOfNConfig) -> None:
     if config.continue_steps:
         chosen_rule(config)
     golds = [config.gold_reward_model] if config.gold_reward_model else []
+    check_scores(golds, config)
+    if config.rank is not None:
+        names = ", ".join(config.members())
+        compares = all(judges_pairs(path, config) for path in config.members())
+        require(compares, f"`rank` {config.rank} has no effect: {names} scores responses one by one", "leave `rank` out")
     for path in [*config.members(), *golds]:
         settings = settings_in(read_settings(local_folder(path) / "config.json"), path)
         if path in golds or config.segmenter is None:
@@ -133,25 +144,43 @@ def as_responses(samples: list[Sample]) -> Responses:
     return Responses(*zip(*rows, strict=True))._replace(labels=[s.label for s in samples] if samples[0].label else ())
 
 
-def scores_of(
-    models: list[str],
-    config: BestOfNConfig,
-    device: torch.device,
-    dtype: str,
-    samples: list[Sample],
-    read: ReadConfig | None = None,
-    sft_model: str | None = None,
-    aggregate: str | None = None,
-) -> np.ndarray:
-    """(n,) scores by reward models, which are let go of afterwards. UserError for what their chat template refuses.
+class Proxies(NamedTuple):
+    """What chooses among the samples of each prompt."""
 
-    read, sft_model, aggregate: how they are read, by whose entropies, and how the chances of steps make a score, where it is
-    not as is stored with them.
-    """
-    own: dict[str, Any] = {"read": read, "sft_model": sft_model, "aggregate": aggregate, "trusted": [config.segmenter]}
-    scorer = load_scorer(models, config, device, dtype, **own)
-    try:
+    scores: np.ndarray  # (P, N); of a model that compares samples, each among all N of its prompt
+    estimators: Mapping[str, Estimator]  # of what the best of n of them is worth
+    rank: str | None  # the rule by which a model that compares samples ranks them
+
+
+def proxies_of(config: BestOfNConfig, device: torch.device, dtype: str, samples: list[Sample]) -> Proxies:
+    """What the reward models of the config say of the samples. UserError for what their chat template refuses."""
+    own: dict[str, Any] = {"read": config, "sft_model": config.sft_model, "aggregate": config.aggregate, "rank": config.rank}
+    scorer = load_answer_scorer(config.members(), config, device, dtype, **own, trusted=[config.segmenter])
+    if not isinstance(scorer, PairScorer):
+        return Proxies(_scores(scorer, config, samples).reshape(-1, config.samples), ESTIMATORS, None)
+    with _told(config.members()):
+        chances = scorer.of_samples(as_responses(samples), config.samples)
+    rng = np.random.default_rng(stream(config.seed, Purpose.SUBSETS))
+    scores = list_scores(chances, scorer.rank)
+    return Proxies(scores, estimators_of_pairs(chances, scorer.rank, rng), scorer.rank)
+
+
+def golds_of(config: BestOfNConfig, device: torch.device, dtype: str, samples: list[Sample]) -> np.ndarray:
+    """(P, N) scores by the gold reward model, as is stored with it. UserError for what its chat template refuses."""
+    scorer = load_scorer([config.gold_reward_model], config, device, dtype, trusted=[config.segmenter])
+    return _scores(scorer, config, samples).reshape(-1, config.samples)
+
+
+def _scores(scorer: RewardScorer | StepModelScorer, config: BestOfNConfig, samples: list[Sample]) -> np.ndarray:
+    with _told(scorer.paths):
         return scorer.of_responses(as_responses(samples), policy_tokenizer(config))
+
+
+@contextlib.contextmanager
+def _told(models: Sequence[str]) -> Iterator[None]:
+    """A UserError in the place of a BadRow."""
+    try:
+        yield
     except BadRow as error:
         raise UserError(
             f"{', '.join(models)}: a sample cannot be scored: {error}", "leave the prompt out, or give another reward model"

@@ -70,6 +70,19 @@ def calibration(chosen: np.ndarray, rejected: np.ndarray, bins: int = CONFIDENCE
     return {"ece": calibration_error(rows), "brier": float(np.mean((1 - _sigmoid(gap)) ** 2)), "bins": rows}
 
 
+def position_bias(orders: np.ndarray) -> dict[str, float]:
+    """How much the place of an answer says in comparisons of two.
+
+    Args:
+        orders: (n, 2) log-odds that the answer which stands first is better, with one of the two first, then the other.
+
+    Returns: `position_consistency`, the share of pairs whose two orders prefer the same answer; `position_bias`, the mean
+        magnitude of (l1 + l2) / 2, which is 0 where the place says nothing.
+    """
+    same = np.sign(orders[:, 0]) == -np.sign(orders[:, 1])
+    return {"position_consistency": float(same.mean()), "position_bias": float(np.abs(orders.mean(1)).mean())}
+
+
 def length_bias(
     chosen: np.ndarray, rejected: np.ndarray, chosen_length: np.ndarray, rejected_length: np.ndarray, bins: int = GAP_BINS
 ) -> dict:

@@ -16,7 +16,7 @@ from denserl.errors import UserError, require
 from denserl.rewards.aggregation import aggregate_steps
 from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.scorer import RewardScorer
-from denserl.rewards.sources.build import Members, judges_steps, load_members, step_model_of
+from denserl.rewards.sources.build import Members, check_scores, judges_steps, load_members, step_model_of
 from denserl.rewards.sources.reading import STEP, chosen_rule
 from denserl.rewards.sources.step_model import StepModel, StepSource
 from denserl.steps import scored_ends, with_separators
@@ -115,6 +115,8 @@ def load_scorer(
 ) -> RewardScorer | StepModelScorer:
     """The scorer of the reward models at the paths: models that were trained on labels judge the steps of a text.
 
+    Those that compare responses have another (pair_scorer.py).
+
     Args:
         read, sft_model, template, trusted: as of `RewardScorer`. aggregate: how the chances of steps make the score of a
             response, if not as is stored.
@@ -123,6 +125,7 @@ def load_scorer(
         UserError: a model cannot be loaded, does not go with the others, or has no use for an option that is given.
     """
     names = ", ".join(paths)
+    check_scores(paths, config)
     if not all(judges_steps(path, config) for path in paths):
         require(aggregate is None, f"`aggregate` {aggregate} has no effect: {names} gives rewards", "leave it out")
         how: dict[str, Any] = {"read": read, "sft_model": sft_model, "template": template, "trusted": trusted}

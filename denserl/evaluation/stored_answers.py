@@ -6,9 +6,7 @@ answers' scores have the largest sum. Of equal ones the earlier. An answer whose
 
 import csv
 import gzip
-import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from denserl.data.bad_rows import BadRow, BadRows
-from denserl.evaluation.best_of_n import unbiased_curve
+from denserl.errors import require
+from denserl.evaluation.best_of_n import subsets_of, unbiased_curve
 from denserl.evaluation.final_answers import final_answer
-from denserl.evaluation.items import Answer, Scorer, encode_all
+from denserl.evaluation.items import Answer, ListScorer, Scorer, encode_all
 from denserl.evaluation.results import grouped, in_columns, numbered, random_numbers, span, write_summary
 from denserl.evaluation.statistics import bootstrap_parts, share_interval
 from denserl.evaluation.suites.rows import Row
 from denserl.rewards.pair_metrics import remarks
 
 WAYS = ("best", "majority", "weighted")
-SUBSETS = 64  # of n answers, over which the votes of n are averaged where there are more
 NUMBERS = (*WAYS, "oracle", "pass@1", "longest")
 
 
@@ -73,8 +71,13 @@ class AnswerSuite(NamedTuple):
             raise BadRow(f"the final answer of one is {wrong[0]!r}; expected a text or None")
         return found._replace(finals=finals)
 
-    def judge(self, items: Sequence[StoredAnswers], scorer: Scorer, bad_rows: BadRows) -> list[JudgedAnswers]:
-        """The problems with the scores of their answers."""
+    def judge(self, items: Sequence[StoredAnswers], scorer: Scorer | ListScorer, bad_rows: BadRows) -> list[JudgedAnswers]:
+        """The problems with the scores of their answers; of a scorer that compares, each among all answers to its problem."""
+        if isinstance(scorer, ListScorer):
+            require(not scorer.one_winner, "`rank` knockout ranks no answers beside the best one", "use another `rank`")
+            kept, encoded = encode_all(items, lambda item: [(item.prompt, item.texts)], scorer.encode_list, bad_rows)
+            found = scorer.score_lists(encoded) if kept else []
+            return [JudgedAnswers(item, each.scores) for item, each in zip(kept, found, strict=True)]
         kept, encoded = encode_all(
             items, lambda item: [Answer(item.prompt, text) for text in item.texts], scorer.encode, bad_rows
         )
@@ -188,7 +191,7 @@ def distinct(entry: JudgedAnswers) -> JudgedAnswers:
 def curves_of(judged: Sequence[JudgedAnswers], sizes: Sequence[int], seed: int) -> dict[str, np.ndarray]:
     """Name -> the mean of what n of a problem's answers earn, (P, sizes), over all subsets of n.
 
-    best and oracle: exactly. majority and weighted: over SUBSETS drawn ones where there are more.
+    best and oracle: exactly. majority and weighted: over drawn ones where there are many (`subsets_of`).
     """
     rng, at = random_numbers(seed), np.array(sizes) - 1
     found = {name: np.empty((len(judged), len(sizes))) for name in (*WAYS, "oracle")}
@@ -203,17 +206,10 @@ def curves_of(judged: Sequence[JudgedAnswers], sizes: Sequence[int], seed: int) 
     for number, (item, scores) in enumerate(judged):
         classes, right = class_numbers(item.finals), np.array(item.right, dtype=np.float64)
         for column, n in enumerate(sizes):
-            subsets = _subsets(len(scores), n, rng)
+            subsets = subsets_of(len(scores), n, rng)
             for way, weights in (("majority", np.ones(len(scores))), ("weighted", scores)):
                 found[way][number, column] = right[vote(classes, weights, subsets)].mean()
     return found
-
-
-def _subsets(count: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(S, n) ascending numbers below `count`: all subsets where they are few, else some drawn evenly."""
-    if math.comb(count, n) <= max(SUBSETS, count):
-        return np.array([*itertools.combinations(range(count), n)])
-    return np.sort(np.argsort(rng.random((SUBSETS, count)), axis=1)[:, :n], axis=1)
 
 
 def _questions(judged: Sequence[JudgedAnswers]) -> np.ndarray:

@@ -3,7 +3,7 @@
 Where the probabilities come from is in sources/pair_model.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,7 +18,7 @@ NEWTON_STEPS, NEWTON_ENOUGH = 200, 1e-12
 # Decimals of scores, below which their sums depend on the order of addition: equal responses tie.
 DECIMALS = 10
 
-Judge = Callable[[Sequence[tuple[int, int, int]]], Sequence[float]]
+Judge = Callable[[Sequence[tuple[int, int, int]]], Iterable[float]]
 
 
 def chances(log_odds: ArrayLike) -> np.ndarray:

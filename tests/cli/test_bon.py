@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import statistics
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification
 
-from denserl.cli import bon
+from denserl.cli import bon, serve_rewards
 from denserl.data import templates
 from denserl.data.chat import encode_prompt
 from denserl.data.responses import Responses
@@ -27,10 +28,15 @@ from denserl.data.step_records import load_steps
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.best_of_n import unbiased_curve
 from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.rewards import ranking
 from denserl.rewards.scorer import RewardScorer
+from denserl.rewards.sources.pair_model import PairModel
 from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.policy import PolicySampler
 from denserl.steps import StepRule, step_spans
+
+sys.path.append(str(Path(__file__).parent.parent / "rewards"))
+from reward_folders import save_pair_model  # noqa: E402
 
 PROMPTS = ["The kettle", "A quiet river, why?", "Tell me."]
 MOMENTS = {"proxy": (0.2, 0.5), "second": (-1.0, 2.0), "gold": (None, None)}
@@ -147,6 +153,49 @@ def test_a_model_of_steps_is_a_proxy(run, folder):
         several += len(logits) > 1
         assert score["proxy"] == pytest.approx(sum(logits) / max(len(logits), 1), abs=1e-3)
     assert several > 3 and found["samples"] == 4
+
+
+def test_a_model_that_compares_is_a_proxy(run, folder):
+    save_pair_model(folder / "compares", folder / "sft")
+    found, output = run("compares", rank="wins")
+    samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (output / "scores.jsonl").read_text().splitlines()]
+    model, chances = PairModel.load(str(folder / "compares")), {}
+    for prompt in range(len(PROMPTS)):
+        own = samples[4 * prompt : 4 * prompt + 4]
+        for one, other in itertools.permutations(own, 2):
+            ends = one["ended"], other["ended"]
+            pair = model.encode(one["prompt"], one["response"], other["response"], ends)
+            chances[prompt, one["sample"], other["sample"]] = ranking.chances(model.score([pair]))[0]
+
+    # The best of a subset wins most of its meetings there, of equals the first.
+    def best_of(prompt: int, subset: tuple) -> int:
+        def wins(i: int) -> float:
+            return sum((chances[prompt, i, j] > 0.5) + 0.5 * (chances[prompt, i, j] == 0.5) for j in subset if j != i)
+
+        return max(subset, key=lambda i: (wins(i), -i))
+
+    gold = [[row["gold"] for row in rows[4 * prompt : 4 * prompt + 4]] for prompt in range(len(PROMPTS))]
+    curve = [
+        statistics.fmean(
+            gold[prompt][best_of(prompt, subset)]
+            for prompt in range(len(PROMPTS))
+            for subset in itertools.combinations(range(4), n)
+        )
+        for n in range(1, 5)
+    ]
+    assert found["rank"] == "wins" and found["gold"] == pytest.approx(curve)
+    assert all(row["proxy"] in (0, 0.5, 1, 1.5, 2, 2.5, 3) for row in rows)
+
+
+def test_a_model_that_compares_has_no_score_of_one_response(run, folder):
+    save_pair_model(folder / "gold_compares", folder / "sft")
+    with pytest.raises(UserError, match="compares two responses, and has no score of one alone"):
+        run("proxy", gold_reward_model=folder / "gold_compares")
+    with pytest.raises(UserError, match="--rank wins has no effect"):
+        run("proxy", rank="wins")
+    with pytest.raises(UserError, match="has no score of one alone"):
+        serve_rewards.make_service(serve_rewards.Options(reward_model=[str(folder / "gold_compares")]))
 
 
 def test_a_stopped_run_goes_on_and_needs_to_be_asked_to(run, monkeypatch, tmp_path):

@@ -13,9 +13,11 @@ from denserl.cli import evaluate
 from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.rewards.sources.pair_model import PairModel
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "evaluation"))
+sys.path += [str(Path(__file__).parent.parent / room) for room in ("evaluation", "rewards")]
 import suite_files  # noqa: E402
+from reward_folders import save_pair_model  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,7 @@ def folder(tmp_path_factory):
         model.score.weight.mul_(20)
     model.save_pretrained(folder / "rm")
     load_tokenizer(str(sft)).save_pretrained(folder / "rm")
+    save_pair_model(folder / "pm", sft)
     suite_files.rmb(folder / "rmb")
     suite_files.pairs(folder)
     return folder
@@ -66,6 +69,19 @@ def test_a_reward_model_is_judged(folder, tmp_path, capsys):
     rows = [json.loads(line) for line in gzip.open(tmp_path / "rm_outputs.jsonl.gz")]
     pair = next(row for row in rows if row["id"] == "3")
     assert pair["scores_chosen"] == pair["scores_rejected"] and "<|im_start|>assistant\nsame<|im_end|>" in pair["text_chosen"]
+
+
+def test_a_model_that_compares_is_judged(folder, tmp_path, capsys):
+    command("rmb", folder / "rmb", "--scorer", folder / "pm", "--rank", "bt", "--output_dir", tmp_path, "--bootstrap", 20)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["n"] == 9 and found["rank"] == "bt" and found["pair_layout"] == "denserl" and found["ties"] > 0
+    assert 0 < found["position_bias"] and 0 <= found["position_consistency"] <= 1 and "entropy_threshold" not in found
+    assert "lists ranked by bt" in capsys.readouterr().out
+    rows = [json.loads(line) for line in gzip.open(tmp_path / "pm_outputs.jsonl.gz")]
+    pair = next(row for row in rows if isinstance(row["scores_chosen"], float) and row["scores_chosen"] != 0.5)
+    texts = [pair[f"text_{side}"].split("assistant\n")[-1].removesuffix("<|im_end|>\n") for side in ("chosen", "rejected")]
+    [chance] = PairModel.load(str(folder / "pm"))([pair["prompt"]], texts[:1], texts[1:])
+    assert pair["scores_chosen"] == pytest.approx(chance, abs=1e-6) and pair["scores_rejected"] == 1 - pair["scores_chosen"]
 
 
 def test_a_word_is_judged_and_options_may_come_from_a_file(folder, tmp_path):
@@ -148,6 +164,12 @@ def test_a_row_that_cannot_be_judged_stops_or_is_dropped(folder, tmp_path, capsy
         (("pairs", "{pairs}", "--scorer", "length", "--choose", "majority"), "no effect but on bon_answers"),
         (("pairs", "{pairs}", "--scorer", "length", "--aggregate", "mean"), "no effect with --scorer length or random"),
         (("processbench", "{pairs}", "--scorer", "x", "--aggregate", "mean"), "no effect on processbench"),
+        (("pairs", "{pairs}", "--scorer", "{folder}/rm", "--rank", "bt"), "scores responses one by one"),
+        (("pairs", "{pairs}", "--scorer", "length", "--rank", "bt"), "no effect with --scorer length or random"),
+        (("pairs", "{pairs}", "--scorer", "{folder}/pm", "--rank", "borda"), "Invalid choice"),
+        (("pairs", "{pairs}", "--scorer", "{folder}/pm", "--segmenter", "peak"), "compares whole responses"),
+        (("pairs", "{pairs}", "--scorer", "{folder}/pm", "{folder}/pm"), "are no ensemble"),
+        (("pairs", "{pairs}", "--scorer", "{folder}/pm", "{folder}/rm"), "compares two responses, and has no score"),
         (("processbench", "{pairs}", "--scorer", "x", "--step_threshold", "1"), "must be above 0 and below 1"),
         (("bon_answers", "{pairs}", "--scorer", "random", "--final_answer", "a"), "no module:name"),
     ],

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.evaluation.best_of_n import first_n_curve, kl, mean_over_prompts, over_optimisation, unbiased_curve
+from denserl.evaluation.best_of_n import (
+    estimators_of_pairs,
+    first_n_curve,
+    kl,
+    mean_over_prompts,
+    over_optimisation,
+    subsets_of,
+    unbiased_curve,
+)
+from denserl.rewards.ranking import RULES, list_scores
 
 # Spec grm, section 9.
 KL = {2: 0.1931, 4: 0.6363, 8: 1.2044, 16: 1.8351, 32: 2.4970, 64: 3.1745, 128: 3.8598, 256: 4.5491}
@@ -118,3 +127,50 @@ def test_what_is_reported():
 def test_bounds_that_are_not_known_are_null():
     found = over_optimisation(np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]]))
     assert found["unbiased"]["gold"] == {"mean": [0.5, 1.0], "low": [None, None], "high": [None, None]}
+
+
+def compared(count: int, seed: int) -> np.ndarray:
+    """Probabilities that one of `count` samples beats another, in circles and not."""
+    rng = np.random.default_rng(seed)
+    upper = np.triu(rng.random((count, count)), 1)
+    return upper + np.tril(1 - upper.T, -1) + 0.5 * np.eye(count)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_compared_samples_are_chosen_by_those_beside_them_alone(rule):
+    """Against all subsets, in each of which the best is the one of the highest score among these, the first of equals."""
+    count, gold = 5, np.array([[3.0, -1.0, 4.0, 1.5, -5.0], [0.5, 2.0, -3.0, 7.0, 1.0]])
+    matrices = np.stack([compared(count, 1), compared(count, 2)])
+    estimators = estimators_of_pairs(matrices, rule, np.random.default_rng(0))
+
+    def best_of(prompt: int, subset: tuple) -> float:
+        found = list_scores(matrices[prompt][np.ix_(subset, subset)], rule)
+        return gold[prompt, subset[int(np.argmax(found))]]
+
+    unbiased = [
+        [np.mean([best_of(p, subset) for subset in itertools.combinations(range(count), n)]) for n in range(1, count + 1)]
+        for p in range(2)
+    ]
+    proxy = np.stack([list_scores(each, rule) for each in matrices])
+    assert estimators["unbiased"](proxy, gold) == pytest.approx(np.array(unbiased))
+    nested = [[best_of(p, tuple(range(n))) for n in range(1, count + 1)] for p in range(2)]
+    assert estimators["first_n"](proxy, gold) == pytest.approx(np.array(nested))
+    found = over_optimisation(proxy, gold, estimators)
+    assert found["gold"] == pytest.approx(np.mean(unbiased, 0)) and found["proxy"][0] == pytest.approx(proxy.mean())
+
+
+def test_where_comparisons_agree_with_scores_the_curves_are_those_of_scores():
+    rng = np.random.default_rng(3)
+    worth, gold = rng.normal(size=(3, 7)), rng.normal(size=(3, 7))
+    matrices = 1 / (1 + np.exp(worth[:, None, :] - worth[:, :, None]))
+    for rule in ("win_rate", "logit", "wins", "bt"):
+        estimators = estimators_of_pairs(matrices, rule, rng)
+        assert estimators["unbiased"](worth, gold) == pytest.approx(unbiased_curve(worth, gold))
+        assert estimators["first_n"](worth, gold) == pytest.approx(first_n_curve(worth, gold))
+
+
+def test_many_subsets_are_drawn_and_few_are_all():
+    rng = np.random.default_rng(0)
+    assert len(subsets_of(8, 2, rng)) == 28 and len(subsets_of(100, 1, rng)) == 100 and len(subsets_of(100, 100, rng)) == 1
+    drawn = subsets_of(20, 10, rng)
+    assert drawn.shape == (64, 10) and (np.diff(drawn) > 0).all() and len(np.unique(drawn)) == 20

@@ -121,8 +121,12 @@ def draws_of_ties(judged: Sequence[Judged], resamples: int, rng: np.random.Gener
 
 def _tie_rows(judged: Sequence[Judged]) -> list[dict]:
     return [
-        {"id": item.id, "scores": np.concatenate([better, worse]).tolist(), "num_correct": len(better)}
-        for item, better, worse in judged
+        {
+            "id": each.item.id,
+            "scores": np.concatenate([each.better, each.worse]).tolist(),
+            "num_correct": len(each.better),
+        }
+        for each in judged
     ]
 
 
@@ -173,7 +177,9 @@ def write_eval_set(
     folder: Path, model: str, judged: Sequence[Judged], credits: Sequence[float], scorer: Scorer, summary: dict
 ) -> None:
     """`eval-set/MODEL.json` and `eval-set-scores/MODEL.json`, as RewardBench's scripts write them, columns and all."""
-    about = {"model": model, "model_type": "Seq. Classifier", "chat_template": "tokenizer"}
+    # As these scripts call a model that compares two answers.
+    kind = "Seq. Classifier" if all(entry.log_odds is None for entry in judged) else "Custom Classifier"
+    about = {"model": model, "model_type": kind, "chat_template": "tokenizer"}
     scores = {name: part.get("score", part["accuracy"]) for name, part in summary["subsets"].items()}
     _write(folder / "eval-set" / f"{model}.json", json.dumps({**scores, **about}, indent=4, sort_keys=True))
     pairs = all(len(entry.better) == len(entry.worse) == 1 for entry in judged)

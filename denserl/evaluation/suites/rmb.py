@@ -83,7 +83,7 @@ def write_results(
 ) -> None:
     """`MODEL_result.json` of the pairs, `MODEL_bon_result.json` of the lists, and the model's place in `rm_rank.json`."""
     rows: dict[str, list[dict]] = {"pairwise": [], "best_of_n": []}
-    for (each, better, worse), credit in zip(judged, credits, strict=True):
+    for (each, better, worse, _), credit in zip(judged, credits, strict=True):
         kind = SETS[each.subset.partition("/")[0]]
         where, correct = {"category_path": each.subset}, {"is_correct": int(credit)}
         if kind == "pairwise":

@@ -103,7 +103,7 @@ def source_of(
     written_by: tokenizer of the responses, which may be another than that of members that judge steps. how: see
     `reward_model_source`.
     """
-    check_scores(members.each, members.paths)
+    require(not members.judges_pairs, *_compares(members.paths[0]))
     if not members.judge_steps:
         return reward_model_source(members, segmenter, **how)
     names, read_at = ", ".join(members.paths), how.pop("read_at", None)
@@ -117,14 +117,17 @@ def source_of(
     return StepSource(model, segmenter.rule, written_by or members.tokenizer)
 
 
-def check_scores(each: Sequence[StoredSettings], paths: Sequence[str]) -> None:
-    """UserError for a model that compares responses, where each response by itself needs a score."""
-    for stored, path in zip(each, paths, strict=True):
-        require(
-            stored.input != "pair",
-            f"{path} compares two responses, and has no score of one alone",
-            "give a reward model that scores responses; models that compare are for evaluate, bon and train-ppo",
-        )
+def check_scores(paths: Sequence[str], config: ModelSourceConfig) -> None:
+    """UserError for a model that compares responses, where each response by itself needs a score; nothing is loaded."""
+    for path in paths:
+        require(not judges_pairs(path, config), *_compares(path))
+
+
+def _compares(path: str) -> tuple[str, str]:
+    return (
+        f"{path} compares two responses, and has no score of one alone",
+        "give a reward model that scores responses; those that compare are for evaluate, bon and train-ppo",
+    )
 
 
 def reward_model_source(
