@@ -23,22 +23,29 @@ class Options(Config):
 
     reward_model: Annotated[str, INPUT, FIRST]
     """Trained reward model: folder or hub name; for the layout denserl a published GRM model, a token classifier of wrong and
-    right steps, or a language model that judges by two labels."""
+    right steps, or a language model that judges by labels."""
     layout: Annotated[Literal["hf", "grm", "denserl"], FIRST]
     """hf: a classifier that transformers 4.57 and 5 read; grm: GRM's published layout; denserl: ours, from others'."""
     output_dir: Annotated[str, FIRST]
     """New folder for the model."""
     labels: Annotated[list[str] | None, INTO_OURS] = None
-    """Of a language model that judges by two labels in a chat, these: the better one first, such as + -."""
+    """Of a language model that judges by labels in a chat, these: of steps the better one first, such as + -; of two responses
+    that of the first, that of the second, and if there is one, that of a tie, such as A B."""
     context_signs: Annotated[Literal["none", "plus", "true"] | None, Only("without `labels`", lambda c: c.labels)] = None
     """How it is shown a solution: none as one answer, plus and true step by step, each answered by a label, as in training;
     default: plus."""
     step_separator: Annotated[list[str] | None, INTO_OURS] = None
     """What stands between the steps that it judges; default: a blank line, and a line break of token classifiers."""
+    pair_layout: Annotated[
+        Literal["denserl", "rlhflow"] | None,
+        Only("without `labels`", lambda c: c.labels),
+        Only("with `pair_layout`", lambda c: not c.pair_layout, of=("context_signs", "step_separator")),
+    ] = None
+    """It compares two responses, written like this: rlhflow is the layout of published models."""
 
 
 def run(options: Options) -> None:
-    from denserl.data.labels import two_labels
+    from denserl.data.labels import place_labels, two_labels
     from denserl.models.export import LAYOUTS
     from denserl.models.importing import import_model
     from denserl.steps import as_typed
@@ -47,9 +54,10 @@ def run(options: Options) -> None:
     folder = make_model_folder(options.output_dir)
     try:
         if options.layout == "denserl":
-            labels = options.labels and two_labels(options.labels)
+            named = place_labels if options.pair_layout else two_labels
+            labels = named(options.labels) if options.labels else None
             separators = [as_typed(text) for text in options.step_separator or []]
-            import_model(options.reward_model, folder, labels or None, options.context_signs, separators)
+            import_model(options.reward_model, folder, labels, options.context_signs, separators, options.pair_layout)
         else:
             LAYOUTS[options.layout](options.reward_model, folder)
     except UserError as error:

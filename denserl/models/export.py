@@ -79,6 +79,11 @@ def _linear_form(source: str, model: PreTrainedModel) -> tuple[Head, Callable[[T
     if head.kind != "label":
         return head, dict
     require(
+        stored_settings(model.config, source).input != "pair",
+        f"{source} compares two responses in one text, which no classifier of single responses does",
+        "use it as the language model that it is, which every library reads",
+    )
+    require(
         head.cap is None,
         f"{source} reads two labels of a language model that caps its logits at {head.cap}; no layer of a classifier does",
         "use it as the language model that it is, which every library reads: its logits of both labels differ by the score",

@@ -1,7 +1,7 @@
 """Reward models of other libraries in our own layout: the same weights, with what is needed to read them in their config.
 
-GRM's layout, token classifiers of two labels (as of TRL's PRMTrainer), and language models that judge by two labels in a chat
-(as of RLHFlow). The way out is in export.py.
+GRM's layout, token classifiers of two labels (as of TRL's PRMTrainer), and language models that judge steps, or two responses,
+by labels in a chat (as of RLHFlow). The way out is in export.py.
 """
 
 import logging
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from denserl.data.labels import label_ids
+from denserl.data.pair_encoding import PairLayout
 from denserl.errors import require
 from denserl.models.export import CHECKED_IN, Tensors, classifier_settings, write_model
 from denserl.models.folders import read_settings
@@ -33,9 +34,10 @@ PLAIN_TEMPLATE = (
 def import_model(
     source: str,
     target: Path,
-    labels: tuple[str, str] | None = None,
+    labels: tuple[str, ...] | None = None,
     context_signs: str | None = None,
     separators: Sequence[str] | None = None,
+    pair_layout: PairLayout | None = None,
 ) -> None:
     """A reward model of another library in our own layout; of which one is seen in its config.json.
 
@@ -43,13 +45,15 @@ def import_model(
         labels: with which a language model judges, the better one first; of such a model alone.
         context_signs: how it is shown steps (step_encoding.StepLayout); default: plus.
         separators: what stands between steps; default: a line break of a token classifier, else a blank line.
+        pair_layout: how a language model is shown two responses, if it compares them.
 
     Raises:
         UserError: none of the layouts; or weights that are missing, unexpected or of another shape.
     """
     settings = read_settings(local_folder(source) / "config.json")
     if labels is not None:
-        import_labels(source, target, labels, context_signs or "plus", separators or ["\n\n"])
+        steps = _of_steps(separators or ["\n\n"], context_signs or "plus")
+        import_labels(source, target, labels, {"input": "pair", "pair_layout": pair_layout} if pair_layout else steps)
     elif any("ForTokenClassification" in str(name) for name in settings.get("architectures") or ()):
         import_token_classifier(source, target, separators or ["\n"])
     else:
@@ -94,8 +98,10 @@ def import_token_classifier(source: str, target: Path, separators: Sequence[str]
     write_model(source, target, settings, model, second_less_first, for_version_4=False, template=template)
 
 
-def import_labels(source: str, target: Path, labels: tuple[str, str], context_signs: str, separators: Sequence[str]) -> None:
-    """A language model that judges by two labels: its files as they are, and what its config says of head and steps.
+def import_labels(source: str, target: Path, labels: tuple[str, ...], read_as: dict[str, Any]) -> None:
+    """A language model that judges by labels: its files as they are, and what its config says of the head.
+
+    read_as: what it says of how the model is read.
 
     Raises:
         UserError: no language model, or labels that are not one token each in its chat template.
@@ -104,7 +110,7 @@ def import_labels(source: str, target: Path, labels: tuple[str, str], context_si
     model = new_reward_model(source, CHECKED_IN, head=head)
     settings = read_settings(local_folder(source) / "config.json")
     described = model.config.segment_reward["head"]
-    settings[KEY] = {**(settings.get(KEY) or {}), "head": described, **_of_steps(separators, context_signs)}
+    settings[KEY] = {**(settings.get(KEY) or {}), "head": described, **read_as}
     write_model(source, target, settings, model, dict, for_version_4=False)
     generation = local_folder(source) / "generation_config.json"
     if generation.is_file():

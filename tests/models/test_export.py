@@ -29,6 +29,7 @@ from denserl.models.saving import save_model
 from denserl.models.scoring import token_rewards
 from denserl.models.tiny import TEXT_END, TURN_START
 from denserl.rewards.sources.build import load_step_model
+from denserl.rewards.sources.pair_model import PairModel
 
 IDS = torch.tensor([[7, 20, 33, 64, 5], [9, 9, 250, 1, 12]])
 CHAT = [{"role": "user", "content": "Tell me about the bridge."}, {"role": "assistant", "content": "A boat waits there."}]
@@ -368,6 +369,33 @@ def test_a_language_model_that_judges_by_labels_is_read_as_its_makers_do(tmp_pat
         expected.append((logits[ids[0]] - logits[ids[1]]).item())
         talk.append({"role": "assistant", "content": "+"})
     assert judged(target, "\n\n") == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [("A", "B"), ("A", "B", "C")])
+def test_a_language_model_that_compares_is_read_as_its_makers_do(tmp_path, labels):
+    """RLHFlow's way of one forward an order: the turn of a user with both responses, and the logits of the next token."""
+    source, target = tmp_path / "published", new_folder(tmp_path, "ours")
+    chat_model(source, tied=True)
+    import_model(str(source), target, labels, pair_layout="rlhflow")
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
+    ids = [tokenizer.convert_tokens_to_ids(label) for label in labels]
+    stored = settings(target)["segment_reward"]
+    assert stored["head"]["label_ids"] == ids and stored["head"]["labels"] == [*labels]
+    assert {name: value for name, value in stored.items() if name != "head"} == {"input": "pair", "pair_layout": "rlhflow"}
+    assert all(torch.equal(tensor, weights(source)[name]) for name, tensor in weights(target).items())
+    both = ["The bridge is old.", "Rain falls [RESPONSE B] on it."]
+    expected = []
+    for first, second in (both, both[::-1]):
+        text = f"[CONTEXT] \n\n<turn> user\n {QUESTION[0]['content']}\n [RESPONSE A] {first} [RESPONSE B] {second} \n"
+        talk = [{"role": "user", "content": text}]
+        shown = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            logits = stock(shown["input_ids"]).logits[0, -1]
+        expected.append((logits[ids[0]] - logits[ids[1]]).item())
+    found = PairModel.load(str(target)).log_odds([QUESTION], both[:1], both[1:])
+    assert found[0] == pytest.approx(expected, abs=1e-4) and abs(expected[0]) > 1e-3
+    with pytest.raises(UserError, match="compares two responses in one text"):
+        export_classifier(str(target), new_folder(tmp_path, "hf"))
 
 
 def judged(folder, separator: str) -> list[float]:
