@@ -39,6 +39,14 @@ def write_flushed(path: Path, text: str) -> None:
     flush(path)
 
 
+def replace_whole(path: Path, text: str) -> None:
+    """Write a text file that is there whole or, as it was before, not at all."""
+    aside = path.with_name(f".{path.name}.partial")
+    write_flushed(aside, text)
+    os.replace(aside, path)
+    flush(path.parent)
+
+
 def make_folder(option: str, path: str) -> None:
     """Create a folder to write into, which an option names. UserError when that cannot be done."""
     fix = "give a folder that can be written"

@@ -46,8 +46,15 @@ def as_flags(name: str, value: Any) -> list[str]:
     return [f"--{name}", *map(str, _several(value))]
 
 
+def written_out(options: Config) -> list[str]:
+    """The flags of all options that differ from their defaults."""
+    changed = {option.name: getattr(options, option.name) for option in options_of(type(options))}
+    defaults = {option.name: option.default for option in options_of(type(options))}
+    return [word for name, value in changed.items() if value != defaults[name] for word in as_flags(name, value)]
+
+
 def _several(value: Any) -> Iterable:
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def spelled_out(argv: list[str], options_class: type[Config]) -> list[str]:

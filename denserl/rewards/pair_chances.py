@@ -5,14 +5,20 @@ What is learned of such chances is in pseudo_labels.py.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from denserl.config import ModelSourceConfig
+from denserl.data.bad_rows import BadRow
+from denserl.data.pair_encoding import Answer
 from denserl.data.responses import Messages
 from denserl.errors import require
-from denserl.rewards.config import ScorerConfig
+from denserl.rewards.ranking import chances
 from denserl.rewards.scorer import RewardScorer
+from denserl.rewards.sources.build import judges_pairs
+from denserl.rewards.sources.pair_model import PairModel, PairOrders
 
 log = logging.getLogger(__name__)
 
@@ -21,56 +27,94 @@ SHARPEST, FLATTEST = 0.1, 100.0
 CONFIDENCE_BINS = 10
 
 
-def load_judge(path: str, config: ScorerConfig, device: torch.device, dtype: str) -> RewardScorer:
-    """The reward model at the path, a folder or hub name, as what judges pairs; its settings are those stored with it."""
-    return RewardScorer.from_config([path], config, device, dtype)
+Judge = RewardScorer | PairModel
+
+
+def load_judge(
+    path: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str = "fp32",
+    max_length: int = 2048,
+    score_tokens: int = 16384,
+    trusted: Sequence[str | None] = (),
+    source: ModelSourceConfig | None = None,
+) -> Judge:
+    """The reward model at the path, a folder or hub name, as what judges pairs; read as is stored with it.
+
+    The arguments are those of `RewardScorer`; where both responses are read in one text, `max_length` is its own.
+    """
+    source = source or ModelSourceConfig()
+    lengths: dict[str, Any] = {"max_length": max_length, "score_tokens": score_tokens}
+    if judges_pairs(path, source):
+        return PairModel.load(path, dtype, source, device, **lengths)
+    return RewardScorer([path], device=device, dtype=dtype, trusted=trusted, source=source, **lengths)
 
 
 def pair_chances(
-    judge: RewardScorer,
+    judge: Judge,
     prompts: Sequence[Messages],
-    firsts: Sequence[str | dict],
-    seconds: Sequence[str | dict],
+    firsts: Sequence[Answer],
+    seconds: Sequence[Answer],
     temperature: float = 1.0,
 ) -> np.ndarray:
-    """The chance that the first of two responses is the better one: (n,) fp64. See `pair_log_odds` and `chances`."""
-    return chances(pair_log_odds(judge, prompts, firsts, seconds), temperature)
+    """The chance that the first of two responses is the better one: (n,) fp64. See `pair_log_odds`, `chances_at`."""
+    return chances_at(temperature, pair_log_odds(judge, prompts, firsts, seconds))
 
 
 def pair_log_odds(
-    judge: RewardScorer,
+    judge: Judge,
     prompts: Sequence[Messages],
-    firsts: Sequence[str | dict],
-    seconds: Sequence[str | dict],
+    firsts: Sequence[Answer],
+    seconds: Sequence[Answer],
     whole: bool = False,
 ) -> np.ndarray:
-    """Log-odds that the response shown first is the better one, in both orders: (n, 2) fp64.
+    """Log-odds that the response that stands first is the better one, as given and exchanged: (n, 2) fp64.
 
-    A model that scores single responses gives the difference d of two scores, and -d in the other order.
+    A model that scores single responses gives the difference d of two scores, and -d with both exchanged.
 
-    whole: pairs that would have to be cut are not judged; theirs are NaN.
+    whole: pairs that would have to be cut, or that cannot be written for the judge, are not judged; theirs are NaN.
 
     Raises:
-        BadRow: the judge's chat template refuses a prompt or a response.
+        BadRow: unless `whole`, a pair that cannot be written.
     """
-    pairs = [
-        [judge.encode(prompt, response) for response in both] for prompt, *both in zip(prompts, firsts, seconds, strict=True)
-    ]
-    cut = np.array([any(one.prompt_cut or one.response_cut for one in pair) for pair in pairs], dtype=bool)
-    kept = ~cut if whole else np.ones(len(pairs), dtype=bool)
-    found = np.full((len(pairs), 2), np.nan)
-    if kept.any():
-        scores = judge.score([one for pair, keep in zip(pairs, kept) if keep for one in pair]).reshape(-1, 2)
-        found[kept] = (scores[:, :1] - scores[:, 1:]) * np.array([1.0, -1.0])
+    rows, encoded = [], []
+    for row, pair in enumerate(zip(prompts, firsts, seconds, strict=True)):
+        try:
+            one = _encoded(judge, *pair)
+        except BadRow:
+            if not whole:
+                raise
+            continue
+        if not (whole and _is_cut(one)):
+            rows.append(row)
+            encoded.append(one)
+    found = np.full((len(prompts), 2), np.nan)
+    if rows:
+        found[rows] = _log_odds(judge, encoded)
     return found
 
 
-def chances(log_odds: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """(sigmoid(l_1 / T) + sigmoid(-l_2 / T)) / 2 of the log-odds in both orders, (n, 2): the first is the better, (n,).
+def _encoded(judge: Judge, prompt: Messages, first: Answer, second: Answer) -> Any:
+    if isinstance(judge, PairModel):
+        return judge.encode(prompt, first, second)
+    return judge.encode(prompt, first), judge.encode(prompt, second)
 
-    Of responses that change places the chance is one minus it (arXiv 2405.07863).
-    """
-    return (_sigmoid(log_odds[:, 0] / temperature) + _sigmoid(-log_odds[:, 1] / temperature)) / 2
+
+def _is_cut(pair: Any) -> bool:
+    return pair.is_cut if isinstance(pair, PairOrders) else any(one.prompt_cut or one.response_cut for one in pair)
+
+
+def _log_odds(judge: Judge, encoded: Sequence[Any]) -> np.ndarray:
+    if isinstance(judge, PairModel):
+        return judge.score(encoded)
+    first, second = judge.score([one for pair in encoded for one in pair]).reshape(-1, 2).T
+    return np.stack([first - second, second - first], axis=1)
+
+
+def chances_at(temperature: float, log_odds: np.ndarray) -> np.ndarray:
+    """`ranking.chances` of log-odds in both orders, (n, 2), divided by the temperature: (n,)."""
+    return chances(log_odds / temperature)
 
 
 def fit_temperature(d: np.ndarray, labels: np.ndarray) -> float:
@@ -140,4 +184,5 @@ def calibration_error(rows: Sequence[dict]) -> float:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -x))
+    with np.errstate(invalid="ignore"):  # NaN, of pairs that are not judged, stays
+        return np.exp(-np.logaddexp(0, -x))

@@ -9,6 +9,7 @@ from denserl.config import FIRST, INPUT, RESUMABLE, Only
 from denserl.data.config import AugmentConfig, ScoredPairsConfig
 from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, StepLabelsConfig
 from denserl.trainer.config import SupervisedConfig
+from denserl.trainer.self_training_config import SelfTrainingConfig
 
 # What is of preferences alone.
 OF_PAIRS = (
@@ -31,7 +32,14 @@ OF_PAIRS = (
 
 @dataclass(kw_only=True)
 class RewardConfig(
-    HeadConfig, ObjectiveConfig, StepLabelsConfig, LevelConfig, AugmentConfig, ScoredPairsConfig, SupervisedConfig
+    HeadConfig,
+    ObjectiveConfig,
+    StepLabelsConfig,
+    LevelConfig,
+    AugmentConfig,
+    ScoredPairsConfig,
+    SelfTrainingConfig,
+    SupervisedConfig,
 ):
     """Train a reward model: on preferences, at segment, token or bandit level, or on labelled steps or outcomes."""
 

@@ -13,6 +13,7 @@ from denserl.models.loading import (
     attach_lm_head,
     freeze_trunk,
     load_config,
+    load_reward_model,
     match_embeddings,
     new_gated_model,
     new_reward_model,
@@ -108,12 +109,17 @@ def make_model(
     objectives: Sequence[Objective],
     settings: dict[str, Any],
 ) -> PreTrainedModel:
-    """The SFT model's backbone under a fresh head, with that model's own head beside it where an objective reads it.
+    """The SFT model's backbone under a fresh head, or the reward model to go on from.
+
+    The SFT model's own head stands beside it where an objective reads it.
 
     settings: how it reads responses, which is stored with it.
     """
-    new = new_gated_model if head.kind == "gated" else new_reward_model
-    model = new(config.model, dtype, head=head, seed=config.seed, **config.model_source())
+    if config.start_from:
+        model = _to_go_on_from(config.start_from, head, dtype, config.model_source())
+    else:
+        new = new_gated_model if head.kind == "gated" else new_reward_model
+        model = new(config.model, dtype, head=head, seed=config.seed, **config.model_source())
     check_steady(model)
     match_embeddings(model, tokenizer)
     reads = all_reads(objectives)
@@ -139,3 +145,12 @@ def _of_sft(config: RewardConfig, dtype: str) -> dict[str, str]:
         return sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir)
     its = stored_settings(load_config(config.model, **config.tokenizer_source()), config.model)
     return sft_settings(its.sft_model, its.sft_fingerprint, config.output_dir) if its.sft_model and its.sft_fingerprint else {}
+
+
+def _to_go_on_from(path: str, head: Head, dtype: str, source: dict[str, Any]) -> PreTrainedModel:
+    """A trained reward model. UserError for another head than the options describe."""
+    model = load_reward_model(path, dtype, **source)
+    own = stored_head(model.config, path)
+    same = own._replace(bias=head.bias, dropout=head.dropout, scale=head.scale, cap=head.cap) == head
+    require(same, f"`start_from` {path} has the head {own}, and the options describe {head}", "give those of its training")
+    return model

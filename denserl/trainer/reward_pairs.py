@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -66,15 +66,8 @@ class GroupCollator:
         return [row[f"{candidate}_{name}"] for candidate in self.candidates for row in rows]
 
 
-def pairs_of(
-    config: RewardConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
-    dtype: str,
-    labels: Sequence[str],
-    sft_model: str | None,
-) -> tuple[Dataset, Dataset]:
-    """Training and evaluation pairs, tokenised, with their labels and what the SFT model says of them (see `cutting_model`)."""
+def load_pairs(config: RewardConfig, labels: Sequence[str] = ()) -> tuple[Dataset, Dataset]:
+    """Training pairs, those of `pseudo_data` behind the others, and evaluation pairs, as `load_preferences` gives them."""
     own: dict[str, Any] = {"labels": [name for name in labels if name not in PAIR_LABELS]}
     if config.eval_data:
         train = load_preferences(**config.source(), seed=config.seed, group=config.augment_group, **own)
@@ -85,6 +78,21 @@ def pairs_of(
         require(size > 0, f"{len(parts)} pairs are too few to split some off for evaluation", "give `eval_data`")
         order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
         held_out, train = parts.select(order[:size]), parts.select(order[size:])
+    if config.pseudo_data:
+        train = concatenate_datasets([train, load_preferences(config.pseudo_data, **own)])
+    return train, held_out
+
+
+def pairs_of(
+    config: RewardConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: str,
+    labels: Sequence[str],
+    sft_model: str | None,
+) -> tuple[Dataset, Dataset]:
+    """Training and evaluation pairs, tokenised, with their labels and what the SFT model says of them (see `cutting_model`)."""
+    train, held_out = load_pairs(config, labels)
     check_labels(config, train)
     none = "no held-out pair says which response is the better one: p_chosen is .5 in all of them, or their weight is 0"
     require(told_pairs(held_out), none, "give other `eval_data`, or a larger `eval_size`")

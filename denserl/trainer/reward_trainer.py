@@ -33,6 +33,9 @@ class RewardTrainer(GroupTrainer):
 
         objectives: more of them, beside those that the config names.
         """
+        require(
+            not config.unlabelled_data, "`unlabelled_data` asks for several trainings", "call self_training.train_in_rounds"
+        )
         device, dtype = start_run(config)
         check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
@@ -44,7 +47,7 @@ class RewardTrainer(GroupTrainer):
         kind = KINDS[config.input]
         made = kind.prepare(config, tokenizer, device, dtype, objectives)
         args = training_arguments(config, device, dtype)
-        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=made.contents)
+        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model", "start_from"], data=made.contents)
         model = make_model(config, tokenizer, dtype, head, objectives, made.settings)
         if head.kind == "gated" and checkpoint is None:
             gate_start(config, tokenizer, device, dtype, head, made.train, made.reads["segmenter"]).apply(model.score)

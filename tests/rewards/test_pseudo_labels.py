@@ -10,7 +10,7 @@ from denserl.rewards.pair_chances import (
     FLATTEST,
     SHARPEST,
     calibration_error,
-    chances,
+    chances_at,
     fit_temperature,
     negative_log_likelihood,
     reliability,
@@ -29,10 +29,10 @@ def both_orders(d):
 def test_the_temperature_is_the_likeliest():
     found = fit_temperature(D, LABELS)
     assert found == pytest.approx(1.146032, abs=1e-6)
-    p = chances(both_orders(D), found)
+    p = chances_at(found, both_orders(D))
     assert p == pytest.approx([0.85134, 0.29472, 0.93199, 0.60737, 0.45648, 0.78732, 0.14866], abs=1e-5)
     assert negative_log_likelihood(p, LABELS) == pytest.approx(0.51032457, abs=1e-8)
-    assert negative_log_likelihood(chances(both_orders(D)), LABELS) == pytest.approx(0.51276203, abs=1e-8)
+    assert negative_log_likelihood(chances_at(1.0, both_orders(D)), LABELS) == pytest.approx(0.51276203, abs=1e-8)
 
 
 def test_the_temperature_of_soft_labels_is_that_of_counted_ones():
@@ -53,13 +53,6 @@ def test_a_temperature_that_has_no_end_stops_at_a_bound(labels, bound, caplog):
 def test_scores_that_do_not_differ_have_no_temperature(d):
     with pytest.raises(UserError, match="differ"):
         fit_temperature(d, np.ones(len(d)))
-
-
-def test_both_orders_are_averaged_as_chances():
-    """Logits 2, 1 in the first order; .5, .8 in the second, in which the second response is A."""
-    p = chances(np.array([[1.0, -0.3], [-0.3, 1.0]]))
-    assert p[0] == pytest.approx(0.65275055, abs=1e-8)
-    assert p[0] + p[1] == 1
 
 
 def test_sure_pairs_are_kept_and_the_winner_is_the_likelier():

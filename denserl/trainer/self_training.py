@@ -1,0 +1,224 @@
+"""Self-training of a reward model, in rounds: it labels pairs, those it is sure of are learned from with the labelled ones.
+
+Each round is an ordinary training in a folder of its own, round_0, round_1, ..., whose pairs stand in a file of it. What rows
+of unlabelled pairs know of themselves is read for the report alone (arXiv 2409.06903).
+"""
+
+import dataclasses
+import gc
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from denserl import distributed
+from denserl.config import options_of, resumable_options
+from denserl.data.reference_cache import SIDES
+from denserl.data.schemas import PAIR_LABELS
+from denserl.data.templates import DATE
+from denserl.data.unlabelled import TWO, load_unlabelled, load_withheld, with_lengths
+from denserl.errors import require
+from denserl.files import COMMAND_FILE, replace_whole
+from denserl.models.loading import load_tokenizer
+from denserl.models.reward_settings import KEY
+from denserl.rewards.objectives import all_labels
+from denserl.trainer.checkpoint import check_settings, has_checkpoints
+from denserl.trainer.pseudo_labelling import Rows, label_pairs
+from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_making import make_objectives
+from denserl.trainer.reward_pairs import load_pairs
+from denserl.trainer.reward_trainer import RewardTrainer
+from denserl.trainer.self_training_config import SelfTrainingConfig
+from denserl.trainer.start import run_settings, start_run, template_of_run
+from denserl.trainer.supervised import check_steps
+
+log = logging.getLogger(__name__)
+
+ROUNDS, PSEUDO_LABELLED = "rounds.json", "pseudo_labelled.jsonl"
+# What of a round's folder is of its training, and no part of its model.
+_OF_TRAINING = {COMMAND_FILE, PSEUDO_LABELLED, "metrics.jsonl", "checkpoints", "skipped"}
+
+Train = Callable[[RewardConfig], dict[str, float]]
+
+
+@dataclasses.dataclass
+class Record:
+    """What is known of the rounds so far, and kept in a file."""
+
+    path: Path
+    settings: dict
+    rounds: list[dict] = dataclasses.field(default_factory=list)  # a report of each that has ended
+    labels: dict | None = None  # the first part of the next one's report
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        return cls(path, **json.loads(path.read_text(encoding="utf-8")))
+
+    def write(self) -> None:
+        """The file, whole or not at all."""
+        if distributed.rank() == 0:
+            values = {"settings": self.settings, "rounds": self.rounds, "labels": self.labels}
+            replace_whole(self.path, json.dumps(values, indent=2) + "\n")
+        distributed.barrier()
+
+    def best(self) -> dict:
+        """The first round with the lowest held-out loss."""
+        return min(self.rounds, key=lambda one: one["eval_loss"] if math.isfinite(one["eval_loss"]) else math.inf)
+
+    def is_over(self, rounds: int) -> bool:
+        """Whether there were so many after the first, or the last one's held-out loss is no lower than that of one before."""
+        return len(self.rounds) > rounds or (len(self.rounds) > 1 and self.best() is not self.rounds[-1])
+
+
+def train_once(config: RewardConfig) -> dict[str, float]:
+    """One training, to its end."""
+    return RewardTrainer.from_config(config).run()
+
+
+def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str, float]:
+    """Train on `data`; then, round by round, on it and on the pairs of `unlabelled_data` that the last model is sure of.
+
+    Each round labels all of them anew. Rounds end when the held-out loss no longer falls, or no pair is sure enough; the model
+    with the lowest is copied into the output folder, whose rounds.json tells of each. `resume` goes on wherever it was ended.
+
+    train: trains what the config of a round says, and returns its evaluation metrics.
+
+    Returns: those of the best round.
+
+    Raises:
+        UserError: options, or data, that do not go together.
+    """
+    require(config.unlabelled_data, "no `unlabelled_data` is given", "give pairs to label")
+    device, dtype = start_run(config)
+    check_steps(config)
+    folder = Path(config.output_dir)
+    before = _record_before(config)
+    rows, settings, config = _prepare(config, before, dtype)
+    record = Record(folder / ROUNDS, settings) if before is None else dataclasses.replace(before, settings=settings)
+    record.write()
+    while not record.is_over(config.rounds):
+        number = len(record.rounds)
+        if number and record.labels is None:
+            record.labels = label_pairs(config, rows, _labelled(folder, number), _round(folder, number - 1), device, dtype)
+            record.write()
+        report = {"round": number, **(record.labels or {})}
+        if report.get("kept") == 0:
+            log.warning("round %d: no pair is sure enough, and the rounds end", number)
+            break
+        report |= {name: value for name, value in train(_config_of(config, number)).items() if name.startswith("eval_")}
+        _let_go()
+        record.rounds, record.labels = [*record.rounds, report], None
+        record.write()
+        _say(record.rounds)
+    best = record.best()
+    _take(_round(folder, best["round"]), folder)
+    log.info("%s: the model of round %d, whose held-out loss is the lowest", folder, best["round"])
+    return {name: value for name, value in best.items() if name.startswith("eval_")}
+
+
+def _record_before(config: RewardConfig) -> Record | None:
+    """What an earlier run has left, which is to go on; None at the start of one."""
+    folder = Path(config.output_dir)
+    path = folder / ROUNDS
+    if config.resume:
+        require(path.is_file(), f"`resume`: {folder} holds no {ROUNDS}", "leave `resume` out to start anew")
+        return Record.read(path)
+    there = path.is_file() or has_checkpoints(folder / "checkpoints")
+    found = f"`output_dir` {folder} holds an earlier training"
+    require(not there, found, "add `resume` to go on with its rounds, or give another `output_dir`")
+    return None
+
+
+def _prepare(config: RewardConfig, before: Record | None, dtype: str) -> tuple[Rows, dict, RewardConfig]:
+    """The rows; what a resumed run must agree with; and the config, with one date for the chat templates of all rounds."""
+    others = ", ".join(sorted({*all_labels(make_objectives(config))} - {*PAIR_LABELS}))
+    read = f"an objective reads {others}, which pairs that a model has labelled do not have"
+    require(not others, read, "leave the objective out, or `unlabelled_data`")
+    template = template_of_run(config, None)
+    if before is not None:
+        template["default_date"] = before.settings[DATE] or template["default_date"]
+    tokenizer = load_tokenizer(config.model, template, **config.tokenizer_source())
+    how: dict[str, Any] = {"split": config.split, "seed": config.seed, **config.source_beside()}
+    pool = with_lengths(load_unlabelled(config.unlabelled_data, **how), TWO, tokenizer, config.on_bad_row)
+    withheld = load_withheld(config.unlabelled_data, **how).rows(np.array(pool["row"], dtype=int))
+    train, held_out = load_pairs(config)
+    contents = {"data": train, "held-out rows": held_out, "unlabelled_data": pool}
+    contents = {name: part.remove_columns("place") for name, part in contents.items()}
+    settings = run_settings(config, dtype, None, tokenizer, models=["model"], **contents)
+    if before is not None:
+        check_settings(before.settings, settings, resumable_options(RewardConfig), before.path)
+    held_out = with_lengths(held_out, SIDES, tokenizer, config.on_bad_row)
+    config = dataclasses.replace(config, template_date=settings[DATE] or config.template_date)
+    return Rows(pool, held_out, withheld), settings, config
+
+
+def _round(folder: Path, number: int) -> Path:
+    return folder / f"round_{number}"
+
+
+def _labelled(folder: Path, number: int) -> Path:
+    """The pairs that a round learns beside the labelled ones."""
+    return _round(folder, number) / PSEUDO_LABELLED
+
+
+def _config_of(config: RewardConfig, number: int) -> RewardConfig:
+    """The config of a round's own training, which goes on from a checkpoint where it has one."""
+    folder = Path(config.output_dir)
+    plain = {option.name: option.default for option in options_of(SelfTrainingConfig)}
+    if number:
+        plain["pseudo_data"] = [str(_labelled(folder, number))]
+        plain["start_from"] = str(_round(folder, number - 1)) if config.round_start == "last" else None
+    own = _round(folder, number)
+    return dataclasses.replace(config, **plain, output_dir=str(own), resume=has_checkpoints(own / "checkpoints"))
+
+
+def _let_go() -> None:
+    """Give back what a training has left in the process: memory, and ways of loading that hold for ZeRO-3."""
+    gc.collect()
+    unset_hf_deepspeed_config()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _say(rounds: list[dict]) -> None:
+    """The last round in words, beside the one before it."""
+    report, before = rounds[-1], rounds[-2] if len(rounds) > 1 else None
+    if before is not None:
+        found = "round {round}: {kept} of {unlabelled} pairs learned from ({not_judged} over the length); {turned:.1%} of "
+        found += "them turned round, temperature {temperature:.3f}, held-out calibration error {held_out_calibration_error:.3f}"
+        agreed = "" if report["agreement"] is None else "; {agreement:.1%} agree with withheld labels"
+        log.info("%s", (found + agreed).format(**report))
+    was = f", after {before['eval_loss']:.4f}, {before['eval_accuracy']:.4f}" if before else ""
+    now = f"{report['eval_loss']:.4f}, accuracy {report['eval_accuracy']:.4f}"
+    log.info("round %d: held-out loss %s%s", report["round"], now, was)
+
+
+def _take(folder: Path, into: Path) -> None:
+    """Copy the model of a round into the output folder."""
+    if distributed.rank() == 0:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.name not in _OF_TRAINING:
+                shutil.copytree(path, into / path.name, dirs_exist_ok=True)
+            elif path.name not in _OF_TRAINING:
+                shutil.copy2(path, into / path.name)
+        for config in (into / "config.json", into / "adapter" / "config.json"):
+            if config.is_file():
+                _move_ways(config, folder, into)
+    distributed.barrier()
+
+
+def _move_ways(config: Path, folder: Path, into: Path) -> None:
+    """Let the way to the SFT model, which a config tells from its model's folder, begin at the folder it was copied to."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    way = values.get(KEY, {}).get("sft_from_here")
+    if way is not None:
+        values[KEY]["sft_from_here"] = os.path.relpath(folder / way, into)
+        replace_whole(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
