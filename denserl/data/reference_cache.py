@@ -129,6 +129,9 @@ def _compute(
     """Every rank writes its share beside the target; rank 0 joins the shares and renames the whole into place."""
     prompts = list(dataset["prompt_ids"]) * len(SIDES)
     responses = [row for side in SIDES for row in dataset[f"{side}_ids"]]
+    # Of responses that are in several pairs of a prompt it is asked once.
+    first, place = _distinct(prompts, responses)
+    prompts, responses = ([rows[i] for i in first] for rows in (prompts, responses))
     rank, world = distributed.rank(), distributed.world_size()
     work = _work_folder(target)
     values = map_responses(
@@ -149,7 +152,20 @@ def _compute(
     )
     distributed.barrier()
     if rank == 0:
-        _join(work, target, len(dataset), world)
+        _join(work, target, place, world)
+
+
+def _distinct(prompts: list[list[int]], responses: list[list[int]]) -> tuple[list[int], list[int]]:
+    """The rows of different ids, and for each of all rows its number among them."""
+    number: dict[bytes, int] = {}
+    place: list[int] = []
+    first: list[int] = []
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        ids = np.array([len(prompt), *prompt, *response], dtype=np.int64)
+        place.append(number.setdefault(hashlib.blake2b(ids.tobytes(), digest_size=16).digest(), len(number)))
+        if len(number) > len(first):
+            first.append(row)
+    return first, place
 
 
 def _work_folder(target: Path) -> Path:
@@ -171,13 +187,16 @@ def _seen(folder: Path) -> Path:
     return folder
 
 
-def _join(work: Path, target: Path, rows: int, world: int) -> None:
-    found: list = [None] * (rows * len(SIDES))
+def _join(work: Path, target: Path, place: list[int], world: int) -> None:
+    """place: for each response, all chosen ones first, its number in the shares."""
+    rows = len(place) // len(SIDES)
+    distinct: list = [None] * (max(place, default=-1) + 1)
     for rank in range(world):
         with np.load(work / f"rank{rank}.npz", allow_pickle=False) as share:
             pieces = np.split(share["values"], np.cumsum(share["lengths"])[:-1]) if len(share["rows"]) else []
             for row, piece in zip(share["rows"], pieces, strict=True):
-                found[row] = piece
+                distinct[row] = piece
+    found = [distinct[number] for number in place]
     columns: dict[str, list] = {}
     for i, side in enumerate(SIDES):
         own = found[i * rows : (i + 1) * rows]

@@ -80,6 +80,27 @@ def test_equal_to_a_direct_computation_and_in_the_order_of_rows(entropies):
         assert row["rejected_logprob"] == pytest.approx(direct_logprob(entropies.folder, PROMPTS[i], REJECTED[i]), rel=1e-5)
 
 
+def test_a_response_in_several_pairs_of_a_prompt_is_computed_once(entropies, monkeypatch):
+    prompts, (a, b, c) = [PROMPTS[0], PROMPTS[0], PROMPTS[2], PROMPTS[0]], CHOSEN
+    rows = Dataset.from_dict({"prompt_ids": prompts, "chosen_ids": [a, a, a, b], "rejected_ids": [b, c, c, a]})
+    seen, model = [], load_policy(str(entropies.folder), "fp32").eval()
+
+    def function():
+        def of_batch(batch):
+            seen.append(len(batch.input_ids))
+            return response_logprobs_entropies(model, batch)
+
+        return of_batch
+
+    monkeypatch.setattr(entropies, "function", function)
+    found = entropies(rows)
+    assert sum(seen) == 5  # of the first prompt three, of the other two
+    for row in found:
+        for side in ("chosen", "rejected"):
+            expected = direct(entropies.folder, row["prompt_ids"], row[f"{side}_ids"])
+            assert row[f"{side}_entropy"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_stored_once(entropies):
     first = entropies(pairs())
     # The batches may be cut otherwise: the stored ones serve.
