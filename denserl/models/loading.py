@@ -407,7 +407,15 @@ def local_folder(path: str) -> Path:
 
 
 def _load_classifier(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    model, info = _load_model(AutoModelForSequenceClassification, path, dtype, num_labels=1, **kw)
+    """A classifier of one label; of attributes in the files, which have a row each, nothing is taken."""
+    code = {"trust_remote_code": kw.get("trust_remote_code", False)}
+    # Under ZeRO-3 the library loads no weight of another shape.
+    rows = len(stored_head(load_config(path, **code), path).names) or 1
+    model, info = _load_model(AutoModelForSequenceClassification, path, dtype, num_labels=rows, **kw)
+    if rows > 1:
+        model.score = nn.Linear(model.score.in_features, 1, bias=False, dtype=model.dtype)
+        model.config.num_labels = model.num_labels = 1
+        info["missing_keys"] = {*info["missing_keys"], STOCK_HEAD}
     return read_in_fp32(model), info
 
 
