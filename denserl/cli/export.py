@@ -19,13 +19,15 @@ INTO_OURS = Only("without `layout` denserl", lambda c: c.layout == "denserl")
 
 @dataclass(kw_only=True)
 class Options(Config):
-    """Write a reward model as a standard classifier or in GRM's layout, or one of another library in ours, of equal scores."""
+    """Write a reward model as a standard classifier, in GRM's or ArmoRM's layout, or one of another library in ours, of equal
+    scores."""
 
     reward_model: Annotated[str, INPUT, FIRST]
-    """Trained reward model: folder or hub name; for the layout denserl a published GRM model, a token classifier of wrong and
-    right steps, or a language model that judges by labels."""
-    layout: Annotated[Literal["hf", "grm", "denserl"], FIRST]
-    """hf: a classifier that transformers 4.57 and 5 read; grm: GRM's published layout; denserl: ours, from others'."""
+    """Trained reward model: folder or hub name; for the layout denserl a published GRM or ArmoRM model, a token classifier of
+    wrong and right steps, or a language model that judges by labels."""
+    layout: Annotated[Literal["hf", "grm", "armorm", "denserl"], FIRST]
+    """hf: a classifier that transformers 4.57 and 5 read; grm: GRM's published layout; armorm: ArmoRM's, of gated heads;
+    denserl: ours, from others'."""
     output_dir: Annotated[str, FIRST]
     """New folder for the model."""
     labels: Annotated[list[str] | None, INTO_OURS] = None

@@ -1,6 +1,7 @@
 """Reward models in the layouts of other libraries: the same weights to the bit, under other names and settings.
 
-The way back is in importing.py. Which weights are accepted is in loading.py, what they are called in GRM's layout in heads.py.
+The way back is in importing.py. Which weights are accepted is in loading.py, what they are called in GRM's layout in heads.py,
+and in ArmoRM's in armorm.py.
 """
 
 import functools
@@ -15,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from denserl.data.chat import end_of_turn_id
+from denserl.data.chat import after_last_turn, end_of_turn_id
 from denserl.errors import UserError, require
+from denserl.models.armorm import CLASS, armorm_name, armorm_settings
 from denserl.models.folders import read_settings, weight_files
 from denserl.models.heads import Head, grm_name, grm_settings, is_stock, second_less_first, stored_head, weighted_row
 from denserl.models.lm_head import LM_HEAD, embeddings_name, read_rows
@@ -76,6 +78,11 @@ def _linear_form(source: str, model: PreTrainedModel) -> tuple[Head, Callable[[T
     head = stored_head(model.config, source)
     if head.kind == "attributes":
         return Head(), functools.partial(weighted_row, weights=head.weights)
+    require(
+        head.kind != "gated",
+        f"{source} weighs its attributes by the prompt, which no layer of a classifier does",
+        "export it with `layout` armorm",
+    )
     if head.kind != "label":
         return head, dict
     require(
@@ -98,7 +105,34 @@ def _linear_form(source: str, model: PreTrainedModel) -> tuple[Head, Callable[[T
     return Head(bias=head.bias), change
 
 
-LAYOUTS = {"hf": export_classifier, "grm": export_grm}
+def export_armorm(source: str, target: Path) -> None:
+    """ArmoRM's published layout (docs/layouts.md) of a gated model.
+
+    UserError for any other, and where the gate is not read at the last end of turn, at which that layout's readers find it.
+    """
+    model = load_reward_model(source, CHECKED_IN)
+    head, after = stored_head(model.config, source), after_last_turn(load_tokenizer(source))
+    require(
+        head.kind == "gated",
+        f"{source} has no gate over attributes (its head is {head.kind})",
+        "train one with denserl train-rm --head_type gated, or export with `layout` hf",
+    )
+    require(
+        head.gate_offset == after,
+        f"{source} reads its gate {head.gate_offset} tokens before the end of the prompt; its chat template ends the last turn "
+        f"{after} tokens before, where readers of that layout look",
+        "put back the chat template that it was trained with",
+    )
+    settings = classifier_settings(source, model) | armorm_settings(head)
+    settings["architectures"] = [type(model).__name__.replace("ForSequenceClassification", CLASS)]
+
+    def change(tensors: Tensors) -> Tensors:
+        return {armorm_name(name): tensor for name, tensor in tensors.items()}
+
+    write_model(source, target, settings, model, change, for_version_4=True)
+
+
+LAYOUTS = {"hf": export_classifier, "grm": export_grm, "armorm": export_armorm}
 
 
 def settings_for_version_4(settings: dict, path: str) -> dict:

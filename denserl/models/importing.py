@@ -1,7 +1,7 @@
 """Reward models of other libraries in our own layout: the same weights, with what is needed to read them in their config.
 
-GRM's layout, token classifiers of two labels (as of TRL's PRMTrainer), and language models that judge steps, or two responses,
-by labels in a chat (as of RLHFlow). The way out is in export.py.
+GRM's and ArmoRM's layouts, token classifiers of two labels (as of TRL's PRMTrainer), and language models that judge steps, or
+two responses, by labels in a chat (as of RLHFlow). The way out is in export.py.
 """
 
 import logging
@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from denserl.data.chat import after_last_turn
 from denserl.data.labels import label_ids
 from denserl.data.pair_encoding import PairLayout
 from denserl.errors import require
+from denserl.models import armorm
+from denserl.models.armorm import COUNT, SETTINGS, is_armorm
 from denserl.models.export import CHECKED_IN, Tensors, classifier_settings, write_model
 from denserl.models.folders import read_settings
 from denserl.models.heads import GRM_SETTINGS, Head, head_settings, our_name, second_less_first
 from denserl.models.lm_head import LM_HEAD
-from denserl.models.loading import load_grm, load_tokenizer, load_two_labels, local_folder, new_reward_model
+from denserl.models.loading import load_armorm, load_grm, load_tokenizer, load_two_labels, local_folder, new_reward_model
 from denserl.models.reward_settings import KEY
 
 log = logging.getLogger(__name__)
@@ -57,12 +60,13 @@ def import_model(
     elif any("ForTokenClassification" in str(name) for name in settings.get("architectures") or ()):
         import_token_classifier(source, target, separators or ["\n"])
     else:
+        layout = "ArmoRM" if is_armorm(settings) else "GRM"
         require(
             not separators,
-            "`step_separator` has no effect: a reward model in GRM's layout knows no steps",
+            f"`step_separator` has no effect: a reward model in {layout}'s layout knows no steps",
             "leave `step_separator` out, or give the `labels` with which a language model judges",
         )
-        import_grm(source, target)
+        (import_armorm if is_armorm(settings) else import_grm)(source, target)
 
 
 def import_grm(source: str, target: Path) -> None:
@@ -79,6 +83,25 @@ def import_grm(source: str, target: Path) -> None:
     def change(tensors: Tensors) -> Tensors:
         return {our_name(name): tensor for name, tensor in tensors.items() if name not in LM_HEAD}
 
+    write_model(source, target, settings, model, change, for_version_4=False)
+
+
+def import_armorm(source: str, target: Path) -> None:
+    """A published ArmoRM model (`armorm.stored_armorm_head`).
+
+    Raises:
+        UserError: not in that layout, or with weights that are missing, unexpected or of another shape.
+    """
+    model, head = load_armorm(source, CHECKED_IN, after_last_turn(load_tokenizer(source)))
+    settings = classifier_settings(source, model)
+    settings = {name: value for name, value in settings.items() if name not in (*SETTINGS, COUNT)}
+    settings |= {name: getattr(model.config, name) for name in ("id2label", "label2id", "problem_type")}
+    settings[KEY] = {**(settings.get(KEY) or {}), "head": head_settings(head)}
+
+    def change(tensors: Tensors) -> Tensors:
+        return {armorm.our_name(name): tensor for name, tensor in tensors.items()}
+
+    log.info("its attributes: %s", ", ".join(head.names))
     write_model(source, target, settings, model, change, for_version_4=False)
 
 

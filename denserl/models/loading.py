@@ -29,6 +29,8 @@ from denserl.data.chat_format import is_free
 from denserl.data.hub import split_revision
 from denserl.data.templates import SYSTEM_PROMPT, set_template, template_settings
 from denserl.errors import UserError, require
+from denserl.models import armorm
+from denserl.models.armorm import stored_armorm_head
 from denserl.models.dropout import disable_dropout
 from denserl.models.findings import measure
 from denserl.models.folders import (
@@ -182,6 +184,27 @@ def load_grm(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrained
     head = stored_grm_head(model.config, path)
     _refuse(path, info, missing=(STOCK_HEAD,), unexpected=[*_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
     _read_head(model, head, path, our_name)
+    return _measured(model, path).eval(), head
+
+
+def load_armorm(path: str, dtype: str | torch.dtype, gate_offset: int, **kw: Any) -> tuple[PreTrainedModel, Head]:
+    """A reward model in ArmoRM's published layout (docs/layouts.md) as ours, and its head.
+
+    gate_offset: of prompts as its chat template writes them (`chat.after_last_turn`).
+
+    Raises:
+        UserError: the config does not describe such a head, or weights are missing, unexpected or of another shape.
+    """
+    model, info = _load_classifier(path, dtype, **kw)
+    head = stored_armorm_head(read_settings(local_folder(path) / "config.json"), path, gate_offset)
+    require(
+        STOCK_HEAD in info["missing_keys"],
+        f"{path} holds a second head ({STOCK_HEAD}) beside that of ArmoRM's layout",
+        "fetch or save the model again",
+    )
+    _refuse(path, info, missing=(STOCK_HEAD,), unexpected=_under(tuple(armorm.NAMES), info["unexpected_keys"]))
+    _read_head(model, head, path, armorm.our_name, tuple(armorm.NAMES))
+    store_head(model.config, head)
     return _measured(model, path).eval(), head
 
 
@@ -501,12 +524,18 @@ def _refuse(path: str, info: Mapping[str, Any], *, missing: Iterable[str], unexp
         raise UserError(f"{path}: the weights do not fit the model: {found}", "save the model again, or give another folder")
 
 
-def _read_head(model: PreTrainedModel, head: Head, path: str, name_of: Callable[[str], str] = str) -> None:
+def _read_head(
+    model: PreTrainedModel,
+    head: Head,
+    path: str,
+    name_of: Callable[[str], str] = str,
+    prefixes: tuple[str, ...] = HEADS,
+) -> None:
     """Put a head on a classifier, with the weights that the files at `path` hold for it; strict.
 
-    name_of: a weight's name in the files -> its name here.
+    name_of: a weight's name in the files -> its name here. prefixes: of the names of a head's weights in the files.
     """
-    tensors = {name_of(name): tensor for name, tensor in _tensors_under(path, HEADS).items()}
+    tensors = {name_of(name): tensor for name, tensor in _tensors_under(path, prefixes).items()}
     if not tensors:
         raise _without_head(path, ())
     _put_head(model, head, path, tensors)
@@ -587,6 +616,11 @@ def _without_head(path: str, unexpected: Collection[str]) -> UserError:
     if _under(("v_head.",), unexpected):
         return UserError(
             f"{path} has its head in GRM's layout (v_head)",
+            f"write it in ours: denserl export --reward_model {path} --layout denserl --output_dir NEW_FOLDER",
+        )
+    if _under(tuple(armorm.NAMES), unexpected):
+        return UserError(
+            f"{path} has its head in ArmoRM's layout (regression_layer, gating)",
             f"write it in ours: denserl export --reward_model {path} --layout denserl --output_dir NEW_FOLDER",
         )
     others = _under(HEADS, unexpected)
