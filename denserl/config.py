@@ -87,6 +87,11 @@ class Option(typing.NamedTuple):
     owner: type[Any]  # the class that declares it
 
     @property
+    def flag(self) -> str:
+        """Its name on the command line; `with_` is a field because `with` is a word of Python."""
+        return self.name.rstrip("_")
+
+    @property
     def group(self) -> str:
         """Under which heading --help lists it."""
         return "main" if FIRST in self.marks else self.owner.group

@@ -91,7 +91,7 @@ def check_names(options_class: type[Config], listing: str, argv: list[str]) -> N
 
 def check_name(options_class: type[Config], listing: str, name: str, place: str = "") -> None:
     """UserError unless the command has an option of this name. place: where it was found, if not among the flags."""
-    known = [option.name for option in options_of(options_class)]
+    known = [option.flag for option in options_of(options_class)]
     if name.removeprefix("no_") in known:
         return
     near = [other for other in OTHER_NAMES.get(name, ()) if other in known] or difflib.get_close_matches(name, known, n=1)

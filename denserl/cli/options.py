@@ -53,10 +53,10 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
 
 def with_flags(error: UserError, options_class: type[Config]) -> UserError:
     """The error with the options that it names in backticks as flags of a command."""
-    names = {option.name for option in options_of(options_class)}
+    flags = {option.name: f"--{option.flag}" for option in options_of(options_class)}
 
     def flag(found: re.Match) -> str:
-        return f"--{found[1]}" if found[1] in names else found[0]
+        return flags.get(found[1], found[0])
 
     found, fix = (re.sub(r"`(\w+)`", flag, text) for text in (error.found, error.fix))
     return UserError(found, fix, error.one_rank)
@@ -96,7 +96,11 @@ def help_of(options_class: type[Config]) -> dict[str, str]:
 
 def _as_field(option: Option, text: str) -> tuple:
     shown = f"| --no-{option.name}" if option.type == bool | None else None
-    parts = (option.type, *(mark for mark in option.marks if _is_tyro(mark)), tyro.conf.arg(help=text, metavar=shown))
+    parts = (
+        option.type,
+        *(mark for mark in option.marks if _is_tyro(mark)),
+        tyro.conf.arg(name=option.flag, help=text, metavar=shown),
+    )
     kind = _ANNOTATED[parts]
     if option.default is MISSING:
         return option.name, kind

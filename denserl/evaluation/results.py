@@ -46,7 +46,8 @@ from denserl.streams import Purpose, stream
 NAMED = 4  # incomplete parts at the terminal
 LISTED = 24  # subsets at the terminal; results.csv has all
 # Of pairs: what every scorer has, and what those that compare answers have.
-OF_PAIRS, OF_COMPARISONS = ("pairs", "mean_margin"), ("pair_accuracy", "position_consistency", "position_bias")
+OF_PAIRS = ("pairs", "mean_margin", "score_mean", "score_std")
+OF_COMPARISONS = ("pair_accuracy", "position_consistency", "position_bias")
 _LIBRARIES = ("denserl", "torch", "transformers", "datasets")
 Numbers = dict[str, list[int]]  # name of a subset or a group -> the numbers of its items
 
@@ -334,7 +335,7 @@ def _tally(items: Scored, resamples: int, seed: int) -> dict:
 
 
 def _pair_statistics(judged: Sequence[Judged]) -> dict:
-    """Statistics of pairs alone: margin, calibration and length bias; of answers that were compared also position bias.
+    """Statistics of pairs alone: margin, scores, calibration and length bias; of answers that were compared also position bias.
 
     What these are sure of is the probability of each pair, and no difference of scores.
     """
@@ -347,7 +348,9 @@ def _pair_statistics(judged: Sequence[Judged]) -> dict:
     bias = {"length_bias": length_bias(chosen, rejected, long, short)}
     orders = orders_of(judged)
     if orders is None:
-        return {**found, "calibration": calibration(chosen, rejected), **bias}
+        both = np.concatenate([chosen, rejected])
+        moments = {"score_mean": float(both.mean()), "score_std": float(both.std())}
+        return {**found, **moments, "calibration": calibration(chosen, rejected), **bias}
     orders = orders[~np.isnan(orders).any(1)]
     gap = log_odds(chances(orders))
     accuracy = float(((gap > 0) + 0.5 * (gap == 0)).mean())

@@ -117,6 +117,11 @@ def load_tokenizer(path: str, template: Mapping[str, Any] | None = None, **kw: A
     return tokenizer
 
 
+def saved_tokenizer(path: str, **kw: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model as it is saved, whatever it lacks."""
+    return _load(AutoTokenizer, path, **kw)
+
+
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """`fp32`, `bf16` or a torch dtype -> the torch dtype. ValueError for another name."""
     if isinstance(dtype, torch.dtype):

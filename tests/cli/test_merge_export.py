@@ -66,6 +66,14 @@ def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(file
     assert torch.equal(scores(tmp_path / "back"), scores(tmp_path / "rm"))
 
 
+def test_a_reward_model_is_averaged_with_a_language_model(files, tmp_path):
+    (tmp_path / "merge.yaml").write_text(f"model: {files / 'rm'}\nwith: [{files / 'sft'}]\nweight: 0.35\n")
+    denserl(f"merge --config {tmp_path / 'merge.yaml'} --output_dir {tmp_path / 'new'}".split())
+    # The trunk is that of the language model, from which the reward model was not trained away.
+    torch.testing.assert_close(scores(tmp_path / "new"), scores(files / "rm"))
+    assert json.loads((tmp_path / "new/command.json").read_text())[0]["settings"]["with_"] == [str(files / "sft")]
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
@@ -83,6 +91,10 @@ def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(file
         ("merge --model {sft} --adapter /nowhere --output_dir {new}", ["holds no adapters"]),
         ("merge --model {sft} --adapter {rm} --dtype fp16 --output_dir {new}", ["fp16", "bf16"]),
         ("merge --model {sft} --adapter {rm} --output_dir {sft}", ["holds a model already", "give a new folder"]),
+        ("merge --model {rm} --adapter {rm} --with {sft} --output_dir {new}", ["--adapter and --with: both given"]),
+        ("merge --model {rm} --adapter {rm} --weight 0.5 --output_dir {new}", ["--weight 0.5 has no effect without --with"]),
+        ("merge --model {rm} --with {sft} --weight 2 --output_dir {new}", ["--weight is 2.0", "at least 0 and at most 1"]),
+        ("merge --model {sft} --with {rm} --output_dir {new}", ["holds no reward head", "language models as --with"]),
     ],
 )
 def test_a_mistake_is_a_message(files, tmp_path, capsys, words, says):
