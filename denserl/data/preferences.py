@@ -69,8 +69,7 @@ def load_preferences(
     beside = {*labels, *([] if group is None else [group]), *(key for keys in rating_keys for key in keys)}
 
     def convert(row: Any) -> dict:
-        own = {} if group is None else {GROUP: as_text_label(row, group, "what pairs of one kind have in common")}
-        return as_preference(row, rating_keys) | as_labels(row, labels) | own
+        return as_preference(row, rating_keys) | as_labels(row, labels) | group_of(row, group)
 
     order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
     return load_rows(
@@ -84,6 +83,11 @@ def load_preferences(
         check_size=check_pairs,
         **order,
     )
+
+
+def group_of(row: Any, key: str | None) -> dict[str, str]:
+    """What pairs of one kind have in common, as column `group`; none without a key. BadRow where the row does not say."""
+    return {} if key is None else {GROUP: as_text_label(row, key, "what pairs of one kind have in common")}
 
 
 def tokenize_preferences(

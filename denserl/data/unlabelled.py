@@ -13,7 +13,8 @@ import numpy as np
 
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.chat_format import own_marks
-from denserl.data.features import MESSAGES, NUMBER, RESPONSE
+from denserl.data.features import MESSAGES, NUMBER, RESPONSE, TEXT
+from denserl.data.preferences import GROUP, group_of
 from denserl.data.readers import load_rows, map_rows
 from denserl.data.schemas import READ_KEYS, BadRow, as_preference, unread
 
@@ -44,8 +45,11 @@ def load_unlabelled(
     on_bad_row: str = "stop",
     columns: Mapping[str, str] = {},
     columns_needed: bool = True,
+    group: str | None = None,
 ) -> datasets.Dataset:
     """Pairs: columns prompt (messages), first, second (a text, or a message), source (its number), place; in file order.
+
+    group: key of a text, or a number, given as column `group`, as in `load_preferences`.
 
     Rows have `prompt` and a list of two `responses`, or are preference rows of any known shape, whose labels and ratings are
     dropped. Which response comes first is a function of `seed` and of the two alone.
@@ -56,10 +60,11 @@ def load_unlabelled(
     def convert(row: Any, number: int) -> dict:
         prompt, responses = _pair(row)
         first, second = sorted(responses, key=lambda response: _rank(response, seed))
-        return {"prompt": prompt, "first": first, "second": second, "source": number}
+        return {"prompt": prompt, "first": first, "second": second, "source": number, **group_of(row, group)}
 
+    features = {**FEATURES, **({} if group is None else {GROUP: TEXT})}
     how: dict[str, Any] = {"split": split, "on_bad_row": on_bad_row, "columns": columns, "columns_needed": columns_needed}
-    return _load(sources, convert, FEATURES, how)
+    return _load(sources, convert, features, how)
 
 
 def load_withheld(sources: list[str], *, seed: int = 0, **how: Any) -> Withheld:

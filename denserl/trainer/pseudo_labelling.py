@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from denserl import distributed
+from denserl.data.preferences import GROUP
 from denserl.data.unlabelled import Withheld
 from denserl.files import replace_whole
 from denserl.rewards.pair_chances import calibration_error, chances_at, fit_temperature, load_judge, pair_log_odds, reliability
@@ -45,11 +46,18 @@ def label_pairs(config: RewardConfig, rows: Rows, path: Path, model: Path, devic
         kept = balanced(judged.chances, kept, longer)
     if distributed.rank() == 0:
         path.parent.mkdir(exist_ok=True)
-        numbers = np.flatnonzero(kept).tolist()
-        labelled = (pseudo_labelled(rows.pool[row], float(judged.chances[row]), config.pseudo_labels) for row in numbers)
-        replace_whole(path, "".join(json.dumps(row) + "\n" for row in labelled))
+        lines = [
+            json.dumps(_labelled(config, rows.pool[row], float(judged.chances[row]))) for row in np.flatnonzero(kept).tolist()
+        ]
+        replace_whole(path, "".join(line + "\n" for line in lines))
     distributed.barrier()
     return _report(judged, kept, longer, rows.withheld)
+
+
+def _labelled(config: RewardConfig, row: dict, chance: float) -> dict:
+    """A row as it is written, with the group that it is of where the training asks for groups."""
+    group = {config.augment_group: row[GROUP]} if config.augment_group else {}
+    return {**pseudo_labelled(row, chance, config.pseudo_labels), **group}
 
 
 def _judge(config: RewardConfig, rows: Rows, model: Path, device: torch.device, dtype: str) -> Judged:

@@ -79,7 +79,7 @@ def load_pairs(config: RewardConfig, labels: Sequence[str] = ()) -> tuple[Datase
         order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
         held_out, train = parts.select(order[:size]), parts.select(order[size:])
     if config.pseudo_data:
-        train = concatenate_datasets([train, load_preferences(config.pseudo_data, **own)])
+        train = concatenate_datasets([train, load_preferences(config.pseudo_data, group=config.augment_group, **own)])
     return train, held_out
 
 

@@ -147,7 +147,8 @@ def _prepare(config: RewardConfig, before: Record | None, dtype: str) -> tuple[R
         template["default_date"] = before.settings[DATE] or template["default_date"]
     tokenizer = load_tokenizer(config.model, template, **config.tokenizer_source())
     how: dict[str, Any] = {"split": config.split, "seed": config.seed, **config.source_beside()}
-    pool = with_lengths(load_unlabelled(config.unlabelled_data, **how), TWO, tokenizer, config.on_bad_row)
+    found = load_unlabelled(config.unlabelled_data, **how, group=config.augment_group)
+    pool = with_lengths(found, TWO, tokenizer, config.on_bad_row)
     withheld = load_withheld(config.unlabelled_data, **how).rows(np.array(pool["row"], dtype=int))
     train, held_out = load_pairs(config)
     contents = {"data": train, "held-out rows": held_out, "unlabelled_data": pool}

@@ -15,6 +15,11 @@ _OWN_LABELS = Only(
 )
 _IN_ROUNDS = Only("beside `unlabelled_data`, whose rounds set it", lambda c: not c.unlabelled_data)
 
+_WHOLE = Only(
+    "with `lora_rank`, `disentangle` or `head_type` gated, of which a trained model does not hold all",
+    lambda c: not (c.lora_rank or c.disentangle or c.head_type == "gated"),
+)
+
 
 @dataclass(kw_only=True)
 class SelfTrainingConfig(Config):
@@ -44,7 +49,7 @@ class SelfTrainingConfig(Config):
     round_start: Annotated[
         Literal["base", "last"],
         _WITHOUT_POOL,
-        Only("with `lora_rank`, whose adapters would be of another model", lambda c: not c.lora_rank),
+        _WHOLE,
     ] = "base"
     """Begin each round as the first one, from `model`, or where the round before ended (last)."""
     pseudo_data: Annotated[list[str] | None, INPUT, RESUMABLE, _OF_TWO, _IN_ROUNDS] = None
@@ -54,6 +59,6 @@ class SelfTrainingConfig(Config):
         MODEL,
         RESUMABLE,
         _IN_ROUNDS,
-        Only("with `lora_rank`, whose adapters would be of another model", lambda c: not c.lora_rank),
+        _WHOLE,
     ] = None
     """Trained reward model to go on from, a folder or hub name, with its head; `model` stays the one that cuts responses."""

@@ -14,11 +14,13 @@ from denserl.data.preferences import load_preferences
 from denserl.data.unlabelled import TWO, load_unlabelled, with_lengths
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer
+from denserl.rewards.pair_chances import load_judge, pair_log_odds
 from denserl.trainer import self_training
 from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.self_training import Record, train_in_rounds
 
-PLANTED = {"prompt": "Tell me about boat 99.", "chosen": "No 1 ", "rejected": "The river The river "}
+SURE = {"pseudo_share": 0.8, "pseudo_confidence": None}
+PLANTED = {"prompt": "Tell me about boat 99.", "chosen": "No 1 ", "rejected": "The river The river ", "kind": "7"}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def files(tmp_path_factory):
     """An SFT model, labelled pairs, and a pool whose first pair's label is wrong."""
     root = tmp_path_factory.mktemp("ssrm")
     tiny_models.save_language_model(root / "sft")
-    rows = tiny_models.boat_pairs(30)
+    rows = [{**row, "kind": str(i % 7)} for i, row in enumerate(tiny_models.boat_pairs(30))]
     parts = {"labelled": rows[:8], "held_out": rows[8:14], "pool": [PLANTED, *rows[14:]]}
     for name, part in {**parts, "flipped": map(flipped, parts["pool"])}.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -239,6 +241,40 @@ def test_a_training_goes_on_from_a_trained_model(files, trained, tmp_path):
         run(files, tmp_path / "other", start_from=start, head_type="mlp")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "options",
+    [
+        # A segment model, disentangled from length, on causally augmented pairs with soft labels.
+        {
+            "reward_level": "segment",
+            "entropy_threshold": 5.3,
+            "disentangle": "length",
+            "augment": "rrm",
+            "augment_group": "kind",
+            "augment_ratio": 0.3,
+            "pseudo_labels": "soft",
+            **SURE,
+        },
+        {"reward_level": "token", "head_type": "label", "round_start": "last", **SURE},
+        {"lora_rank": 2, "zero_stage": 2, "head_type": "mlp", "reg_type": "sft", "save_steps": 0, **SURE},
+    ],
+    ids=["everything", "labels", "adapters"],
+)
+def test_rounds_of_every_kind_of_model(options, files, tmp_path):
+    output = in_rounds(files, tmp_path / "rm", **options)
+    rounds = rounds_of(output)
+    assert len(rounds) > 1 and all(one["kept"] for one in rounds[1:])
+    held_out = load_preferences([str(files / "held_out.jsonl")])
+    log_odds = pair_log_odds(
+        load_judge(str(output), max_length=64), held_out["prompt"], held_out["chosen"], held_out["rejected"]
+    )
+    best = min(rounds, key=lambda one: one["eval_loss"])
+    assert (log_odds[:, 0] > 0).mean() == pytest.approx(best["eval_accuracy"])
+    kept = load_preferences([str(output / "round_1/pseudo_labelled.jsonl")], group=options.get("augment_group"))
+    assert (set(kept["p_chosen"]) == {1.0}) == (options.get("pseudo_labels") != "soft")
+
+
 def test_rounds_end_when_the_held_out_loss_no_longer_falls():
     losses = [0.6, 0.5, 0.4, 0.45]
     record = Record(None, {})
@@ -265,6 +301,10 @@ def test_rounds_end_when_the_held_out_loss_no_longer_falls():
         ({"unlabelled_data": "u", "start_from": "v"}, "beside --unlabelled_data"),
         ({"unlabelled_data": "u", "pseudo_share": 0.5, "pseudo_confidence": 0.9}, "beside --pseudo_share"),
         ({"unlabelled_data": "u", "round_start": "last", "lora_rank": 4}, "with --lora_rank"),
+        (
+            {"unlabelled_data": "u", "round_start": "last", "disentangle": "length"},
+            "of which a trained model does not hold all",
+        ),
         ({"unlabelled_data": "u", "flip_frac": 0.1}, "beside pairs that a model labels"),
         ({"pseudo_data": "u", "soft_label_scale": 2.0}, "beside pairs that a model labels"),
     ],
