@@ -17,7 +17,7 @@ from denserl.data.bad_rows import BadRow
 from denserl.data.chat_format import PLAIN_TALKS, ChatFormat, chat_format, common_start, tokenize
 from denserl.data.messages import apart
 from denserl.data.rendering import Talk, assistant, check_shown, render, template_of
-from denserl.errors import UserError
+from denserl.errors import UserError, require
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -156,6 +156,15 @@ def encode_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: Sequence[str]) -
         raise BadRow("the chat template does not write a user's turn as it is given")
     encoded = [_literal_parts(tokenizer, chat, text) for text in written]
     return [*encoded[0][:-1], common_start([parts[-1] for parts in encoded])]
+
+
+def check_room(max_length: int, max_prompt_length: int) -> None:
+    """UserError where the longest prompt leaves a response no room for content."""
+    require(
+        max_length - max_prompt_length >= 2,
+        f"`max_length` {max_length} and `max_prompt_length` {max_prompt_length} leave no room for a response",
+        "let `max_prompt_length` be smaller than `max_length` by at least 2",
+    )
 
 
 def truncate_pair(

@@ -1,7 +1,8 @@
-"""The names that columns have in a user's rows, where they are not those that are read."""
+"""The names that columns have in a user's rows, where they are not those that are read; and the columns of ratings."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from denserl.errors import UserError, require
 
@@ -18,6 +19,41 @@ def parse_columns(text: str | None) -> dict[str, str]:
         )
         names[key] = name
     return names
+
+
+_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+_RATING = re.compile(rf"(?P<name>[^=:\s]+)(=(?P<column>[^:\s]+))?(:(?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER}))?")
+
+
+class Rating(NamedTuple):
+    """A rating of responses: what it is called, where it stands, and the range that becomes 0 to 1; None: it stays as it is.
+
+    column: a key, or several with points between them, of objects in objects; None: the name.
+    """
+
+    name: str
+    column: str | None = None
+    range: tuple[float, float] | None = None
+
+    def scaled(self, value: float) -> float:
+        """The number on the scale that is learned."""
+        if self.range is None:
+            return value
+        low, high = self.range
+        return (value - low) / (high - low)
+
+
+def parse_ratings(words: Sequence[str]) -> list[Rating]:
+    """Each word, NAME, NAME=COLUMN or either with :LOW..HIGH behind it, as a rating. UserError for others, and names twice."""
+    found: dict[str, Rating] = {}
+    for word in words:
+        parts = _RATING.fullmatch(word)
+        written = "write it as NAME, NAME=COLUMN or NAME=COLUMN:LOW..HIGH, as in helpfulness=scores.helpfulness:1..5"
+        require(parts is not None and parts["name"] not in found, f"`rating_columns` has {word!r}", written)
+        low, high = parts["low"], parts["high"]
+        require(low is None or float(low) != float(high), f"`rating_columns` has {word!r}, a range of one number", written)
+        found[parts["name"]] = Rating(parts["name"], parts["column"], None if low is None else (float(low), float(high)))
+    return list(found.values())
 
 
 class Columns:

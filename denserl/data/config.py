@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Interval
 
 from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only
-from denserl.data.columns import parse_columns
+from denserl.data.columns import parse_columns, parse_ratings
+from denserl.data.published import published_ratings
 from denserl.errors import UserError, require
 
 _ONLY_STEPS = Only("where no steps are read", lambda c: c.reads_steps())
@@ -122,6 +123,36 @@ class AugmentConfig(Config):
         super().check()
         found = "`augment_neutrals`, turned off, has no effect without `augment`"
         require(self.augment or self.augment_neutrals, found, "leave it out, or give `augment`")
+
+
+@dataclass(kw_only=True)
+class RatedDataConfig(Config):
+    """How ratings of responses are read (docs/preference_models.md)."""
+
+    group: ClassVar[str] = "ratings"
+
+    rating_columns: Annotated[list[str] | None, Only("where no ratings are read", lambda c: c.reads_ratings())] = None
+    """What ratings are called, in order, and where they stand: NAME, NAME=COLUMN or NAME=COLUMN:LOW..HIGH, the range that
+    becomes 0..1, e.g. helpfulness=scores.helpfulness:1..5. Without COLUMN under NAME, in the row or in its `attributes`.
+    Default: all those of published sets that are given by their hub names."""
+
+    def reads_ratings(self) -> bool:
+        """Whether the rows are of ratings."""
+        return True
+
+    def rating_words(self, sources: list[str]) -> list[str]:
+        """`rating_columns`, or what the published sets among the sources have. UserError where neither is given."""
+        words = self.rating_columns or published_ratings(sources)
+        require(words, "it is not said which ratings are learned", "name them: `rating_columns` helpfulness verbosity")
+        return words
+
+    def rating_names(self, sources: list[str]) -> list[str]:
+        """What the ratings are called, in their order."""
+        return [rating.name for rating in parse_ratings(self.rating_words(sources))]
+
+    def check(self) -> None:
+        super().check()
+        parse_ratings(self.rating_columns or [])
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,7 @@ What a row holds around its messages is in schemas.py, how they are rendered in 
 """
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Collection, Iterator
@@ -148,6 +149,14 @@ def unicode_of(value: object, key: str) -> str:
     if _SURROGATE.search(value):
         raise BadRow(f"{key!r} holds half a surrogate pair, which is no valid Unicode")
     return value
+
+
+def number_of(value: object) -> float:
+    """A number, or the text of one, as tables of text have them; NaN for anything else."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def kind_of(value: object) -> str:

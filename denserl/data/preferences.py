@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from denserl.data.chat import encode_pair
+from denserl.data.chat import check_room, encode_pair
 from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, TEXT, build_dataset
 from denserl.data.order import shuffled
@@ -24,7 +24,6 @@ from denserl.data.schemas import (
     as_text_label,
     unread,
 )
-from denserl.errors import UserError
 from denserl.streams import Purpose, stream
 
 if TYPE_CHECKING:
@@ -103,11 +102,7 @@ def tokenize_preferences(
     Bad rows: the template refuses the messages, or truncation leaves no content or no difference. UserError when
     `max_prompt_length` leaves a response no room for content.
     """
-    if max_length - max_prompt_length < 2:
-        raise UserError(
-            f"`max_length` {max_length} and `max_prompt_length` {max_prompt_length} leave no room for a response",
-            "let `max_prompt_length` be smaller than `max_length` by at least 2",
-        )
+    check_room(max_length, max_prompt_length)
 
     def encode(row: dict):
         pair = [row["chosen"], row["rejected"]]

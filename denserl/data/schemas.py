@@ -22,6 +22,7 @@ from denserl.data.messages import (
     dialogue,
     is_filled,
     kind_of,
+    number_of,
     plain_value,
     refuse,
     response_of,
@@ -43,6 +44,7 @@ RATING_KEYS = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
 )
 _RATINGS = tuple(key for keys in RATING_KEYS for key in keys)
 PROMPT_KEYS = ("prompt", "conversations", "instruction")
@@ -399,14 +401,6 @@ def _one_or(row: dict, key: str, most: float) -> float:
         bounds = "a finite number of at least 0" if most == math.inf else f"a number from 0 to {most:g}"
         raise BadRow(f"{key!r} is {row[key]!r}; expected {bounds}", f"leave it unread with `columns` {key}=")
     return number
-
-
-def number_of(value: object) -> float:
-    """A number, or the text of one, as tables of text have them; NaN for anything else."""
-    try:
-        return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 def _rating(value: object, key: str, unread: Sequence[str] = ()) -> float:

@@ -6,12 +6,16 @@ import logging
 import pytest
 
 from denserl.data import published, readers
+from denserl.data.config import RatedDataConfig
 from denserl.data.preferences import load_preferences
 from denserl.data.prompts import load_prompts
-from denserl.data.published import PUBLISHED, Published, check_pairs, hub_source
+from denserl.data.published import PUBLISHED, Published, check_pairs, hub_source, published_ratings
+from denserl.data.rated_rows import load_ratings
 from denserl.data.readers import is_hub_source
 from denserl.data.schemas import LeftOut, as_preference, as_prompt
 from denserl.errors import UserError
+
+ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
 def conversation(answer: str, question: str = "Why?") -> list[dict]:
@@ -141,3 +145,21 @@ def test_the_number_of_pairs_of_published_sets():
     check_pairs("llm-blender/Unified-Feedback:hh-rlhf", "train", 3)  # a part of it
     with pytest.raises(UserError, match="699999 pairs; the published set has 700000"):
         check_pairs("hendrydong/preference_700K", "train", 699_999)
+
+
+def test_a_published_set_of_ratings_is_read_by_its_name(hub, monkeypatch):
+    name = "nvidia/HelpSteer2"
+    rows = [{"prompt": "Q", "response": f"A{n}", **dict.fromkeys(ASPECTS, n)} for n in range(5)]
+    hub(name, "default/validation.jsonl", rows)
+    names = published_ratings([name])
+    with pytest.raises(UserError, match=r"HelpSteer2\[validation\] gives 5 responses; the published set has 1038"):
+        load_ratings([name], names=names, split="test")
+    assert load_ratings([name], names=names, split="test", limit=2)["attributes"][:] == [[0.1] * 5, [0.3] * 5]
+    known = PUBLISHED[name]._replace(responses={"validation": (5, 5)})
+    monkeypatch.setitem(published.PUBLISHED, name, known)
+    assert len(load_ratings([name], names=names, split="test")) == 5
+    config = RatedDataConfig()
+    assert config.rating_names([name, "rows.jsonl"]) == names
+    assert RatedDataConfig(rating_columns=["a=b:1..5"]).rating_names([name]) == ["a"]
+    with pytest.raises(UserError, match="it is not said which ratings are learned"):
+        config.rating_names(["rows.jsonl"])
