@@ -30,6 +30,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 WHOLE = ("messages", "conversations")  # keys of a row under which a whole conversation stands
 _STYLES = (("role", "content"), ("from", "value"))
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_MARKED_TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _AS_TEXT = re.compile(r"\s*(\[\s*)?\{")
 # What other languages write for JSON. A text that only begins like that is taken for code.
@@ -43,6 +44,8 @@ def as_messages(value: object, key: str) -> list[dict]:
     """Messages of a text (one user turn, a dialogue, or JSON), of one message, or of a list of them."""
     if isinstance(value, str):
         written = written_messages(value, key)
+        if written is None and _MARKED_TURN.search(value):
+            return _marked_turns(value, key)
         if written is None and _TURN.match(value) is None:
             return [{"role": "user", "content": unicode_of(value, key)}]
         if written is None:
@@ -117,6 +120,16 @@ def dialogue(text: str, key: str) -> list[dict]:
         {"role": "user" if who == "Human" else "assistant", "content": content.strip()}
         for who, content in zip(turns[::2], turns[1::2])
     ]
+
+
+def _marked_turns(text: str, key: str) -> list[dict]:
+    """Turns of a text whose later ones are opened by lines "<extra_id_1>Assistant" and "<extra_id_1>User" (HelpSteer2)."""
+    opening, *turns = _MARKED_TURN.split(unicode_of(text, key))
+    roles = ["assistant", "user"] * len(turns)
+    if [role.lower() for role in turns[::2]] != roles[: len(turns) // 2]:
+        raise BadRow(f"{key!r} has turns marked <extra_id_1> that are not user's and assistant's by turns")
+    contents = zip(["user", *roles], [opening, *turns[1::2]])
+    return [{"role": role, "content": content} for role, content in contents]
 
 
 def plain_value(value: object, key: str) -> Any:

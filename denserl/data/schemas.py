@@ -32,6 +32,7 @@ from denserl.data.messages import (
     unread_in_parts,
     written_messages,
 )
+from denserl.data.pair_rows import from_one_text, two_sided
 
 __all__ = ["BadRow", "LeftOut", "as_demonstration", "as_labels", "as_preference", "as_prompt", "as_text_label", "unread"]
 
@@ -80,8 +81,7 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
 
     as_is: answers may be empty or equal, from which nothing could be learned, and the last question may be empty.
     """
-    if _given(row, "conv_A"):
-        row = _by_rating(row)
+    row = _by_rating(row) if _given(row, "conv_A") else two_sided(row)
     refuse(row, (*REFUSED, *OF_ANSWERS), "the row has")
     if not _given(row, "chosen") and (_given(row, "steps") or _given(row, "completions")):
         raise BadRow("the row has labelled steps, and no preference", "train a reward model on them with `input` steps")
@@ -115,8 +115,7 @@ def as_text_label(row: Any, key: str, what: str = "the right answer") -> str:
 
 def as_prompt(row: Any) -> dict:
     """{prompt} of a row that has `prompt`, `conversations`, `instruction` or `messages`, or is a preference row."""
-    if _given(row, "conv_A"):
-        row = {**_around(row), "messages": _conversation(row, "A")}
+    row = {**_around(row), "messages": _conversation(row, "A")} if _given(row, "conv_A") else from_one_text(row)
     refuse(row, REFUSED, "the row has")
     prompt = _prompt_alone(row)
     check_filled(prompt)
@@ -152,6 +151,10 @@ def unread(row: Any, convert: Any, also: Collection[str] = ()) -> set[str]:
 
     An answer beside a prompt is not among what `as_prompt` leaves unread. also: keys that are read beside those.
     """
+    try:
+        row = {as_preference: two_sided, as_prompt: from_one_text}.get(convert, lambda row: row)(row)
+    except (BadRow, LeftOut):
+        return set()
     if not isinstance(row, dict):
         return set()
     read = {*also, *_keys_read(row, convert)}
