@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import re
+from pathlib import Path
 
 import pytest
 from templates import build_tokenizer
@@ -230,3 +232,14 @@ def test_what_is_not_read_of_lists_and_sides_is_said(tmp_path, caplog):
         with caplog.at_level(logging.INFO):
             load_ratings([str(tmp_path / "rows.jsonl")], names=words)
         assert f"not read: {left}\n" in caplog.text
+
+
+def test_the_shapes_and_published_sets_of_the_page():
+    """Every row that the page shows is read as what it says there, and every set in its table is known under that name."""
+    page = (Path(__file__).parents[2] / "docs/preference_models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| `(\{.*\})` \|$", page.partition("### Rated responses")[2].partition("###")[0], re.MULTILINE)
+    both = [([{"role": "user", "content": "Why?"}], "Because.", [0.5]), ([{"role": "user", "content": "Why?"}], "No.", [0.0])]
+    found = [rated(json.loads(row), "helpfulness") for row in rows]
+    assert found == [both[:1]] * 3 + [both] * 3
+    sets = re.findall(r"^\| `(.*?/.*?)` \|", page.partition("### Published sets")[2].partition("\n## ")[0], re.MULTILINE)
+    assert {*sets} == {name for name, known in PUBLISHED.items() if known.ratings or not known.pairs}
