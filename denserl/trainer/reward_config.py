@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Interval
 
 from denserl.config import FIRST, INPUT, RESUMABLE, Only
-from denserl.data.config import AugmentConfig, ScoredPairsConfig
+from denserl.data.config import AugmentConfig, RatedDataConfig, ScoredPairsConfig
 from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, StepLabelsConfig
 from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.self_training_config import SelfTrainingConfig
@@ -36,6 +36,7 @@ class RewardConfig(
     ObjectiveConfig,
     StepLabelsConfig,
     LevelConfig,
+    RatedDataConfig,
     AugmentConfig,
     ScoredPairsConfig,
     SelfTrainingConfig,
@@ -62,3 +63,6 @@ class RewardConfig(
 
     def reads_steps(self) -> bool:
         return self.input != "pairs"
+
+    def reads_ratings(self) -> bool:
+        return self.input == "ratings"
