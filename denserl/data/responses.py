@@ -24,6 +24,7 @@ class Responses(NamedTuple):
     response_ids: Sequence[Sequence[int]]  # with the token that ended it, if one did
     ended: Sequence[bool]  # with an end token, and not cut off at the longest length
     labels: Sequence[str] = ()  # what the prompts' rows say of the right answer; empty where nothing of it is read
+    groups: Sequence[int] = ()  # number of the group of samples that each is of; empty where they are of none
 
     def rows(self, numbers: Sequence[int]) -> "Responses":
         """Some of them."""

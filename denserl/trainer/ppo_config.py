@@ -40,6 +40,13 @@ class PPOConfig(
     reward_model: Annotated[list[str] | None, MODEL, FIRST, RESUMABLE] = None
     """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
 
+    pair_opponent: Annotated[
+        Literal["group", "reference"] | None,
+        Only("with `samples_per_prompt` 1", lambda c: c.pair_opponent != "group" or c.samples_per_prompt > 1),
+    ] = None
+    """Of a reward model that compares two responses: pay the log-odds of being better than the answer of the reference model to
+    the same prompt (reference, the default), or their mean against the other samples of the prompt (group)."""
+
     episodes: Annotated[float, Gt(0), Only("beside `iterations`", lambda c: not c.iterations)] = 1.0
     """Passes over the prompts."""
     iterations: Annotated[int | None, FIRST, Ge(1)] = None

@@ -1,8 +1,10 @@
 """The models of a PPO run: actor and critic as DeepSpeed engines, the others frozen; what writes them at its end."""
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, source_of
 from denserl.rewards.sources.implicit import LogProbs
 from denserl.rewards.sources.reading import choose_segmenter
+from denserl.rollouts.base import Rollouts, Sampler, Stream
 from denserl.trainer.engine import (
     deepspeed_config,
     frozen_engine,
@@ -47,13 +50,17 @@ log = logging.getLogger(__name__)
 
 
 class Models(NamedTuple):
-    """actor and critic: DeepSpeed engines. reference: what a PolicyModule gives, by the policy before training."""
+    """actor and critic: DeepSpeed engines. reference: what a PolicyModule gives, by the policy before training.
+
+    whole_reference: the policy before training as an ordinary model, for sampling, where it was asked for.
+    """
 
     actor: nn.Module
     critic: nn.Module
     reference: Callable[..., tuple[Tensor, Tensor | None]]
     # The policy as it is now, an ordinary model (with its adapters, if any), for sampling and saving.
     current_policy: Callable[[], PreTrainedModel]
+    whole_reference: Callable[[], AbstractContextManager[PreTrainedModel]] | None = None
 
 
 def load_models(
@@ -63,8 +70,12 @@ def load_models(
     device: torch.device,
     dtype: str,
     others: Sequence[nn.Module] = (),
+    samples_reference: bool = False,
 ) -> Models:
-    """Policy, reference and critic that the config names, loaded and made ready. others: what is on the device beside them."""
+    """Policy, reference and critic that the config names, loaded and made ready.
+
+    others: what is on the device beside them. samples_reference: whether the reference is to be sampled from.
+    """
     policy = load_policy(config.model, dtype, **config.model_source())
     # With adapters, the policy without them is the reference.
     frozen_models = [] if config.lora_rank else [load_policy(config.model, dtype, **config.model_source())]
@@ -73,9 +84,11 @@ def load_models(
         match_embeddings(model, tokenizer)
         check_steady(model)
         disable_dropout(model)
+    # ZeRO-3 spreads the weights of the one that is read.
+    copies = [deepcopy(model).eval() for model in frozen_models if samples_reference and config.zero_stage == 3]
     actor = prepare_model(policy, config, "CAUSAL_LM", device.type)
     recompute_activations(critic, config.gradient_checkpointing, device.type)
-    warn_of_shortage(config, dtype, device, [actor, critic], [*frozen_models, *others])
+    warn_of_shortage(config, dtype, device, [actor, critic], [*frozen_models, *copies, *others])
     trained, frozen = _engine_configs(config, dtype)
     whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor
     # With adapters, the base model inside already runs them; the wrapper is needed for saving.
@@ -85,14 +98,37 @@ def load_models(
     engine = train_engine(PolicyModule(inside), trained, config, lr=config.actor_lr, total_steps=actor_steps)
     if config.lora_rank:
         reference = _without_adapters(engine, actor)
+        sampled: Any = functools.partial(_adapters_off, whole)
     else:
+        sampled = functools.partial(nullcontext, (copies or frozen_models)[0].to(device))
         reference = frozen_engine(PolicyModule(*frozen_models), frozen, device)
     return Models(
         actor=engine,
         critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=steps),
         reference=LastBatch(reference),
         current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
+        whole_reference=sampled if samples_reference else None,
     )
+
+
+def sample_reference(
+    models: Models,
+    config: PPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    make: Callable[..., Sampler],
+    prompts: list[list[int]],
+    streams: Sequence[Stream],
+) -> Rollouts:
+    """Responses of the policy before training, by the run's sampler. make: as `sampler` of `PPOTrainer.from_config`."""
+    with models.whole_reference() as policy:
+        return make(config, lambda: policy, tokenizer)(prompts, streams)
+
+
+@contextlib.contextmanager
+def _adapters_off(adapted: nn.Module) -> Iterator[nn.Module]:
+    """The model without its adapters, which are switched on again."""
+    with adapted.disable_adapter():
+        yield adapted
 
 
 def _without_adapters(engine: nn.Module, adapted: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

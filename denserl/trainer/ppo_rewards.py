@@ -18,8 +18,11 @@ from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Penalties,
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import RewardSource, Scores, per_token, read_segments
 from denserl.rewards.sources.endpoint import EndpointSource
+from denserl.rewards.sources.pair_source import PairSource
 from denserl.rewards.sources.texts import TextSource
 from denserl.segmentation import Segmenter, join_segments
+
+OF_ROLLOUTS = (TextSource, PairSource)
 
 
 class PaidSource(NamedTuple):
@@ -50,15 +53,16 @@ class Rewards:
         if self.answers is not None:
             self.answers.drop_before(number)
 
-    def score(self, responses: Responses, batch: ResponseBatch, of_texts: bool = False) -> dict[str, Scores]:
+    def score(self, responses: Responses, batch: ResponseBatch, of_rollouts: bool = False) -> dict[str, Scores]:
         """What the sources of one sort say of B responses, as (B, T) values, by name.
 
-        of_texts: those that read texts, which are asked once about all responses of a rollout; else those that run models.
+        of_rollouts: those that read texts or compare responses, and are asked once about all of a rollout; else those that read
+            each batch.
         """
         return {
             paid.name: per_token(paid.source(responses, batch), batch.response_mask)
             for paid in self.sources
-            if isinstance(paid.source, TextSource) == of_texts
+            if isinstance(paid.source, OF_ROLLOUTS) == of_rollouts
         }
 
     def logged(self, counted: Tensor) -> dict[str, float]:

@@ -8,16 +8,21 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from denserl import distributed
+from denserl.config import options_of
 from denserl.errors import require
 from denserl.models.loading import check_same_tokenizer
 from denserl.plugins import load_named
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
+from denserl.rewards.config import StepConfig
 from denserl.rewards.sources.answers import Answers
-from denserl.rewards.sources.build import Members, reward_model_source, source_of
+from denserl.rewards.sources.build import Members, check_scores, judges_pairs, reward_model_source, source_of
 from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.function import FunctionSource
 from denserl.rewards.sources.http import new_client, post_json
 from denserl.rewards.sources.implicit import ImplicitSource, LogProbs
+from denserl.rewards.sources.pair_model import pair_model_of
+from denserl.rewards.sources.pair_source import PairSource, ReferenceAnswers
 from denserl.rewards.sources.reading import check_level, choose_segmenter, new_segmenter, stored_threshold
 from denserl.rewards.sources.reward_model import PrefixDifferences
 from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, level_of
@@ -35,6 +40,7 @@ class Loaded(NamedTuple):
     readers: Sequence[nn.Module]  # the same as they are called (engines)
     implicit: Sequence[LogProbs] = ()  # the model of the implicit reward, then its reference
     answers: Answers | None = None  # of servers
+    reference: ReferenceAnswers | None = None  # with which responses are compared
 
 
 def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
@@ -48,6 +54,11 @@ def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
         "tokenizer",
         "leave `critic_init` out",
     )
+    if members.judges_pairs:
+        together = config.zero_stage == 3 and distributed.world_size() > 1
+        model = pair_model_of(members, model=loaded.readers[0], together=together)
+        source = PairSource(model, loaded.reference, config.pair_opponent == "group")
+        return [PaidSource("reward_model", source, Segmenter(BANDIT_THRESHOLD), plain_reward(config))]
     ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
     if config.prefix_differences:
         check_of_whole_responses(members)
@@ -107,6 +118,12 @@ BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_mo
 # How responses are cut: arguments of `choose_segmenter`, and the options that say them.
 CUT = {"level": "reward_level", "threshold": "entropy_threshold", "segmenter": "segmenter"}
 
+NOT_OF_COMPARISONS = (
+    *CUT.values(),
+    *(option.name for option in options_of(StepConfig)),
+    *("read_at", "fit", "length_norm", "step_reward", "prefix_differences"),
+)
+
 # Options that only some sources know -> the options that ask for one of these.
 KNOWN_BY = {
     **dict.fromkeys(CUT.values(), ("reward_model", "implicit_reward")),
@@ -152,6 +169,8 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
         require(value in (None, False) or asking, f"`{name}` {value} has no effect without {without}", f"leave `{name}` out")
     if not config.reward_model:
         require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
+    if config.gold_reward_model:
+        check_scores([config.gold_reward_model], config)
     for name in ("fit", "length_norm", "step_reward") if config.prefix_differences else ():
         value = getattr(config, name)
         require(not value, f"`{name}` {value} has no effect with `prefix_differences`", f"leave `{name}` out")
@@ -166,6 +185,24 @@ def _token(variable: str | None) -> str | None:
     found = "is not set" if not token else "holds other characters than a token has"
     require(sound, f"`reward_url_token_env`: the environment variable {variable} {found}", f"export {variable}, as one line")
     return token
+
+
+def check_comparisons(config: PPOConfig) -> bool:
+    """Whether the reward model compares responses. UserError for what such a one has no use for, and for what only it has."""
+    paths = config.members()
+    if not any(judges_pairs(path, config) for path in paths):
+        found = f"`pair_opponent` {config.pair_opponent} has no effect: no `reward_model` compares responses"
+        require(config.pair_opponent is None, found, "leave `pair_opponent` out, or give a model of train-rm --input pair")
+        return False
+    names = ", ".join(paths)
+    require(len(paths) == 1, f"{names}: models that compare responses are no ensemble", "give one of them alone")
+    for option in NOT_OF_COMPARISONS:
+        value = getattr(config, option)
+        found = f"`{option}` {value} has no effect: {names} compares whole responses"
+        require(value in (None, False, 0), found, f"leave `{option}` out")
+    found = f"`critic_init` reward_model with {names}, which compares responses, and says nothing of one alone"
+    require(config.critic_init == "sft", found, "leave `critic_init` out")
+    return True
 
 
 def check_of_whole_responses(members: Members) -> None:

@@ -33,6 +33,7 @@ from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import load_members
 from denserl.rewards.sources.function import FunctionSource
+from denserl.rewards.sources.pair_source import ReferenceAnswers
 from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.base import Sampler, Stream
 from denserl.rollouts.policy import PolicySampler
@@ -50,9 +51,18 @@ from denserl.trainer.ppo_data import (
     text_batches,
 )
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
-from denserl.trainer.ppo_models import Models, freeze, gold_scorer, load_implicit, load_models, logprobs_of, save_models
+from denserl.trainer.ppo_models import (
+    Models,
+    freeze,
+    gold_scorer,
+    load_implicit,
+    load_models,
+    logprobs_of,
+    sample_reference,
+    save_models,
+)
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, join_scores
-from denserl.trainer.ppo_sources import Loaded, check_sources, make_rewards
+from denserl.trainer.ppo_sources import Loaded, check_comparisons, check_sources, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import StopRequest
 from denserl.trainer.summaries import in_words, policy_lines
@@ -127,6 +137,7 @@ class PPOTrainer:
             now, tokenizer) -> Sampler.
         """
         check_sources(config, sources)
+        compares = check_comparisons(config)
         device, dtype = start_run(config)
         check_sizes(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
@@ -141,7 +152,10 @@ class PPOTrainer:
         models: Models  # loaded last, when it is known that the run can go on
         forwards = [*implicit, lambda *args, **kw: models.reference(*args, **kw)]
         answers = Answers(Path(config.output_dir) / "answers", resumed=checkpoint is not None) if config.reward_url else None
-        loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)), answers)
+        of_reference = ReferenceAnswers(
+            lambda *asked: sample_reference(models, config, tokenizer, sampler, *asked), decode, config.seed
+        )
+        loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)), answers, of_reference)
         rewards = make_rewards(config, loaded, sources)
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
@@ -149,7 +163,7 @@ class PPOTrainer:
         check_lengths(config, filter(None, (prompts, held_out)), text.get("ptx"))
         remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": prompts}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
-        models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit])
+        models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit], compares)
         folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
         trackers = Trackers(folder, chosen_trackers(config.report_to), dataclasses.asdict(config), sizes)
         trainer = cls(
@@ -253,20 +267,24 @@ class PPOTrainer:
         self.log.log_samples("samples", self.iteration, responses, scored, self.rewards, {})
         return metrics
 
-    def sample(self, prompts: dict, streams: list[Stream]) -> Responses:
-        """One response to each prompt. prompts: columns of `tokenize_prompts`. streams: of their random numbers."""
+    def sample(self, prompts: dict, streams: list[Stream], groups: Sequence[int] = ()) -> Responses:
+        """One response to each prompt.
+
+        Args:
+            prompts: columns of `tokenize_prompts`. streams: of their random numbers. groups: of which samples each is one.
+        """
         rollouts = self.sampler(prompts["prompt_ids"], streams)
         texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
-        return Responses(prompts["prompt"], texts, *rollouts, prompts.get(LABEL, ()))
+        return Responses(prompts["prompt"], texts, *rollouts, prompts.get(LABEL, ()), groups)
 
     def score(self, responses: Responses) -> tuple[ScoredRollouts, Tensor]:
         """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient."""
-        of_texts = self.rewards.score(responses, self._batch(responses), of_texts=True)
+        of_rollouts = self.rewards.score(responses, self._batch(responses), of_rollouts=True)
         parts = self._by_micro_batch(lambda rows: self._score_rows(responses.rows(rows)), len(responses.texts))
         *tensors, scores = zip(*parts, strict=True)
         mask, logprobs, entropy, ref_logprobs, ref_entropy, values = map(_join_padded, tensors)
         ended = torch.tensor(responses.ended, device=self.device)
-        joined = {name: join_scores([part[name] for part in scores]) for name in scores[0]} | of_texts
+        joined = {name: join_scores([part[name] for part in scores]) for name in scores[0]} | of_rollouts
         ids = pad_rows(responses.response_ids, self.tokenizer.pad_token_id).to(self.device)
         tokens, sources = self.rewards.pay(joined, ref_entropy, mask, ids, ended)
         return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources), values
@@ -445,14 +463,15 @@ class PPOTrainer:
         values = token_rewards(self.models.critic, batch.input_ids, batch.attention_mask, batch.shared)
         return response_slots(values, batch.response_start - 1, width)
 
-    def _next_prompts(self) -> tuple[dict, list[Stream]]:
-        """This rank's prompts of the iteration, one for each response, and the streams to sample the responses with."""
+    def _next_prompts(self) -> tuple[dict, list[Stream], list[int]]:
+        """This rank's prompts of the iteration, one for each response, the streams to sample the responses with, and groups."""
         config = self.config
         count = config.rollout_batch_size // config.samples_per_prompt
         rows = endless_rows(self.iteration * count, count, len(self.prompts), config.seed, Purpose.PROMPTS)
         mine = range(distributed.rank(), config.rollout_batch_size, distributed.world_size())
-        prompts = self.prompts[[rows[number // config.samples_per_prompt] for number in mine]]
-        return prompts, [stream(config.seed, Purpose.SAMPLING, self.iteration, number) for number in mine]
+        groups = [number // config.samples_per_prompt for number in mine]
+        streams = [stream(config.seed, Purpose.SAMPLING, self.iteration, number) for number in mine]
+        return self.prompts[[rows[group] for group in groups]], streams, groups
 
     def _batch(self, responses: Responses) -> ResponseBatch:
         return responses.padded(self.tokenizer.pad_token_id, self.device)

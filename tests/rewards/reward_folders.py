@@ -34,7 +34,7 @@ def save_reward_model(folder: Path, sft: Path, seed: int, head: Head = STOCK, mo
     return str(folder)
 
 
-def save_pair_model(folder: Path, sft: Path, layout: str = "denserl", factor: float = 25.0, **stored) -> str:
+def save_pair_model(folder: Path, sft: Path, layout: str = "denserl", factor: float = 2.0, **stored) -> str:
     """A model that compares two responses, with the tiny model's rows for both labels made larger."""
     tokenizer = load_tokenizer(str(sft))
     model = new_reward_model(
@@ -42,6 +42,10 @@ def save_pair_model(folder: Path, sft: Path, layout: str = "denserl", factor: fl
     )
     with torch.no_grad():
         model.score.weight.mul_(factor)
+        # So that what stands in the responses makes a difference where it is read.
+        for name, weight in model.named_parameters():
+            if "_proj" in name:
+                weight.mul_(8)
     store_settings(model.config, input="pair", pair_layout=layout, **stored)
     save_model(model, folder)
     tokenizer.save_pretrained(folder)
