@@ -1,6 +1,7 @@
 """Trainings whose rows have unequal lengths and come in numbers that nothing divides."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from real_runs import Training, start_server
 from tiny_models import as_argv
 from trainer.conftest import World, world  # noqa: F401
+
+sys.path.append(str(Path(__file__).parent.parent / "rewards"))
+from reward_folders import save_pair_model  # noqa: E402
 
 WORDS = "the old kettle hums in a small garden while rain falls on stone and boats wait under the quiet bridge".split()
 PAIRS, HELD_OUT, DEMONSTRATIONS = 17, 7, 19
@@ -128,9 +132,11 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
 
     start_server()
     held_out = {"eval_prompts": world.prompts}
+    compares = {"reward_model": save_pair_model(root / "pm", world.sft), "entropy_threshold": None, "pair_opponent": "group"}
     return {
         "ppo": Training("train_ppo", world.argv, PPO | held_out | {"ptx_data": text}),
         "ppo-published": Training("train_ppo", world.argv, PPO | held_out | {"assignment": "even"}),
+        "ppo-compared": Training("train_ppo", world.argv, PPO | held_out | compares),
         "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
         "disentangled": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache", "disentangle": "length"}),
