@@ -192,7 +192,9 @@ def check_comparisons(config: PPOConfig) -> bool:
     paths = config.members()
     if not any(judges_pairs(path, config) for path in paths):
         found = f"`pair_opponent` {config.pair_opponent} has no effect: no `reward_model` compares responses"
-        require(config.pair_opponent is None, found, "leave `pair_opponent` out, or give a model of train-rm --input pair")
+        require(
+            config.pair_opponent is None, found, "leave `pair_opponent` out, or give a model of denserl train-rm --input pair"
+        )
         return False
     names = ", ".join(paths)
     require(len(paths) == 1, f"{names}: models that compare responses are no ensemble", "give one of them alone")
