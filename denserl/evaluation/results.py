@@ -27,6 +27,7 @@ from denserl.evaluation.items import (
     strict_win,
     with_scores,
 )
+from denserl.evaluation.reasons import attribute_means, write_reasons
 from denserl.evaluation.statistics import (
     bootstrap_means,
     bootstrap_parts,
@@ -41,6 +42,7 @@ from denserl.evaluation.suites.rows import Row, checked
 from denserl.files import write_flushed
 from denserl.rewards.pair_metrics import remarks
 from denserl.rewards.ranking import chances, log_odds
+from denserl.rewards.scorer import Reasons, RewardScorer
 from denserl.streams import Purpose, stream
 
 NAMED = 4  # incomplete parts at the terminal
@@ -96,7 +98,9 @@ class Suite(NamedTuple):
         found = summarise(self, judged, resamples, seed)
         largest = largest_score(judged) if scorer.is_model else 0.0
         about = remarks(found["accuracy"], found["questions"], largest, found["intervals"]["accuracy"], "questions")
-        return {**found, "remarks": about}
+        reasons = reasons_of(scorer)
+        attributes = {"attributes": attribute_means(judged, reasons)} if reasons else {}
+        return {**found, **attributes, "remarks": about}
 
     def write(self, folder: Path, model: str, judged: Sequence[Judged], scorer: Scorer, summary: dict) -> None:
         """All files of the results."""
@@ -224,7 +228,14 @@ def write(folder: Path, model: str, suite: Suite, judged: Sequence[Judged], scor
     _write_table(folder / "results.csv", summary)
     for writer in (write_outputs, *suite.writers):
         writer(folder, model, judged, credits, scorer, summary)
+    if reasons := reasons_of(scorer):
+        write_reasons(folder, model, judged, reasons)
     write_summary(folder, summary)
+
+
+def reasons_of(scorer: Scorer | ListScorer) -> Reasons | None:
+    """Why the answers that were judged last have their scores, by a scorer that says it."""
+    return scorer.reasons if isinstance(scorer, RewardScorer) else None
 
 
 def write_summary(folder: Path, summary: dict) -> None:

@@ -12,6 +12,8 @@ from torch.nn.functional import logsigmoid, pad
 from denserl.segmentation import Segments, segment_scores
 
 AGGREGATIONS = ("avg", "sum", "min", "last", "logsumexp")
+# Those that commute with sums: of scores that are made of parts, the aggregate is made of the parts' aggregates.
+ADDED_UP = ("avg", "sum", "last")
 # Those that commute with shifting and scaling every segment's score alike.
 SHIFTED_WHOLE = ("avg", "min", "last")
 # Of the steps of a solution. There is no sum: it would pay for steps.

@@ -20,6 +20,7 @@ from denserl.data.chat import as_text, bos_id, encode_prompt, renders_alike
 from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, encode, fit_length, of_ids, shortened
 from denserl.data.templates import template_settings
 from denserl.errors import UserError, require
+from denserl.models.heads import stored_head
 from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
 from denserl.models.measured import measured
 from denserl.models.positions import positions_of
@@ -38,6 +39,14 @@ class Reading(NamedTuple):
     score: float
     segments: list[tuple[int, float]]  # the number of the token at which each ends, and its score
     tokens: list[float] | None  # the score at each token; None where a source gives one number a response
+
+
+class Reasons(NamedTuple):
+    """Why n responses have their scores: each is the sum over K attributes of rating x coefficient."""
+
+    names: tuple[str, ...]  # of the attributes
+    ratings: np.ndarray  # (n, K) fp64
+    coefficients: np.ndarray  # (n, K)
 
 
 class RewardScorer:
@@ -102,6 +111,8 @@ class RewardScorer:
         self._scores = ResponseScorer(rewards, self.segmenter, entropies, self.agg_func)
         self._room = self.max_length - len(rewards.closing or ())
         self.shortened: dict[str, int] = {}  # of what was scored last
+        self.reasons: Reasons | None = None  # of the same, by a single model that rates attributes
+        self._names = stored_head(members.models[0].config, members.paths[0]).names
         self._last: tuple[Messages | None, list[int]] = (None, [])
 
     @classmethod
@@ -166,9 +177,11 @@ class RewardScorer:
             self.score_tokens,
             "scores",
         )
-        found = {row: float(values[0]) for row, values in mine.items()}
-        merged = {row: score for share in distributed.gather_objects(found) for row, score in share.items()}
-        scores = np.array([merged[row] for row in place], dtype=np.float64)
+        found = {row: values[0] for row, values in mine.items()}
+        merged = {row: told for share in distributed.gather_objects(found) for row, told in share.items()}
+        told = np.array([merged[row] for row in place], dtype=np.float64)
+        scores, parts = told[:, 0], told[:, 1:]
+        self.reasons = Reasons(self._names, *np.split(parts, 2, axis=1)) if parts.size else None
         if not np.isfinite(scores).all():
             names = ", ".join(self.paths)
             count = int((~np.isfinite(scores)).sum())
@@ -207,8 +220,10 @@ class RewardScorer:
         }
 
     def _of_rows(self, responses: Responses) -> Tensor:
-        """(B, 1): a response's score in its first slot."""
-        return self._scores(responses, responses.padded(self.tokenizer.pad_token_id, self.device))[:, None]
+        """(B, 1, 1 + 2 K): the score in a response's first slot, ratings and coefficients behind it where there are some."""
+        batch = responses.padded(self.tokenizer.pad_token_id, self.device)
+        (_, segments), scores, own = self._scores.read(responses, batch)
+        return torch.cat([scores[:, None], *(self._scores.parts(segments, own) or ())], 1)[:, None]
 
     def _readings(self, responses: Responses) -> list[Reading]:
         batch = responses.padded(self.tokenizer.pad_token_id, self.device)

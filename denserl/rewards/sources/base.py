@@ -12,8 +12,15 @@ from torch import Tensor
 
 from denserl.data.batching import ResponseBatch
 from denserl.data.responses import Responses
-from denserl.rewards.aggregation import aggregate
+from denserl.rewards.aggregation import ADDED_UP, aggregate, aggregate_outputs
 from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, Segments, segment_by_entropy, segment_scores, segment_sums
+
+
+class Parts(NamedTuple):
+    """What scores are made of: each is the sum over K attributes of rating x coefficient."""
+
+    ratings: Tensor  # (B, T, K) fp32 at each response token; or (B, K), of whole responses
+    coefficients: Tensor  # (B, K) fp32
 
 
 class Scores(NamedTuple):
@@ -22,11 +29,13 @@ class Scores(NamedTuple):
     values: (B, T) fp32, a score at each response token, with no meaning off the mask; or (B,), one number a response.
     segments: the source's own; None where responses are cut by the segmenter.
     read: how a segment is read: `last`, the score at its end; `sum`, over its tokens.
+    parts: what the values are made of, where that is known.
     """
 
     values: Tensor
     segments: Segments | None = None
     read: Literal["last", "sum"] = "last"
+    parts: Parts | None = None
 
 
 class RewardSource(Protocol):
@@ -107,3 +116,13 @@ class ResponseScorer:
             segments = self.segmenter(entropy, mask, batch.response_ids, ended)
         found = read_segments(scores.values, segments, scores.read)
         return found, aggregate(found.values, segments.counts, self.agg_func), own
+
+    def parts(self, segments: Segments, own: Scores) -> Parts | None:
+        """What the scores of whole responses are made of, by what `read` gives.
+
+        None where the source does not say it, or where no sum of what segments are made of is the response's score.
+        """
+        adds_up = self.segmenter.cuts_nothing or self.agg_func in ADDED_UP
+        if own.parts is None or not adds_up or own.parts.ratings.ndim == 2:
+            return own.parts if adds_up else None
+        return own.parts._replace(ratings=aggregate_outputs(own.parts.ratings, segments, self.agg_func))

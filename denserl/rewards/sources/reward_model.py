@@ -9,14 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from denserl.data.batching import ResponseBatch, pad_responses
+from denserl.data.batching import ResponseBatch, pad_responses, response_slots
 from denserl.data.responses import Responses
 from denserl.errors import UserError
 from denserl.models.folders import wrong_setting
 from denserl.models.reward_settings import StoredSettings
+from denserl.models.scoring import read_rewards
 from denserl.rewards.aggregation import AGGREGATIONS, SHIFTED_WHOLE
 from denserl.rewards.pair_metrics import response_token_rewards
-from denserl.rewards.sources.base import Scores, increments
+from denserl.rewards.sources.base import Parts, Scores, increments
 
 ENSEMBLES = ("mean", "min", "mean_std")
 
@@ -83,10 +84,24 @@ class RewardModelSource:
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
         """(B, T) scores; with `closing` one number a response, a cut-off one being read at its last token."""
         if self.closing is None:
-            return Scores(self.combined(batch))
+            return self._scores(batch)
         batch = pad_responses(responses.prompt_ids, self.closed(responses), self.pad_id).to(batch.response_mask.device)
-        last = batch.response_mask.sum(1, keepdim=True) - 1
-        return Scores(self.combined(batch).gather(1, last).squeeze(1))
+        scores, last = self._scores(batch), batch.response_mask.sum(1) - 1
+        rows = torch.arange(len(last), device=last.device)
+        parts = scores.parts and scores.parts._replace(ratings=scores.parts.ratings[rows, last])
+        return Scores(scores.values[rows, last], parts=parts)
+
+    def _scores(self, batch: ResponseBatch) -> Scores:
+        """(B, T) scores of the members together; of a single one that rates attributes, with what they are made of."""
+        if len(self.models) > 1:
+            return Scores(self.combined(batch))
+        found = read_rewards(self.models[0], *batch[:3], logprob_rows=0, shared=batch.shared)
+        width = batch.response_mask.shape[1]
+        values = response_slots(found.scores, batch.response_start, width)
+        if found.coefficients is None:
+            return Scores(values)
+        ratings = response_slots(found.outputs[..., 1:], batch.response_start, width)
+        return Scores(values, parts=Parts(ratings, found.coefficients))
 
     def closed(self, responses: Responses) -> list[list[int]]:
         """The ids of each response up to the place where its one score is read."""
