@@ -98,6 +98,29 @@ def save_language_model(folder: Path, seed: int = 0, stops: int = 0, hidden: int
     return folder
 
 
+def save_gated_model(folder: Path, sft: Path, **settings) -> Path:
+    """A model of three attributes under a gate, of random weights, freed of the second one; settings: stored with it."""
+    from denserl.models.heads import Head, make_head, store_head
+    from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
+
+    tokenizer, model = load_tokenizer(str(sft)), new_reward_model(str(sft), "fp32")
+    match_embeddings(model, tokenizer)
+    head = Head("gated", 3, 12, 0.2, names=("help", "verbosity", "style"), temperature=5.0, gate_offset=4)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model.score = make_head(model.score.in_features, head)
+        model.score.weight.normal_()
+        model.score.transform.copy_(torch.tensor([[1.0, 0.0, 0.0], [-0.4, 0.0, -0.15], [0.0, 0.0, 1.0]]))
+        model.score.gate.scale.fill_(7.0)
+        for layer in model.score.gate.layers:
+            layer.weight.mul_(4)
+    store_head(model.config, head)
+    model.config.segment_reward |= {"entropy_threshold": 1000.0, "read_at": "end_of_turn", **settings}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def without_free_tokens(folder: Path) -> None:
     """Let the template of a saved tiny tokenizer name the two special tokens that nothing uses, one renamed from pad."""
     path, template = folder / "tokenizer.json", folder / "chat_template.jinja"

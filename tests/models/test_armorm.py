@@ -12,13 +12,12 @@ from denserl.data.chat import end_of_turn_id
 from denserl.errors import UserError
 from denserl.models.armorm import ATTRIBUTES, armorm_name, our_name, stored_armorm_head
 from denserl.models.export import export_armorm, export_classifier, export_grm
-from denserl.models.heads import Head, make_head, store_head, stored_head
+from denserl.models.heads import Head, make_head, stored_head
 from denserl.models.importing import import_model
-from denserl.models.loading import load_reward_model, load_tokenizer, match_embeddings, new_reward_model
+from denserl.models.loading import load_reward_model, load_tokenizer, new_reward_model
 from denserl.rewards.scorer import RewardScorer
 
 NAMES = ("help", "verbosity", "style")
-TRANSFORM = torch.tensor([[1.0, 0.0, 0.0], [-0.4, 0.0, -0.15], [0.0, 0.0, 1.0]])
 HEAD = Head("gated", layers=3, width=12, dropout=0.2, names=NAMES, temperature=5.0, gate_offset=4)
 CHATS = [("Tell me about the bridge.", "A boat waits there."), ("Why is the bridge old?", "It is."), ("Rain.", "Yes, rain.")]
 
@@ -26,23 +25,8 @@ CHATS = [("Tell me about the bridge.", "A boat waits there."), ("Why is the brid
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory):
     """A gated model of random weights, in a folder."""
-    sft, folder = tmp_path_factory.mktemp("sft"), tmp_path_factory.mktemp("gated")
-    tokenizer = load_tokenizer(str(tiny_models.save_language_model(sft)))
-    model = new_reward_model(str(sft), "fp32")
-    match_embeddings(model, tokenizer)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(1)
-        model.score = make_head(32, HEAD)
-        model.score.weight.normal_()
-        model.score.transform.copy_(TRANSFORM)
-        model.score.gate.scale.fill_(7.0)
-        for layer in model.score.gate.layers:
-            layer.weight.mul_(4)
-    store_head(model.config, HEAD)
-    model.config.segment_reward |= {"entropy_threshold": 1000.0, "read_at": "end_of_turn"}
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    sft = tiny_models.save_language_model(tmp_path_factory.mktemp("sft"))
+    return tiny_models.save_gated_model(tmp_path_factory.mktemp("gated"), sft)
 
 
 def scores(folder) -> list[float]:
