@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     RANDOM_SCORES = 11
     BOOTSTRAP = 12
     CONTINUATIONS = 13  # of responses, from the ends of their steps
+    PENALTIES = 14  # rows by which the penalty of a fit is chosen
     AUGMENTATION = 15  # pairs that are made of several
     KNOCKOUT = 20  # the order in which the answers of a list meet
     SUBSETS = 21  # of the samples of best-of-n

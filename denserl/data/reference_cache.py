@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,9 @@ def add_entropies(
     max_tokens: int,
     device: torch.device | str,
     together: bool = False,
+    sides: Sequence[str] = SIDES,
 ) -> Dataset:
-    """Add the reference model's entropies and log-probabilities to tokenised preferences, in columns of each side.
+    """Add the reference model's entropies and log-probabilities to tokenised responses, in columns of each of them.
 
     chosen_entropy, rejected_entropy: nats, one for each response token.
     chosen_logprob, rejected_logprob: log-probability of the response, summed over its tokens.
@@ -51,6 +52,7 @@ def add_entropies(
 
     Args:
         dataset: columns prompt_ids, chosen_ids, rejected_ids.
+        sides: what the columns of a row's responses begin with.
         reference_function: called only when nothing is stored; loads the model and returns batch -> (B, T, 2), the
             log-probability of each response token and the entropy of what predicts it.
         model_fingerprint: of the weights and how they are read (`reading_fingerprint`).
@@ -63,12 +65,12 @@ def add_entropies(
     target, is_stored = None, False
     # Rank 0 decides for all: another run may be writing the same entry.
     if distributed.rank() == 0:
-        ids = dataset.select_columns(["prompt_ids", *(f"{side}_ids" for side in SIDES)])
+        ids = dataset.select_columns(["prompt_ids", *(f"{side}_ids" for side in sides)])
         target = Path(cache_dir) / f"reference-{rows_fingerprint(ids, model_fingerprint)[:32]}"
         is_stored = target.is_dir()
     target, is_stored = distributed.gather_objects((target, is_stored))[0]
     if not is_stored:
-        _compute(dataset, reference_function(), target, pad_id, max_tokens, device, together)
+        _compute(dataset, reference_function(), target, pad_id, max_tokens, device, together, sides)
         distributed.barrier()
     else:
         log.info("reference model: found %s", target)
@@ -125,10 +127,11 @@ def _compute(
     max_tokens: int,
     device: torch.device | str,
     together: bool,
+    sides: Sequence[str],
 ) -> None:
     """Every rank writes its share beside the target; rank 0 joins the shares and renames the whole into place."""
-    prompts = list(dataset["prompt_ids"]) * len(SIDES)
-    responses = [row for side in SIDES for row in dataset[f"{side}_ids"]]
+    prompts = list(dataset["prompt_ids"]) * len(sides)
+    responses = [row for side in sides for row in dataset[f"{side}_ids"]]
     # Of responses that are in several pairs of a prompt it is asked once.
     first, place = _distinct(prompts, responses)
     prompts, responses = ([rows[i] for i in first] for rows in (prompts, responses))
@@ -152,7 +155,7 @@ def _compute(
     )
     distributed.barrier()
     if rank == 0:
-        _join(work, target, place, world)
+        _join(work, target, place, world, sides)
 
 
 def _distinct(prompts: list[list[int]], responses: list[list[int]]) -> tuple[list[int], list[int]]:
@@ -187,9 +190,9 @@ def _seen(folder: Path) -> Path:
     return folder
 
 
-def _join(work: Path, target: Path, place: list[int], world: int) -> None:
-    """place: for each response, all chosen ones first, its number in the shares."""
-    rows = len(place) // len(SIDES)
+def _join(work: Path, target: Path, place: list[int], world: int, sides: Sequence[str]) -> None:
+    """place: for each response, all of the first side first, its number in the shares."""
+    rows = len(place) // len(sides)
     distinct: list = [None] * (max(place, default=-1) + 1)
     for rank in range(world):
         with np.load(work / f"rank{rank}.npz", allow_pickle=False) as share:
@@ -198,7 +201,7 @@ def _join(work: Path, target: Path, place: list[int], world: int) -> None:
                 distinct[row] = piece
     found = [distinct[number] for number in place]
     columns: dict[str, list] = {}
-    for i, side in enumerate(SIDES):
+    for i, side in enumerate(sides):
         own = found[i * rows : (i + 1) * rows]
         columns[f"{side}_entropy"] = [piece[:, 1] for piece in own]
         columns[f"{side}_logprob"] = [piece[:, 0].sum(dtype=np.float64) for piece in own]

@@ -79,6 +79,21 @@ def read_rewards(
     return RewardReading(outputs[..., 0], logprobs, states, found, others, coefficients)
 
 
+def head_inputs(
+    reward_model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    shared: SharedPrompts | None = None,
+) -> Tensor:
+    """The hidden states that the reward head reads at some positions of each row, (B, K) -> (B, K, H).
+
+    Other args as those of `token_rewards`.
+    """
+    hidden, places, *_ = _read_by_score(reward_model, input_ids, attention_mask, shared)
+    return hidden.flatten(0, 1)[places.gather(1, positions.to(places.device))]
+
+
 def score_head(reward_model: nn.Module) -> nn.Module:
     """The module named `score` of a (wrapped) sequence classifier."""
     return next(module for name, module in reward_model.named_modules() if name.rpartition(".")[2] == "score")

@@ -40,10 +40,36 @@ def prepare_pairs(
     read_by: Sequence[str] = (),
     in_shares: Callable[[PreTrainedModel], Callable[[ResponseBatch], Tensor]] | None = None,
 ) -> Dataset:
-    """Tokenise preferences and add what the frozen SFT model, if one is given, says of them (`add_entropies`).
+    """Tokenise preferences and add what the frozen SFT model, if one is given, says of them (`with_entropies`).
 
-    source: how models are loaded. read_by: those that will read the pairs beside the SFT model. in_shares: spreads the model
-    over the ranks, and gives what `response_logprobs_entropies` gives of a batch; without it each rank has the whole of it.
+    read_by: those that will read the pairs beside the SFT model. Other args as of `with_entropies`.
+    """
+    lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
+    rows = tokenize_preferences(pairs, tokenizer, **lengths, on_bad_row=on_bad_row)
+    longest = max((len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in rows for side in SIDES), default=0)
+    fix = "give a `max_length` of at most {}, with a `max_prompt_length` below it"
+    readers = [*([] if sft_model is None else [sft_model]), *read_by]
+    check_positions(longest, readers, source, "the longest pair's response with its prompt", fix)
+    if sft_model is None:
+        return rows
+    return with_entropies(rows, config, source, sft_model, tokenizer, device, dtype, in_shares)
+
+
+def with_entropies(
+    rows: Dataset,
+    config: ScoredPairsConfig,
+    source: ModelSourceConfig,
+    sft_model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: str,
+    in_shares: Callable[[PreTrainedModel], Callable[[ResponseBatch], Tensor]] | None = None,
+    sides: Sequence[str] = SIDES,
+) -> Dataset:
+    """Tokenised rows with what the frozen SFT model says of their responses (`add_entropies`).
+
+    source: how models are loaded. in_shares: spreads the model over the ranks, and gives what `response_logprobs_entropies`
+    gives of a batch; without it each rank has the whole of it.
     """
 
     def reference_function():
@@ -56,14 +82,6 @@ def prepare_pairs(
 
     cache_dir = Path(config.cache_dir).expanduser()
     make_folder("cache_dir", str(cache_dir))
-    lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
-    rows = tokenize_preferences(pairs, tokenizer, **lengths, on_bad_row=on_bad_row)
-    longest = max((len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in rows for side in SIDES), default=0)
-    fix = "give a `max_length` of at most {}, with a `max_prompt_length` below it"
-    readers = [*([] if sft_model is None else [sft_model]), *read_by]
-    check_positions(longest, readers, source, "the longest pair's response with its prompt", fix)
-    if sft_model is None:
-        return rows
     return add_entropies(
         rows,
         reference_function,
@@ -73,6 +91,7 @@ def prepare_pairs(
         max_tokens=config.score_tokens,
         device=device,
         together=in_shares is not None,
+        sides=sides,
     )
 
 

@@ -1,8 +1,10 @@
 """Labelled steps as the reward-model trainer takes them: loaded, split by questions, tokenised; batches."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -63,20 +65,30 @@ def split_by_question(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dat
 
     Where none has so few rows, the one of fewest. UserError where there is no other, or where rows are fewer than ten.
     """
-    of_question: dict[str, list[int]] = {}
-    for number, prompt in enumerate(rows["prompt"]):
-        of_question.setdefault(json.dumps(prompt), []).append(number)
-    questions, most = list(of_question.values()), min(size, len(rows) // 10)
-    found = f"{len(rows)} rows on {len(questions)} questions are too few to split some off for evaluation"
-    require(most > 0 and len(questions) > 1, found, "give `eval_data`")
-    taken: set[int] = set()
-    for question in shuffled(len(questions), stream(seed, Purpose.HELD_OUT)):
-        if len(taken) + len(questions[question]) <= most:
-            taken.update(questions[question])
-    taken = taken or {*min(questions, key=len)}
+    most = min(size, len(rows) // 10)
+    taken = whole_questions(rows["prompt"], most, stream(seed, Purpose.HELD_OUT))
+    found = (
+        f"{len(rows)} rows on {len({*map(json.dumps, rows['prompt'])})} questions are too few to split some off for evaluation"
+    )
+    require(most > 0 and len(taken) < len(rows), found, "give `eval_data`")
     parts = ([i for i in range(len(rows)) if (i in taken) == kept] for kept in (False, True))
     train, held_out = (rows.select(part) for part in parts)
     return train, held_out
+
+
+def whole_questions(questions: Sequence[Any], most: int, draw: np.random.SeedSequence) -> set[int]:
+    """The numbers of at most so many rows: of questions drawn at random, all their rows; where none fits, of the smallest.
+
+    questions: of each row, as JSON has them.
+    """
+    of_question: dict[str, list[int]] = {}
+    for number, question in enumerate(questions):
+        of_question.setdefault(json.dumps(question), []).append(number)
+    rows, taken = list(of_question.values()), set[int]()
+    for question in shuffled(len(rows), draw):
+        if len(taken) + len(rows[question]) <= most:
+            taken.update(rows[question])
+    return taken or {*min(rows, key=len, default=[])}
 
 
 def check_lengths(parts: list[Dataset], model: str, source: ModelSourceConfig) -> None:
