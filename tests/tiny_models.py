@@ -154,13 +154,13 @@ def boat_pairs(count: int) -> list[dict]:
 
 
 def as_argv(options: dict) -> list[str]:
-    """Options as arguments: True as a bare flag, None left out."""
+    """Options as arguments: True as a bare flag, the parts of a list one by one, None left out."""
     argv = []
     for name, value in options.items():
         if value is True:
             argv.append(f"--{name}")
         elif value is not None:
-            argv += [f"--{name}", str(value)]
+            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return argv
 
 

@@ -1,4 +1,4 @@
-"""Train a reward model on preferences, at segment, token or bandit level, or on labelled steps or outcomes of solutions."""
+"""Train a reward model: on preferences or ratings, at segment, token or bandit level, or on labelled steps or outcomes."""
 
 from denserl.cli.launch import launch, suggest
 from denserl.cli.record import recorded
@@ -8,14 +8,20 @@ from denserl.trainer.reward_config import RewardConfig as Options
 
 def run(options: Options) -> dict[str, float]:
     """Returns the evaluation metrics of the model that was saved."""
+    from denserl.trainer.reward_making import trunk_settings
     from denserl.trainer.reward_trainer import RewardTrainer
     from denserl.trainer.self_training import train_in_rounds
 
     metrics = train_in_rounds(options, _round) if options.unlabelled_data else RewardTrainer.from_config(options).run()
-    judged = {"pairs": "pairs HELD_OUT", "steps": "processbench SOLUTIONS", "response": "bon_answers ANSWERS"}[options.input]
+    pairs = "pairs HELD_OUT"
+    judged = {"pairs": pairs, "ratings": pairs, "steps": "processbench SOLUTIONS", "response": "bon_answers ANSWERS"}[
+        options.input
+    ]
+    its = trunk_settings(options)
+    policy = options.model if its is None else its.sft_model or "SFT_MODEL"
     suggest(
         f"evaluate {judged} --scorer {options.output_dir} --output_dir NEW_FOLDER",
-        f"train-ppo --model {options.model} --reward_model {options.output_dir} --data PROMPTS --output_dir NEW_FOLDER",
+        f"train-ppo --model {policy} --reward_model {options.output_dir} --data PROMPTS --output_dir NEW_FOLDER",
     )
     return metrics
 

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl.rewards.objectives.losses import full
-
 ALPHAS = tuple(10.0**power for power in range(-4, 5))
 # What may be taken of the attribute that the others are freed of.
 LAMBDAS = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, *(step / 20 for step in range(4, 20)))
@@ -20,10 +18,9 @@ LAMBDAS = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, *(step / 20 for step
 def squared_errors(predictions: Tensor, ratings: Tensor) -> Tensor:
     """(prediction - rating)^2, 0 where there is no rating.
 
-    Args: of any shape; a rating that is NaN is none. Returns: fp32 (fp64 of fp64 predictions).
+    Args: of any shape; a rating that is NaN is none. Returns: in the wider precision of the two.
     """
-    rated = ~ratings.isnan()
-    return torch.where(rated, full(predictions) - ratings.nan_to_num(0.0), 0.0) ** 2
+    return torch.where(ratings.isnan(), 0.0, predictions - ratings.nan_to_num(0.0)) ** 2
 
 
 def masked_mse(predictions: Tensor, ratings: Tensor) -> Tensor:
@@ -37,7 +34,7 @@ def masked_mse(predictions: Tensor, ratings: Tensor) -> Tensor:
 class FitSums(NamedTuple):
     """All that a linear fit without intercept takes of N rows, each with features z and ratings y of some of K attributes.
 
-    Those of attribute k are over the rows that have it. Sums of parts of the rows add up (`added`).
+    Those of attribute k are over the rows that have it. Rows are added as they come, and the sums of ranks add up.
     """
 
     inner: Tensor  # (K, H, H) fp64, Z'Z
@@ -45,18 +42,21 @@ class FitSums(NamedTuple):
     square: Tensor  # (K,), y'y
     count: Tensor  # (K,), rows
 
-    def added(self, other: "FitSums") -> "FitSums":
-        """The sums over the rows of both."""
-        return FitSums(*(a + b for a, b in zip(self, other, strict=True)))
+    @classmethod
+    def empty(cls, hidden: int, many: int, device: torch.device | str = "cpu") -> "FitSums":
+        """Of no rows."""
+        shapes = ((many, hidden, hidden), (many, hidden), (many,), (many,))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
-
-def fit_sums(features: Tensor, ratings: Tensor) -> FitSums:
-    """The sums over some rows. features: (N, H). ratings: (N, K), NaN: none; N may be 0."""
-    z, rated = features.double(), (~ratings.isnan()).double()
-    y = ratings.double().nan_to_num(0.0)
-    # An attribute at a time: K copies of the features would not fit.
-    inner = torch.stack([z.T @ (z * has[:, None]) for has in rated.T])
-    return FitSums(inner, y.T @ z, y.square().sum(0), rated.sum(0))
+    def add(self, features: Tensor, ratings: Tensor) -> None:
+        """Add rows, in place. features: (N, H). ratings: (N, K), NaN: none; N may be 0."""
+        rated = ~ratings.isnan()
+        z, y = features.double(), ratings.double().nan_to_num(0.0)
+        # An attribute at a time: K copies of the features would not fit.
+        for inner, has in zip(self.inner, rated.T, strict=True):
+            inner.addmm_(z[has].T, z[has])
+        for sums, more in zip(self[1:], (y.T @ z, y.square().sum(0), rated.sum(0)), strict=True):
+            sums += more
 
 
 class RidgeFit(NamedTuple):
@@ -85,7 +85,11 @@ def ridge(fit: FitSums, choice: FitSums, alphas: Sequence[float] = ALPHAS) -> Ri
         squares = choice.square[k] - 2 * tried @ choice.cross[k] + ((tried @ choice.inner[k]) * tried).sum(1)
         errors.append(squares / choice.count[k])
         weights.append(tried[errors[-1].argmin()])
-    return RidgeFit(torch.stack(weights), torch.tensor(alphas)[torch.stack(errors).argmin(1).cpu()], torch.stack(errors))
+    return RidgeFit(
+        torch.stack(weights),
+        torch.tensor(alphas, dtype=torch.float64)[torch.stack(errors).argmin(1).cpu()],
+        torch.stack(errors),
+    )
 
 
 def ridge_path(inner: Tensor, cross: Tensor, alphas: Sequence[float] = ALPHAS) -> Tensor:

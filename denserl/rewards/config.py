@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from annotated_types import Ge, Gt, Interval
 
 from denserl.config import FIRST, MODEL, RESUMABLE, Config, DeviceConfig, Level, Only, RunConfig
-from denserl.data.config import StepDataConfig
+from denserl.data.config import RatedDataConfig, StepDataConfig
 from denserl.errors import UserError, require
 
 
@@ -228,7 +228,7 @@ class HeadConfig(Config):
     group: ClassVar[str] = "head"
 
     head_type: Annotated[
-        Literal["linear", "mlp", "label", "gated"],
+        Literal["linear", "mlp", "label", "attributes", "gated"],
         Only(
             "with `head_type` gated, which trains the gate alone",
             lambda c: c.head_type != "gated",
@@ -236,8 +236,9 @@ class HeadConfig(Config):
         ),
         Only("with `input` other than pairs", lambda c: c.head_type != "gated" or c.input == "pairs"),
     ] = "linear"
-    """Reward head; linear makes a standard classifier, label a language model whose logits of two labels are the score; gated
-    weighs the attributes of `model`, which rates some, by the prompt (docs/preference_models.md)."""
+    """Reward head; linear makes a standard classifier, label a language model whose logits of two labels are the score;
+    attributes a standard classifier of several labels, which are ratings; gated weighs the attributes of `model`, which rates
+    some, by the prompt (docs/preference_models.md)."""
     labels: Annotated[list[str] | None, WITHOUT_LABELS] = None
     """The two labels, the better one first, each one token where it is the assistant's answer; default: + -."""
     head_layers: Annotated[int | None, Interval(ge=1, le=64), OF_LAYERS] = None
@@ -273,7 +274,55 @@ class LevelConfig(StepConfig):
     """How segment scores make the score of a response."""
 
 
-OF_LABELS = Only("with `input` pairs", lambda c: c.input != "pairs")
+OF_LABELS = Only("without `input` steps or response", lambda c: c.reads_steps())
+OF_RATINGS = Only("without `input` ratings", lambda c: c.reads_ratings())
+# What a fit in closed form has no use for.
+OF_STEPWISE = (
+    "epochs",
+    "batch_size",
+    "micro_batch_size",
+    "lr",
+    "min_lr_ratio",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "zero_stage",
+    "lora_rank",
+    "gradient_checkpointing",
+    "freeze_trunk",
+    "objective",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "keep",
+    "resume",
+    "max_skipped_steps",
+)
+
+
+@dataclass(kw_only=True)
+class RatingsConfig(RatedDataConfig):
+    """What is learned of responses whose attributes are rated."""
+
+    group: ClassVar[str] = "rated attributes"
+
+    attribute_weights: Annotated[list[float] | None, OF_RATINGS] = None
+    """What each attribute weighs in the score; stored with the model. Default: the same each, 1 in all."""
+    attribute_fit: Annotated[
+        Literal["mse", "ridge"],
+        OF_RATINGS,
+        Only("with `attribute_fit` ridge", lambda c: c.attribute_fit != "ridge", of=OF_STEPWISE),
+    ] = "mse"
+    """By gradient steps, of which the squared error is the loss, or the head alone by ridge regression, in closed form."""
+
+    def check_weights(self, names: list[str]) -> None:
+        """UserError unless there is a weight for each of the attributes, or none at all."""
+        weights = self.attribute_weights
+        found = f"`attribute_weights` has {len(weights or [])} numbers for {len(names)} ratings: {', '.join(names)}"
+        require(weights is None or len(weights) == len(names), found, "give one for each, in the same order")
+
+
 OF_STEPS = Only("without `input` steps", lambda c: c.input == "steps")
 
 

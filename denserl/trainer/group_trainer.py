@@ -105,17 +105,21 @@ class GroupTrainer(SupervisedTrainer):
         Returns: the evaluation metrics of the model that was written. Mean and std of its scores are stored with it.
         """
         began = time.perf_counter()
-        metrics = self.session.run(self)
+        metrics = self.learn()
         self.model.config.mean, self.model.config.std = metrics["eval_score_mean"], metrics["eval_score_std"]
         save_trained(self, self.args.output_dir)
-        steps, took = self.state.global_step, in_words(time.perf_counter() - began)
-        log.info("%s: trained to step %d, %s", self.args.output_dir, steps, took)
+        how = f"trained to step {self.state.global_step}" if self.state.global_step else "fitted"
+        log.info("%s: %s, %s", self.args.output_dir, how, in_words(time.perf_counter() - began))
         lines, remarks = self.in_words(metrics, len(self.eval_dataset))
         for line in lines:
             log.info("  %s", line)
         for remark in remarks:
             log.warning("  %s", remark)
         return metrics
+
+    def learn(self) -> dict[str, float]:
+        """Train to the end; returns the evaluation metrics of the weights that it ends with."""
+        return self.session.run(self)
 
     def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
         """What the evaluation metrics of so many rows come to, and what is doubtful in them, a line each."""

@@ -6,12 +6,13 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Interval
 
 from denserl.config import FIRST, INPUT, RESUMABLE, Only
-from denserl.data.config import AugmentConfig, RatedDataConfig, ScoredPairsConfig
-from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, StepLabelsConfig
+from denserl.data.config import AugmentConfig, ScoredPairsConfig
+from denserl.errors import require
+from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, RatingsConfig, StepLabelsConfig
 from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.self_training_config import SelfTrainingConfig
 
-# What is of preferences alone.
+# What is of preferences alone, and what of all responses that are read at their segments.
 OF_PAIRS = (
     "use_margin",
     "soft_label_scale",
@@ -20,14 +21,9 @@ OF_PAIRS = (
     "pos_reg",
     "reg_type",
     "disentangle",
-    "reward_level",
-    "entropy_threshold",
-    "segmenter",
-    "agg_func",
-    "skip_cut_step",
     "flip_frac",
-    "cache_dir",
 )
+OF_SEGMENTS = ("reward_level", "entropy_threshold", "segmenter", "agg_func", "skip_cut_step", "cache_dir")
 
 
 @dataclass(kw_only=True)
@@ -35,34 +31,48 @@ class RewardConfig(
     HeadConfig,
     ObjectiveConfig,
     StepLabelsConfig,
+    RatingsConfig,
     LevelConfig,
-    RatedDataConfig,
     AugmentConfig,
     ScoredPairsConfig,
     SelfTrainingConfig,
     SupervisedConfig,
 ):
-    """Train a reward model: on preferences, at segment, token or bandit level, or on labelled steps or outcomes."""
+    """Train a reward model: on preferences or ratings, at segment, token or bandit level, or on labelled steps or outcomes."""
 
     group: ClassVar[str] = "training"
 
     input: Annotated[
-        Literal["pairs", "steps", "response"],
+        Literal["pairs", "ratings", "steps", "response"],
         FIRST,
         Only("without `input` pairs", lambda c: c.input == "pairs", of=OF_PAIRS),
+        Only("with `input` steps or response", lambda c: not c.reads_steps(), of=OF_SEGMENTS),
         Only("with `input` response", lambda c: c.input != "response", of=("max_steps",)),
     ] = "pairs"
-    """What the rows hold: preferences; solutions whose steps are labelled; or solutions, each labelled as a whole."""
+    """What the rows hold: preferences; responses whose attributes are rated; solutions whose steps are labelled; or solutions,
+    each labelled as a whole."""
     eval_data: Annotated[list[str] | None, INPUT, FIRST, RESUMABLE] = None
     """Held-out rows; default: eval_size rows split off from the data."""
     eval_size: Annotated[int, Ge(1), Only("beside `eval_data`", lambda c: not c.eval_data)] = 512
-    """Rows split off for evaluation when there is no eval_data; at most a tenth of the data. Of labelled steps whole questions,
-    with all their solutions."""
+    """Rows split off for evaluation when there is no eval_data; at most a tenth of the data. Of ratings and labelled steps
+    whole questions, with all their responses."""
     flip_frac: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Share of the training pairs whose labels are turned round, to study noise; which ones, the seed says."""
 
     def reads_steps(self) -> bool:
-        return self.input != "pairs"
+        return self.input in ("steps", "response")
 
     def reads_ratings(self) -> bool:
         return self.input == "ratings"
+
+    def check(self) -> None:
+        super().check()
+        of_ratings = self.input == "ratings"
+        found = f"`head_type` {self.head_type} with `input` {self.input}"
+        fix = "ratings are learned by attributes, and by no other head: give `input` ratings `head_type` attributes"
+        require(of_ratings == (self.head_type == "attributes"), found, fix)
+        if of_ratings:
+            self.check_weights(self.rating_names(self.data))
+        found = f"`attribute_fit` ridge with `agg_func` {self.agg_func}, which is no linear function of segments"
+        linear = self.attribute_fit != "ridge" or self.agg_func in ("avg", "sum", "last")
+        require(linear, found, "let it be avg, sum or last, or `attribute_fit` mse")

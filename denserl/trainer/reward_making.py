@@ -12,6 +12,7 @@ from denserl.models.heads import Head, stored_head
 from denserl.models.loading import (
     attach_lm_head,
     freeze_trunk,
+    holds_reward_head,
     load_config,
     load_reward_model,
     match_embeddings,
@@ -20,13 +21,14 @@ from denserl.models.loading import (
     train_whole_head,
 )
 from denserl.models.measured import check_steady
-from denserl.models.reward_settings import sft_settings, store_settings, stored_settings
+from denserl.models.reward_settings import StoredSettings, sft_settings, store_settings, stored_settings
 from denserl.rewards.objectives import (
     BradleyTerry,
     Disentangle,
     Objective,
     Orthogonal,
     PositiveRegularizer,
+    RatingErrors,
     StepLabels,
     TextRegularizer,
     all_reads,
@@ -37,11 +39,15 @@ from denserl.trainer.reward_config import RewardConfig
 
 # Hidden layers and dropout of the heads that have some (arXiv 2406.10216, 2406.12845).
 LAYERS = {"linear": (1, 0.1), "mlp": (1, 0.1), "gated": (3, 0.2)}
+# Heads that may be put on the trunk of a reward model.
+ON_TRUNKS = ("attributes", "gated")
 
 
 def make_objectives(config: RewardConfig) -> list[Objective]:
     """What the options train for; the weights of the Bradley-Terry loss and of the text-generation term add up to one."""
     own = [named_objective(words) for words in config.objective or []]
+    if config.input == "ratings":
+        return [RatingErrors(), *own]
     if config.input != "pairs":
         return [StepLabels(loss=config.label_ce, average=config.step_average), *own]
     coef = config.reg_coef if config.reg_type != "none" else 0.0
@@ -58,6 +64,13 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
     return objectives + own
 
 
+def trunk_settings(config: RewardConfig) -> StoredSettings | None:
+    """What a reward model says of itself on whose trunk the head is put; None where `model` is taken for a language model."""
+    if config.head_type not in ON_TRUNKS or not holds_reward_head(config.model):
+        return None
+    return stored_settings(load_config(config.model, **config.tokenizer_source()), config.model)
+
+
 def head_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, objectives: Sequence[Objective]) -> Head:
     """The head that the options describe. UserError for labels that are no tokens, or where objectives need another one."""
     if "label_logp" in all_reads(objectives):
@@ -72,6 +85,9 @@ def head_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, objectives
     if config.head_type == "label":
         labels = two_labels(config.labels)
         return Head("label", labels=labels, label_ids=label_ids(tokenizer, labels))
+    if config.head_type == "attributes":
+        names = config.rating_names(config.data)
+        return Head("attributes", names=tuple(names), weights=tuple(config.attribute_weights or [1 / len(names)] * len(names)))
     layers, dropout = LAYERS[config.head_type]
     layers = layers if config.head_layers is None else config.head_layers
     dropout = dropout if config.head_dropout is None else config.head_dropout
@@ -109,7 +125,7 @@ def make_model(
     objectives: Sequence[Objective],
     settings: dict[str, Any],
 ) -> PreTrainedModel:
-    """The SFT model's backbone under a fresh head, or the reward model to go on from.
+    """The trunk of `model` under a fresh head, or the reward model to go on from.
 
     The SFT model's own head stands beside it where an objective reads it.
 
@@ -140,10 +156,10 @@ def make_model(
 
 
 def _of_sft(config: RewardConfig, dtype: str) -> dict[str, str]:
-    """What is stored of the SFT model: `model`, or under a gate that of its attributes, if they have one."""
-    if config.head_type != "gated":
+    """What is stored of the SFT model: `model`, or of a reward model's trunk the one that is stored with that, if any."""
+    its = trunk_settings(config)
+    if its is None:
         return sft_settings(config.model, sft_fingerprint(config.model, dtype), config.output_dir)
-    its = stored_settings(load_config(config.model, **config.tokenizer_source()), config.model)
     return sft_settings(its.sft_model, its.sft_fingerprint, config.output_dir) if its.sft_model and its.sft_fingerprint else {}
 
 

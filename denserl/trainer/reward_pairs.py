@@ -16,8 +16,6 @@ from denserl.data.preferences import flip_labels, load_preferences
 from denserl.data.reference_cache import SIDES
 from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, WEIGHT
 from denserl.errors import require
-from denserl.models.loading import load_config
-from denserl.models.reward_settings import stored_settings
 from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.pairs import prepare_pairs
 from denserl.rewards.sources.reading import choose_sft_model
@@ -26,6 +24,7 @@ from denserl.streams import Purpose, stream
 from denserl.trainer.augmented import augmented
 from denserl.trainer.reference import in_shares
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_making import trunk_settings
 
 log = logging.getLogger(__name__)
 
@@ -109,15 +108,15 @@ def pairs_of(
 
 
 def cutting_model(config: RewardConfig, segmenter: Segmenter) -> str | None:
-    """The language model whose entropies cut the responses: `model`, or under a gate the one that its attributes were cut by.
+    """The language model whose entropies cut the responses: `model`, or of a reward model's trunk the one that cut for that.
 
-    None under a gate where no entropies are read. UserError where that of a gate is not known.
+    None of such a trunk where no entropies are read. UserError where that model is not known.
     """
-    if config.head_type != "gated":
+    stored = trunk_settings(config)
+    if stored is None:
         return config.model
     if not segmenter.reads_entropy:
         return None
-    stored = stored_settings(load_config(config.model, **config.tokenizer_source()), config.model)
     require(
         stored.sft_model is not None,
         f"{config.model}/config.json names no SFT model (sft_model) whose entropies cut responses",

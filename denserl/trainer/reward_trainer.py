@@ -14,6 +14,7 @@ from denserl.rewards.pairs import segment_lengths
 from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter
 from denserl.trainer.gate_start import gate_start
 from denserl.trainer.group_trainer import GroupTrainer, Prepared
+from denserl.trainer.rating_trainer import RatingTrainer
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import head_of, make_model, make_objectives
 from denserl.trainer.reward_pairs import contents_of, cutting_model, pairs_of, told_pairs
@@ -93,4 +94,9 @@ class RewardTrainer(GroupTrainer):
 
 
 # The trainer of each kind of rows, by `RewardConfig.input`.
-KINDS: dict[str, type[GroupTrainer]] = {"pairs": RewardTrainer, "steps": StepTrainer, "response": StepTrainer}
+KINDS: dict[str, type[GroupTrainer]] = {
+    "pairs": RewardTrainer,
+    "ratings": RatingTrainer,
+    "steps": StepTrainer,
+    "response": StepTrainer,
+}

@@ -66,6 +66,31 @@ def step_model_remarks(metrics: dict[str, float], solutions: int) -> list[str]:
     return found
 
 
+def rating_model_lines(metrics: dict[str, float], names: Sequence[str], responses: int) -> list[str]:
+    """Of the evaluation of a model of rated attributes: its errors, beside always saying the mean, and correlations of each."""
+    each = [
+        f"{name} {metrics[f'eval_mse/{name}']:.3g} (correlation {metrics[f'eval_pearson/{name}']:.2f}, of ranks "
+        f"{metrics[f'eval_spearman/{name}']:.2f})"
+        for name in names
+    ]
+    return [
+        f"mean squared error {metrics['eval_mse']:.3g} of the ratings of {responses} responses (by always saying each "
+        f"attribute's mean: {metrics['eval_mean_mse']:.3g}); {', '.join(each)}",
+        f"scores of mean {metrics['eval_score_mean']:.3g} and std {metrics['eval_score_std']:.3g}, stored with the model",
+    ]
+
+
+def rating_model_remarks(metrics: dict[str, float], names: Sequence[str]) -> list[str]:
+    """What is doubtful in such an evaluation, a line each; often nothing."""
+    found = []
+    if metrics["eval_mse"] >= metrics["eval_mean_mse"]:
+        found.append("ratings are told no better than by always saying the mean: the model has not learned to tell them")
+    same = [name for name in names if metrics[f"eval_spearman/{name}"] == 0]
+    if same:
+        found.append(f"{', '.join(same)}: ratings of the held-out rows, or the model's, are all the same, or there are none")
+    return found
+
+
 def policy_lines(rows: Sequence[dict], sampled: int, held_out: int) -> list[str]:
     """Of PPO's metrics file: rewards before and after, with the interval of the last, and what they cost.
 

@@ -1,5 +1,6 @@
 """A supervised training made from its config: arguments of transformers.Trainer, the run to its end, what is written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,8 @@ class Session:
         Returns: the evaluation metrics of the weights that it ends with, computed now if they were not; none without held-out
             rows.
         """
-        config = self.config
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
+        config, folder = self.config, self._folder(trainer)
         trainer.add_callback(ProgressLine)
-        folder = OutputFolder(Path(config.output_dir), self.settings, config.save_total_limit, config.keep == "best")
         # Read now: the checkpoint may be dropped on the way.
         then = self.settings if self.checkpoint is None else read_state(self.checkpoint)["settings"]
         same_rows = all(then[name] == self.settings[name] for name in ("eval_data", "eval_split"))
@@ -47,6 +45,22 @@ class Session:
             if same_rows and "eval_loss" in row and folder.checkpoint(row["step"]) == kept:
                 return row
         return trainer.evaluate() if trainer.eval_dataset is not None else {}
+
+    def run_at_once(self, trainer: SupervisedTrainer, fit: Callable[[], None]) -> dict[str, float]:
+        """The same of what is learned without optimiser steps: `fit` changes the weights, and they are evaluated."""
+        trainer.add_callback(self._folder(trainer).metrics)
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+        fit()
+        metrics = trainer.evaluate()
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        return metrics
+
+    def _folder(self, trainer: SupervisedTrainer) -> OutputFolder:
+        """The output folder of a trainer, which shows no progress of the library's own."""
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        config = self.config
+        return OutputFolder(Path(config.output_dir), self.settings, config.save_total_limit, config.keep == "best")
 
 
 def training_arguments(config: SupervisedConfig, device: torch.device, dtype: str) -> TrainingArguments:

@@ -5,7 +5,7 @@ What a run keeps on disk is not known here: a RunFolder comes in.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,8 @@ class RunSession(Protocol):
     """What takes a training from its start, or a checkpoint, to its end."""
 
     def run(self, trainer: "SupervisedTrainer") -> dict[str, float]: ...
+
+    def run_at_once(self, trainer: "SupervisedTrainer", fit: Callable[[], None]) -> dict[str, float]: ...
 
 
 class CountedRows:
@@ -91,6 +93,10 @@ class SupervisedTrainer(Trainer, ABC):
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Metrics beside the loss, from the sums of any number of batches."""
+        return {}
+
+    def of_all_rows(self) -> dict[str, float]:
+        """Metrics of an evaluation that sums do not tell, of what `sums` has seen since the last one. Collective."""
         return {}
 
     @abstractmethod
@@ -177,7 +183,7 @@ class SupervisedTrainer(Trainer, ABC):
         for batch, counted in rank_batches(length_batches(self.lengths(rows.rows), self.eval_tokens)):
             for sums in self._eval_sums(rows, batch):
                 total = add_sums(total, sums if counted else {key: torch.zeros_like(value) for key, value in sums.items()})
-        metrics = self._averages(sum_over_ranks(total))
+        metrics = self._averages(sum_over_ranks(total)) | self.of_all_rows()
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -216,7 +222,12 @@ class SupervisedTrainer(Trainer, ABC):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Weights, config and tokenizer, and nothing pickled."""
-        super().save_model(output_dir, _internal_call)
+        if self.is_deepspeed_enabled and self.deepspeed is None:
+            # No step was taken, so that there is no engine to ask.
+            if self.args.should_save:
+                self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 

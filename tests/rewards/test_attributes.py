@@ -10,8 +10,8 @@ import torch
 from denserl.rewards.attributes import (
     ALPHAS,
     LAMBDAS,
+    FitSums,
     debias,
-    fit_sums,
     masked_mse,
     ridge,
     ridge_path,
@@ -37,8 +37,16 @@ REWARDS = torch.tensor(
 )
 
 
+def sums_of(*parts: torch.Tensor) -> FitSums:
+    """Of features and ratings, and more of both."""
+    found = FitSums.empty(parts[0].shape[1], parts[1].shape[1])
+    for features, ratings in zip(parts[::2], parts[1::2]):
+        found.add(features, ratings)
+    return found
+
+
 def test_ridge_of_a_few_rows_is_what_is_worked_out_by_hand():
-    sums = fit_sums(FEATURES, RATINGS)
+    sums = sums_of(FEATURES, RATINGS)
     paths = [ridge_path(sums.inner[k], sums.cross[k], (1.0, 10.0)) for k in (0, 1)]
     assert paths[0].tolist() == [pytest.approx(w, abs=1e-8) for w in [(0.44333333, 0.18), (0.12245250, 0.08704663)]]
     assert paths[1].tolist() == [pytest.approx(w, abs=1e-8) for w in [(0.36521739, 0.09130435), (0.14072165, 0.01082474)]]
@@ -57,12 +65,9 @@ def test_ridge_in_parts_equals_a_direct_solve_with_the_best_alpha():
     y[draw.random((rows, many)) < 0.3] = np.nan
     chooses = draw.random(rows) < 0.2
 
-    def sums(kept: np.ndarray):
+    def sums(kept: np.ndarray) -> FitSums:
         parts = np.array_split(np.flatnonzero(kept), 4)
-        first, *others = (fit_sums(torch.from_numpy(z[part]).float(), torch.from_numpy(y[part])) for part in parts)
-        for other in others:
-            first = first.added(other)
-        return first
+        return sums_of(*(item for part in parts for item in (torch.from_numpy(z[part]).float(), torch.from_numpy(y[part]))))
 
     found = ridge(sums(~chooses), sums(chooses))
     z = z.astype(np.float32).astype(np.float64)
@@ -81,7 +86,7 @@ def test_ridge_in_parts_equals_a_direct_solve_with_the_best_alpha():
 
 
 def test_ridge_wants_rows_of_every_attribute_on_both_sides():
-    some, none = fit_sums(FEATURES, RATINGS), fit_sums(FEATURES[:1], RATINGS[:1])
+    some, none = sums_of(FEATURES, RATINGS), sums_of(FEATURES[:1], RATINGS[:1])
     with pytest.raises(ValueError, match=r"\[1\]"):
         ridge(some, none)
 

@@ -318,11 +318,11 @@ def test_outcomes_are_learned_as_solutions_of_one_step(trained, tmp_path):
     ("options", "reason"),
     [
         ({"use_margin": True}, "--use_margin has no effect without --input pairs"),
-        ({"reward_level": "token"}, "--reward_level token has no effect without --input pairs"),
+        ({"reward_level": "token"}, "--reward_level token has no effect with --input steps or response"),
         ({"agg_func": "sum"}, "--agg_func sum has no effect"),
         ({"input": "response", "max_steps": 3}, "--max_steps 3 has no effect with --input response"),
         ({"input": "response", "step_average": "solutions"}, "--step_average solutions has no effect without --input steps"),
-        ({"input": "pairs", "context_signs": "plus"}, "--context_signs plus has no effect with --input pairs"),
+        ({"input": "pairs", "context_signs": "plus"}, "--context_signs plus has no effect without --input steps or response"),
         ({"input": "pairs", "neutral": "good"}, "--neutral good has no effect"),
         ({"label_ce": "full"}, "--label_ce full has no effect without --head_type label"),
         ({"head_type": "label", "label_ce": "full", "lora_rank": 2}, "--label_ce full with --lora_rank"),

@@ -19,6 +19,7 @@ from denserl.rewards.objectives.bradley_terry import BradleyTerry, PositiveRegul
 from denserl.rewards.objectives.disentangle import Disentangle, Orthogonal
 from denserl.rewards.objectives.grm import REGULARIZERS, TextRegularizer, grm_regularizer, grm_terms
 from denserl.rewards.objectives.losses import bradley_terry, pair_losses, positive_regularization, wins
+from denserl.rewards.objectives.ratings import RatingErrors
 from denserl.rewards.objectives.step_labels import StepLabels, step_cross_entropy, whole_cross_entropy
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Objective",
     "Orthogonal",
     "PositiveRegularizer",
+    "RatingErrors",
     "StepLabels",
     "Steps",
     "TextRegularizer",

@@ -33,8 +33,8 @@ READS = (
     "step_sums",  # what its own `step_sums` add up to over the whole optimiser step
 )
 
-# What losses may be averaged over: groups, or the steps in them that have labels.
-UNITS = ("groups", "steps")
+# What losses may be averaged over: groups, or in them the steps that have labels, or the entries (ratings) that are there.
+UNITS = ("groups", "steps", "entries")
 
 
 # Names of the metrics that the trainer itself logs of groups (rewards/pair_metrics.py, step_metrics.py).
@@ -59,6 +59,8 @@ GROUP_METRICS = (
     "first_error_accuracy",
     "correct_accuracy",
     "first_error_f1",
+    "mse",
+    "mean_mse",
 )
 
 
@@ -126,7 +128,7 @@ class Objective(ABC):
     weight: float = 1.0  # of its losses in the sum of all objectives
     reads: ClassVar[tuple[str, ...]] = ()  # what it needs beside scores, of READS
     labels: ClassVar[tuple[str, ...]] = ()  # columns of numbers of the rows that it needs beside `margin` and `p_chosen`
-    units: ClassVar[str] = "groups"  # what its losses are averaged over, of UNITS: of steps each group has the sum
+    units: ClassVar[str] = "groups"  # what its losses are averaged over, of UNITS: of steps and entries each group has the sum
 
     @abstractmethod
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
@@ -215,7 +217,8 @@ def all_units(objectives: Sequence[Objective]) -> str:
         raise UserError(f"an objective is averaged over {unknown[0]}; there are {', '.join(UNITS)}", "correct its `units`")
     if len(found) > 1:
         shown = " and ".join(f"{name} over {units}" for units, name in found.items())
-        raise UserError(f"the losses of {shown} cannot be averaged together", "let `step_average` be solutions")
+        fix = "let `step_average` be solutions" if "steps" in found else "leave one of them out"
+        raise UserError(f"the losses of {shown} cannot be averaged together", fix)
     return next(iter(found), UNITS[0])
 
 
