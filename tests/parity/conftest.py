@@ -74,6 +74,8 @@ RM = {
 }
 
 STEPS = {"input": "steps", "max_prompt_length": 48, "score_tokens": 200}
+RATINGS = {"input": "ratings", "head_type": "attributes", "max_prompt_length": 48, "score_tokens": 200}
+RATINGS |= {"entropy_threshold": 5.3, "rating_columns": ["long", "odd", "late"], "attribute_weights": [1, 0.5, -0.5]}
 LABELS = STEPS | {"context_signs": "true", "head_type": "label", "label_ce": "full", "step_average": "solutions"}
 
 
@@ -101,6 +103,13 @@ def solution(i: int) -> dict:
     return {"prompt": sentence(i, 1 + 5 * i % 7), "completions": steps, "labels": labels}
 
 
+def rated(i: int) -> dict:
+    """A rated response; prompt, response and which ratings there are vary, each by itself."""
+    ratings = {"long": (7 * i % 11) / 11, "odd": float(i % 2), "late": i / (PAIRS + 100)}
+    kept = {name: value for k, (name, value) in enumerate(ratings.items()) if (i + k) % 4 != 3}
+    return {"prompt": sentence(i, 1 + 5 * i % 7), "response": sentence(2 * i, 1 + 7 * i % 11), "attributes": kept}
+
+
 def demonstration(i: int) -> dict:
     turns = ("user", sentence(i, 1 + 5 * i % 7)), ("assistant", sentence(2 * i, 1 + 7 * i % 11))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -121,6 +130,8 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "held-out-pairs": [pair(100 + i) for i in range(HELD_OUT)],
         "steps": [solution(i) for i in range(PAIRS)],
         "held-out-steps": [solution(100 + i) for i in range(HELD_OUT)],
+        "ratings": [rated(i) for i in range(PAIRS)],
+        "held-out-ratings": [rated(100 + i) for i in range(HELD_OUT)],
         "demonstrations": [demonstration(i) for i in range(DEMONSTRATIONS)],
         "held-out-demonstrations": [demonstration(100 + i) for i in range(HELD_OUT)],
     }
@@ -141,6 +152,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
         "disentangled": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache", "disentangle": "length"}),
         "steps": Training("train_rm", argv("steps"), STEPS),
+        "ratings": Training("train_rm", argv("ratings"), RATINGS | {"cache_dir": root / "cache"}),
         "labels": Training("train_rm", argv("steps"), LABELS),
         "sft": Training("train_sft", argv("demonstrations"), {}),
     }

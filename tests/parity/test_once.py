@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 from rank_hooks import evaluations
-from ranks import call, run
+from ranks import call, deviations, run
 from real_runs import Training
 from test_parity import METRICS
 from tiny_models import as_argv
@@ -42,6 +42,17 @@ def test_a_fit_on_two_ranks_is_that_of_one(fits, tmp_path):
     assert one["pairs"] % 2 == 1
     for side, rows in stored.items():
         assert [pytest.approx(row, abs=METRICS) for row in rows] == stored_by_two[side]
+
+
+@pytest.mark.long
+def test_a_ridge_fit_on_two_ranks_is_that_of_one(trainings, tmp_path):
+    """Weights by closed form, of rows dealt to ranks, and what is said of the held-out ones."""
+    of_steps = ("epochs", "batch_size", "micro_batch_size", "lr", "warmup_ratio", "weight_decay", "logging_steps")
+    without = dict.fromkeys((*of_steps, "eval_steps", "save_steps"))
+    fit = {**without, "attribute_fit": "ridge"}
+    one, two = (run(trainings["ratings"], tmp_path / str(ranks), ranks, **fit) for ranks in (1, 2))
+    found = deviations(one, two)
+    assert max(found.values()) < METRICS and {"eval_spearman/odd", "alpha/long"} <= found.keys()
 
 
 @pytest.mark.long
