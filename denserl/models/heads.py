@@ -121,6 +121,10 @@ class DisentangledHead(Fp32Linear):
         self.overlap = quality @ other
         return linear(input.float(), torch.stack([quality, other]))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies have not run: a tensor with a graph cannot be copied."""
+        return {**self.__dict__, "overlap": None}
+
 
 def unit_rows(weight: Tensor) -> Tensor:
     """Each row of (C, H) weights centred, and divided by its norm or by 1e-8, whichever is larger."""

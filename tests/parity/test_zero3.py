@@ -105,3 +105,15 @@ def test_labels_on_two_ranks(options, trainings, tmp_path):
     ids = torch.tensor([[7, 20, 33, 64, 5]])
     with torch.no_grad():
         torch.testing.assert_close(read(ids).logits, again(ids).logits, rtol=0, atol=METRICS)
+
+
+@pytest.mark.long
+def test_a_disentangled_head_beside_adapters_on_two_ranks(trainings, tmp_path):
+    """Its rows are gathered where they are centred, and folded into the plain classifier that is written."""
+    options = {"epochs": 1, "lora_rank": 4}
+    one = run(trainings["disentangled"], tmp_path / "one", **options)
+    two = run(
+        trainings["disentangled"], tmp_path / "two", 2, gather_every_parameter, zero_stage=3, micro_batch_size=1, **options
+    )
+    same_numbers(one, two)
+    assert load_reward_model(str(two), "fp32").score.weight.shape == (1, 32)

@@ -1,5 +1,6 @@
 """Quality freed of a covariate: correlations and their gradients by the spec's vectors, by autograd, and on any split."""
 
+import copy
 import math
 
 import pytest
@@ -87,6 +88,8 @@ def test_the_head_reads_with_centred_unit_weights():
     quality, _ = head(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))[0]
     assert quality.item() == pytest.approx(0.0, abs=1e-6)
     assert head.overlap.item() == pytest.approx(0.38729833, abs=1e-6)
+    again = copy.deepcopy(head)  # as adapters copy it
+    assert torch.equal(again.weight, head.weight) and again.overlap is None and head.overlap.requires_grad
     assert torch.equal(unit_rows(torch.full((1, 4), 3.0)), torch.zeros(1, 4))  # no direction at all: the floor of the norm
     raw = torch.nn.functional.cosine_similarity(*weight, dim=0)
     assert raw.item() == pytest.approx(0.31277162, abs=1e-6)  # of weights that are not centred: another number
