@@ -123,6 +123,33 @@ step_rows = st.one_of(
     loose_rows,
 )
 
+given_ratings = st.one_of(numbers, st.sampled_from([0, 3, "4", "N/A", True, None]), values)
+named = {name: given_ratings for name in ("helpfulness", "is_safe", "attributes", "rating_chosen", "model", "rating")}
+rated_objects = st.fixed_dictionaries({"response": st.one_of(filled, scalars)}, optional=named)
+rated_rows = st.one_of(
+    st.fixed_dictionaries({"prompt": prompts, "response": filled}, optional=named),
+    st.fixed_dictionaries({"prompt": filled, "chosen": filled, "rejected": filled}, optional=named),
+    st.fixed_dictionaries({"instruction": filled, "completions": st.lists(st.one_of(rated_objects, values), max_size=3)}),
+    st.fixed_dictionaries({"input": filled, "generations": st.lists(rough_texts, max_size=2), "rating": labels}),
+    st.fixed_dictionaries(
+        {"prompt": filled, "responses": st.lists(rated_objects, max_size=2), "annotations": values, "preference": values}
+    ),
+    loose_rows,
+)
+tags = st.sampled_from(["[CONTEXT] ", " [RESPONSE A] ", " [RESPONSE B] ", "\n\n<turn> user\n ", " \n"])
+both = st.one_of(
+    st.lists(st.one_of(filled, tags), max_size=9).map("".join),
+    filled.map(lambda text: f"[CONTEXT] \n\n<turn> user\n {text}\n [RESPONSE A] a [RESPONSE B] b \n"),
+)
+pair_rows = st.one_of(
+    st.fixed_dictionaries(
+        {"prompt": prompts, "response_1": filled, "response_2": filled, "preference_strength": given_ratings}
+    ),
+    st.tuples(both, st.one_of(st.sampled_from(["A", "B"]), rough_texts)).map(
+        lambda parts: {"messages": [{"role": role, "content": text} for role, text in zip(("user", "assistant"), parts)]}
+    ),
+)
+
 
 def explore(check, examples: int, **strategies) -> None:
     """Try a check on that many examples, the same on every run."""

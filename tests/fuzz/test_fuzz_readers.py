@@ -10,16 +10,28 @@ import time
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from fuzzing import closes_once, conversation_is_sound, end_of_turn, explore, response_is_sound, rows, step_rows
+from fuzzing import (
+    closes_once,
+    conversation_is_sound,
+    end_of_turn,
+    explore,
+    pair_rows,
+    rated_rows,
+    response_is_sound,
+    rows,
+    step_rows,
+)
 from hypothesis import strategies as st
 from templates import build_tokenizer
 
 from denserl.data.bad_rows import BadRows
+from denserl.data.columns import parse_ratings
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
 from denserl.data.preferences import load_preferences, tokenize_preferences
 from denserl.data.prompts import load_prompts, tokenize_prompts
+from denserl.data.rated_rows import as_rated, unread_rated
 from denserl.data.readers import DATA_SUFFIXES, read_rows
-from denserl.data.schemas import BadRow, LeftOut, as_demonstration, as_preference, as_prompt
+from denserl.data.schemas import BadRow, LeftOut, as_demonstration, as_preference, as_prompt, unread
 from denserl.data.step_records import as_steps, unread_steps
 from denserl.errors import UserError
 
@@ -182,6 +194,46 @@ def test_any_json_value_is_sound_records_of_steps_or_a_bad_row(examples):
             assert known and all(0 <= chance <= 1 for chance in known)
 
     explore(check, examples, row=step_rows)
+
+
+@short_and_long(60, 2000)
+def test_any_json_value_is_sound_rated_responses_or_a_bad_row(examples):
+    ratings = parse_ratings(["helpsteer-helpfulness", "safe=is_safe:1..0", "argilla-overall_quality", "rating"])
+
+    def check(row):
+        before = repr(row)
+        try:
+            made = as_rated(row, ratings)
+        except (BadRow, LeftOut) as error:
+            assert str(error)
+            return
+        finally:
+            assert repr(row) == before
+        assert made and isinstance(unread_rated(row, ratings), set)
+        for one in made:
+            assert conversation_is_sound(one["prompt"]) and one["prompt"] and response_is_sound(one["response"])
+            given = [number for number in one["attributes"] if not math.isnan(number)]
+            assert given and all(map(math.isfinite, given))
+            assert not any(number < 0 or number > 1 for number in one["attributes"][:3])
+
+    explore(check, examples, row=rated_rows)
+
+
+@short_and_long(60, 2000)
+def test_preferences_of_other_shapes_are_sound_or_bad_rows(examples):
+    def check(row):
+        before = repr(row)
+        try:
+            made = as_preference(row)
+        except (BadRow, LeftOut) as error:
+            assert str(error)
+            return
+        finally:
+            assert repr(row) == before
+            assert isinstance(unread(row, as_preference), set)
+        assert made["chosen"] != made["rejected"] and made["p_chosen"] == made["weight"] == 1
+
+    explore(check, examples, row=pair_rows)
 
 
 @short_and_long(20, 200)
