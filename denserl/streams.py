@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     CONTINUATIONS = 13  # of responses, from the ends of their steps
     PENALTIES = 14  # rows by which the penalty of a fit is chosen
     AUGMENTATION = 15  # pairs that are made of several
+    ORDERS = 16  # of two responses in one text
     KNOCKOUT = 20  # the order in which the answers of a list meet
     SUBSETS = 21  # of the samples of best-of-n
     OPPONENTS = 22  # answers of the reference model

@@ -13,10 +13,8 @@ def run(options: Options) -> dict[str, float]:
     from denserl.trainer.self_training import train_in_rounds
 
     metrics = train_in_rounds(options, _round) if options.unlabelled_data else RewardTrainer.from_config(options).run()
-    pairs = "pairs HELD_OUT"
-    judged = {"pairs": pairs, "ratings": pairs, "steps": "processbench SOLUTIONS", "response": "bon_answers ANSWERS"}[
-        options.input
-    ]
+    pairs = dict.fromkeys(("pairs", "pair", "ratings"), "pairs HELD_OUT")
+    judged = {**pairs, "steps": "processbench SOLUTIONS", "response": "bon_answers ANSWERS"}[options.input]
     its = trunk_settings(options)
     policy = options.model if its is None else its.sft_model or "SFT_MODEL"
     suggest(

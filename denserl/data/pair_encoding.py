@@ -5,15 +5,22 @@ again at what stands between the responses.
 """
 
 import json
+import logging
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import datasets
 
 from denserl.data.bad_rows import BadRow
 from denserl.data.chat import encode_pieces, encode_prompt, end_of_turn_id
-from denserl.data.chat_format import common_start
+from denserl.data.chat_format import common_start, own_marks
+from denserl.data.features import IDS, NUMBER
 from denserl.data.messages import EXTRAS
+from denserl.data.readers import map_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 PairLayout = Literal["denserl", "rlhflow"]
 LAYOUTS: tuple[PairLayout, ...] = get_args(PairLayout)
@@ -67,9 +74,9 @@ def encode_orders(
     """Ids of the text of two responses, and of that in which the second one stands first. Both begin with the same prompt_ids.
 
     The text is the turn of a user. In the layout `denserl` it is encoded piece by piece, so that a response has the same ids in
-    either place, and each message and response is closed by the end-of-turn token, which no text can hold: what looks like a
-    mark inside of one is only text. `rlhflow` is that of published models (arXiv 2405.07863), encoded as one text, as they
-    read it.
+    either place: each message behind its role, each response behind A or B, and at the end `A or B?`. Each message and response
+    is closed by the end-of-turn token, which no text can hold, so that nothing inside of one looks like what stands between.
+    `rlhflow` is the layout of published models (arXiv 2405.07863), encoded as one text, as they read it.
 
     A text of more than `max_length` ids loses context on its left; where the responses are still too long, both keep as much
     as the same largest length allows, from their beginnings on. A response that is cut is not closed.
@@ -87,15 +94,49 @@ def encode_orders(
     return _cut_orders(_own_text(tokenizer, prompt, (first, second), ended), max_length)
 
 
+def tokenize_orders(
+    dataset: datasets.Dataset,
+    tokenizer: "PreTrainedTokenizerBase",
+    layout: PairLayout = "denserl",
+    *,
+    max_length: int,
+    on_bad_row: str = "stop",
+) -> datasets.Dataset:
+    """Pairs as ids of one text: prompt_ids, and the rest of it with the chosen response first, chosen_ids, and with the
+    rejected one first, rejected_ids; and the pairs' numbers. How many were cut is logged.
+
+    dataset: as `load_preferences` gives it. Bad rows: see `encode_orders`; both responses are the same, at least once cut.
+    """
+    own = [name for name, feature in dataset.features.items() if feature == NUMBER]
+    cut: list[tuple[int, int]] = []
+
+    def encode(row: dict):
+        chosen, rejected = encode_orders(
+            tokenizer, row["prompt"], row["chosen"], row["rejected"], layout, max_length=max_length
+        )
+        if chosen == rejected:
+            raise BadRow("chosen and rejected have the same tokens, at least after truncation")
+        cut.append((chosen.prompt_cut, chosen.response_cut))
+        ids = {"prompt_ids": chosen.prompt_ids, "chosen_ids": chosen.response_ids, "rejected_ids": rejected.response_ids}
+        yield {**ids, **{name: row[name] for name in own}}
+
+    features = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(own, NUMBER)}
+    rows = map_rows(dataset, encode, datasets.Features(features), on_bad_row, own_marks(tokenizer))
+    if any(context for context, _ in cut):
+        words = "%d of %d pairs are longer than `max_length` %d: their contexts lose their beginnings, %d tokens in all"
+        log.warning(words, sum(context > 0 for context, _ in cut), len(cut), max_length, sum(context for context, _ in cut))
+    if any(responses for _, responses in cut):
+        words = "%d of %d pairs have no context left, and lose the ends of responses too, %d tokens in all"
+        log.warning(words, sum(lost > 0 for _, lost in cut), len(cut), sum(lost for _, lost in cut))
+    return rows
+
+
 def _own_text(
     tokenizer: "PreTrainedTokenizerBase", prompt: list[dict], responses: tuple[Answer, Answer], ended: tuple[bool, bool]
 ) -> _Text:
-    context = [piece for message in prompt for piece in (f"\n[{message['role'].upper()}]\n", _whole_text(message))]
-    marks = "[CONTEXT]", "\n[RESPONSE A]\n", "\n[RESPONSE B]\n", "\n[BETTER]"
+    context = [piece for message in prompt for piece in (f"{message['role']}\n", _whole_text(message))]
     one, other = map(_whole_text, responses)
-    head, *middle, a, first, b, second, tail = encode_pieces(
-        tokenizer, [marks[0], *context, marks[1], one, marks[2], other, marks[3]]
-    )
+    head, *middle, a, first, b, second, tail = encode_pieces(tokenizer, ["", *context, "A\n", one, "B\n", other, "A or B?"])
     end = [end_of_turn_id(tokenizer)]
     opened = [i for role, text in zip(middle[::2], middle[1::2], strict=True) for i in (*role, *text, *end)]
     closed = [ids + end if whole else ids for ids, whole in zip((first, second), ended, strict=True)]

@@ -240,7 +240,8 @@ class HeadConfig(Config):
     attributes a standard classifier of several labels, which are ratings; gated weighs the attributes of `model`, which rates
     some, by the prompt (docs/preference_models.md)."""
     labels: Annotated[list[str] | None, WITHOUT_LABELS] = None
-    """The two labels, the better one first, each one token where it is the assistant's answer; default: + -."""
+    """The two labels, the better one first, each one token where it is the assistant's answer; default: + -. With `input` pair
+    those of the response that stands first and of the other one, and maybe one of a tie; default: A B."""
     head_layers: Annotated[int | None, Interval(ge=1, le=64), OF_LAYERS] = None
     """Hidden layers of the mlp head, or of the gate; default: 1, of the gate 3."""
     head_width: Annotated[int, Interval(ge=1, le=2**20), OF_LAYERS] = 1024
@@ -323,7 +324,21 @@ class RatingsConfig(RatedDataConfig):
         require(weights is None or len(weights) == len(names), found, "give one for each, in the same order")
 
 
+ON_LABELS = Only("without `input` pair, steps or response", lambda c: c.reads_steps() or c.input == "pair")
 OF_STEPS = Only("without `input` steps", lambda c: c.input == "steps")
+OF_PAIR = Only("without `input` pair", lambda c: c.input == "pair")
+
+
+@dataclass(kw_only=True)
+class OrdersConfig(Config):
+    """In which order two responses are read that stand in one text."""
+
+    group: ClassVar[str] = "objective"
+
+    both_orders: Annotated[bool, OF_PAIR] = False
+    """Read each pair in both orders in one optimiser step, each with half the weight; default: in one, drawn once a pair."""
+    symmetry: Annotated[float, Ge(0), Only("without `both_orders`", lambda c: c.both_orders)] = 0.0
+    """Weight of the squared position bias, the mean of the log-odds that the first response is better in both orders."""
 
 
 @dataclass(kw_only=True)
@@ -335,8 +350,8 @@ class StepLabelsConfig(StepDataConfig):
     context_signs: Annotated[Literal["none", "plus", "true"], OF_LABELS] = "none"
     """What stands in the context of a step: the solution up to its end; or, each step being a turn of the user, also an answer
     to every step before it: plus whatever it is labelled, or the true one, which gives the next label away."""
-    label_ce: Annotated[Literal["restricted", "full"], OF_LABELS, WITHOUT_LABELS] = "restricted"
-    """Cross-entropy of the two labels alone, or among all tokens, which trains the whole head of the language model."""
+    label_ce: Annotated[Literal["restricted", "full"], ON_LABELS, WITHOUT_LABELS] = "restricted"
+    """Cross-entropy of the labels alone, or among all tokens, which trains the whole head of the language model."""
     stop_at_first_error: Annotated[bool, OF_STEPS] = False
     """Leave out the labels after each solution's first wrong step, in training."""
     step_average: Annotated[Literal["steps", "solutions"], OF_STEPS] = "steps"

@@ -8,7 +8,7 @@ from annotated_types import Ge, Interval
 from denserl.config import FIRST, INPUT, RESUMABLE, Only
 from denserl.data.config import AugmentConfig, ScoredPairsConfig
 from denserl.errors import require
-from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, RatingsConfig, StepLabelsConfig
+from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, OrdersConfig, RatingsConfig, StepLabelsConfig
 from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.self_training_config import SelfTrainingConfig
 
@@ -21,15 +21,17 @@ OF_PAIRS = (
     "pos_reg",
     "reg_type",
     "disentangle",
-    "flip_frac",
 )
 OF_SEGMENTS = ("reward_level", "entropy_threshold", "segmenter", "agg_func", "skip_cut_step", "cache_dir")
+# What has no meaning where both responses stand in one text, of which the context is cut as far as there is some.
+OTHER_THAN_PAIR = (*OF_SEGMENTS, "max_prompt_length", "step_separator", "step_pattern", "max_steps")
 
 
 @dataclass(kw_only=True)
 class RewardConfig(
     HeadConfig,
     ObjectiveConfig,
+    OrdersConfig,
     StepLabelsConfig,
     RatingsConfig,
     LevelConfig,
@@ -43,20 +45,22 @@ class RewardConfig(
     group: ClassVar[str] = "training"
 
     input: Annotated[
-        Literal["pairs", "ratings", "steps", "response"],
+        Literal["pairs", "pair", "ratings", "steps", "response"],
         FIRST,
         Only("without `input` pairs", lambda c: c.input == "pairs", of=OF_PAIRS),
         Only("with `input` steps or response", lambda c: not c.reads_steps(), of=OF_SEGMENTS),
         Only("with `input` response", lambda c: c.input != "response", of=("max_steps",)),
+        Only("with `input` pair", lambda c: c.input != "pair", of=OTHER_THAN_PAIR),
     ] = "pairs"
-    """What the rows hold: preferences; responses whose attributes are rated; solutions whose steps are labelled; or solutions,
-    each labelled as a whole."""
+    """What the rows hold, and how they are read: preferences, each response by itself; preferences, both responses in one text,
+    which is answered with the label of the better one (pair); responses whose attributes are rated; solutions whose steps are
+    labelled; or solutions, each labelled as a whole (response)."""
     eval_data: Annotated[list[str] | None, INPUT, FIRST, RESUMABLE] = None
     """Held-out rows; default: eval_size rows split off from the data."""
     eval_size: Annotated[int, Ge(1), Only("beside `eval_data`", lambda c: not c.eval_data)] = 512
     """Rows split off for evaluation when there is no eval_data; at most a tenth of the data. Of ratings and labelled steps
     whole questions, with all their responses."""
-    flip_frac: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    flip_frac: Annotated[float, Interval(ge=0, le=1), Only("without preferences", lambda c: c.input in ("pairs", "pair"))] = 0.0
     """Share of the training pairs whose labels are turned round, to study noise; which ones, the seed says."""
 
     def reads_steps(self) -> bool:
@@ -67,6 +71,8 @@ class RewardConfig(
 
     def check(self) -> None:
         super().check()
+        found = f"`input` pair with `head_type` {self.head_type}: the better response is named by a label"
+        require(self.input != "pair" or self.head_type == "label", found, "let `head_type` be label")
         of_ratings = self.input == "ratings"
         found = f"`head_type` {self.head_type} with `input` {self.input}"
         fix = "ratings are learned by attributes, and by no other head: give `input` ratings `head_type` attributes"

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.data.chat import after_last_turn
-from denserl.data.labels import label_ids, two_labels
+from denserl.data.labels import label_ids, place_labels, two_labels
 from denserl.errors import require
 from denserl.models.heads import Head, stored_head
 from denserl.models.loading import (
@@ -27,6 +27,8 @@ from denserl.rewards.objectives import (
     Disentangle,
     Objective,
     Orthogonal,
+    PairLabels,
+    PositionBias,
     PositiveRegularizer,
     RatingErrors,
     StepLabels,
@@ -48,6 +50,9 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
     own = [named_objective(words) for words in config.objective or []]
     if config.input == "ratings":
         return [RatingErrors(), *own]
+    if config.input == "pair":
+        symmetry = [PositionBias(config.symmetry)] if config.symmetry else []
+        return [PairLabels(loss=config.label_ce), *symmetry, *own]
     if config.input != "pairs":
         return [StepLabels(loss=config.label_ce, average=config.step_average), *own]
     coef = config.reg_coef if config.reg_type != "none" else 0.0
@@ -83,7 +88,7 @@ def head_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, objectives
         require(config.disentangle, found, "let `disentangle` be length")
         return Head("disentangled")
     if config.head_type == "label":
-        labels = two_labels(config.labels)
+        labels = place_labels(config.labels) if config.input == "pair" else two_labels(config.labels)
         return Head("label", labels=labels, label_ids=label_ids(tokenizer, labels))
     if config.head_type == "attributes":
         names = config.rating_names(config.data)
@@ -150,7 +155,7 @@ def make_model(
         **_of_sft(config, dtype),
         **settings,
         max_length=config.max_length,
-        max_prompt_length=config.max_prompt_length,
+        **({} if config.input == "pair" else {"max_prompt_length": config.max_prompt_length}),
     )
     return model
 

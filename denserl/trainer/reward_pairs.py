@@ -82,6 +82,15 @@ def load_pairs(config: RewardConfig, labels: Sequence[str] = ()) -> tuple[Datase
     return train, held_out
 
 
+def checked_pairs(config: RewardConfig, labels: Sequence[str]) -> tuple[Dataset, Dataset]:
+    """The pairs of `load_pairs`, those to train on with what is made of them. UserError where they say too little."""
+    train, held_out = load_pairs(config, labels)
+    check_labels(config, train)
+    none = "no held-out pair says which response is the better one: p_chosen is .5 in all of them, or their weight is 0"
+    require(told_pairs(held_out), none, "give other `eval_data`, or a larger `eval_size`")
+    return augmented(config, train), held_out
+
+
 def pairs_of(
     config: RewardConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,15 +100,11 @@ def pairs_of(
     sft_model: str | None,
 ) -> tuple[Dataset, Dataset]:
     """Training and evaluation pairs, tokenised, with their labels and what the SFT model says of them (see `cutting_model`)."""
-    train, held_out = load_pairs(config, labels)
-    check_labels(config, train)
-    none = "no held-out pair says which response is the better one: p_chosen is .5 in all of them, or their weight is 0"
-    require(told_pairs(held_out), none, "give other `eval_data`, or a larger `eval_size`")
-    train = augmented(config, train)
     how: dict[str, Any] = {"on_bad_row": config.on_bad_row, "in_shares": in_shares(config, dtype, device)}
     how["read_by"] = [config.model]
     train, held_out = (
-        prepare_pairs(part, config, config, sft_model, tokenizer, device, dtype, **how) for part in (train, held_out)
+        prepare_pairs(part, config, config, sft_model, tokenizer, device, dtype, **how)
+        for part in checked_pairs(config, labels)
     )
     if how["in_shares"]:
         # An engine refers to itself; what it holds is needed for training.

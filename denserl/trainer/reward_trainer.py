@@ -14,6 +14,7 @@ from denserl.rewards.pairs import segment_lengths
 from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter
 from denserl.trainer.gate_start import gate_start
 from denserl.trainer.group_trainer import GroupTrainer, Prepared
+from denserl.trainer.pair_trainer import PairTrainer
 from denserl.trainer.rating_trainer import RatingTrainer
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import head_of, make_model, make_objectives
@@ -97,6 +98,7 @@ class RewardTrainer(GroupTrainer):
 KINDS: dict[str, type[GroupTrainer]] = {
     "pairs": RewardTrainer,
     "ratings": RatingTrainer,
+    "pair": PairTrainer,
     "steps": StepTrainer,
     "response": StepTrainer,
 }

@@ -36,6 +36,22 @@ def reward_model_remarks(metrics: dict[str, float], pairs: int) -> list[str]:
     return remarks(metrics["eval_accuracy"], pairs, usual) + same
 
 
+def pair_model_lines(metrics: dict[str, float], pairs: int) -> list[str]:
+    """Of the evaluation of a model that compares two responses: accuracy of both orders together, and what place alone does."""
+    accuracy, agree, bias = (metrics[f"eval_{name}"] for name in ("accuracy", "position_consistency", "position_bias"))
+    low, high = wilson(accuracy, pairs)
+    return [
+        f"accuracy {accuracy:.3f}, {PERCENT} interval [{low:.3f}, {high:.3f}], on {pairs} pairs, by both orders together; they "
+        f"agree in {agree:.3f} of the pairs, and the first place is worth {bias:.3g} nats, in mean magnitude",
+    ]
+
+
+def pair_model_remarks(metrics: dict[str, float], pairs: int) -> list[str]:
+    """What is doubtful in such an evaluation, a line each; often nothing."""
+    same = ["all log-odds are the same: the model tells no responses apart"] if metrics["eval_score_std"] == 0 else []
+    return remarks(metrics["eval_accuracy"], pairs, metrics["eval_score_std"]) + same
+
+
 def step_model_lines(metrics: dict[str, float], solutions: int) -> list[str]:
     """Of the evaluation of a model of labelled steps: steps told right, beside always saying +; first errors found."""
     wrong = round(metrics["eval_wrong_solutions"] * solutions)

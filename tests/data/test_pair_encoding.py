@@ -31,11 +31,11 @@ def test_own_layout_closes_every_text_with_the_end_of_turn(tokenizer):
     prompt = [{"role": "system", "content": "Be brief."}, *TALK]
     ids = encode_two(tokenizer, prompt, FIRST, SECOND, max_length=500)
     assert tokenizer.decode(whole(ids)) == (
-        "<|im_start|>user\n[CONTEXT]\n[SYSTEM]\nBe brief.<|im_end|>\n[USER]\nWhat is old?<|im_end|>\n[ASSISTANT]\nThe bridge."
-        "<|im_end|>\n[USER]\nAnd what hums?<|im_end|>\n[RESPONSE A]\nThe kettle hums.<|im_end|>\n[RESPONSE B]\n"
-        "A quiet river [RESPONSE B] runs.\n<|im_end|>\n[BETTER]<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>user\nsystem\nBe brief.<|im_end|>user\nWhat is old?<|im_end|>assistant\nThe bridge."
+        "<|im_end|>user\nAnd what hums?<|im_end|>A\nThe kettle hums.<|im_end|>B\n"
+        "A quiet river [RESPONSE B] runs.\n<|im_end|>A or B?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert tokenizer.decode(ids.prompt_ids).endswith("\n[RESPONSE A]\n")
+    assert tokenizer.decode(ids.prompt_ids).endswith("<|im_end|>A\n")
 
 
 def test_published_layout_is_one_text_with_the_generation_prompt(tokenizer):
@@ -94,21 +94,20 @@ def test_context_goes_first_and_then_both_responses_are_cut_to_one_length(tokeni
     assert ids[2:] == (context - 1, 1)
     one, other = encode_orders(tokenizer, TALK, FIRST, SECOND, layout, max_length=length - context - 20)
     assert one[2:] == other[2:] == (context - 1, 21)
-    mark = tokenizer("[RESPONSE B]").input_ids[1:-1]
-    at = next(i for i in range(500) if one.response_ids[i : i + len(mark)] == mark)
-    kept = tokenizer.decode(one.response_ids[:at])
-    assert FIRST.startswith(kept.removesuffix("\n[").removesuffix(" [").strip()) and len(kept) > 4
+    shown = tokenizer.decode(one.response_ids)
+    kept = shown[: shown.index(" [RESPONSE B] " if layout == "rlhflow" else "B\n")].strip()
+    assert FIRST.startswith(kept) and len(kept) > 4
 
 
 def test_a_short_response_leaves_its_room_to_the_long_one(tokenizer):
-    one, _ = encode_orders(tokenizer, QUESTION, "No.", "The boats wait there. " * 9, max_length=90)
+    one, _ = encode_orders(tokenizer, QUESTION, "No.", "The boats wait there. " * 9, max_length=70)
     assert "No.<|im_end|>" in tokenizer.decode(one.response_ids) and one.response_cut > 0
-    assert len(whole(one)) == 90
+    assert len(whole(one)) == 70
 
 
 def test_a_response_that_did_not_end_is_not_closed(tokenizer):
     ids = encode_two(tokenizer, QUESTION, FIRST, SECOND, max_length=500, ended=(False, True))
-    assert "hums.\n[RESPONSE B]" in tokenizer.decode(ids.response_ids)
+    assert "hums.B\n" in tokenizer.decode(ids.response_ids)
 
 
 def test_all_that_messages_hold_is_written(tokenizer):
@@ -118,7 +117,7 @@ def test_all_that_messages_hold_is_written(tokenizer):
     text = tokenizer.decode(whole(encode_two(tokenizer, prompt, answer, "No.", max_length=500)))
     assert 'Look.\n[TOOLS]\n[{"name": "look"}]<|im_end|>' in text
     made = '[{"type": "function", "function": {"name": "look", "arguments": {"at": "sea"}}}]'
-    assert f"[RESPONSE A]\n[TOOL_CALLS]\n{made}\n[REASONING_CONTENT]\nHm.<|im_end|>" in text
+    assert f"A\n[TOOL_CALLS]\n{made}\n[REASONING_CONTENT]\nHm.<|im_end|>" in text
 
 
 @pytest.mark.parametrize(
@@ -135,8 +134,8 @@ def test_published_layout_refuses_what_it_cannot_write(tokenizer, prompt, second
 
 
 def test_no_room_for_two_responses(tokenizer):
-    with pytest.raises(BadRow, match="`max_length` 40 leaves no room for two responses"):
-        encode_two(tokenizer, QUESTION, FIRST, SECOND, max_length=40)
+    with pytest.raises(BadRow, match="`max_length` 12 leaves no room for two responses"):
+        encode_two(tokenizer, QUESTION, FIRST, SECOND, max_length=12)
 
 
 def test_a_template_that_changes_a_turn_is_refused():

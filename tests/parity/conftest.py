@@ -76,6 +76,7 @@ RM = {
 STEPS = {"input": "steps", "max_prompt_length": 48, "score_tokens": 200}
 RATINGS = {"input": "ratings", "head_type": "attributes", "max_prompt_length": 48, "score_tokens": 200}
 RATINGS |= {"entropy_threshold": 5.3, "rating_columns": ["long", "odd", "late"], "attribute_weights": [1, 0.5, -0.5]}
+PAIR = {"input": "pair", "head_type": "label", "both_orders": True, "symmetry": 0.2, "max_length": 160, "score_tokens": 400}
 LABELS = STEPS | {"context_signs": "true", "head_type": "label", "label_ce": "full", "step_average": "solutions"}
 
 
@@ -151,6 +152,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
         "disentangled": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache", "disentangle": "length"}),
+        "pair": Training("train_rm", argv("pairs"), PAIR),
         "steps": Training("train_rm", argv("steps"), STEPS),
         "ratings": Training("train_rm", argv("ratings"), RATINGS | {"cache_dir": root / "cache"}),
         "labels": Training("train_rm", argv("steps"), LABELS),

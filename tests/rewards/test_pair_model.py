@@ -53,8 +53,8 @@ def columns(pairs, flip=False):
 
 
 def own_text(prompt, first, second) -> str:
-    turns = "".join(f"\n[{turn['role'].upper()}]\n{turn['content']}<|im_end|>" for turn in prompt)
-    parts = f"[CONTEXT]{turns}\n[RESPONSE A]\n{first}<|im_end|>\n[RESPONSE B]\n{second}<|im_end|>\n[BETTER]"
+    turns = "".join(f"{turn['role']}\n{turn['content']}<|im_end|>" for turn in prompt)
+    parts = f"{turns}A\n{first}<|im_end|>B\n{second}<|im_end|>A or B?"
     return f"<|im_start|>user\n{parts}<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -5,6 +5,7 @@ from denserl.rewards.objectives.base import (
     UNITS,
     Groups,
     Objective,
+    Orders,
     Steps,
     all_labels,
     all_reads,
@@ -19,6 +20,13 @@ from denserl.rewards.objectives.bradley_terry import BradleyTerry, PositiveRegul
 from denserl.rewards.objectives.disentangle import Disentangle, Orthogonal
 from denserl.rewards.objectives.grm import REGULARIZERS, TextRegularizer, grm_regularizer, grm_terms
 from denserl.rewards.objectives.losses import bradley_terry, pair_losses, positive_regularization, wins
+from denserl.rewards.objectives.pair_labels import (
+    PairLabels,
+    PositionBias,
+    label_cross_entropy,
+    label_logprobs,
+    position_bias,
+)
 from denserl.rewards.objectives.ratings import RatingErrors
 from denserl.rewards.objectives.step_labels import StepLabels, step_cross_entropy, whole_cross_entropy
 
@@ -30,7 +38,10 @@ __all__ = [
     "Disentangle",
     "Groups",
     "Objective",
+    "Orders",
     "Orthogonal",
+    "PairLabels",
+    "PositionBias",
     "PositiveRegularizer",
     "RatingErrors",
     "StepLabels",
@@ -44,8 +55,11 @@ __all__ = [
     "counted_weights",
     "grm_regularizer",
     "grm_terms",
+    "label_cross_entropy",
+    "label_logprobs",
     "named_objective",
     "pair_losses",
+    "position_bias",
     "positive_regularization",
     "step_cross_entropy",
     "total_losses",

@@ -28,7 +28,8 @@ READS = (
     "hidden",  # the hidden state at which a response's last score is read
     "second_pass",  # a second forward of the same batch, with dropout drawn anew
     "steps",  # the scores and labels of steps, which `input` steps and response have
-    "label_logp",  # the log-probability of the better label at each step, among all tokens
+    "orders",  # the log-odds of labels in the orders in which two responses are read, which `input` pair has
+    "label_logp",  # the log-probability of the first label at each step, or in each order, among all tokens
     "parts",  # quality, and what goes with a covariate, of a head of both; the scores of all objectives are then their sums
     "step_sums",  # what its own `step_sums` add up to over the whole optimiser step
 )
@@ -61,6 +62,8 @@ GROUP_METRICS = (
     "first_error_f1",
     "mse",
     "mean_mse",
+    "position_consistency",
+    "position_bias",
 )
 
 
@@ -75,6 +78,14 @@ class Steps(NamedTuple):
     logits: Tensor  # (G, K) fp32, logit(+) - logit(-); past a row's own of no meaning
     labels: Tensor  # (G, K) fp32, in [0, 1]; NaN: none, as past a row's own
     logp: Tensor | None = None  # (G, K) fp32, log-probability of + among all tokens; that of - is less by the logit
+
+
+class Orders(NamedTuple):
+    """Two responses in one text, for G pairs, in each of M orders: one of them, or both."""
+
+    margins: Tensor  # (G, M, n - 1) fp32, the logit of the first response's label less those of the n - 1 others
+    p_first: Tensor  # (G, M) fp32, probability that the response that stands first is the better one
+    logp: Tensor | None = None  # (G, M) fp32, log-probability of the first response's label among all tokens
 
 
 class Groups(NamedTuple):
@@ -97,6 +108,7 @@ class Groups(NamedTuple):
     hidden: Tensor | None = None  # (G, M, H)
     second: "Groups | None" = None  # of a second pass
     steps: Steps | None = None  # of groups of one solution each
+    orders: Orders | None = None  # of groups of the orders of one pair each, whose scores are log-odds
     outputs: Tensor | None = (
         None  # (G, M, C) of a head of several outputs, each made of segments as scores are, which come first
     )
