@@ -100,6 +100,9 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
 
 def as_labels(row: Any, names: Sequence[str]) -> dict[str, float]:
     """The numbers that a row holds under the names. BadRow where one is missing or no number."""
+    for name in names:
+        if row.get(name) is None:
+            raise BadRow(f"it has no {name!r}, a number that an objective reads")
     return {name: _rating(row.get(name), name) for name in names}
 
 

@@ -134,6 +134,7 @@ def _scalar(
     require(
         mean is not None and std is not None and std > 0,
         f"{names}: the scalar normaliser needs a mean and a std > 0; its config has mean {mean}, std {std}",
-        f"add `reward_mean` and `reward_std`, or train it with denserl train-rm, which stores them{as_published}",
+        "add `reward_mean` and `reward_std`, the score_mean and score_std that denserl evaluate pairs finds, or train it with "
+        f"denserl train-rm, which stores them{as_published}",
     )
     return ScalarNormalizer(mean, std)

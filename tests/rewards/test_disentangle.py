@@ -165,3 +165,33 @@ def test_a_weight_of_two_is_a_row_twice():
     # The trainer multiplies the losses of groups by their weights.
     one, two = (Disentangle()(groups._replace(step=found))[0] for groups, found in zip((weighted, repeated), sums, strict=True))
     torch.testing.assert_close(one, two[[0, 1, 3]])
+
+
+def test_where_longer_answers_win_the_quality_is_free_of_length():
+    """A linear head on features of which one is the length, one the true worth; labels like both. The sum alone learns both."""
+    generator = torch.Generator().manual_seed(1)
+    worth, lengths = torch.randn(2, 200, generator=generator), torch.randint(5, 60, (2, 200), generator=generator)
+    noise = torch.randn(2, 200, 6, generator=generator)
+    features = torch.cat([torch.stack([worth, (lengths - 32) / 16], -1), noise], -1)
+    wins = (worth[0] - worth[1]) + (lengths[0] - lengths[1]) / 16 > 0
+    features, lengths, worth = (
+        torch.where(wins.view(-1, *[1] * (x.ndim - 2)), x, x.flip(0)) for x in (features, lengths, worth)
+    )
+
+    def learned(objectives) -> torch.Tensor:
+        head = make_head(8, Head("disentangled"))
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(2, 8, generator=torch.Generator().manual_seed(2)))
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+        for _ in range(120):
+            groups = as_groups(*head(features).unbind(-1), lengths, overlap=head.overlap)
+            groups = groups._replace(step=all_step_sums([Disentangle()], groups))
+            optimizer.zero_grad()
+            total_losses(objectives, with_sums(groups))[0].mean().backward()
+            optimizer.step()
+        return head(features).detach()
+
+    plain, freed = learned([BradleyTerry()]), learned([BradleyTerry(), Disentangle(), Orthogonal()])
+    assert rho(plain.sum(-1), lengths) > 0.5 and rho(freed.sum(-1), lengths) > 0.5
+    assert abs(rho(freed[..., 0], lengths)) < 0.05 and rho(freed[..., 1], lengths) > 0.9
+    assert rho(freed[..., 0], worth) > 0.75
