@@ -47,6 +47,7 @@ def trained(name: str, rows_a_pair: float = 1.0, **flags) -> Callable[["World"],
 
 METHODS: dict[str, Method] = {
     "Bradley-Terry": Method(trained("bt")),
+    "length in its own head": Method(trained("odin", disentangle="length")),
 }
 
 
