@@ -231,7 +231,7 @@ def test_ranks_score_what_one_does(models, monkeypatch):
 
         def gather(share, rank=rank):
             shares.append(share)
-            return shares if rank else [share, dict.fromkeys(range(9), 0.0)]
+            return shares if rank else [share, dict.fromkeys(range(9), np.zeros(1))]
 
         monkeypatch.setattr("denserl.distributed.gather_objects", gather)
         scores = scorer.score(encoded)
