@@ -29,6 +29,7 @@ from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, load_members, source_of
 from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model, cut_settings
+from denserl.rewards.sources.reward_model import RewardModelSource
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +223,12 @@ class RewardScorer:
     def _of_rows(self, responses: Responses) -> Tensor:
         """(B, 1, 1 + 2 K): the score in a response's first slot, ratings and coefficients behind it where there are some."""
         batch = responses.padded(self.tokenizer.pad_token_id, self.device)
-        (_, segments), scores, own = self._scores.read(responses, batch)
-        return torch.cat([scores[:, None], *(self._scores.parts(segments, own) or ())], 1)[:, None]
+        source, own, parts = self._scores.source, None, None
+        if isinstance(source, RewardModelSource):
+            own, parts = source.told(responses, batch)
+        (_, segments), scores, _ = self._scores.read(responses, batch, own)
+        whole = parts and self._scores.whole(parts, segments)
+        return torch.cat([scores[:, None], *(whole or ())], 1)[:, None]
 
     def _readings(self, responses: Responses) -> list[Reading]:
         batch = responses.padded(self.tokenizer.pad_token_id, self.device)

@@ -29,13 +29,11 @@ class Scores(NamedTuple):
     values: (B, T) fp32, a score at each response token, with no meaning off the mask; or (B,), one number a response.
     segments: the source's own; None where responses are cut by the segmenter.
     read: how a segment is read: `last`, the score at its end; `sum`, over its tokens.
-    parts: what the values are made of, where that is known.
     """
 
     values: Tensor
     segments: Segments | None = None
     read: Literal["last", "sum"] = "last"
-    parts: Parts | None = None
 
 
 class RewardSource(Protocol):
@@ -104,10 +102,15 @@ class ResponseScorer:
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Tensor:
         return self.read(responses, batch)[1]
 
-    def read(self, responses: Responses, batch: ResponseBatch) -> tuple[SegmentScores, Tensor, Scores]:
-        """The scores segment by segment, those of the whole responses (B,), and the source's own."""
+    def read(
+        self, responses: Responses, batch: ResponseBatch, own: Scores | None = None
+    ) -> tuple[SegmentScores, Tensor, Scores]:
+        """The scores segment by segment, those of the whole responses (B,), and the source's own.
+
+        own: what the source said of the batch, if it has been asked.
+        """
         mask = batch.response_mask
-        own = self.source(responses, batch)
+        own = self.source(responses, batch) if own is None else own
         scores = per_token(own, mask)
         segments = scores.segments
         if segments is None:
@@ -117,12 +120,13 @@ class ResponseScorer:
         found = read_segments(scores.values, segments, scores.read)
         return found, aggregate(found.values, segments.counts, self.agg_func), own
 
-    def parts(self, segments: Segments, own: Scores) -> Parts | None:
-        """What the scores of whole responses are made of, by what `read` gives.
+    def whole(self, parts: Parts, segments: Segments) -> Parts | None:
+        """What the scores of whole responses are made of, by what those of their tokens are made of.
 
-        None where the source does not say it, or where no sum of what segments are made of is the response's score.
+        None where no sum of what segments are made of is the response's score.
         """
-        adds_up = self.segmenter.cuts_nothing or self.agg_func in ADDED_UP
-        if own.parts is None or not adds_up or own.parts.ratings.ndim == 2:
-            return own.parts if adds_up else None
-        return own.parts._replace(ratings=aggregate_outputs(own.parts.ratings, segments, self.agg_func))
+        if not (self.segmenter.cuts_nothing or self.agg_func in ADDED_UP):
+            return None
+        if parts.ratings.ndim == 2:
+            return parts
+        return parts._replace(ratings=aggregate_outputs(parts.ratings, segments, self.agg_func))

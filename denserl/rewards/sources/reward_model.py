@@ -83,25 +83,28 @@ class RewardModelSource:
 
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
         """(B, T) scores; with `closing` one number a response, a cut-off one being read at its last token."""
-        if self.closing is None:
-            return self._scores(batch)
-        batch = pad_responses(responses.prompt_ids, self.closed(responses), self.pad_id).to(batch.response_mask.device)
-        scores, last = self._scores(batch), batch.response_mask.sum(1) - 1
-        rows = torch.arange(len(last), device=last.device)
-        parts = scores.parts and scores.parts._replace(ratings=scores.parts.ratings[rows, last])
-        return Scores(scores.values[rows, last], parts=parts)
+        return self.told(responses, batch)[0]
 
-    def _scores(self, batch: ResponseBatch) -> Scores:
-        """(B, T) scores of the members together; of a single one that rates attributes, with what they are made of."""
+    def told(self, responses: Responses, batch: ResponseBatch) -> tuple[Scores, Parts | None]:
+        """The scores, and of a single member that rates attributes what they are made of."""
+        if self.closing is None:
+            return self._told(batch)
+        batch = pad_responses(responses.prompt_ids, self.closed(responses), self.pad_id).to(batch.response_mask.device)
+        (scores, parts), last = self._told(batch), batch.response_mask.sum(1) - 1
+        rows = torch.arange(len(last), device=last.device)
+        return Scores(scores.values[rows, last]), parts and parts._replace(ratings=parts.ratings[rows, last])
+
+    def _told(self, batch: ResponseBatch) -> tuple[Scores, Parts | None]:
+        """The same of every response token."""
         if len(self.models) > 1:
-            return Scores(self.combined(batch))
+            return Scores(self.combined(batch)), None
         found = read_rewards(self.models[0], *batch[:3], logprob_rows=0, shared=batch.shared)
         width = batch.response_mask.shape[1]
         values = response_slots(found.scores, batch.response_start, width)
         if found.coefficients is None:
-            return Scores(values)
+            return Scores(values), None
         ratings = response_slots(found.outputs[..., 1:], batch.response_start, width)
-        return Scores(values, parts=Parts(ratings, found.coefficients))
+        return Scores(values), Parts(ratings, found.coefficients)
 
     def closed(self, responses: Responses) -> list[list[int]]:
         """The ids of each response up to the place where its one score is read."""
