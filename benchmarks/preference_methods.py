@@ -25,8 +25,8 @@ Kind = Literal["fair", "length", "artefact"]
 WORLDS: dict[Kind, dict] = {"fair": {}, "length": {"length_bias": 0.5}, "artefact": {"artefact": 0.5}}
 TRUTH = "denserl.world.language:true_reward"
 # What every method may read: PAIRS pairs, and so many rows in all.
-PAIRS, ROWS = 6000, 24000
-RM = {**TINY["rm"], "reward_level": "bandit", "limit": PAIRS}
+PAIRS, ROWS = 3000, 12000
+RM = {**TINY["rm"], "reward_level": "bandit", "limit": PAIRS, "batch_size": 32, "micro_batch_size": 32}
 BON = {"limit": 64, "samples": 64, "max_new_tokens": 40, "temperature": 1.0, "top_p": 1.0, "resume": True, "device": "cpu"}
 PPO = {**TINY["ppo"], "reward_level": "bandit", "kl_coefficient": 0.05, "iterations": 40}
 
@@ -45,9 +45,12 @@ def trained(name: str, rows_a_pair: float = 1.0, **flags) -> Callable[["World"],
     return lambda world: world.reward_model(name, **{"epochs": ROWS / PAIRS / rows_a_pair, **flags})
 
 
+# Of the 14 rows that RRM makes of a pair three, so that none comes twice.
+RRM = {"augment": "rrm", "augment_group": "group", "augment_ratio": 3 / 14}
 METHODS: dict[str, Method] = {
     "Bradley-Terry": Method(trained("bt")),
     "length in its own head": Method(trained("odin", disentangle="length")),
+    "RRM": Method(trained("rrm", 4, **RRM)),
 }
 
 

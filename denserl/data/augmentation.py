@@ -65,6 +65,15 @@ def augment_pairs(pairs: Dataset, *, ratio: float = 1.0, neutrals: bool = True, 
     return made
 
 
+def is_unknown(chances: np.ndarray, p_chosen: np.ndarray, threshold: float) -> np.ndarray:
+    """(n,) bool: where what a model says of rows is at least `threshold` from their labels, |P - P*|.
+
+    Args:
+        chances: (n,) that the chosen response is the better one, as the model says. p_chosen: (n,) the same as it is, 1 or 0.5.
+    """
+    return np.abs(chances - p_chosen) >= threshold
+
+
 def group_numbers(pairs: Dataset) -> np.ndarray:
     """(n,) numbers of the rows' groups, from 0 on: of the column `group`, or of the prompts."""
     key = "group" if "group" in pairs.column_names else "prompt"

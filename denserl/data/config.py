@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
-from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only
+from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Config, Only
 from denserl.data.columns import parse_columns, parse_ratings
 from denserl.data.published import published_ratings
 from denserl.errors import UserError, require
@@ -114,6 +114,13 @@ class AugmentConfig(Config):
     """Make pairs of two responses to other prompts too, neither of which is the better one."""
     augment_group: Annotated[str | None, AUGMENTED] = None
     """Column whose texts say which pairs are of one kind, and not to be mixed; default: those of one prompt."""
+    augment_filter: Annotated[str | None, MODEL, RESUMABLE, AUGMENTED] = None
+    """Reward model, a folder or hub name, that has learned of the pairs alone: half of those that are made are drawn, and only
+    those are kept that it does not know."""
+    augment_threshold: Annotated[float, Interval(gt=0, le=1), Only("without `augment_filter`", lambda c: c.augment_filter)] = (
+        0.2
+    )
+    """A pair is kept where its chance, as that model says it, is as far as this from what it should be, 1 or a half."""
 
     @abstractmethod
     def reads_steps(self) -> bool:

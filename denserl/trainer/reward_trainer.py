@@ -49,7 +49,8 @@ class RewardTrainer(GroupTrainer):
         kind = KINDS[config.input]
         made = kind.prepare(config, tokenizer, device, dtype, objectives)
         args = training_arguments(config, device, dtype)
-        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model", "start_from"], data=made.contents)
+        models = ["model", "start_from", "augment_filter"]
+        settings = run_settings(config, dtype, checkpoint, tokenizer, models=models, data=made.contents)
         model = make_model(config, tokenizer, dtype, head, objectives, made.settings)
         if head.kind == "gated" and checkpoint is None:
             gate_start(config, tokenizer, device, dtype, head, made.train, made.reads["segmenter"]).apply(model.score)

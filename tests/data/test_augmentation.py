@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from denserl.data.augmentation import augment_pairs, draw_share, group_numbers, partners
+from denserl.data.augmentation import augment_pairs, draw_share, group_numbers, is_unknown, partners
 from denserl.data.features import MESSAGES, NUMBER, RESPONSE, TEXT, build_dataset
 from denserl.errors import UserError
 
@@ -111,7 +111,7 @@ def test_equal_responses_meet_in_no_row():
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_partners_are_of_three_groups_and_each_row_is_taken_once(data):
     sizes = data.draw(st.lists(st.integers(1, 9), min_size=3, max_size=8))
     rest = sum(sizes) - max(sizes)
@@ -178,3 +178,9 @@ def test_numbers_of_one_pair_are_not_made_up_for_others():
     data = pairs(5, confidence=[1.0] * 5)
     with pytest.raises(UserError, match="reads confidence, which augmented rows do not have"):
         augment_pairs(data)
+
+
+def test_what_a_model_does_not_know_is_kept():
+    """The vector of the paper's rule at 0.2."""
+    chances, labels = np.array([0.95, 0.60, 0.30, 0.52, 0.75, 0.31]), np.array([1, 1, 1, 0.5, 0.5, 0.5])
+    assert is_unknown(chances, labels, 0.2).tolist() == [False, True, True, False, True, False]
