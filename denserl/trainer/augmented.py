@@ -3,7 +3,6 @@
 import logging
 
 import numpy as np
-import torch
 from datasets import Dataset, concatenate_datasets
 
 from denserl.data.augmentation import augment_pairs, is_unknown
@@ -13,24 +12,26 @@ from denserl.errors import UserError
 from denserl.rewards.pair_chances import load_judge, pair_chances
 from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.start import device_and_precision
 
 log = logging.getLogger(__name__)
 
 
-def augmented(config: RewardConfig, pairs: Dataset, device: torch.device, dtype: str) -> Dataset:
+def augmented(config: RewardConfig, pairs: Dataset) -> Dataset:
     """The training pairs, and behind them those that are made of them, where the options ask for such. Collective."""
     if config.augment is None:
         return pairs
     made = augment_pairs(pairs, ratio=config.augment_ratio, neutrals=config.augment_neutrals, seed=config.seed)
     if config.augment_filter is not None:
-        made = _unknown_to(config.augment_filter, config, made, device, dtype)
+        made = _unknown_to(config.augment_filter, config, made)
     return concatenate_datasets([pairs, made])
 
 
-def _unknown_to(path: str, config: RewardConfig, made: Dataset, device: torch.device, dtype: str) -> Dataset:
+def _unknown_to(path: str, config: RewardConfig, made: Dataset) -> Dataset:
     """Of half of the rows, drawn by the seed, those of which the model at the path says otherwise than they do."""
     drawn = shuffled(len(made), stream(config.seed, Purpose.AUGMENTATION, 1))[: len(made) // 2]
     half = made.select(sorted(drawn))
+    device, dtype = device_and_precision(config)
     lengths = {"max_length": config.max_length, "score_tokens": config.score_tokens}
     judge = load_judge(path, device=device, dtype=dtype, **lengths, trusted=[config.segmenter], source=config)
     try:

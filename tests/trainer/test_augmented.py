@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import tiny_models
-import torch
 
 from denserl.cli import train_rm
 from denserl.data.bad_rows import BadRow
@@ -66,15 +65,23 @@ def pairs(files):
 
 
 def options(folder, **given):
-    own = {"model": str(folder), "data": ["d"], "output_dir": "o", "seed": 3, "max_length": 64, "augment": "rrm"}
+    own = {
+        "model": str(folder),
+        "data": ["d"],
+        "output_dir": "o",
+        "seed": 3,
+        "max_length": 64,
+        "augment": "rrm",
+        "device": "cpu",
+    }
     return RewardConfig(**{**own, "augment_group": "kind", **given})
 
 
 def test_half_of_the_rows_are_asked_of_and_those_the_model_does_not_know_are_kept(world, pairs):
     """Against its scores, one row at a time."""
-    every = list(augmented(options(world.sft), pairs, torch.device("cpu"), "fp32"))[len(pairs) :]
+    every = list(augmented(options(world.sft), pairs))[len(pairs) :]
     config = options(world.sft, augment_filter=str(world.reward_model), augment_threshold=0.3)
-    found = list(augmented(config, pairs, torch.device("cpu"), "fp32"))
+    found = list(augmented(config, pairs))
     assert found[: len(pairs)] == list(pairs) and len(every) == 14 * len(pairs)
     scorer = RewardScorer([str(world.reward_model)], max_length=64)
 
@@ -86,7 +93,7 @@ def test_half_of_the_rows_are_asked_of_and_those_the_model_does_not_know_are_kep
     unknown = [row for row, by in zip(every, errors, strict=True) if by >= 0.3]
     assert 0.25 * len(unknown) < len(kept) < 0.75 * len(unknown) < 0.75 * len(every)
     assert [row for row in unknown if row in kept] == kept
-    again = augmented(config, pairs, torch.device("cpu"), "fp32")
+    again = augmented(config, pairs)
     assert list(again) == found
 
 
@@ -97,7 +104,7 @@ def test_rows_that_the_model_cannot_be_asked_of_are_told(world, pairs, monkeypat
     monkeypatch.setattr("denserl.trainer.augmented.pair_chances", refuses)
     config = options(world.sft, augment_filter=str(world.reward_model))
     with pytest.raises(UserError, match="cannot be asked of an augmented row: no turns of tools"):
-        augmented(config, pairs, torch.device("cpu"), "fp32")
+        augmented(config, pairs)
 
 
 @pytest.mark.parametrize(
