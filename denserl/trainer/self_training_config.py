@@ -11,7 +11,9 @@ from denserl.rewards.pseudo_labels import Balance
 _WITHOUT_POOL = Only("without `unlabelled_data`", lambda c: c.unlabelled_data)
 _OF_TWO = Only("without `input` pairs or pair", lambda c: c.input in ("pairs", "pair"))
 _OWN_LABELS = Only(
-    "beside pairs that a model labels", lambda c: not (c.unlabelled_data or c.pseudo_data), of=("flip_frac", "soft_label_scale")
+    "beside pairs that a model labels",
+    lambda c: not (c.unlabelled_data or c.pseudo_data),
+    of=("flip_frac", "soft_label_scale", "augment_group"),
 )
 _IN_ROUNDS = Only("beside `unlabelled_data`, whose rounds set it", lambda c: not c.unlabelled_data)
 
