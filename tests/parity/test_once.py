@@ -56,6 +56,14 @@ def test_a_ridge_fit_on_two_ranks_is_that_of_one(trainings, tmp_path):
 
 
 @pytest.mark.long
+def test_pairs_that_are_made_of_others_on_two_ranks_are_those_of_one(trainings, world, tmp_path):
+    """Of half of those made of 17 pairs, the ones that a model does not know, whose scores are dealt to ranks."""
+    made = {"augment": "rrm", "augment_filter": world.reward_model, "epochs": 0.5}
+    one, two = (run(trainings["rm"], tmp_path / str(n), n, micro_batch_size=4 // n, **made) for n in (1, 2))
+    assert max(deviations(one, two).values()) < METRICS
+
+
+@pytest.mark.long
 def test_best_of_n_on_two_ranks_is_that_of_one(world, tmp_path):
     """Fifteen responses, four at a time on each rank, scored by a reward model that reads segments."""
     options = {"model": world.sft, "reward_model": world.reward_model, "data": world.prompts, "samples": 3}
