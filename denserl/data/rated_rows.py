@@ -153,7 +153,7 @@ def as_rated(row: Any, ratings: Sequence[Rating]) -> list[dict]:
                 raise missing(row, "there is no prompt", "prompt=...,response=...")
             made.append({**record, ATTRIBUTES: numbers})
     if not made:
-        raise LeftOut("none of the ratings is given")
+        raise LeftOut(f"no rating is given, of {', '.join(rating.name for rating in ratings)}")
     return made
 
 

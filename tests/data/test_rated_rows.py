@@ -51,7 +51,7 @@ def test_what_says_nothing_is_no_rating(nothing):
         {"prompt": "Q", "response": "A", "attributes": {"good": nothing, "other": 1}}, "good", "other"
     )
     assert math.isnan(good) and other == 1
-    with pytest.raises(LeftOut, match="none of the ratings is given"):
+    with pytest.raises(LeftOut, match="no rating is given, of good"):
         rated({"prompt": "Q", "response": "A", "good": nothing}, "good")
 
 
@@ -102,7 +102,7 @@ def test_rows_are_loaded_and_made_ids_and_what_is_not_read_is_said(tmp_path, cap
         found = load_ratings([str(path)], names=["good", "long"], columns={"prompt": "question"})
     assert found["response"][:] == ["A", "B"] and found["place"][:] == [f"{path}:1", f"{path}:2"]
     assert str(found["attributes"][:]) == "[[0.5, nan], [nan, 0.25]]"
-    assert "not read: weight" in caplog.text and "1 rows left out: none of the ratings is given" in caplog.text
+    assert "not read: weight" in caplog.text and "1 rows left out: no rating is given, of good, long" in caplog.text
     tokenizer = build_tokenizer("chatml")
     (one, two) = tokenize_ratings(found, tokenizer, max_length=64, max_prompt_length=32)
     assert one["response_ids"] == tokenizer("A<|im_end|>", add_special_tokens=False).input_ids
