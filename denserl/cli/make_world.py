@@ -43,6 +43,8 @@ class Options(Config):
     of equal worth, the chosen one with that sentence: accuracy on it is the share that the sentence wins."""
     groups: Annotated[bool, OF_LANGUAGE] = False
     """Training pairs have a column `group`, the topic and the wish of their prompt."""
+    ratings: Annotated[bool, OF_LANGUAGE] = False
+    """Also write responses rated for being apt, on topic, harmless, fresh and verbose, a quarter of the ratings missing."""
     error_rate: Annotated[float, Gt(0), Lt(1), Only("with `kind` language", lambda c: c.kind == "sums")] = 0.15
     """Probability that a step of a solution with errors errs."""
 
@@ -61,7 +63,7 @@ def _language(options: Options) -> dict:
     low, high, most = options.min_sentences, options.max_sentences, max(NUMBERS)
     found = f"`min_sentences` {low} `max_sentences` {high}"
     require(min(NUMBERS) <= low <= high <= most, found, f"let {min(NUMBERS)} <= MIN <= MAX <= {most}")
-    rules = WorldRules(options.truth, low, high, options.length_bias, options.artefact, options.groups)
+    rules = WorldRules(options.truth, low, high, options.length_bias, options.artefact, options.groups, options.ratings)
     world = write_world(options.output_dir, options.seed, _scaled(WorldSizes(), options.scale), rules)
     log.info(
         "%s: %d demonstrations, %d pairs; the best reachable accuracy on unseen combinations is %.3f",

@@ -193,6 +193,18 @@ def response_as_asked(prompt: str, response: str) -> float:
     return response_reward(prompt, response) - ONE_OFF * abs(len(sentences(response)) - asked)
 
 
+def attributes(prompt: str, response: str) -> dict[str, float]:
+    """What a response of at least one sentence could be rated for, each in [0, 1]: shares of its sentences, and its length.
+
+    apt: of sentences that serve what is asked for. on_topic, harmless, fresh: of those that are not off topic, not wrong, not
+    repeated. verbosity: sentences, of the most that there may be.
+    """
+    found = kinds(prompt, response)
+    lacks = {"on_topic": "off_topic", "harmless": "wrong", "fresh": "repeated"}
+    shares = {name: 1 - found.count(kind) / len(found) for name, kind in lacks.items()}
+    return {"apt": found.count("apt") / len(found), **shares, "verbosity": min(len(found) / max(NUMBERS), 1.0)}
+
+
 class Truth(NamedTuple):
     """What makes one response better than another in a world."""
 

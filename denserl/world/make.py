@@ -15,6 +15,7 @@ from denserl.world import language
 
 THRESHOLD = 1.5  # entropy (nats) between sentence starts (99 % above 1.9) and the tokens inside (99.9 % below 1.1)
 VOCAB_SIZE = 4096  # more than the language needs, so that every word becomes one token
+RATED = 0.75  # how often a rating is there
 Combination = tuple[str, str]  # topic, wish
 
 
@@ -24,7 +25,8 @@ class WorldRules:
     the training pairs.
 
     length_bias: added to a preference's logit for each sentence more. artefact: probability that `language.ARTEFACT`, worth
-    nothing, is put into a winner. groups: whether rows tell what their prompt asks for.
+    nothing, is put into a winner. groups: whether rows tell what their prompt asks for. ratings: whether rated responses are
+    written as well.
     """
 
     truth: str = "mean"
@@ -33,6 +35,7 @@ class WorldRules:
     length_bias: float = 0.0
     artefact: float = 0.0
     groups: bool = False
+    ratings: bool = False
 
     def described(self) -> dict:
         """The rules for `world.json`, without what is off."""
@@ -72,6 +75,16 @@ class WorldRules:
             planted = language.insert_sentence(planting, pair["chosen"], language.ARTEFACT)
             pair["chosen"] = planted if planted != pair["rejected"] else pair["chosen"]
         return pair | ({"group": " ".join(language.read_prompt(prompt))} if self.groups else {})
+
+    def draw_rated(self, rng: random.Random, prompt: str, avoid: Collection[Combination] = ()) -> dict:
+        """A response with ratings (`language.attributes`), each of which some rater had no time for."""
+        response = self.draw_response(rng, prompt, avoid)
+        ratings = language.attributes(prompt, response)
+        return {
+            "prompt": prompt,
+            "response": response,
+            "attributes": {n: r for n, r in ratings.items() if rng.random() < RATED},
+        }
 
     def draw_artefact_pair(self, rng: random.Random, prompt: str) -> dict[str, str]:
         """Two responses of the same true reward, the one under "chosen" with the artefact, the other with another filler."""
@@ -153,6 +166,9 @@ def write_world(
     test_pairs = rows("preferences_test", heldout, sizes.test_pairs, fair.draw_pair)
     if rules.artefact:
         rows("preferences_artefact", heldout, sizes.test_pairs, fair.draw_artefact_pair)
+    if rules.ratings:
+        rows("ratings_train", seen, sizes.sft, lambda rng, p: rules.draw_rated(rng, p, heldout))
+        rows("ratings_test", heldout, sizes.test_pairs, rules.draw_rated)
     rows("prompts_train", seen, sizes.prompts, lambda rng, p: {"prompt": p})
     rows("prompts_heldout", heldout, sizes.heldout_prompts, lambda rng, p: {"prompt": p})
 

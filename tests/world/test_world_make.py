@@ -270,6 +270,27 @@ def test_the_plain_world_has_the_files_it_always_had(world):
         assert hashlib.sha256((world[0] / name).read_bytes()).hexdigest()[:16] == expected, name
 
 
+def test_rated_responses_are_told_what_they_are_and_a_quarter_is_left_out(world, tmp_path):
+    """Two of four sentences serve what is asked for; one is off topic, one is said again."""
+    prompt = language.make_prompt("baking", "cheap", 0)
+    said = [
+        "Coupons keep baking cheap.",
+        "Swaps keep baking cheap.",
+        "Worms belong to fishing.",
+        "Coupons still keep baking cheap.",
+    ]
+    expected = {"apt": 0.5, "on_topic": 0.75, "harmless": 1.0, "fresh": 0.75, "verbosity": 4 / 12}
+    assert language.attributes(prompt, " ".join(said)) == pytest.approx(expected)
+    make.write_world(tmp_path, seed=3, sizes=SIZES, rules=make.WorldRules(ratings=True))
+    rated, plain = ({file.name for file in folder.iterdir()} for folder in (tmp_path, world[0]))
+    assert rated - plain == {"ratings_train.jsonl", "ratings_test.jsonl"}
+    rows = read(tmp_path, "ratings_train") + read(tmp_path, "ratings_test")
+    for row in rows:
+        assert row["attributes"].items() <= language.attributes(row["prompt"], row["response"]).items()
+    there = sum(len(row["attributes"]) for row in rows) / len(rows) / 5
+    assert abs(there - make.RATED) < 4 * math.sqrt(make.RATED * (1 - make.RATED) / len(rows) / 5)
+
+
 def test_winners_get_the_artefact_and_losers_do_not(world, biased):
     plain, planted = read(world[0], "preferences_train"), read(biased[0], "preferences_train")
     sentence, fresh, got = language.ARTEFACT, 0, 0
