@@ -16,7 +16,7 @@ from denserl.errors import require
 from denserl.ppo_utils.fits import FITS, check_writable, fingerprints, fit_key, fits_beside, store_fit, worse_than_constants
 from denserl.rewards import normalizer_fit
 from denserl.rewards.pairs import prepare_pairs, score_moments, segment_rewards
-from denserl.rewards.sources.build import Members, load_members, source_of
+from denserl.rewards.sources.build import Members, check_scores, load_members, source_of
 from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, choose_sft_model, require_stored
 from denserl.segmentation import Segmenter
 from denserl.streams import Purpose, stream
@@ -44,6 +44,7 @@ def fit_normalizer(config: FitConfig) -> Fit:
     """Score the pairs, fit both lines and store them. UserError for what cannot be had, or does not go together."""
     path = Path(config.fit) if config.fit else fits_beside(config.reward_model) or Path(config.output_dir) / FITS
     check_writable(path)
+    check_scores(config.reward_model, config)
     device, dtype = start_run(config)
     members = load_members(config.reward_model, dtype, config, template=config.template())
     for model in members.models:

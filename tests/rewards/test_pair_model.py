@@ -13,6 +13,8 @@ from denserl.errors import UserError
 from denserl.rewards.sources.build import load_members, source_of
 from denserl.rewards.sources.pair_model import PairModel, pair_model_of
 from denserl.segmentation import Segmenter
+from denserl.trainer.fit import fit_normalizer
+from denserl.trainer.fit_config import FitConfig
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Tell me about the river.", "Why?")]
 TALK = [*PROMPTS[0], {"role": "assistant", "content": "It runs."}, {"role": "user", "content": "And the boats?"}]
@@ -133,6 +135,8 @@ def test_what_compares_and_what_scores_are_told_apart(sft, folder, published, tm
     config = ModelSourceConfig()
     with pytest.raises(UserError, match="has no score of one alone"):
         source_of(load_members([folder], "fp32", config), Segmenter(1000.0))
+    with pytest.raises(UserError, match="has no score of one alone"):
+        fit_normalizer(FitConfig(reward_model=[folder], data=["none"], output_dir=str(tmp_path)))
     with pytest.raises(UserError, match="are no ensemble"):
         pair_model_of(load_members([folder, published], "fp32", config))
     with pytest.raises(UserError, match="some compare two responses, and some score one"):
