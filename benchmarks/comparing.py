@@ -1,7 +1,7 @@
 """500 pairs compared in both orders, 1000 texts of two responses each, against the scores of their 1000 responses one by one.
 
-The pairs are those of ultrafeedback-1k whose comparison fits, in a random order. Both sides get texts, and encode them; both read
-a context once. The model that compares has the weights of the language model under the one that scores.
+The pairs are those of ultrafeedback-1k whose comparison fits, in a random order. Both sides get texts, encode them, and read a
+context once. The model that compares has the weights of the language model under the one that scores.
 """
 
 import random
