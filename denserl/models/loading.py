@@ -258,7 +258,7 @@ def new_reward_model(path: str, dtype: str | torch.dtype, seed: int = 0, head: H
 
 
 def new_gated_model(path: str, dtype: str | torch.dtype, head: Head, seed: int = 0, **kw: Any) -> PreTrainedModel:
-    """A model of rated attributes under a gate that is drawn anew, in evaluation mode; the gate alone learns.
+    """A model of rated attributes under a gate that is drawn anew, in evaluation mode.
 
     Its attributes are not transformed, and the gate's scale is 1.
 
@@ -278,7 +278,6 @@ def new_gated_model(path: str, dtype: str | torch.dtype, head: Head, seed: int =
     model.score.weight = rows
     draw_gate(model.score.gate, seed)
     store_head(model.config, head)
-    freeze_trunk(model)
     return model
 
 

@@ -148,7 +148,7 @@ def make_model(
         train_whole_head(model, config.model, dtype, **config.model_source())
     elif reads & {"first_logps", "logps"}:
         attach_lm_head(model, config.model, dtype, **config.model_source())
-    if config.freeze_trunk:
+    if config.freeze_trunk or head.kind == "gated":
         freeze_trunk(model)
     store_settings(
         model.config,

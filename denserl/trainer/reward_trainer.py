@@ -52,7 +52,7 @@ class RewardTrainer(GroupTrainer):
         models = ["model", "start_from", "augment_filter"]
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=models, data=made.contents)
         model = make_model(config, tokenizer, dtype, head, objectives, made.settings)
-        if head.kind == "gated" and checkpoint is None:
+        if head.kind == "gated" and checkpoint is None and not config.start_from:
             gate_start(config, tokenizer, device, dtype, head, made.train, made.reads["segmenter"]).apply(model.score)
         model = prepare_model(model, config, "SEQ_CLS", device.type)
         warn_of_shortage(config, dtype, device, [model])

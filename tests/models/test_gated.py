@@ -163,3 +163,43 @@ def test_prefix_differences_read_the_gate_where_responses_begin():
         expected = scores[row, len(prompt) + len(answer) - 1] - scores[row, len(prompt) - 1]
         total = torch.where(batch.response_mask[row], found.values[row], 0.0).sum()
         assert total.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def accuracy(margins) -> float:
+    """Ties count half."""
+    return ((margins > 1e-6).double() + 0.5 * (margins.abs() <= 1e-6)).mean().item()
+
+
+def test_two_kinds_of_prompts_that_want_opposite_attributes():
+    """Of each pair the prompt's kind says which of two attributes decides, and one is 1 less the other.
+
+    Equal weights see no difference; a gate that is trained on such pairs tells them apart on others.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def pairs(count: int):
+        kind = torch.randint(2, (count,), generator=generator)
+        states = 0.5 * torch.randn(count, 8, generator=generator) + (2.0 * kind - 1.0)[:, None]
+        chosen, rejected = (torch.rand(2, count, generator=generator)).sort(0, descending=True).values
+        wanted = torch.stack([chosen - rejected, rejected - chosen], 1)
+        return states, torch.where(kind[:, None] == 0, wanted, wanted.flip(1))
+
+    gate = Gate(8, 2, layers=3, width=32, dropout=0.2, temperature=10.0)
+    draw_gate(gate, seed=0)
+    states, differences = pairs(2000)
+    with torch.no_grad():
+        gate.scale.fill_(scale_of((gate.eval()(states) * differences).sum(1)))
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=3e-3, weight_decay=0.0)
+    gate.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for step in range(80):
+            rows = slice(step * 25 % 2000, step * 25 % 2000 + 250)
+            loss = -torch.nn.functional.logsigmoid((gate(states[rows]) * differences[rows]).sum(1)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    states, differences = pairs(1000)
+    with torch.no_grad():
+        assert accuracy((gate.eval()(states) * differences).sum(1)) > 0.9
+    assert accuracy(differences.mean(1)) == 0.5
