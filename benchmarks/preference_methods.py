@@ -20,12 +20,14 @@ from process import tabled
 from denserl.cli.pipeline import stage
 from denserl.trainer.trackers import read_metrics
 
-Part = Literal["judging", "best-of-n", "ppo"]
+Part = Literal["judging", "best-of-n", "ppo", "few labels"]
 Kind = Literal["fair", "length", "artefact"]
 WORLDS: dict[Kind, dict] = {"fair": {}, "length": {"length_bias": 0.5}, "artefact": {"artefact": 0.5}}
 TRUTH = "denserl.world.language:true_reward"
 # What every method may read: PAIRS pairs, and so many rows in all.
 PAIRS, ROWS = 3000, 12000
+# How many of them have labels where few have, and how often each pair is read then.
+LABELLED, FEW_EPOCHS = PAIRS // 8, 1
 RM = {**TINY["rm"], "reward_level": "bandit", "limit": PAIRS, "batch_size": 32, "micro_batch_size": 32}
 BON = {"limit": 64, "samples": 64, "max_new_tokens": 40, "temperature": 1.0, "top_p": 1.0, "resume": True, "device": "cpu"}
 PPO = {**TINY["ppo"], "reward_level": "bandit", "kl_coefficient": 0.05, "iterations": 40}
@@ -47,10 +49,36 @@ def trained(name: str, rows_a_pair: float = 1.0, **flags) -> Callable[["World"],
 
 # Of the 14 rows that RRM makes of a pair three, so that none comes twice.
 RRM = {"augment": "rrm", "augment_group": "group", "augment_ratio": 3 / 14}
+
+
+def of_few(name: str, unlabelled: bool = True, **flags) -> Callable[["World"], Path]:
+    """A reward model of LABELLED pairs with labels, and of the others without them, if it is to label those itself."""
+
+    def model(world: "World") -> Path:
+        few, others = world.few_labels()
+        pool = {"unlabelled_data": others} if unlabelled else {}
+        # What temperatures are fitted on, and rounds are ended by, is not what they are compared by.
+        own = {"data": few, "eval_data": world.rows("preferences_val"), "epochs": FEW_EPOCHS}
+        return world.reward_model(name, **{**own, **pool, **flags})
+
+    return model
+
+
 METHODS: dict[str, Method] = {
     "Bradley-Terry": Method(trained("bt")),
     "length in its own head": Method(trained("odin", disentangle="length")),
     "RRM": Method(trained("rrm", 4, **RRM)),
+}
+
+
+# With labels for some of the pairs alone. The second reads as many rows as the one that has all labels.
+FEW_LABELS: dict[str, Method] = {
+    "few": Method(of_few("few", unlabelled=False)),
+    "few, read more often": Method(of_few("few-often", unlabelled=False, epochs=FEW_EPOCHS * PAIRS // LABELLED)),
+    "few, others labelled": Method(of_few("few-hard")),
+    "few, others labelled softly": Method(of_few("few-soft", pseudo_labels="soft")),
+    "few, others labelled, lengths balanced": Method(of_few("few-balanced", pseudo_balance="length")),
+    "all": Method(trained("all", epochs=FEW_EPOCHS)),
 }
 
 
@@ -62,7 +90,7 @@ class Options:
     """Seeds of the worlds and of every run in them."""
     parts: list[Part] = field(default_factory=lambda: list(PARTS))
     """What to run."""
-    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    methods: list[str] = field(default_factory=lambda: [*METHODS, *FEW_LABELS])
     """The methods to run, by name."""
     worlds: list[Kind] = field(default_factory=lambda: list(WORLDS))
     """What is wrong with the training pairs: nothing (fair), or what they prefer."""
@@ -95,6 +123,22 @@ class World:
             places = {"cache_dir": self.shared / "cache", "output_dir": target}
             stage("train-rm", **{**RM, **own, **flags}, **places, seed=self.seed)
         return target
+
+    def few_labels(self) -> tuple[Path, Path]:
+        """The training pairs in two files: those that have labels, and those whose labels are withheld."""
+        rows = self.rows("preferences_train").read_text(encoding="utf-8").splitlines(keepends=True)[:PAIRS]
+        parts = self.folder / "labelled.jsonl", self.folder / "unlabelled.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path, part in zip(parts, (rows[:LABELLED], rows[LABELLED:]), strict=True):
+            path.write_text("".join(part), encoding="utf-8")
+        return parts
+
+    def labelled(self, method: Method) -> dict[str, float]:
+        """The same as `judged`, and what a model's own labels came to in its last round."""
+        found, rounds = self.judged(method), method.model(self) / "rounds.json"
+        last = json.loads(rounds.read_text())["rounds"][-1] if rounds.is_file() else {}
+        own = {"kept": "kept", "right": "agreement", "longer by": "longer_by", "label calibration error": "calibration_error"}
+        return {**found, **{name: last[key] for name, key in own.items() if key in last}}
 
     def evaluated(self, method: Method, pairs: Path) -> dict:
         """What `evaluate` finds of a method's model on a file of pairs, run once."""
@@ -172,6 +216,7 @@ PARTS: dict[str, Callable[[Options], dict]] = {
     "judging": measured(World.judged, METHODS),
     "best-of-n": measured(World.best_of, METHODS),
     "ppo": measured(World.ppo, METHODS),
+    "few labels": measured(World.labelled, FEW_LABELS),
 }
 
 

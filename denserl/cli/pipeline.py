@@ -22,8 +22,10 @@ def stage(command: str, *words: str | Path, **flags: Any):
     Returns: what the command's `run` returns.
     """
     from denserl.trainer.checkpoint import has_checkpoints
+    from denserl.trainer.self_training_config import ROUNDS
 
-    if has_checkpoints(Path(flags["output_dir"]) / "checkpoints"):
+    folder = Path(flags["output_dir"])
+    if has_checkpoints(folder / "checkpoints") or (folder / ROUNDS).is_file():
         flags["resume"] = True
     argv = [*map(str, words), *(word for name, value in flags.items() for word in as_flags(name, value))]
     say(f"\n$ denserl {shlex.join([command, *argv])}", sys.stderr)

@@ -36,13 +36,13 @@ from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import make_objectives
 from denserl.trainer.reward_pairs import load_pairs
 from denserl.trainer.reward_trainer import RewardTrainer
-from denserl.trainer.self_training_config import SelfTrainingConfig
+from denserl.trainer.self_training_config import ROUNDS, SelfTrainingConfig
 from denserl.trainer.start import run_settings, start_run, template_of_run
 from denserl.trainer.supervised import check_steps
 
 log = logging.getLogger(__name__)
 
-ROUNDS, PSEUDO_LABELLED = "rounds.json", "pseudo_labelled.jsonl"
+PSEUDO_LABELLED = "pseudo_labelled.jsonl"
 # What of a round's folder is of its training, and no part of its model.
 _OF_TRAINING = {COMMAND_FILE, PSEUDO_LABELLED, "metrics.jsonl", "checkpoints", "skipped"}
 

@@ -8,6 +8,8 @@ from annotated_types import Ge, Gt, Interval, Le
 from denserl.config import INPUT, MODEL, RESUMABLE, Config, Only
 from denserl.rewards.pseudo_labels import Balance
 
+ROUNDS = "rounds.json"  # tells of each round, in the output folder
+
 _WITHOUT_POOL = Only("without `unlabelled_data`", lambda c: c.unlabelled_data)
 _OF_TWO = Only("without `input` pairs or pair", lambda c: c.input in ("pairs", "pair"))
 _OWN_LABELS = Only(
