@@ -26,9 +26,10 @@ WORLDS: dict[Kind, dict] = {"fair": {}, "length": {"length_bias": 0.5}, "artefac
 TRUTH = "denserl.world.language:true_reward"
 # What every method may read: PAIRS pairs, and so many rows in all.
 PAIRS, ROWS = 3000, 12000
-# How many of them have labels where few have, and how often each pair is read then.
-LABELLED, FEW_EPOCHS = PAIRS // 8, 1
+# Where few have labels: of so many pairs so many, and how often each pair is read.
+FEW_PAIRS, LABELLED, FEW_EPOCHS = 1600, 200, 2
 RM = {**TINY["rm"], "reward_level": "bandit", "limit": PAIRS, "batch_size": 32, "micro_batch_size": 32}
+FEW = {"epochs": FEW_EPOCHS, "batch_size": 16, "micro_batch_size": 16}
 BON = {"limit": 64, "samples": 64, "max_new_tokens": 40, "temperature": 1.0, "top_p": 1.0, "resume": True, "device": "cpu"}
 PPO = {**TINY["ppo"], "reward_level": "bandit", "kl_coefficient": 0.05, "iterations": 40}
 
@@ -58,7 +59,7 @@ def of_few(name: str, unlabelled: bool = True, **flags) -> Callable[["World"], P
         few, others = world.few_labels()
         pool = {"unlabelled_data": others} if unlabelled else {}
         # What temperatures are fitted on, and rounds are ended by, is not what they are compared by.
-        own = {"data": few, "eval_data": world.rows("preferences_val"), "epochs": FEW_EPOCHS}
+        own = {"data": few, "eval_data": world.rows("preferences_val"), **FEW}
         return world.reward_model(name, **{**own, **pool, **flags})
 
     return model
@@ -74,11 +75,11 @@ METHODS: dict[str, Method] = {
 # With labels for some of the pairs alone. The second reads as many rows as the one that has all labels.
 FEW_LABELS: dict[str, Method] = {
     "few": Method(of_few("few", unlabelled=False)),
-    "few, read more often": Method(of_few("few-often", unlabelled=False, epochs=FEW_EPOCHS * PAIRS // LABELLED)),
+    "few, read more often": Method(of_few("few-often", unlabelled=False, epochs=FEW_EPOCHS * FEW_PAIRS // LABELLED)),
     "few, others labelled": Method(of_few("few-hard")),
     "few, others labelled softly": Method(of_few("few-soft", pseudo_labels="soft")),
     "few, others labelled, lengths balanced": Method(of_few("few-balanced", pseudo_balance="length")),
-    "all": Method(trained("all", epochs=FEW_EPOCHS)),
+    "all": Method(trained("all", limit=FEW_PAIRS, **FEW)),
 }
 
 
@@ -126,7 +127,7 @@ class World:
 
     def few_labels(self) -> tuple[Path, Path]:
         """The training pairs in two files: those that have labels, and those whose labels are withheld."""
-        rows = self.rows("preferences_train").read_text(encoding="utf-8").splitlines(keepends=True)[:PAIRS]
+        rows = self.rows("preferences_train").read_text(encoding="utf-8").splitlines(keepends=True)[:FEW_PAIRS]
         parts = self.folder / "labelled.jsonl", self.folder / "unlabelled.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, part in zip(parts, (rows[:LABELLED], rows[LABELLED:]), strict=True):
@@ -134,8 +135,8 @@ class World:
         return parts
 
     def labelled(self, method: Method) -> dict[str, float]:
-        """The same as `judged`, and what a model's own labels came to in its last round."""
-        found, rounds = self.judged(method), method.model(self) / "rounds.json"
+        """The same as `by_true_reward`, and what a model's own labels came to in its last round."""
+        found, rounds = self.by_true_reward(method), method.model(self) / "rounds.json"
         last = json.loads(rounds.read_text())["rounds"][-1] if rounds.is_file() else {}
         own = {"kept": "kept", "right": "agreement", "longer by": "longer_by", "label calibration error": "calibration_error"}
         return {**found, **{name: last[key] for name, key in own.items() if key in last}}
@@ -150,15 +151,18 @@ class World:
 
     def judged(self, method: Method) -> dict[str, float]:
         """What a method's model makes of held-out pairs: of the true reward, and of one worth with the artefact on one side."""
+        artefact = self.evaluated(method, self._data("artefact") / "preferences_artefact.jsonl")
+        return {**self.by_true_reward(method), "won by the artefact": artefact["accuracy"]}
+
+    def by_true_reward(self, method: Method) -> dict[str, float]:
+        """What a method's model makes of held-out pairs of the true reward."""
         found = self.evaluated(method, self.rows("preferences_test"))
         best = json.loads((self.data / "world.json").read_text())["best_accuracy_test"]
-        artefact = self.evaluated(method, self._data("artefact") / "preferences_artefact.jsonl")
         return {
             "accuracy": found["accuracy"],
             "share of the best": found["accuracy"] / best,
             "calibration error": found["calibration"]["ece"],
             "corr. of score and length": found["length_bias"]["correlation"],
-            "won by the artefact": artefact["accuracy"],
         }
 
     def best_of(self, method: Method) -> dict[str, float]:
