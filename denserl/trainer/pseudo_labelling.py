@@ -11,6 +11,7 @@ from datasets import Dataset
 from denserl import distributed
 from denserl.data.preferences import GROUP
 from denserl.data.unlabelled import Withheld
+from denserl.errors import require
 from denserl.files import replace_whole
 from denserl.rewards.pair_chances import calibration_error, chances_at, fit_temperature, load_judge, pair_log_odds, reliability
 from denserl.rewards.pseudo_labels import balanced, confident, pseudo_labelled, surest
@@ -31,7 +32,7 @@ class Judged(NamedTuple):
 
     chances: np.ndarray  # (n,) that the first is the better; NaN of a pair that is not judged
     temperature: float
-    held_out_error: float | None  # expected calibration error of held-out pairs, at that temperature
+    held_out_error: float  # expected calibration error of held-out pairs, at that temperature
 
 
 def label_pairs(config: RewardConfig, rows: Rows, path: Path, model: Path, device: torch.device, dtype: str) -> dict:
@@ -66,6 +67,7 @@ def _judge(config: RewardConfig, rows: Rows, model: Path, device: torch.device, 
     known, pool = rows.held_out, rows.pool
     log_odds = pair_log_odds(judge, known["prompt"], known["chosen"], known["rejected"], whole=True)
     read = ~np.isnan(log_odds[:, 0])
+    require(read.any(), "no held-out pair is within `max_length`, to fit chances on", "let it be larger")
     labels, log_odds = np.array(known["p_chosen"])[read], log_odds[read]
     # The log-odds of labels are of the model's own making; scores have no scale before one is found.
     temperature = 1.0 if isinstance(judge, PairModel) else fit_temperature(log_odds[:, 0], labels)
@@ -78,6 +80,7 @@ def _report(judged: Judged, kept: np.ndarray, longer: np.ndarray, withheld: With
     """What a round's labels come to, and how they agree with those that the rows withheld."""
     won, labels = judged.chances > 0.5, withheld.labels
     told = ~np.isnan(labels)
+    both = told & ~np.isnan(judged.chances)
     return {
         "unlabelled": len(kept),
         "not_judged": int(np.isnan(judged.chances).sum()),
@@ -87,16 +90,15 @@ def _report(judged: Judged, kept: np.ndarray, longer: np.ndarray, withheld: With
         # Against the order of their rows, in which a better one that is known stands first.
         "turned": _mean((won == withheld.turned)[kept]),
         "agreement": _mean((won == (labels > 0.5))[kept & told & (labels != 0.5)]),
-        "calibration_error": _calibration_error(judged.chances[told], labels[told]),
+        "calibration_error": _calibration_error(judged.chances[both], labels[both]) if both.any() else None,
         "longer_by": _mean((np.where(won, 1, -1) * longer)[kept]),
     }
 
 
-def _calibration_error(p: np.ndarray, labels: np.ndarray) -> float | None:
-    """Of chances p that the first is the better, those that are NaN aside, and of labels, the chance that it is."""
-    p, labels = p[~np.isnan(p)], labels[~np.isnan(p)]
+def _calibration_error(p: np.ndarray, labels: np.ndarray) -> float:
+    """Of chances p that the first is the better, and of labels, the chance that it is."""
     right = np.where(p == 0.5, 0.5, np.where(p > 0.5, labels, 1 - labels))
-    return calibration_error(reliability(np.maximum(p, 1 - p), right)) if len(p) else None
+    return calibration_error(reliability(np.maximum(p, 1 - p), right))
 
 
 def _mean(values: np.ndarray) -> float | None:

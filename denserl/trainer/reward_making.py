@@ -145,7 +145,7 @@ def make_model(
     match_embeddings(model, tokenizer)
     reads = all_reads(objectives)
     if "label_logp" in reads:
-        train_whole_head(model, config.model, dtype, **config.model_source())
+        train_whole_head(model, config.start_from or config.model, dtype, **config.model_source())
     elif reads & {"first_logps", "logps"}:
         attach_lm_head(model, config.model, dtype, **config.model_source())
     if config.freeze_trunk or head.kind == "gated":
