@@ -14,7 +14,7 @@ from denserl.data.preferences import load_preferences
 from denserl.data.unlabelled import TWO, load_unlabelled, with_lengths
 from denserl.errors import UserError
 from denserl.models.loading import load_tokenizer
-from denserl.rewards.pair_chances import load_judge, pair_log_odds
+from denserl.rewards.pair_chances import load_judge, pair_chances
 from denserl.trainer import self_training
 from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.self_training import Record, train_in_rounds
@@ -258,19 +258,42 @@ def test_a_training_goes_on_from_a_trained_model(files, trained, tmp_path):
         },
         {"reward_level": "token", "head_type": "label", "round_start": "last", **SURE},
         {"lora_rank": 2, "zero_stage": 2, "head_type": "mlp", "reg_type": "sft", "save_steps": 0, **SURE},
+        {
+            "input": "pair",
+            "head_type": "label",
+            "reward_level": None,
+            "max_prompt_length": None,
+            "cache_dir": None,
+            "max_length": 120,
+            "both_orders": True,
+            "augment": "rrm",
+            "augment_ratio": 0.2,
+            "pseudo_labels": "soft",
+            **SURE,
+        },
+        {
+            "input": "pair",
+            "head_type": "label",
+            "reward_level": None,
+            "max_prompt_length": None,
+            "cache_dir": None,
+            "max_length": 120,
+            "label_ce": "full",
+            "round_start": "last",
+            **SURE,
+        },
     ],
-    ids=["everything", "labels", "adapters"],
+    ids=["everything", "labels", "adapters", "both in one text", "both in one text, going on"],
 )
 def test_rounds_of_every_kind_of_model(options, files, tmp_path):
     output = in_rounds(files, tmp_path / "rm", **options)
     rounds = rounds_of(output)
     assert len(rounds) > 1 and all(one["kept"] for one in rounds[1:])
     held_out = load_preferences([str(files / "held_out.jsonl")])
-    log_odds = pair_log_odds(
-        load_judge(str(output), max_length=64), held_out["prompt"], held_out["chosen"], held_out["rejected"]
-    )
+    judge = load_judge(str(output), max_length=120)
+    found = pair_chances(judge, held_out["prompt"], held_out["chosen"], held_out["rejected"])
     best = min(rounds, key=lambda one: one["eval_loss"])
-    assert (log_odds[:, 0] > 0).mean() == pytest.approx(best["eval_accuracy"])
+    assert (found > 0.5).mean() == pytest.approx(best["eval_accuracy"])
     kept = load_preferences([str(output / "round_1/pseudo_labelled.jsonl")], group=options.get("augment_group"))
     assert (set(kept["p_chosen"]) == {1.0}) == (options.get("pseudo_labels") != "soft")
 
