@@ -11,7 +11,7 @@ from harness import Options, Result, alternate, compared, floors, run_alone, tim
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from denserl.data.batching import map_responses, pad_rows
-from denserl.models.loading import load_reward_model
+from denserl.models.reward_models import load_reward_model
 from denserl.rewards.pair_metrics import response_token_rewards
 from denserl.trainer.reward_config import RewardConfig
 

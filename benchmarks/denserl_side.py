@@ -7,7 +7,8 @@ from transformers import PrinterCallback, ProgressCallback
 
 from denserl.data.preferences import load_preferences
 from denserl.data.prompts import load_prompts, tokenize_prompts
-from denserl.models.loading import load_reward_model, load_tokenizer
+from denserl.models.reward_models import load_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.pairs import prepare_pairs
 from denserl.segmentation import Segmenter
 from denserl.trainer.ppo_config import PPOConfig

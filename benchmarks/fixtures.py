@@ -82,7 +82,7 @@ def language_model(options: Options, shape: str, end_probability: float | None =
 
 def reward_model(options: Options, policy: Path) -> Path:
     """The backbone of a language model under a fresh reward head, with its tokenizer."""
-    from denserl.models.loading import new_reward_model
+    from denserl.models.reward_models import new_reward_model
 
     def make(folder: Path) -> None:
         new_reward_model(str(policy), "fp32").save_pretrained(folder)

@@ -17,7 +17,7 @@ from denserl_side import ppo_options, prompt_rows
 from harness import HERE, TRL_SETTINGS, Options, Result, Worker, alternate, compared, cpu_only, floors, peer_python, run_alone
 from transformers import AutoConfig
 
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 
 # Share of the limit that the mean length is -> ratio to reach.
 CASES = {"all at full length": (1.0, 2.0), "mean half of the limit": (0.5, 3.0)}

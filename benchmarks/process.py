@@ -21,8 +21,9 @@ from denserl.cli.pipeline import stage
 from denserl.data.batching import map_responses
 from denserl.data.step_encoding import encode_steps
 from denserl.evaluation.solutions import f1
-from denserl.models.loading import load_policy, load_tokenizer
+from denserl.models.loading import load_policy
 from denserl.models.scoring import response_logprobs_entropies
+from denserl.models.tokenizers import load_tokenizer
 from denserl.terminal import say
 from denserl.trainer.trackers import read_metrics
 from denserl.world import sums

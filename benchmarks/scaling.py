@@ -27,7 +27,8 @@ from denserl.memory.config import PlanConfig
 from denserl.memory.phases import Planner
 from denserl.memory.search import setting_given
 from denserl.models import logprob
-from denserl.models.loading import load_reward_model, load_tokenizer
+from denserl.models.reward_models import load_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.segmentation import Segmenter
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_trainer import RewardTrainer

@@ -6,10 +6,10 @@ from .evaluation.items import Answer as Answer
 from .evaluation.items import Item as Item
 from .evaluation.results import Suite as Suite
 from .models.loading import load_policy as load_policy
-from .models.loading import load_reward_model as load_reward_model
-from .models.loading import load_tokenizer as load_tokenizer
+from .models.reward_models import load_reward_model as load_reward_model
 from .models.scoring import token_logprob_entropy as token_logprob_entropy
 from .models.scoring import token_rewards as token_rewards
+from .models.tokenizers import load_tokenizer as load_tokenizer
 from .ppo_utils.advantages import gae as gae
 from .ppo_utils.advantages import whiten as whiten
 from .ppo_utils.assignment import assign_rewards as assign_rewards

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from denserl.data.batching import pad_responses
 from denserl.errors import UserError
-from denserl.models.loading import load_reward_model
+from denserl.models.reward_models import load_reward_model
 from denserl.models.tiny import new_llama
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.objectives import pair_losses

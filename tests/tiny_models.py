@@ -101,7 +101,9 @@ def save_language_model(folder: Path, seed: int = 0, stops: int = 0, hidden: int
 def save_gated_model(folder: Path, sft: Path, **settings) -> Path:
     """A model of three attributes under a gate, of random weights, freed of the second one; settings: stored with it."""
     from denserl.models.heads import Head, make_head, store_head
-    from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
+    from denserl.models.loading import match_embeddings
+    from denserl.models.reward_models import new_reward_model
+    from denserl.models.tokenizers import load_tokenizer
 
     tokenizer, model = load_tokenizer(str(sft)), new_reward_model(str(sft), "fp32")
     match_embeddings(model, tokenizer)

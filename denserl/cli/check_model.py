@@ -21,9 +21,10 @@ class Options(ModelSourceConfig):
 
 
 def run(options: Options) -> None:
-    from denserl.models.loading import holds_reward_head, load_policy, load_reward_model
+    from denserl.models.loading import load_policy
     from denserl.models.measured import measured
     from denserl.models.probe import TOLERANCE
+    from denserl.models.reward_models import holds_reward_head, load_reward_model
 
     quiet_libraries()
     is_reward_model = holds_reward_head(options.model)

@@ -24,9 +24,10 @@ from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing
 from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.files import make_folder
 from denserl.models.folders import read_settings
-from denserl.models.loading import load_policy, load_tokenizer, local_folder, match_embeddings
+from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.positions import check_rollout_lengths
 from denserl.models.reward_settings import settings_in
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.ranking import list_scores
 from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.build import check_scores, judges_pairs

@@ -18,16 +18,10 @@ from denserl.errors import require
 from denserl.models.folders import MODEL_FILES, read_settings, weight_files
 from denserl.models.heads import Head, described_head
 from denserl.models.lm_head import LM_HEAD, embeddings_name
-from denserl.models.loading import (
-    HEADS,
-    as_dtype,
-    empty_reward_model,
-    holds_reward_head,
-    load_config,
-    local_folder,
-    saved_tokenizer,
-)
+from denserl.models.loading import HEADS, as_dtype, empty_reward_model, load_config, local_folder
+from denserl.models.reward_models import holds_reward_head
 from denserl.models.reward_settings import KEY, settings_in, sft_settings
+from denserl.models.tokenizers import saved_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Reward models in the layouts of other libraries: the same weights to the bit, under other names and settings.
 
-The way back is in importing.py. Which weights are accepted is in loading.py, what they are called in GRM's layout in heads.py,
-and in ArmoRM's in armorm.py.
+The way back is in importing.py. Which weights are accepted is in reward_models.py, what they are called in GRM's layout in
+heads.py, and in ArmoRM's in armorm.py.
 """
 
 import functools
@@ -22,8 +22,10 @@ from denserl.models.armorm import CLASS, armorm_name, armorm_settings
 from denserl.models.folders import read_settings, weight_files
 from denserl.models.heads import Head, grm_name, grm_settings, is_stock, second_less_first, stored_head, weighted_row
 from denserl.models.lm_head import LM_HEAD, embeddings_name, read_rows
-from denserl.models.loading import load_reward_model, load_tokenizer, local_folder
+from denserl.models.loading import local_folder
+from denserl.models.reward_models import load_reward_model
 from denserl.models.reward_settings import stored_settings
+from denserl.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
 

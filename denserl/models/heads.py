@@ -2,7 +2,7 @@
 
 It is the module `score`, (..., H) -> (..., C): the score first, then whatever else a head tells of the hidden state.
 
-Putting one on a model, reading and saving it is in loading.py.
+Putting one on a model, reading and saving it is in reward_models.py.
 """
 
 import math

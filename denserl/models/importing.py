@@ -20,8 +20,10 @@ from denserl.models.export import CHECKED_IN, Tensors, classifier_settings, writ
 from denserl.models.folders import read_settings
 from denserl.models.heads import GRM_SETTINGS, Head, head_settings, our_name, second_less_first
 from denserl.models.lm_head import LM_HEAD
-from denserl.models.loading import load_armorm, load_grm, load_tokenizer, load_two_labels, local_folder, new_reward_model
+from denserl.models.loading import local_folder
+from denserl.models.reward_models import load_armorm, load_grm, load_two_labels, new_reward_model
 from denserl.models.reward_settings import KEY
+from denserl.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl.errors import UserError
 from denserl.models.folders import ADAPTERS, read_settings
 from denserl.models.heads import Head, described_head, make_head
-from denserl.models.loading import load_policy, load_tokenizer, match_embeddings, new_reward_model
+from denserl.models.loading import load_policy, match_embeddings
+from denserl.models.reward_models import new_reward_model
 from denserl.models.reward_settings import OF_SCORES
+from denserl.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
 

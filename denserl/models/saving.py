@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from denserl.errors import require
 from denserl.models.heads import STOCK, is_disentangled, is_of_labels, quality_alone, store_head, stored_head
 from denserl.models.lm_head import embeddings_name, read_whole
-from denserl.models.loading import empty_policy, local_folder, origin_of
+from denserl.models.loading import empty_policy, local_folder
+from denserl.models.reward_models import origin_of
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -50,7 +51,7 @@ def as_language_model(model: PreTrainedModel, state: Mapping[str, Tensor]) -> Pr
     """A model of labels as the causal language model of its trunk, whose logits of both labels differ by its score.
 
     Its head is that of the language model that it was made from, with the two rows put back; where that family ties it to the
-    embeddings, it is tied no longer. After `loading.train_whole_head` it is the whole head as it was trained, tied as it was.
+    embeddings, it is tied no longer. After `train_whole_head` it is the whole head as it was trained, tied as it was.
 
     state: the weights of the model, whole.
     """

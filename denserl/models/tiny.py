@@ -1,6 +1,6 @@
 """Small local models: a byte-level BPE tokenizer with a chat template, and a randomly initialised Llama.
 
-Loading models that already exist is in `loading.py`.
+Loading models that already exist is in `loading.py` and `reward_models.py`.
 """
 
 from collections.abc import Iterable, Iterator

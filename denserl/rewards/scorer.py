@@ -21,10 +21,11 @@ from denserl.data.responses import ALMOST_GONE, Encoded, Messages, Responses, en
 from denserl.data.templates import template_settings
 from denserl.errors import UserError, require
 from denserl.models.heads import stored_head
-from denserl.models.loading import check_same_tokenizer, load_policy, load_tokenizer, match_embeddings, same_tokenizer
+from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.measured import measured
 from denserl.models.positions import positions_of
 from denserl.models.scoring import response_entropies
+from denserl.models.tokenizers import check_same_tokenizer, load_tokenizer, same_tokenizer
 from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, load_members, source_of

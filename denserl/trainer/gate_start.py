@@ -14,7 +14,8 @@ from denserl.data.batching import ResponseBatch, map_rows_in_batches, response_s
 from denserl.errors import UserError
 from denserl.models.gated import GatedHead, scale_of
 from denserl.models.heads import Head
-from denserl.models.loading import match_embeddings, new_gated_model
+from denserl.models.loading import match_embeddings
+from denserl.models.reward_models import new_gated_model
 from denserl.models.scoring import read_rewards
 from denserl.rewards.aggregation import aggregate_outputs
 from denserl.rewards.attributes import debias, spearman

@@ -18,16 +18,10 @@ from denserl.data.batching import ResponseBatch
 from denserl.data.reference_cache import file_fingerprint
 from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
-from denserl.models.loading import (
-    check_same_tokenizer,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    local_folder,
-    match_embeddings,
-    new_reward_model,
-)
+from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.measured import check_steady
+from denserl.models.reward_models import load_reward_model, new_reward_model
+from denserl.models.tokenizers import check_same_tokenizer, load_tokenizer
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, source_of
 from denserl.rewards.sources.implicit import LogProbs

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.config import options_of
 from denserl.errors import require
-from denserl.models.loading import check_same_tokenizer
+from denserl.models.tokenizers import check_same_tokenizer
 from denserl.plugins import load_named
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
 from denserl.rewards.config import StepConfig

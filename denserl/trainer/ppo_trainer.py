@@ -23,8 +23,8 @@ from denserl.data.prompts import LABEL
 from denserl.data.responses import Responses
 from denserl.errors import Stopped
 from denserl.models.gathering import gathered
-from denserl.models.loading import load_tokenizer
 from denserl.models.scoring import token_rewards
+from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss

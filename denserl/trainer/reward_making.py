@@ -9,18 +9,17 @@ from denserl.data.chat import after_last_turn
 from denserl.data.labels import label_ids, place_labels, two_labels
 from denserl.errors import require
 from denserl.models.heads import Head, stored_head
-from denserl.models.loading import (
+from denserl.models.loading import load_config, match_embeddings
+from denserl.models.measured import check_steady
+from denserl.models.reward_models import (
     attach_lm_head,
     freeze_trunk,
     holds_reward_head,
-    load_config,
     load_reward_model,
-    match_embeddings,
     new_gated_model,
     new_reward_model,
     train_whole_head,
 )
-from denserl.models.measured import check_steady
 from denserl.models.reward_settings import StoredSettings, sft_settings, store_settings, stored_settings
 from denserl.rewards.objectives import (
     BradleyTerry,

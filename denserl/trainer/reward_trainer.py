@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl.errors import require
 from denserl.models.adapters import prepare_model
-from denserl.models.loading import empty_reward_model, load_tokenizer
+from denserl.models.loading import empty_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import Objective, all_labels, all_reads
 from denserl.rewards.pairs import segment_lengths
 from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter

@@ -27,8 +27,8 @@ from denserl.data.templates import DATE
 from denserl.data.unlabelled import TWO, load_unlabelled, load_withheld, with_lengths
 from denserl.errors import require
 from denserl.files import COMMAND_FILE, replace_whole
-from denserl.models.loading import load_tokenizer
 from denserl.models.reward_settings import KEY
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import all_labels
 from denserl.trainer.checkpoint import check_settings, has_checkpoints
 from denserl.trainer.pseudo_labelling import Rows, label_pairs

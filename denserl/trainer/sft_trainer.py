@@ -11,9 +11,10 @@ from datasets import Dataset
 from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
 from denserl.models.adapters import prepare_model
-from denserl.models.loading import load_policy, load_tokenizer, match_embeddings
+from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.positions import check_positions
 from denserl.models.scoring import token_logprob_entropy
+from denserl.models.tokenizers import load_tokenizer
 from denserl.trainer.config import SFTConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.summaries import in_words

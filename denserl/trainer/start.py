@@ -22,7 +22,8 @@ from denserl.errors import require
 from denserl.files import make_folder
 from denserl.memory.formulas import Sharding, Size
 from denserl.memory.shortage import shortage
-from denserl.models.loading import load_tokenizer, local_folder
+from denserl.models.loading import local_folder
+from denserl.models.tokenizers import load_tokenizer
 from denserl.terminal import quiet_libraries
 from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
 from denserl.trainer.config import OptimisationConfig

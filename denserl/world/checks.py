@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import map_responses, pad_rows
 from denserl.data.chat import encode_prompt, encode_response
-from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
+from denserl.models.loading import load_policy
+from denserl.models.reward_models import load_reward_model
 from denserl.models.scoring import response_entropies
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.pair_metrics import response_token_rewards
 from denserl.segmentation import segment_by_entropy
 from denserl.world import language

@@ -13,7 +13,8 @@ import tiny_models
 from huggingface_hub import constants
 
 from denserl.data import hub
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 
 PROMPT = "Tell me about the old kettle."
 PAIRS = [{"prompt": PROMPT, "chosen": f"The kettle hums {n} times.", "rejected": "No."} for n in range(4)]

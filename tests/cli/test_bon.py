@@ -27,7 +27,8 @@ from denserl.data.schemas import BadRow
 from denserl.data.step_records import load_steps
 from denserl.errors import Stopped, UserError
 from denserl.evaluation.best_of_n import unbiased_curve
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards import ranking
 from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.pair_model import PairModel

@@ -12,7 +12,8 @@ import torch
 from denserl.cli import evaluate
 from denserl.cli.options import parse
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.sources.pair_model import PairModel
 
 sys.path += [str(Path(__file__).parent.parent / room) for room in ("evaluation", "rewards")]

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from denserl.cli.main import main as denserl
-from denserl.models.loading import load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.reward_models import load_reward_model, new_reward_model
 from denserl.models.scoring import token_rewards
+from denserl.models.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")

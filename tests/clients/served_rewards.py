@@ -25,8 +25,9 @@ sys.path[:0] = [str(HERE.parent)]
 import tiny_models  # noqa: E402
 from ask_served_rewards import conversations  # noqa: E402
 
-from denserl.models.loading import load_tokenizer, new_reward_model  # noqa: E402
+from denserl.models.reward_models import new_reward_model  # noqa: E402
 from denserl.models.reward_settings import store_settings  # noqa: E402
+from denserl.models.tokenizers import load_tokenizer  # noqa: E402
 from denserl.rewards.scorer import RewardScorer  # noqa: E402
 
 TOKEN = "a-token-of-the-test"

@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 import tiny_models  # noqa: E402
 
 from denserl.models.export import export_classifier, settings_for_version_4  # noqa: E402
-from denserl.models.loading import load_reward_model, new_reward_model  # noqa: E402
+from denserl.models.reward_models import load_reward_model, new_reward_model  # noqa: E402
 from denserl.models.scoring import token_rewards  # noqa: E402
 
 SIZES = {

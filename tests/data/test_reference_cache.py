@@ -16,8 +16,9 @@ from denserl import distributed
 from denserl.data.preferences import load_preferences
 from denserl.data.reference_cache import add_entropies, file_fingerprint, reading_fingerprint
 from denserl.errors import UserError
-from denserl.models.loading import load_policy, load_tokenizer
+from denserl.models.loading import load_policy
 from denserl.models.scoring import response_logprobs_entropies
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards import pairs as reward_pairs
 from denserl.trainer.reward_config import RewardConfig
 

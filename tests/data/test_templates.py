@@ -11,7 +11,7 @@ from denserl.data import templates
 from denserl.data.chat import encode_prompt
 from denserl.data.templates import set_template, template_settings
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 
 USER, SYSTEM = {"role": "user", "content": "Hello there"}, {"role": "system", "content": "Own."}
 # Llama 3.2's way, where the caller may give a date; Mistral Small's, with yesterday's too; with the clock in a macro.

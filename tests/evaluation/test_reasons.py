@@ -12,7 +12,8 @@ from denserl.evaluation.items import Answer, Item, with_scores
 from denserl.evaluation.reasons import attribute_means, write_reasons
 from denserl.evaluation.results import reasons_of
 from denserl.models.heads import Head
-from denserl.models.loading import load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.reward_models import load_reward_model, new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.scorer import Reasons, RewardScorer
 

@@ -15,7 +15,8 @@ from denserl.data.responses import Encoded, Responses
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 from denserl.evaluation.baselines import BaselineScorer, length_scores, random_scores
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.scorer import RewardScorer
 

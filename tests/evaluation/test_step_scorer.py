@@ -16,7 +16,7 @@ from denserl.data.responses import Responses, encode
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.scorer import RewardScorer
 

@@ -19,7 +19,8 @@ from denserl.evaluation.results import format_summary, summarise, versions, writ
 from denserl.evaluation.suites import hhh
 from denserl.evaluation.suites import rows as reading
 from denserl.evaluation.suites.registry import PAPER_MTBENCH, SUITES, account, find_suite, read_items
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.scorer import RewardScorer
 
 

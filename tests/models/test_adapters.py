@@ -9,7 +9,7 @@ import torch
 from denserl.errors import UserError
 from denserl.models.adapters import adaptable, prepare_model, recompute_activations
 from denserl.models.config import AdapterConfig
-from denserl.models.loading import new_reward_model
+from denserl.models.reward_models import new_reward_model
 
 GPT2 = ["c_attn", "c_fc", "c_proj", "wpe", "wte"]
 LLAMA = ["down_proj", "embed_tokens", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

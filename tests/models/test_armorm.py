@@ -14,7 +14,8 @@ from denserl.models.armorm import ATTRIBUTES, armorm_name, our_name, stored_armo
 from denserl.models.export import export_armorm, export_classifier, export_grm
 from denserl.models.heads import Head, make_head, stored_head
 from denserl.models.importing import import_model
-from denserl.models.loading import load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.reward_models import load_reward_model, new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.scorer import RewardScorer
 
 NAMES = ("help", "verbosity", "style")

@@ -11,9 +11,11 @@ from transformers import AutoModelForSequenceClassification
 from denserl.errors import UserError
 from denserl.models.export import export_classifier
 from denserl.models.heads import Head
-from denserl.models.loading import load_reward_model, load_tokenizer, match_embeddings, new_reward_model
+from denserl.models.loading import match_embeddings
+from denserl.models.reward_models import load_reward_model, new_reward_model
 from denserl.models.saving import save_model
 from denserl.models.scoring import read_rewards, token_rewards
+from denserl.models.tokenizers import load_tokenizer
 
 NAMES, WEIGHTS = ("true", "polite", "long"), (0.5, 0.75, -0.25)
 HEAD = Head("attributes", names=NAMES, weights=WEIGHTS)

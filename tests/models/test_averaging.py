@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from denserl.errors import UserError
 from denserl.models.averaging import average_models, weighted, weighted_rows
 from denserl.models.heads import STOCK, Head, stored_head
-from denserl.models.loading import load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.reward_models import load_reward_model, new_reward_model
 from denserl.models.reward_settings import sft_settings, store_settings, stored_settings
 from denserl.models.saving import save_model
 from denserl.models.tiny import new_llama, train_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 
 
 def reward_model(folder, seed: int, head: Head = STOCK, sft=None):

@@ -24,10 +24,11 @@ from denserl.errors import UserError
 from denserl.models.export import export_classifier, export_grm, settings_for_version_4
 from denserl.models.heads import STOCK, Head, stored_head
 from denserl.models.importing import import_grm, import_model
-from denserl.models.loading import load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.reward_models import load_reward_model, new_reward_model
 from denserl.models.saving import save_model
 from denserl.models.scoring import token_rewards
 from denserl.models.tiny import TEXT_END, TURN_START
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.sources.build import load_step_model
 from denserl.rewards.sources.pair_model import PairModel
 

@@ -25,17 +25,12 @@ from denserl.errors import UserError
 from denserl.models.adapters import prepare_model
 from denserl.models.config import AdapterConfig
 from denserl.models.heads import Head
-from denserl.models.loading import (
-    holds_reward_head,
-    load_reward_model,
-    load_tokenizer,
-    match_embeddings,
-    new_reward_model,
-    train_whole_head,
-)
+from denserl.models.loading import match_embeddings
 from denserl.models.packing import is_packed
+from denserl.models.reward_models import holds_reward_head, load_reward_model, new_reward_model, train_whole_head
 from denserl.models.saving import save_model
 from denserl.models.scoring import read_rewards, token_rewards
+from denserl.models.tokenizers import load_tokenizer
 
 # Tied and not, with a soft cap, a factor, a bias, and other names of the head.
 FAMILIES = ["llama-tied", "gemma2", "scaled", "phi", "gpt-neox"]

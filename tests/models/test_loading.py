@@ -18,22 +18,12 @@ from transformers import (
 
 from denserl.errors import UserError
 from denserl.models.heads import Head, stored_head
-from denserl.models.loading import (
-    attach_lm_head,
-    check_same_tokenizer,
-    disable_dropout,
-    freeze_trunk,
-    init_head,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    local_folder,
-    match_embeddings,
-    new_reward_model,
-)
+from denserl.models.loading import disable_dropout, load_policy, local_folder, match_embeddings
+from denserl.models.reward_models import attach_lm_head, freeze_trunk, init_head, load_reward_model, new_reward_model
 from denserl.models.scoring import token_rewards
 from denserl.models.tiny import CHAT_TEMPLATE as CHATML
 from denserl.models.tiny import TEXT_END, TURN_END, new_llama, train_tokenizer
+from denserl.models.tokenizers import check_same_tokenizer, load_tokenizer
 
 IDS = torch.tensor([[7, 20, 33, 64, 5]])
 

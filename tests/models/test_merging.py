@@ -14,15 +14,10 @@ from denserl.errors import UserError
 from denserl.models.adapters import prepare_model
 from denserl.models.config import AdapterConfig
 from denserl.models.heads import Head, stored_head
-from denserl.models.loading import (
-    attach_lm_head,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    match_embeddings,
-    new_reward_model,
-)
+from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.merging import merge_adapters
+from denserl.models.reward_models import attach_lm_head, load_reward_model, new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.trainer.supervised import save_trained
 
 pytest.importorskip("peft")

@@ -19,10 +19,11 @@ from denserl.models import findings
 from denserl.models.dropout import disable_dropout
 from denserl.models.gathering import widened
 from denserl.models.heads import Head
-from denserl.models.loading import attach_lm_head, load_policy, load_reward_model, new_reward_model
+from denserl.models.loading import load_policy
 from denserl.models.measured import LogitMap, check_steady, measure_logit_map, measured
 from denserl.models.packing import is_packed
 from denserl.models.probe import probe, run_as
+from denserl.models.reward_models import attach_lm_head, load_reward_model, new_reward_model
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 from denserl.rollouts.policy import PolicySampler
 from denserl.streams import Purpose, stream

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from denserl.cli import train_sft
 from denserl.errors import UserError
 from denserl.memory.config import PlanConfig
-from denserl.models.loading import load_config, load_policy, load_tokenizer, local_folder
+from denserl.models.loading import load_config, load_policy, local_folder
+from denserl.models.tokenizers import load_tokenizer
 from denserl.trainer.ppo_config import PPOConfig
 
 NAME = "someone/tiny"

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from test_zero3 import same_numbers
 
 from denserl.models.heads import Head
-from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
+from denserl.models.loading import match_embeddings
+from denserl.models.reward_models import new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 
 GATED = {"head_type": "gated", "debias": "long", "head_width": 16, "epochs": 1}
 

@@ -14,7 +14,8 @@ from real_runs import differences
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from denserl.models.loading import load_policy, load_reward_model, new_reward_model
+from denserl.models.loading import load_policy
+from denserl.models.reward_models import load_reward_model, new_reward_model
 
 LORA = {"lora_rank": 4, "lora_alpha": 32}
 VARIANTS = {"lora": LORA, "checkpointing": {"gradient_checkpointing": True}, "bf16": {"dtype": "bf16"}}

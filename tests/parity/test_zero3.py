@@ -14,7 +14,7 @@ from rank_hooks import count_gathers, each, gather_every_parameter, note_shares,
 from ranks import deviations, run
 from test_parity import METRICS, WEIGHTS
 
-from denserl.models.loading import load_reward_model
+from denserl.models.reward_models import load_reward_model
 
 
 def same_numbers(one, other) -> None:

@@ -7,9 +7,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from denserl.data.labels import label_ids
 from denserl.models.heads import STOCK, Head
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
 from denserl.models.reward_settings import store_settings
 from denserl.models.saving import save_model
+from denserl.models.tokenizers import load_tokenizer
 
 PROMPTS = [
     [{"role": "user", "content": "Tell me about the river."}],

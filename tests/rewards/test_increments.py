@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.responses import Responses
-from denserl.models.loading import load_reward_model
+from denserl.models.reward_models import load_reward_model
 from denserl.rewards.sources.base import increments, read_segments
 from denserl.rewards.sources.implicit import ImplicitSource
 from denserl.rewards.sources.reading import after_the_turn

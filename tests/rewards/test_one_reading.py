@@ -16,9 +16,11 @@ from denserl.config import ModelSourceConfig
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.responses import Responses
 from denserl.models.heads import Head
-from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
+from denserl.models.loading import load_policy
+from denserl.models.reward_models import load_reward_model
 from denserl.models.scoring import response_entropies
 from denserl.models.tiny import train_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.base import ResponseScorer

@@ -10,9 +10,9 @@ from reward_folders import PROMPTS, TEXTS, save_reward_model
 
 from denserl.config import ModelSourceConfig
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
 from denserl.models.reward_settings import StoredSettings
 from denserl.models.tiny import train_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.build import load_members, source_of

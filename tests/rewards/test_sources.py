@@ -15,7 +15,7 @@ from tiny_models import random_rows
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.responses import Responses
 from denserl.errors import UserError
-from denserl.models.loading import load_reward_model
+from denserl.models.reward_models import load_reward_model
 from denserl.rewards.aggregation import AGGREGATIONS
 from denserl.rewards.sources.base import ResponseScorer, Scores, per_token, read_segments
 from denserl.rewards.sources.function import FunctionSource

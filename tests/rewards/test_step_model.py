@@ -13,9 +13,10 @@ from denserl.data.responses import Responses, encode
 from denserl.data.schemas import BadRow
 from denserl.data.step_encoding import AT_ENDS, StepLayout
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
 from denserl.models.reward_settings import store_settings
 from denserl.models.tiny import new_llama, train_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.dense_reward import DenseReward
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.sources.base import read_segments

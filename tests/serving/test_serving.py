@@ -33,7 +33,7 @@ from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.rendered import encode_rendered
 from denserl.data.responses import Responses
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.build import load_step_model

@@ -8,7 +8,9 @@ import pytest
 import tiny_models
 import torch
 
-from denserl.models.loading import load_tokenizer, match_embeddings, new_reward_model
+from denserl.models.loading import match_embeddings
+from denserl.models.reward_models import new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.config import normalizer_kind
 
 LINES = [0.3, -0.1, 0.2, 1.5]

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from denserl.cli.main import main as denserl
 from denserl.models.heads import Head
-from denserl.models.loading import load_reward_model, new_reward_model
+from denserl.models.reward_models import load_reward_model, new_reward_model
 from denserl.models.scoring import token_rewards
 from denserl.trainer import group_trainer
 from denserl.trainer.trackers import read_metrics

@@ -10,7 +10,8 @@ from torch import nn
 
 from denserl.data.batching import pad_responses
 from denserl.models.heads import Fp32Linear, Head
-from denserl.models.loading import gathered, load_policy, new_reward_model
+from denserl.models.loading import gathered, load_policy
+from denserl.models.reward_models import new_reward_model
 from denserl.models.scoring import read_rewards, score_head, token_rewards
 from denserl.trainer import engine as engines
 from denserl.trainer.config import OptimisationConfig

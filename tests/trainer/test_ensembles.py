@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.errors import UserError
-from denserl.models.loading import load_reward_model, load_tokenizer
+from denserl.models.reward_models import load_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards import normalizer_fit
 from denserl.rollouts.base import Rollouts
 from denserl.trainer.ppo_trainer import PPOTrainer

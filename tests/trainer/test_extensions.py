@@ -14,7 +14,7 @@ import denserl
 from denserl.cli import bon, evaluate, train_ppo, train_rm
 from denserl.cli.options import parse
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import Objective
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.trackers import read_metrics

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from denserl.cli import fit_normalizer
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.trainer import fit as fits
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
 

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from denserl.errors import UserError
 from denserl.models.heads import Head
-from denserl.models.loading import load_reward_model, load_tokenizer, new_gated_model, new_reward_model
+from denserl.models.reward_models import load_reward_model, new_gated_model, new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.attributes import spearman
 from denserl.rewards.scorer import RewardScorer
 from denserl.segmentation import BANDIT_THRESHOLD, Segmenter

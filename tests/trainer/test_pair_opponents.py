@@ -12,7 +12,8 @@ import tiny_models
 from denserl.cli import train_ppo
 from denserl.data.chat import stop_ids
 from denserl.errors import UserError
-from denserl.models.loading import load_policy, load_tokenizer
+from denserl.models.loading import load_policy
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.sources.pair_model import PairModel
 from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.policy import PolicySampler

@@ -16,8 +16,10 @@ from denserl.data.pair_encoding import encode_orders, tokenize_orders
 from denserl.data.preferences import load_preferences
 from denserl.errors import UserError
 from denserl.models.heads import Head
-from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model, train_whole_head
+from denserl.models.loading import load_policy
+from denserl.models.reward_models import load_reward_model, new_reward_model, train_whole_head
 from denserl.models.scoring import token_rewards
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import PairLabels, PositionBias
 from denserl.trainer.pair_trainer import PairTrainer
 from denserl.trainer.reward_orders import with_orders

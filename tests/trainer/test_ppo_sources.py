@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from denserl.cli import train_ppo
 from denserl.cli.options import parse
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.sources import http
 from denserl.trainer import ppo_sources
 from denserl.trainer.ppo_models import LastBatch

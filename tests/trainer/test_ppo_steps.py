@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from denserl.cli import fit_normalizer
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.trainer.ppo_trainer import PPOTrainer
 
 SEPARATOR = "e"  # which a model of random weights writes now and then

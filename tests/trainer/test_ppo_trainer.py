@@ -17,8 +17,10 @@ from denserl.cli.launch import launch
 from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models import loading
-from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.loading import load_policy
 from denserl.models.measured import Measured
+from denserl.models.reward_models import load_reward_model, new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rollouts.base import Rollouts
 from denserl.rollouts.policy import PolicySampler
 from denserl.trainer import ppo_models, ppo_trainer

@@ -17,7 +17,7 @@ from denserl.cli import train_rm
 from denserl.data.rated_rows import load_ratings, tokenize_ratings
 from denserl.errors import UserError
 from denserl.models.heads import Head, make_head
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.attributes import ALPHAS
 from denserl.rewards.objectives import BradleyTerry, RatingErrors
 from denserl.rewards.scorer import RewardScorer

@@ -19,8 +19,10 @@ from denserl.data.preferences import load_preferences, tokenize_preferences
 from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import UserError
 from denserl.models.heads import Head
-from denserl.models.loading import load_policy, load_reward_model, load_tokenizer, new_reward_model
+from denserl.models.loading import load_policy
 from denserl.models.measured import Measured, remember
+from denserl.models.reward_models import load_reward_model, new_reward_model
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.objectives import BradleyTerry, PositiveRegularizer, TextRegularizer
 from denserl.rewards.scorer import RewardScorer

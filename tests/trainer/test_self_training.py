@@ -13,7 +13,7 @@ from denserl.data.chat import encode_prompt
 from denserl.data.preferences import load_preferences
 from denserl.data.unlabelled import TWO, load_unlabelled, with_lengths
 from denserl.errors import UserError
-from denserl.models.loading import load_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.pair_chances import load_judge, pair_chances
 from denserl.trainer import self_training
 from denserl.trainer.reward_trainer import RewardTrainer

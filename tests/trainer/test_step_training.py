@@ -16,8 +16,10 @@ from denserl.cli import train_rm
 from denserl.data.step_encoding import StepLayout, encode_steps, tokenize_steps
 from denserl.data.step_records import load_steps
 from denserl.errors import UserError
-from denserl.models.loading import load_policy, load_reward_model, load_tokenizer
+from denserl.models.loading import load_policy
+from denserl.models.reward_models import load_reward_model
 from denserl.models.scoring import token_rewards
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import Objective, StepLabels, TextRegularizer
 from denserl.trainer.reward_steps import split_by_question
 from denserl.trainer.reward_trainer import RewardTrainer

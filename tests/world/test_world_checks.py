@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from denserl.models.loading import load_tokenizer, new_reward_model
+from denserl.models.reward_models import new_reward_model
 from denserl.models.tiny import new_llama, train_tokenizer
+from denserl.models.tokenizers import load_tokenizer
 from denserl.world import checks
 from denserl.world.make import WorldRules
 

@@ -13,10 +13,12 @@ from denserl.data.chat import renders_alike
 from denserl.data.step_encoding import StepLayout
 from denserl.errors import require
 from denserl.models.heads import stored_head
-from denserl.models.loading import check_same_tokenizer, load_config, load_reward_model, load_tokenizer, match_embeddings
+from denserl.models.loading import load_config, match_embeddings
 from denserl.models.measured import measured
 from denserl.models.positions import positions_of
+from denserl.models.reward_models import load_reward_model
 from denserl.models.reward_settings import StoredSettings, read_place, stored_settings
+from denserl.models.tokenizers import check_same_tokenizer, load_tokenizer
 from denserl.rewards.config import StepConfig
 from denserl.rewards.sources.reading import AS_STORED, STEP, after_the_turn, chosen_rule
 from denserl.rewards.sources.reward_model import RewardModelSource, common_settings, stored_moments

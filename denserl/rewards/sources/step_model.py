@@ -17,7 +17,7 @@ from denserl.data.responses import Messages, Responses
 from denserl.data.schemas import BadRow
 from denserl.data.step_encoding import StepIds, StepLayout, encode_steps, fit_steps
 from denserl.errors import UserError
-from denserl.models.loading import same_tokenizer
+from denserl.models.tokenizers import same_tokenizer
 from denserl.rewards.pair_metrics import response_token_rewards
 from denserl.rewards.sources.base import Scores
 from denserl.rewards.sources.reading import response_text
