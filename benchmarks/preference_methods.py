@@ -48,8 +48,7 @@ def trained(name: str, rows_a_pair: float = 1.0, **flags) -> Callable[["World"],
     return lambda world: world.reward_model(name, **{"epochs": ROWS / PAIRS / rows_a_pair, **flags})
 
 
-# Of the 14 rows that RRM makes of a pair three, so that none comes twice.
-RRM = {"augment": "rrm", "augment_group": "group", "augment_ratio": 3 / 14}
+RRM = {"augment": "rrm", "augment_group": "group"}
 
 
 def of_few(name: str, unlabelled: bool = True, **flags) -> Callable[["World"], Path]:
@@ -68,7 +67,9 @@ def of_few(name: str, unlabelled: bool = True, **flags) -> Callable[["World"], P
 METHODS: dict[str, Method] = {
     "Bradley-Terry": Method(trained("bt")),
     "length in its own head": Method(trained("odin", disentangle="length")),
-    "RRM": Method(trained("rrm", 4, **RRM)),
+    # Of the 14 rows that it makes of a pair one, or three.
+    "RRM": Method(trained("rrm", 2, **RRM, augment_ratio=1 / 14)),
+    "RRM, three rows a pair": Method(trained("rrm-3", 4, **RRM, augment_ratio=3 / 14)),
 }
 
 
