@@ -13,7 +13,16 @@ from denserl.data.preferences import GROUP
 from denserl.data.unlabelled import Withheld
 from denserl.errors import require
 from denserl.files import replace_whole
-from denserl.rewards.pair_chances import calibration_error, chances_at, fit_temperature, load_judge, pair_log_odds, reliability
+from denserl.rewards.pair_chances import (
+    Judge,
+    calibration_error,
+    chances_at,
+    fit_temperature,
+    load_judge,
+    negative_log_likelihood,
+    pair_log_odds,
+    reliability,
+)
 from denserl.rewards.pseudo_labels import balanced, confident, pseudo_labelled, surest
 from denserl.rewards.sources.pair_model import PairModel
 from denserl.trainer.reward_config import RewardConfig
@@ -27,32 +36,41 @@ class Rows(NamedTuple):
     withheld: Withheld
 
 
-class Judged(NamedTuple):
-    """What a model says of the pool."""
+def judge_held_out(config: RewardConfig, rows: Rows, model: Path, device: torch.device, dtype: str) -> dict[str, float]:
+    """How sure a model may be, and how well it then does: temperature, loss and calibration error of held-out pairs."""
+    known = rows.held_out
+    judge = _judge(config, model, device, dtype)
+    log_odds = pair_log_odds(judge, known["prompt"], known["chosen"], known["rejected"], whole=True)
+    read = ~np.isnan(log_odds[:, 0])
+    require(read.any(), "no held-out pair is within `max_length`, to fit chances on", "let it be larger")
+    labels, log_odds = np.array(known["p_chosen"])[read], log_odds[read]
+    # The log-odds of labels are of the model's own making; scores have no scale before one is found.
+    temperature = 1.0 if isinstance(judge, PairModel) else fit_temperature(log_odds[:, 0], labels)
+    found = chances_at(temperature, log_odds)
+    loss, error = negative_log_likelihood(found, labels), _calibration_error(found, labels)
+    return {"temperature": temperature, "held_out_loss": loss, "held_out_calibration_error": error}
 
-    chances: np.ndarray  # (n,) that the first is the better; NaN of a pair that is not judged
-    temperature: float
-    held_out_error: float  # expected calibration error of held-out pairs, at that temperature
 
-
-def label_pairs(config: RewardConfig, rows: Rows, path: Path, model: Path, device: torch.device, dtype: str) -> dict:
+def label_pairs(
+    config: RewardConfig, rows: Rows, path: Path, model: Path, temperature: float, device: torch.device, dtype: str
+) -> dict:
     """Label the pool with a model, and write the pairs that are kept as a file of preferences; returns what is reported."""
-    judged = _judge(config, rows, model, device, dtype)
-    longer = np.array(rows.pool["first_length"]) - np.array(rows.pool["second_length"])
+    pool, judge = rows.pool, _judge(config, model, device, dtype)
+    log_odds = pair_log_odds(judge, pool["prompt"], pool["first"], pool["second"], whole=True)
+    p = chances_at(temperature, log_odds)
+    longer = np.array(pool["first_length"]) - np.array(pool["second_length"])
     if config.pseudo_share is None:
-        kept = confident(judged.chances, config.pseudo_confidence)
+        kept = confident(p, config.pseudo_confidence)
     else:
-        kept = surest(judged.chances, np.array(rows.pool["source"]), config.pseudo_share)
+        kept = surest(p, np.array(pool["source"]), config.pseudo_share)
     if config.pseudo_balance == "length":
-        kept = balanced(judged.chances, kept, longer)
+        kept = balanced(p, kept, longer)
     if distributed.rank() == 0:
         path.parent.mkdir(exist_ok=True)
-        lines = [
-            json.dumps(_labelled(config, rows.pool[row], float(judged.chances[row]))) for row in np.flatnonzero(kept).tolist()
-        ]
+        lines = [json.dumps(_labelled(config, pool[row], float(p[row]))) for row in np.flatnonzero(kept).tolist()]
         replace_whole(path, "".join(line + "\n" for line in lines))
     distributed.barrier()
-    return _report(judged, kept, longer, rows.withheld)
+    return _report(p, kept, longer, rows.withheld)
 
 
 def _labelled(config: RewardConfig, row: dict, chance: float) -> dict:
@@ -61,36 +79,24 @@ def _labelled(config: RewardConfig, row: dict, chance: float) -> dict:
     return {**pseudo_labelled(row, chance, config.pseudo_labels), **group}
 
 
-def _judge(config: RewardConfig, rows: Rows, model: Path, device: torch.device, dtype: str) -> Judged:
+def _judge(config: RewardConfig, model: Path, device: torch.device, dtype: str) -> Judge:
     lengths = {"max_length": config.max_length, "score_tokens": config.score_tokens}
-    judge = load_judge(str(model), device=device, dtype=dtype, **lengths, trusted=[config.segmenter], source=config)
-    known, pool = rows.held_out, rows.pool
-    log_odds = pair_log_odds(judge, known["prompt"], known["chosen"], known["rejected"], whole=True)
-    read = ~np.isnan(log_odds[:, 0])
-    require(read.any(), "no held-out pair is within `max_length`, to fit chances on", "let it be larger")
-    labels, log_odds = np.array(known["p_chosen"])[read], log_odds[read]
-    # The log-odds of labels are of the model's own making; scores have no scale before one is found.
-    temperature = 1.0 if isinstance(judge, PairModel) else fit_temperature(log_odds[:, 0], labels)
-    error = _calibration_error(chances_at(temperature, log_odds), labels)
-    log_odds = pair_log_odds(judge, pool["prompt"], pool["first"], pool["second"], whole=True)
-    return Judged(chances_at(temperature, log_odds), temperature, error)
+    return load_judge(str(model), device=device, dtype=dtype, **lengths, trusted=[config.segmenter], source=config)
 
 
-def _report(judged: Judged, kept: np.ndarray, longer: np.ndarray, withheld: Withheld) -> dict:
+def _report(p: np.ndarray, kept: np.ndarray, longer: np.ndarray, withheld: Withheld) -> dict:
     """What a round's labels come to, and how they agree with those that the rows withheld."""
-    won, labels = judged.chances > 0.5, withheld.labels
+    won, labels = p > 0.5, withheld.labels
     told = ~np.isnan(labels)
-    both = told & ~np.isnan(judged.chances)
+    both = told & ~np.isnan(p)
     return {
         "unlabelled": len(kept),
-        "not_judged": int(np.isnan(judged.chances).sum()),
-        "temperature": judged.temperature,
-        "held_out_calibration_error": judged.held_out_error,
+        "not_judged": int(np.isnan(p).sum()),
         "kept": int(kept.sum()),
         # Against the order of their rows, in which a better one that is known stands first.
         "turned": _mean((won == withheld.turned)[kept]),
         "agreement": _mean((won == (labels > 0.5))[kept & told & (labels != 0.5)]),
-        "calibration_error": _calibration_error(judged.chances[both], labels[both]) if both.any() else None,
+        "calibration_error": _calibration_error(p[both], labels[both]) if both.any() else None,
         "longer_by": _mean((np.where(won, 1, -1) * longer)[kept]),
     }
 

@@ -31,7 +31,7 @@ from denserl.models.reward_settings import KEY
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import all_labels
 from denserl.trainer.checkpoint import check_settings, has_checkpoints
-from denserl.trainer.pseudo_labelling import Rows, label_pairs
+from denserl.trainer.pseudo_labelling import Rows, judge_held_out, label_pairs
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import make_objectives
 from denserl.trainer.reward_pairs import load_pairs
@@ -70,8 +70,11 @@ class Record:
         distributed.barrier()
 
     def best(self) -> dict:
-        """The first round with the lowest held-out loss."""
-        return min(self.rounds, key=lambda one: one["eval_loss"] if math.isfinite(one["eval_loss"]) else math.inf)
+        """The first round with the lowest held-out loss, each model at its own temperature.
+
+        Learning sure labels makes surer scores, which alone would raise the loss.
+        """
+        return min(self.rounds, key=lambda one: one["held_out_loss"] if math.isfinite(one["held_out_loss"]) else math.inf)
 
     def is_over(self, rounds: int) -> bool:
         """Whether there were so many after the first, or the last one's held-out loss is no lower than that of one before."""
@@ -107,7 +110,8 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
     while not record.is_over(config.rounds):
         number = len(record.rounds)
         if number and record.labels is None:
-            record.labels = label_pairs(config, rows, _labelled(folder, number), _round(folder, number - 1), device, dtype)
+            last, temperature = _round(folder, number - 1), record.rounds[-1]["temperature"]
+            record.labels = label_pairs(config, rows, _labelled(folder, number), last, temperature, device, dtype)
             record.write()
         report = {"round": number, **(record.labels or {})}
         if report.get("kept") == 0:
@@ -115,6 +119,7 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
             break
         report |= {name: value for name, value in train(_config_of(config, number)).items() if name.startswith("eval_")}
         _let_go()
+        report |= judge_held_out(config, rows, _round(folder, number), device, dtype)
         record.rounds, record.labels = [*record.rounds, report], None
         record.write()
         _say(record.rounds)
@@ -193,12 +198,12 @@ def _say(rounds: list[dict]) -> None:
     """The last round in words, beside the one before it."""
     report, before = rounds[-1], rounds[-2] if len(rounds) > 1 else None
     if before is not None:
-        found = "round {round}: {kept} of {unlabelled} pairs learned from ({not_judged} over the length); {turned:.1%} of "
-        found += "them turned round, temperature {temperature:.3f}, held-out calibration error {held_out_calibration_error:.3f}"
+        found = "round {round}: {kept} of {unlabelled} pairs learned from ({not_judged} over the length); {turned:.1%} "
+        found += "of them turned round"
         agreed = "" if report["agreement"] is None else "; {agreement:.1%} agree with withheld labels"
         log.info("%s", (found + agreed).format(**report))
-    was = f", after {before['eval_loss']:.4f}, {before['eval_accuracy']:.4f}" if before else ""
-    now = f"{report['eval_loss']:.4f}, accuracy {report['eval_accuracy']:.4f}"
+    was = f", after {before['held_out_loss']:.4f}, {before['eval_accuracy']:.4f}" if before else ""
+    now = f"{report['held_out_loss']:.4f} at temperature {report['temperature']:.3f}, accuracy {report['eval_accuracy']:.4f}"
     log.info("round %d: held-out loss %s%s", report["round"], now, was)
 
 

@@ -97,7 +97,7 @@ def rounds_of(folder):
 def test_the_best_round_stands_in_the_output_folder(files, trained):
     rounds = rounds_of(trained)
     assert len(rounds) == 3
-    best = min(rounds, key=lambda one: one["eval_loss"])["round"]
+    best = min(rounds, key=lambda one: one["held_out_loss"])["round"]
     assert [same(trained, trained / f"round_{number}") for number in range(3)] == [number == best for number in range(3)]
     stored = json.loads((trained / "config.json").read_text())["segment_reward"]
     assert (trained / stored["sft_from_here"]).resolve() == (files / "sft").resolve()
@@ -292,7 +292,7 @@ def test_rounds_of_every_kind_of_model(options, files, tmp_path):
     held_out = load_preferences([str(files / "held_out.jsonl")])
     judge = load_judge(str(output), max_length=120)
     found = pair_chances(judge, held_out["prompt"], held_out["chosen"], held_out["rejected"])
-    best = min(rounds, key=lambda one: one["eval_loss"])
+    best = min(rounds, key=lambda one: one["held_out_loss"])
     assert (found > 0.5).mean() == pytest.approx(best["eval_accuracy"])
     kept = load_preferences([str(output / "round_1/pseudo_labelled.jsonl")], group=options.get("augment_group"))
     assert (set(kept["p_chosen"]) == {1.0}) == (options.get("pseudo_labels") != "soft")
@@ -303,13 +303,13 @@ def test_rounds_end_when_the_held_out_loss_no_longer_falls():
     record = Record(None, {})
     over = []
     for number, loss in enumerate(losses):
-        record.rounds.append({"round": number, "eval_loss": loss})
+        record.rounds.append({"round": number, "held_out_loss": loss})
         over.append(record.is_over(rounds=5))
     assert over == [False, False, False, True]
     assert record.best()["round"] == 2
     assert Record(None, {}, record.rounds[:2]).is_over(rounds=1)
     # A loss that is no number is not the lowest one.
-    assert Record(None, {}, [{"eval_loss": float("nan")}, {"eval_loss": 9.0}]).best()["eval_loss"] == 9
+    assert Record(None, {}, [{"held_out_loss": float("nan")}, {"held_out_loss": 9.0}]).best()["held_out_loss"] == 9
 
 
 @pytest.mark.parametrize(
