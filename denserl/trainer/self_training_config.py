@@ -15,7 +15,7 @@ _OF_TWO = Only("without `input` pairs or pair", lambda c: c.input in ("pairs", "
 _OWN_LABELS = Only(
     "beside pairs that a model labels",
     lambda c: not (c.unlabelled_data or c.pseudo_data),
-    of=("flip_frac", "soft_label_scale", "augment_group"),
+    of=("flip_frac", "soft_label_scale"),
 )
 _IN_ROUNDS = Only("beside `unlabelled_data`, whose rounds set it", lambda c: not c.unlabelled_data)
 

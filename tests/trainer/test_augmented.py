@@ -115,10 +115,6 @@ def test_rows_that_the_model_cannot_be_asked_of_are_told(world, pairs, monkeypat
         ({"augment_filter": "m"}, "--augment_filter m has no effect without --augment"),
         ({"augment": "rrm", "augment_threshold": 0.3}, "--augment_threshold 0.3 has no effect without --augment_filter"),
         ({"augment": "rrm", "augment_filter": "no/such"}, "no/such"),
-        (
-            {"augment": "rrm", "augment_group": "kind", "pseudo_data": "p"},
-            "--augment_group kind has no effect beside pairs that a",
-        ),
         ({"no_augment_neutrals": True}, "--augment_neutrals, turned off, has no effect"),
         ({"augment": "rrm", "flip_frac": 0.1}, "--flip_frac 0.1 has no effect beside --augment"),
         ({"augment": "rrm", "soft_label_scale": 2}, "--soft_label_scale 2.0 has no effect beside --augment"),
