@@ -85,6 +85,7 @@ def load_grm(path: str, dtype: str | torch.dtype, **kw: Any) -> tuple[PreTrained
     """
     model, info = _load_classifier(path, dtype, **kw)
     head = stored_grm_head(model.config, path)
+    _check_one_head(path, info, "GRM")
     check_weights(path, info, missing=(STOCK_HEAD,), unexpected=[*names_under(HEADS, info["unexpected_keys"]), *LM_HEAD])
     _read_head(model, head, path, our_name)
     return as_measured(model, path).eval(), head
@@ -100,11 +101,7 @@ def load_armorm(path: str, dtype: str | torch.dtype, gate_offset: int, **kw: Any
     """
     model, info = _load_classifier(path, dtype, **kw)
     head = stored_armorm_head(read_settings(local_folder(path) / "config.json"), path, gate_offset)
-    require(
-        STOCK_HEAD in info["missing_keys"],
-        f"{path} holds a second head ({STOCK_HEAD}) beside that of ArmoRM's layout",
-        "fetch or save the model again",
-    )
+    _check_one_head(path, info, "ArmoRM")
     check_weights(path, info, missing=(STOCK_HEAD,), unexpected=names_under(tuple(armorm.NAMES), info["unexpected_keys"]))
     _read_head(model, head, path, armorm.our_name, tuple(armorm.NAMES))
     store_head(model.config, head)
@@ -334,6 +331,12 @@ def _read_labels(model: PreTrainedModel, head: Head, path: str) -> None:
         "fetch or save the model again",
     )
     _put_head(model, head, path, {f"score.{name}": tensor for name, tensor in tensors.items()})
+
+
+def _check_one_head(path: str, info: dict[str, Any], layout: str) -> None:
+    """UserError where files in another layout hold a stock head as well: which of both is meant is not known."""
+    found = f"{path} holds a second head ({STOCK_HEAD}) beside that of {layout}'s layout"
+    require(STOCK_HEAD in info["missing_keys"], found, "fetch or save the model again")
 
 
 def _check_rows(head: Head, rows: int, path: str) -> None:

@@ -294,6 +294,7 @@ def test_a_published_grm_is_read_without_its_language_model_head_and_its_code(pu
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("v_head")], "holds no reward head"),
         (lambda w: w.pop("model.norm.weight"), "1 missing (e.g. model.norm.weight)"),
         (lambda w: w.update({"extra.weight": torch.zeros(1)}), "1 unexpected (e.g. extra.weight)"),
+        (lambda w: w.update({"score.weight": torch.zeros(1, 32)}), "holds a second head (score.weight)"),
     ],
 )
 def test_a_published_grm_is_read_strictly(published, tmp_path, change, found):
