@@ -147,6 +147,28 @@ def test_models_of_labels(models, tmp_path):
         assert stored_head(load_reward_model(str(tmp_path / name), "fp32").config, name).labels == ("+", "-")
 
 
+@pytest.mark.parametrize("kind", ["attributes", "gated"])
+def test_models_of_attributes(kind, models, tmp_path):
+    """Beside a language model their head is kept, gate and transform included; beside one another it is averaged."""
+    one, other, sft = tmp_path / "one", tmp_path / "other", models / "rm1-sft"
+    if kind == "gated":
+        tiny_models.save_gated_model(one, models / "rm0-sft")
+        tiny_models.save_gated_model(other, sft)
+    else:
+        head = Head("attributes", names=("help", "style"), weights=(0.25, 0.75))
+        for seed, folder in enumerate((one, other)):
+            reward_model(folder, seed, head, models / f"rm{seed}-sft")
+    mine, theirs = (load_reward_model(str(folder), "fp32").state_dict() for folder in (one, other))
+    for name, beside in (("with-model", sft), ("with-like", other)):
+        (tmp_path / name).mkdir()
+        average_models(str(one), [str(beside)], 0.25, tmp_path / name)
+        merged = load_reward_model(str(tmp_path / name), "fp32")
+        assert stored_head(merged.config, name) == stored_head(load_reward_model(str(one), "fp32").config, "one")
+        for key, tensor in merged.state_dict().items():
+            is_kept = key.startswith("score.") and beside == sft
+            torch.testing.assert_close(tensor, mine[key] if is_kept else 0.25 * mine[key] + 0.75 * theirs[key])
+
+
 def test_what_does_not_go_together_is_refused(models, tmp_path):
     sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 40}
     new_llama(tiny_models.tiny_tokenizer(), **sizes, seed=0).save_pretrained(tmp_path / "narrow")
