@@ -75,6 +75,21 @@ def trunk_settings(config: RewardConfig) -> StoredSettings | None:
     return stored_settings(load_config(config.model, **config.tokenizer_source()), config.model)
 
 
+def check_trunk(config: RewardConfig) -> None:
+    """UserError where `model` is a reward model, and the head is put on language models alone.
+
+    A model of labels is a language model as well, and may be gone on from as such.
+    """
+    if config.head_type in ON_TRUNKS or not holds_reward_head(config.model):
+        return
+    stored = stored_head(load_config(config.model, **config.tokenizer_source()), config.model)
+    require(
+        stored.kind == "label",
+        f"`model` {config.model} is a reward model, and `head_type` {config.head_type} is put on a language model",
+        "give the language model that it was made from; to go on from the reward model itself, give it as `start_from` beside",
+    )
+
+
 def head_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, objectives: Sequence[Objective]) -> Head:
     """The head that the options describe. UserError for labels that are no tokens, or where objectives need another one."""
     if "label_logp" in all_reads(objectives):

@@ -18,7 +18,7 @@ from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, WEIGHT
 from denserl.errors import require
 from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.pairs import prepare_pairs
-from denserl.rewards.sources.reading import choose_sft_model
+from denserl.rewards.sources.reading import check_sft_model
 from denserl.segmentation import Segmenter
 from denserl.streams import Purpose, stream
 from denserl.trainer.augmented import augmented
@@ -127,7 +127,8 @@ def cutting_model(config: RewardConfig, segmenter: Segmenter) -> str | None:
         f"{config.model}/config.json names no SFT model (sft_model) whose entropies cut responses",
         "let `reward_level` be bandit",
     )
-    return choose_sft_model([stored], [config.model], stored.sft_model, None)
+    check_sft_model(stored, config.model, "correct it there, or let `reward_level` be bandit")
+    return stored.sft_model
 
 
 def check_labels(config: ObjectiveConfig, pairs: Dataset) -> None:

@@ -18,7 +18,7 @@ from denserl.trainer.group_trainer import GroupTrainer, Prepared
 from denserl.trainer.pair_trainer import PairTrainer
 from denserl.trainer.rating_trainer import RatingTrainer
 from denserl.trainer.reward_config import RewardConfig
-from denserl.trainer.reward_making import head_of, make_model, make_objectives
+from denserl.trainer.reward_making import check_trunk, head_of, make_model, make_objectives
 from denserl.trainer.reward_pairs import contents_of, cutting_model, pairs_of, told_pairs
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.step_trainer import StepTrainer
@@ -41,6 +41,7 @@ class RewardTrainer(GroupTrainer):
         )
         device, dtype = start_run(config)
         check_steps(config)
+        check_trunk(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
         objectives = [*make_objectives(config), *objectives]

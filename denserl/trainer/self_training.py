@@ -33,7 +33,7 @@ from denserl.rewards.objectives import all_labels
 from denserl.trainer.checkpoint import check_settings, has_checkpoints
 from denserl.trainer.pseudo_labelling import Rows, judge_held_out, label_pairs
 from denserl.trainer.reward_config import RewardConfig
-from denserl.trainer.reward_making import make_objectives
+from denserl.trainer.reward_making import check_trunk, make_objectives
 from denserl.trainer.reward_pairs import load_pairs
 from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.self_training_config import ROUNDS, SelfTrainingConfig
@@ -102,6 +102,7 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
     require(config.unlabelled_data, "no `unlabelled_data` is given", "give pairs to label")
     device, dtype = start_run(config)
     check_steps(config)
+    check_trunk(config)
     folder = Path(config.output_dir)
     before = _record_before(config)
     rows, settings, config = _prepare(config, before, dtype)

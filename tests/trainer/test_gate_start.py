@@ -1,6 +1,7 @@
 """What a gate begins with: by the ratings of the pairs, as they are read a response at a time; and what is refused before."""
 
 import json
+import shutil
 
 import pytest
 import tiny_models
@@ -16,7 +17,9 @@ from denserl.rewards.scorer import RewardScorer
 from denserl.segmentation import BANDIT_THRESHOLD, Segmenter
 from denserl.trainer.gate_start import gate_start
 from denserl.trainer.reward_config import RewardConfig
-from denserl.trainer.reward_making import head_of
+from denserl.trainer.reward_making import check_trunk, head_of
+from denserl.trainer.reward_trainer import RewardTrainer
+from denserl.trainer.self_training import train_in_rounds
 
 NAMES = ("help", "verbosity", "style")
 
@@ -95,3 +98,30 @@ def test_a_model_that_rates_nothing_is_refused(folders):
         head_of(config_of(folders[0]), load_tokenizer(str(folders[0])), [])
     assert "--head_type attributes" in error.value.fix
     assert load_reward_model(str(folders[1]), "fp32").score.weights == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"head_type": "mlp"},
+        {"input": "pair", "head_type": "label"},
+        {"input": "steps", "head_type": "label"},
+        {"unlabelled_data": ["pool.jsonl"]},
+    ],
+    ids=["pairs", "mlp", "pair", "steps", "rounds"],
+)
+def test_other_heads_are_put_on_language_models_alone(options, folders, tmp_path):
+    """The trunk of a reward model would be stored as the language model that cuts responses."""
+    config = RewardConfig(model=str(folders[1]), data=["nowhere"], output_dir=str(tmp_path / "rm"), **options)
+    with pytest.raises(UserError, match="is a reward model") as error:
+        (train_in_rounds if config.unlabelled_data else RewardTrainer.from_config)(config)
+    assert "`start_from`" in error.value.fix
+
+
+def test_a_model_of_labels_is_a_language_model(folders, tmp_path):
+    judge = shutil.copytree(folders[0], tmp_path / "judge")
+    config = json.loads((judge / "config.json").read_text())
+    head = {"kind": "label", "labels": ["+", "-"], "label_ids": [14, 16]}
+    (judge / "config.json").write_text(json.dumps(config | {"segment_reward": {"head": head}}))
+    check_trunk(config_of(judge, head_type="label", input="response"))

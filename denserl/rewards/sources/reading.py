@@ -179,11 +179,10 @@ def choose_sft_model(each: Sequence[StoredSettings], paths: Sequence[str], store
     return given or stored
 
 
-def check_sft_model(settings: StoredSettings, path: str) -> None:
+def check_sft_model(settings: StoredSettings, path: str, fix: str = "give it with `sft_model`, or correct it there") -> None:
     """UserError unless the SFT model that a reward model names is there, and where a fingerprint is known, the very same."""
     named, known = settings.sft_model, settings.sft_fingerprint
     found = f"{path}/config.json names {named} as the SFT model whose entropies cut responses (sft_model)"
-    fix = "give it with `sft_model`, or correct it there"
     try:
         local_folder(named)
     except UserError as error:
