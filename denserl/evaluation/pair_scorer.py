@@ -18,7 +18,7 @@ from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.ranking import chances, knockouts, list_scores
 from denserl.rewards.scorer import RewardScorer
-from denserl.rewards.sources.build import judges_pairs, load_members
+from denserl.rewards.sources.build import compares, load_members
 from denserl.rewards.sources.pair_model import PairModel, PairOrders, pair_model_of
 from denserl.streams import Purpose, stream
 
@@ -163,16 +163,28 @@ def load_answer_scorer(
     Raises:
         UserError: a model cannot be loaded, does not go with the others, or has no use for an option that is given.
     """
-    names = ", ".join(paths)
-    if not all(judges_pairs(path, config) for path in paths):
-        require(rank is None, f"`rank` {rank} has no effect: {names} scores responses one by one", "leave `rank` out")
+    if not compares_answers(paths, config, rank=rank, read=read, **how):
         return load_scorer(paths, config, device, dtype, template=template, read=read, **how)
-    require(len(paths) == 1, f"{names}: models that compare responses are no ensemble", "give one of them")
-    _check_idle(paths[0], read, how)
     members = load_members(paths, dtype, config, template=template)
     members.models[0].to(device)
     length: dict[str, Any] = {"max_length": config.max_length, "score_tokens": config.score_tokens}
     return PairScorer(pair_model_of(members, device=device, **length), paths[0], rank or DEFAULT_RANK, seed)
+
+
+def compares_answers(
+    paths: Sequence[str], config: ScorerConfig, *, rank: str | None = None, read: ReadConfig | None = None, **how: Any
+) -> bool:
+    """Whether `load_answer_scorer` gives a scorer that compares answers; no model is loaded.
+
+    Raises:
+        UserError: models that do not go together, or an option that is given and that they have no use for.
+    """
+    if compares(paths, config):
+        _check_idle(paths[0], read, how)
+        return True
+    found = f"`rank` {rank} has no effect: {', '.join(paths)} scores responses one by one"
+    require(rank is None, found, "leave `rank` out")
+    return False
 
 
 def _check_idle(path: str, read: ReadConfig | None, how: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from denserl.data.templates import DATE, fingerprint, template_settings
 from denserl.errors import UserError, require
 from denserl.evaluation.best_of_n import ESTIMATORS, Estimator, estimators_of_pairs
 from denserl.evaluation.config import BestOfNConfig
-from denserl.evaluation.pair_scorer import PairScorer, load_answer_scorer
+from denserl.evaluation.pair_scorer import PairScorer, compares_answers, load_answer_scorer
 from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
 from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.files import make_folder
@@ -30,7 +30,7 @@ from denserl.models.reward_settings import settings_in
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.ranking import list_scores
 from denserl.rewards.scorer import RewardScorer
-from denserl.rewards.sources.build import check_scores, judges_pairs
+from denserl.rewards.sources.build import check_scores
 from denserl.rewards.sources.reading import check_sft_model, check_trusted, chosen_rule, response_text
 from denserl.rollouts.policy import PolicySampler
 from denserl.segmentation import level_of
@@ -50,10 +50,7 @@ def check_models(config: BestOfNConfig) -> None:
         chosen_rule(config)
     golds = [config.gold_reward_model] if config.gold_reward_model else []
     check_scores(golds, config)
-    if config.rank is not None:
-        names = ", ".join(config.members())
-        compares = all(judges_pairs(path, config) for path in config.members())
-        require(compares, f"`rank` {config.rank} has no effect: {names} scores responses one by one", "leave `rank` out")
+    compares_answers(config.members(), config, **_reading(config))
     for path in [*config.members(), *golds]:
         settings = settings_in(read_settings(local_folder(path) / "config.json"), path)
         if path in golds or config.segmenter is None:
@@ -155,8 +152,7 @@ class Proxies(NamedTuple):
 
 def proxies_of(config: BestOfNConfig, device: torch.device, dtype: str, samples: list[Sample]) -> Proxies:
     """What the reward models of the config say of the samples. UserError for what their chat template refuses."""
-    own: dict[str, Any] = {"read": config, "sft_model": config.sft_model, "aggregate": config.aggregate, "rank": config.rank}
-    scorer = load_answer_scorer(config.members(), config, device, dtype, **own, trusted=[config.segmenter])
+    scorer = load_answer_scorer(config.members(), config, device, dtype, **_reading(config), trusted=[config.segmenter])
     if not isinstance(scorer, PairScorer):
         return Proxies(_scores(scorer, config, samples).reshape(-1, config.samples), ESTIMATORS, None)
     with _told(config.members()):
@@ -164,6 +160,11 @@ def proxies_of(config: BestOfNConfig, device: torch.device, dtype: str, samples:
     rng = np.random.default_rng(stream(config.seed, Purpose.SUBSETS))
     scores = list_scores(chances, scorer.rank)
     return Proxies(scores, estimators_of_pairs(chances, scorer.rank, rng), scorer.rank)
+
+
+def _reading(config: BestOfNConfig) -> dict[str, Any]:
+    """How the proxies are read."""
+    return {"read": config, "sft_model": config.sft_model, "aggregate": config.aggregate, "rank": config.rank}
 
 
 def golds_of(config: BestOfNConfig, device: torch.device, dtype: str, samples: list[Sample]) -> np.ndarray:

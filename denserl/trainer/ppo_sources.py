@@ -16,7 +16,7 @@ from denserl.plugins import load_named
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
 from denserl.rewards.config import StepConfig
 from denserl.rewards.sources.answers import Answers
-from denserl.rewards.sources.build import Members, check_scores, judges_pairs, reward_model_source, source_of
+from denserl.rewards.sources.build import Members, check_scores, compares, reward_model_source, source_of
 from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.function import FunctionSource
 from denserl.rewards.sources.http import new_client, post_json
@@ -190,14 +190,13 @@ def _token(variable: str | None) -> str | None:
 def check_comparisons(config: PPOConfig) -> bool:
     """Whether the reward model compares responses. UserError for what such a one has no use for, and for what only it has."""
     paths = config.members()
-    if not any(judges_pairs(path, config) for path in paths):
+    if not compares(paths, config):
         found = f"`pair_opponent` {config.pair_opponent} has no effect: no `reward_model` compares responses"
         require(
             config.pair_opponent is None, found, "leave `pair_opponent` out, or give a model of denserl train-rm --input pair"
         )
         return False
     names = ", ".join(paths)
-    require(len(paths) == 1, f"{names}: models that compare responses are no ensemble", "give one of them alone")
     for option in NOT_OF_COMPARISONS:
         value = getattr(config, option)
         found = f"`{option}` {value} has no effect: {names} compares whole responses"

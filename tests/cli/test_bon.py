@@ -189,12 +189,18 @@ def test_a_model_that_compares_is_a_proxy(run, folder):
     assert all(row["proxy"] in (0, 0.5, 1, 1.5, 2, 2.5, 3) for row in rows)
 
 
-def test_a_model_that_compares_has_no_score_of_one_response(run, folder):
+def test_a_model_that_compares_has_no_score_of_one_response(run, folder, tmp_path):
     save_pair_model(folder / "gold_compares", folder / "sft")
     with pytest.raises(UserError, match="compares two responses, and has no score of one alone"):
         run("proxy", gold_reward_model=folder / "gold_compares")
     with pytest.raises(UserError, match="--rank wins has no effect"):
         run("proxy", rank="wins")
+    for several in ("gold_compares proxy", "proxy gold_compares"):
+        with pytest.raises(UserError, match="are no ensemble"):
+            run(several, name="mixed")
+    with pytest.raises(UserError, match="--segmenter peak has no effect: .*gold_compares compares whole responses"):
+        run("gold_compares", name="mixed", segmenter="peak")
+    assert not (tmp_path / "mixed" / "samples.jsonl").exists()
     with pytest.raises(UserError, match="has no score of one alone"):
         serve_rewards.make_service(serve_rewards.Options(reward_model=[str(folder / "gold_compares")]))
 

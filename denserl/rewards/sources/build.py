@@ -97,6 +97,14 @@ def judges_pairs(path: str, config: ModelSourceConfig) -> bool:
     return stored_settings(load_config(path, **config.tokenizer_source()), path).input == "pair"
 
 
+def compares(paths: Sequence[str], config: ModelSourceConfig) -> bool:
+    """Whether it is a model that compares two responses; nothing is loaded. UserError for such a one among several."""
+    found = any(judges_pairs(path, config) for path in paths)
+    alone = f"{', '.join(paths)}: models that compare responses are no ensemble"
+    require(not found or len(paths) == 1, alone, "give one of them alone")
+    return found
+
+
 def source_of(
     members: Members, segmenter: Segmenter, *, written_by: PreTrainedTokenizerBase | None = None, **how: Any
 ) -> RewardModelSource | StepSource:
