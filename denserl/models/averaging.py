@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 STRUCTURE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation")
 # Settings that may differ, at the user's risk: of positions, and of how scores are read.
 POSITIONS = ("rope_parameters", "sliding_window", "layer_types")
-READING = ("entropy_threshold", "segmenter", "agg_func", "read_at", "input", "scores")
+READING = ("entropy_threshold", "segmenter", "agg_func", "read_at", "input", "pair_layout", "scores")
 
 
 class Member(NamedTuple):

@@ -249,7 +249,7 @@ class HeadConfig(Config):
     head_dropout: Annotated[float | None, Interval(ge=0, lt=1), OF_LAYERS] = None
     """Dropout in training alone: before the mlp head, default 0.1, or behind each hidden layer of the gate, default 0.2."""
     debias: Annotated[str | None, WITHOUT_GATE] = None
-    """An attribute that the others are freed of, and that is then left out of the score: verbosity."""
+    """An attribute that the others are freed of, and that is then left out of the score, such as verbosity."""
     debias_rho: Annotated[float, Interval(ge=-1, le=1), Only("without `debias`", lambda c: c.debias)] = 0.03
     """The rank correlation with it that each may keep, over the responses of the training pairs."""
     freeze_trunk: Annotated[bool, Only("with `freeze_trunk`", lambda c: not c.freeze_trunk, of=("lora_rank", "reg_type"))] = (
