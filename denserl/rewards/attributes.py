@@ -31,31 +31,46 @@ def masked_mse(predictions: Tensor, ratings: Tensor) -> Tensor:
     return squared_errors(predictions, ratings).sum() / (~ratings.isnan()).sum().clamp(min=1)
 
 
+def rated_together(ratings: Tensor) -> list[list[int]]:
+    """The attributes in sets, each of those that the same rows have, in order. ratings: (N, K), NaN: none."""
+    sets: dict[bytes, list[int]] = {}
+    for k, has in enumerate(~ratings.T.isnan().cpu()):
+        sets.setdefault(has.numpy().tobytes(), []).append(k)
+    return list(sets.values())
+
+
 class FitSums(NamedTuple):
     """All that a linear fit without intercept takes of N rows, each with features z and ratings y of some of K attributes.
 
     Those of attribute k are over the rows that have it. Rows are added as they come, and the sums of ranks add up.
     """
 
-    inner: Tensor  # (K, H, H) fp64, Z'Z
+    sets: list[list[int]]  # S sets of attributes that the same rows have, as `rated_together` gives them of all rows
+    inner: Tensor  # (S, H, H) fp64, Z'Z
     cross: Tensor  # (K, H), Z'y
     square: Tensor  # (K,), y'y
     count: Tensor  # (K,), rows
 
     @classmethod
-    def empty(cls, hidden: int, many: int, device: torch.device | str = "cpu") -> "FitSums":
+    def empty(cls, hidden: int, sets: list[list[int]], device: torch.device | str = "cpu") -> "FitSums":
         """Of no rows."""
-        shapes = ((many, hidden, hidden), (many, hidden), (many,), (many,))
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+        many = sum(map(len, sets))
+        shapes = ((len(sets), hidden, hidden), (many, hidden), (many,), (many,))
+        return cls(sets, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def sums(self) -> tuple[Tensor, ...]:
+        """All that adds up."""
+        return self.inner, self.cross, self.square, self.count
 
     def add(self, features: Tensor, ratings: Tensor) -> None:
         """Add rows, in place. features: (N, H). ratings: (N, K), NaN: none; N may be 0."""
         rated = ~ratings.isnan()
         z, y = features.double(), ratings.double().nan_to_num(0.0)
-        # An attribute at a time: K copies of the features would not fit.
-        for inner, has in zip(self.inner, rated.T, strict=True):
+        # A set at a time: copies of the features for all would not fit.
+        for inner, (first, *_) in zip(self.inner, self.sets, strict=True):
+            has = rated[:, first]
             inner.addmm_(z[has].T, z[has])
-        for sums, more in zip(self[1:], (y.T @ z, y.square().sum(0), rated.sum(0)), strict=True):
+        for sums, more in zip(self.sums()[1:], (y.T @ z, y.square().sum(0), rated.sum(0)), strict=True):
             sums += more
 
 
@@ -78,30 +93,27 @@ def ridge(fit: FitSums, choice: FitSums, alphas: Sequence[float] = ALPHAS) -> Ri
     lacking = [k for k, counts in enumerate(zip(fit.count.tolist(), choice.count.tolist())) if 0 in counts]
     if lacking:
         raise ValueError(f"attributes {lacking} have no rated rows to fit, or none to choose alpha by")
-    weights, errors = [], []
-    for k, inner in enumerate(fit.inner):
-        tried = ridge_path(inner, fit.cross[k], alphas)
+    weights, errors = torch.empty_like(fit.cross), fit.cross.new_empty(len(fit.cross), len(alphas))
+    for own, inner, other in zip(fit.sets, fit.inner, choice.inner, strict=True):
+        tried = ridge_path(inner, fit.cross[own], alphas)
         # y'y - 2 w'Z'y + w'Z'Z w, over the rows.
-        squares = choice.square[k] - 2 * tried @ choice.cross[k] + ((tried @ choice.inner[k]) * tried).sum(1)
-        errors.append(squares / choice.count[k])
-        weights.append(tried[errors[-1].argmin()])
-    return RidgeFit(
-        torch.stack(weights),
-        torch.tensor(alphas, dtype=torch.float64)[torch.stack(errors).argmin(1).cpu()],
-        torch.stack(errors),
-    )
+        squares = choice.square[own] - 2 * (tried * choice.cross[own]).sum(-1) + ((tried @ other) * tried).sum(-1)
+        errors[own] = (squares / choice.count[own]).T
+        best = errors[own].argmin(1)
+        weights[own] = tried[best, range(len(own))]
+    return RidgeFit(weights, torch.tensor(alphas, dtype=torch.float64)[errors.argmin(1).cpu()], errors)
 
 
 def ridge_path(inner: Tensor, cross: Tensor, alphas: Sequence[float] = ALPHAS) -> Tensor:
-    """(Z'Z + alpha I)^-1 Z'y for each alpha > 0, by one eigendecomposition: (A, H) fp64.
+    """(Z'Z + alpha I)^-1 Z'y for each alpha > 0, by one eigendecomposition: (A, ..., H) fp64.
 
     Args:
-        inner: (H, H), Z'Z. cross: (H,), Z'y.
+        inner: (H, H), Z'Z. cross: (..., H), Z'y.
     """
     values, vectors = torch.linalg.eigh(inner.double())
-    turned = vectors.T @ cross.double()
+    turned = cross.double() @ vectors
     # Rounding makes eigenvalues that are 0 negative.
-    return torch.stack([vectors @ (turned / (values.clamp(min=0) + alpha)) for alpha in alphas])
+    return torch.stack([(turned / (values.clamp(min=0) + alpha)) @ vectors.T for alpha in alphas])
 
 
 def pearson(a: Tensor, b: Tensor) -> float:

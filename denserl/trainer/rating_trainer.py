@@ -15,7 +15,7 @@ from denserl.errors import require
 from denserl.models.measured import stock_model
 from denserl.models.scoring import head_inputs
 from denserl.rewards.aggregation import aggregate
-from denserl.rewards.attributes import FitSums, RidgeFit, ridge
+from denserl.rewards.attributes import FitSums, RidgeFit, rated_together, ridge
 from denserl.rewards.objectives import Groups, Objective, RatingErrors, all_labels, all_reads
 from denserl.rewards.rating_metrics import joined, rank_correlations, rating_metrics, rating_sums
 from denserl.rewards.sources.reading import cut_settings, new_segmenter
@@ -88,20 +88,21 @@ class RatingTrainer(GroupTrainer):
         model, rows = self.model.to(self.args.device).eval(), CountedRows(self.train_dataset)
         draw = stream(self.args.seed, Purpose.PENALTIES)
         choosing = whole_questions(self.train_dataset["prompt_ids"], len(rows) // CHOICE, draw)
-        sizes = (stock_model(model).score.in_features, len(self.names), self.args.device)
+        sets = rated_together(torch.tensor(self.train_dataset[ATTRIBUTES]))
+        sizes = (stock_model(model).score.in_features, sets, self.args.device)
         fit, choice = FitSums.empty(*sizes), FitSums.empty(*sizes)
 
-        def read(part: list[int]) -> None:
+        def read(part: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             batch = self._prepare_inputs(self._collate([rows[row, True] for row in part]))
-            features, chooses = self.features(model, batch), torch.tensor([row in choosing for row in part])
-            for sums, chosen in ((fit, ~chooses), (choice, chooses)):
-                chosen = chosen.to(features.device)
-                sums.add(features[chosen], batch[ATTRIBUTES][chosen])
+            chooses = torch.tensor([row in choosing for row in part], device=self.args.device)
+            return self.features(model, batch), batch[ATTRIBUTES], chooses
 
-        for batch, counted in rank_batches(length_batches(self.lengths(rows.rows), self.eval_tokens)):
-            if counted:
-                in_halves(read, batch)
-        for tensor in (*fit, *choice):
+        for numbers, counted in rank_batches(length_batches(self.lengths(rows.rows), self.eval_tokens)):
+            # Nothing is added before all of a batch is read: what is read again, in halves, would be added twice.
+            for features, ratings, chooses in in_halves(read, numbers) if counted else ():
+                fit.add(features[~chooses], ratings[~chooses])
+                choice.add(features[chooses], ratings[chooses])
+        for tensor in (*fit.sums(), *choice.sums()):
             distributed.all_sum(tensor)
         few = [name for name, *counts in zip(self.names, fit.count, choice.count) if not all(counts)]
         found = f"{', '.join(few)}: too few rated responses to fit on some prompts and choose the penalty on others"

@@ -13,6 +13,7 @@ from denserl.rewards.attributes import (
     FitSums,
     debias,
     masked_mse,
+    rated_together,
     ridge,
     ridge_path,
     spearman,
@@ -21,6 +22,7 @@ from denserl.rewards.attributes import (
 
 NONE = math.nan
 FEATURES = torch.tensor([[1, 0.5], [0, 1], [2, -1], [1, 1]], dtype=torch.float64)
+SETS = [[0], [1]]
 RATINGS = torch.tensor([[0.9, NONE], [0.1, 0.3], [NONE, 0.8], [0.7, 0.5]], dtype=torch.float64)
 REWARDS = torch.tensor(
     [
@@ -37,9 +39,9 @@ REWARDS = torch.tensor(
 )
 
 
-def sums_of(*parts: torch.Tensor) -> FitSums:
+def sums_of(*parts: torch.Tensor, sets: list[list[int]] = SETS) -> FitSums:
     """Of features and ratings, and more of both."""
-    found = FitSums.empty(parts[0].shape[1], parts[1].shape[1])
+    found = FitSums.empty(parts[0].shape[1], sets)
     for features, ratings in zip(parts[::2], parts[1::2]):
         found.add(features, ratings)
     return found
@@ -56,18 +58,33 @@ def test_ridge_of_a_few_rows_is_what_is_worked_out_by_hand():
     assert each == pytest.approx([0.04890741, 0.02377442], abs=1e-8)
 
 
-def test_ridge_in_parts_equals_a_direct_solve_with_the_best_alpha():
-    """Against numpy on rows that stand in memory: the solve of each alpha, and its error on the rows that choose."""
+def test_attributes_that_the_same_rows_have_are_a_set():
+    rated = torch.tensor([[1.0, NONE, 0, NONE, 2], [NONE, 3, NONE, 4, NONE], [5, 6, 7, NONE, 8]])
+    assert rated_together(rated) == [[0, 2, 4], [1], [3]]
+    assert rated_together(RATINGS) == SETS
+
+
+@pytest.mark.parametrize("together", [[], [0, 2]], ids=["apart", "together"])
+def test_ridge_in_parts_equals_a_direct_solve_with_the_best_alpha(together):
+    """Against numpy on rows that stand in memory: the solve of each alpha, and its error on the rows that choose.
+
+    together: attributes that the same rows have.
+    """
     draw = np.random.default_rng(0)
     rows, hidden, many = 300, 12, 3
     z = draw.normal(size=(rows, hidden))
     y = z @ draw.normal(size=(hidden, many)) / 4 + draw.normal(size=(rows, many)) * [0.01, 1, 8]
-    y[draw.random((rows, many)) < 0.3] = np.nan
+    lacks = draw.random((rows, many)) < 0.3
+    lacks[:, together] = lacks[:, together[:1]]
+    y[lacks] = np.nan
+    sets = rated_together(torch.from_numpy(y))
+    assert sets == ([[0, 2], [1]] if together else [[0], [1], [2]])
     chooses = draw.random(rows) < 0.2
 
     def sums(kept: np.ndarray) -> FitSums:
         parts = np.array_split(np.flatnonzero(kept), 4)
-        return sums_of(*(item for part in parts for item in (torch.from_numpy(z[part]).float(), torch.from_numpy(y[part]))))
+        both = (item for part in parts for item in (torch.from_numpy(z[part]).float(), torch.from_numpy(y[part])))
+        return sums_of(*both, sets=sets)
 
     found = ridge(sums(~chooses), sums(chooses))
     z = z.astype(np.float32).astype(np.float64)
