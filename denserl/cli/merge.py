@@ -10,7 +10,7 @@ from annotated_types import Interval
 
 from denserl.cli.export import make_model_folder
 from denserl.cli.launch import launch, suggest
-from denserl.config import FIRST, INPUT, Config, Only, Precision
+from denserl.config import FIRST, INPUT, Config, ModelSourceConfig, Only, Precision
 from denserl.errors import require
 from denserl.terminal import quiet_libraries
 
@@ -66,14 +66,16 @@ def _merge(options: Options, folder: Path, dtype: str | None) -> None:
 
 def _average(options: Options, folder: Path, dtype: str | None) -> None:
     from denserl.models.averaging import average_models
+    from denserl.rewards.sources.build import judges_pairs
 
     average_models(options.model, options.with_, options.weight, folder, dtype, options.trust_remote_code)
     log.info("%s: average of %s and %s", folder, options.model, ", ".join(options.with_))
-    log.info(
-        "mean and std of its scores are not those of %s, and not stored: score_mean and score_std in results.json of denserl "
-        "evaluate pairs, for --reward_mean and --reward_std",
-        options.model,
-    )
+    if not judges_pairs(options.model, ModelSourceConfig(trust_remote_code=options.trust_remote_code)):
+        log.info(
+            "mean and std of its scores are not those of %s, and not stored: score_mean and score_std in results.json of "
+            "denserl evaluate pairs, for --reward_mean and --reward_std",
+            options.model,
+        )
     suggest(f"evaluate pairs HELD_OUT --scorer {folder} --output_dir NEW_FOLDER")
 
 

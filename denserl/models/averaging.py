@@ -174,9 +174,17 @@ def _check_heads(members: Sequence[Member]) -> None:
     for member in others:
         require(
             member.head in (None, first.head),
-            f"{member.path} has another head than {first.path}: {member.head}, not {first.head}",
+            f"{member.path} has another head than {first.path}: {_unlike(member.head or Head(), first.head or Head())}",
             "average reward models of one kind of head, trained with the same options",
         )
+
+
+def _unlike(other: Head, own: Head) -> str:
+    """In what a head is unlike another: kinds alone, where these differ."""
+    if other.kind != own.kind:
+        return f"{other.kind}, not {own.kind}"
+    both = zip(Head._fields, other, own, strict=True)
+    return ", ".join(f"{field} {theirs}, not {ours}" for field, theirs, ours in both if theirs != ours)
 
 
 def _check_settings(members: Sequence[Member], trust_remote_code: bool) -> None:

@@ -125,7 +125,7 @@ def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str]:
     require(
         not segmenter.cuts_nothing,
         f"{', '.join(paths)} gives one reward per response (threshold {threshold:g}); there is no place to normalise by",
-        "use it as it is: the bandit level's mean and std are in the reward model's config",
+        "use it as it is: denserl train-ppo needs the mean and std alone, of its config or by --reward_mean and --reward_std",
     )
     sft_model = choose_sft_model(members.each, paths, stored.sft_model, config.sft_model)
     return segmenter, sft_model, choose_aggregation(stored, paths, config.agg_func)

@@ -174,6 +174,7 @@ def test_what_does_not_go_together_is_refused(models, tmp_path):
     new_llama(tiny_models.tiny_tokenizer(), **sizes, seed=0).save_pretrained(tmp_path / "narrow")
     tiny_models.tiny_tokenizer().save_pretrained(tmp_path / "narrow")
     mlp = reward_model(tmp_path / "mlp", 0, Head("mlp", width=4), models / "rm0-sft")
+    wide = reward_model(tmp_path / "wide", 0, Head("mlp", width=8), models / "rm0-sft")
     heads = shutil.copytree(models / "rm0", tmp_path / "heads")
     config = json.loads((heads / "config.json").read_text())
     (heads / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}))
@@ -181,7 +182,8 @@ def test_what_does_not_go_together_is_refused(models, tmp_path):
     for model, others, says in (
         (sft, [own], "holds no reward head"),
         (own, [tmp_path / "narrow"], r"not of one shape: model.layers.0.mlp.down_proj.weight: \[32, 48\] and \[32, 40\]"),
-        (own, [mlp], "has another head"),
+        (own, [mlp], "has another head than .*rm0: mlp, not linear"),
+        (mlp, [wide], "has another head than .*mlp: width 8, not 4"),
         (own, [models / "rm1", sft], "has both reward models and language models"),
         (own, [heads], "has num_attention_heads 4, and .*rm0 2"),
         (own, [tmp_path / "nowhere"], "no model folder"),
