@@ -22,7 +22,7 @@ from denserl.trainer.trackers import read_metrics
 
 Part = Literal["judging", "best-of-n", "ppo", "few labels"]
 Kind = Literal["fair", "length", "artefact"]
-WORLDS: dict[Kind, dict] = {"fair": {}, "length": {"length_bias": 0.5}, "artefact": {"artefact": 0.5}}
+WORLDS: dict[Kind, dict] = {"fair": {}, "length": {"length_bias": 1.0}, "artefact": {"artefact": 0.5}}
 TRUTH = "denserl.world.language:true_reward"
 # What every method may read: PAIRS pairs, and so many rows in all.
 PAIRS, ROWS = 3000, 12000
@@ -48,6 +48,25 @@ def trained(name: str, rows_a_pair: float = 1.0, **flags) -> Callable[["World"],
     return lambda world: world.reward_model(name, **{"epochs": ROWS / PAIRS / rows_a_pair, **flags})
 
 
+def compared(world: "World") -> Path:
+    """A model that is shown both responses, in both orders, each of which is a row."""
+    unread = dict.fromkeys(("reward_level", "max_prompt_length", "cache_dir"))
+    flags = {"input": "pair", "head_type": "label", "both_orders": True, "symmetry": 0.2, "epochs": ROWS / PAIRS / 2}
+    return world.reward_model("pairwise", **unread, **flags)
+
+
+def gated(world: "World") -> Path:
+    """A gate over rated attributes, fitted on the trunk of the Bradley-Terry model; all its pairs are those of that model."""
+    rated = {"data": world.shared / "world/ratings_train.jsonl", "eval_data": world.shared / "world/ratings_test.jsonl"}
+    stepwise = ("batch_size", "micro_batch_size", "lr", "warmup_ratio", "logging_steps", "save_steps", "eval_steps", "limit")
+    fit = {"input": "ratings", "head_type": "attributes", "attribute_fit": "ridge", "rating_columns": RATINGS}
+    trunk = METHODS["Bradley-Terry"].model(world)
+    attributes = world.reward_model("attributes", model=trunk, **rated, **fit, **dict.fromkeys(stepwise))
+    gate = {"head_type": "gated", "debias": "verbosity", "head_width": 64, "epochs": ROWS / PAIRS}
+    return world.reward_model("gated", model=attributes, **gate)
+
+
+RATINGS = ["apt", "on_topic", "harmless", "fresh", "verbosity"]
 RRM = {"augment": "rrm", "augment_group": "group"}
 
 
@@ -70,6 +89,8 @@ METHODS: dict[str, Method] = {
     # Of the 14 rows that it makes of a pair one, or three.
     "RRM": Method(trained("rrm", 2, **RRM, augment_ratio=1 / 14)),
     "RRM, three rows a pair": Method(trained("rrm-3", 4, **RRM, augment_ratio=3 / 14)),
+    "pairwise": Method(compared, bon={"rank": "win_rate"}, ppo={"reward_level": None}),
+    "gate over attributes": Method(gated),
 }
 
 
@@ -106,7 +127,7 @@ class World:
     def __init__(self, kind: Kind, seed: int, runs: Path):
         self.kind, self.seed, self.shared = kind, seed, runs / f"seed{seed}"
         self.sft, self.folder = self.shared / "sft", self.shared / kind
-        make_language_model(self.shared, seed, groups=True)
+        make_language_model(self.shared, seed, groups=True, ratings=True)
 
     @cached_property
     def data(self) -> Path:
@@ -118,12 +139,15 @@ class World:
         return self.data / f"{name}.jsonl"
 
     def reward_model(self, name: str, **flags) -> Path:
-        """The folder of a reward model on the training pairs, trained now if it is not there. flags: of train-rm."""
+        """The folder of a reward model on the training pairs, trained now if it is not there.
+
+        flags: of train-rm; None leaves out one that others have.
+        """
         target = self.folder / name
         if not (target / "model.safetensors").exists():
             own = {"model": self.sft, "data": self.rows("preferences_train"), "eval_data": self.rows("preferences_test")}
-            places = {"cache_dir": self.shared / "cache", "output_dir": target}
-            stage("train-rm", **{**RM, **own, **flags}, **places, seed=self.seed)
+            asked = {**RM, **own, "cache_dir": self.shared / "cache", **flags}
+            stage("train-rm", **without_none(asked), output_dir=target, seed=self.seed)
         return target
 
     def few_labels(self) -> tuple[Path, Path]:
@@ -185,7 +209,7 @@ class World:
         if not (folder / "model.safetensors").exists():
             prompts = {"data": self.rows("prompts_train"), "eval_prompts": self.rows("prompts_heldout")}
             judge = {"reward_model": model, "true_reward": TRUTH, **method.ppo}
-            stage("train-ppo", **{**PPO, **judge}, **prompts, model=self.sft, output_dir=folder, seed=self.seed)
+            stage("train-ppo", **without_none({**PPO, **judge}), **prompts, model=self.sft, output_dir=folder, seed=self.seed)
         rows = [row for row in read_metrics(folder / "metrics.jsonl") if "eval_true_reward" in row]
         names = {"true reward": "true_reward", "KL": "kl", "tokens": "response_length"}
         best = max(row["eval_true_reward"] for row in rows)
@@ -197,6 +221,11 @@ class World:
         if not (folder / "world.json").exists():
             stage("make-world", **WORLDS[kind], groups=True, output_dir=folder, seed=self.seed)
         return folder
+
+
+def without_none(flags: dict) -> dict:
+    """The flags that have a value."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def measured(measure: Callable[[World, Method], dict[str, float]], methods: dict[str, Method]) -> Callable[[Options], dict]:
