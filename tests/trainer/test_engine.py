@@ -9,8 +9,9 @@ from deepspeed.utils import safe_get_full_grad
 from torch import nn
 
 from denserl.data.batching import pad_responses
+from denserl.models.gathering import gathered
 from denserl.models.heads import Fp32Linear, Head
-from denserl.models.loading import gathered, load_policy
+from denserl.models.loading import load_policy
 from denserl.models.reward_models import new_reward_model
 from denserl.models.scoring import read_rewards, score_head, token_rewards
 from denserl.trainer import engine as engines

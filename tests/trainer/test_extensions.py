@@ -249,7 +249,7 @@ def test_an_objective_reads_numbers_of_the_rows_under_names_of_its_own(train, tm
     rated = {"data": tmp_path / "rated.jsonl", "eval_data": tmp_path / "rated.jsonl"}
     _, metrics = train(objective="test_extensions:Labelled", **rated)
     assert metrics["eval_quality"] == pytest.approx(3.5) and metrics["eval_quality_loss"] > 0
-    with pytest.raises(UserError, match="the rating 'quality' is not a number"):
+    with pytest.raises(UserError, match="it has no 'quality', a number that an objective"):
         train("without", objective="test_extensions:Labelled")
 
 
