@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from denserl.errors import UserError, require
 from denserl.models import armorm
 from denserl.models.armorm import stored_armorm_head
-from denserl.models.folders import read_settings, weight_files
+from denserl.models.folders import not_loaded, read_settings, weight_files
 from denserl.models.gated import GatedHead, draw_gate
 from denserl.models.gathering import gathered
 from denserl.models.heads import (
@@ -177,11 +177,17 @@ def new_gated_model(path: str, dtype: str | torch.dtype, head: Head, seed: int =
 
 
 def holds_reward_head(path: str) -> bool:
-    """Whether a model is a reward model: by the names of its weights, or as its config describes. UserError for no folder."""
+    """Whether a model is a reward model: by the names of its weights, or as its config describes.
+
+    UserError for no folder, or weights that cannot be read.
+    """
     folder, names = local_folder(path), []
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as weights:
-            names += weights.keys()
+    try:
+        for file in weight_files(folder):
+            with safe_open(file, framework="pt") as weights:
+                names += weights.keys()
+    except (SafetensorError, OSError) as error:
+        raise not_loaded(path, False, error) from error
     return bool(names_under(HEADS, names)) or not is_stock(described_head(read_settings(folder / "config.json"), path))
 
 

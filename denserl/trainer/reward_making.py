@@ -86,7 +86,7 @@ def check_trunk(config: RewardConfig) -> None:
     require(
         stored.kind == "label",
         f"`model` {config.model} is a reward model, and `head_type` {config.head_type} is put on a language model",
-        "give the language model that it was made from; to go on from the reward model itself, give it as `start_from` beside",
+        "give the language model that it was trained from; to go on from the reward model, give it as `start_from` beside",
     )
 
 

@@ -41,9 +41,9 @@ class RewardTrainer(GroupTrainer):
         )
         device, dtype = start_run(config)
         check_steps(config)
-        check_trunk(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
+        check_trunk(config)
         objectives = [*make_objectives(config), *objectives]
         # Whether they can be had is known before hours of entropies.
         head = head_of(config, tokenizer, objectives)

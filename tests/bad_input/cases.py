@@ -148,7 +148,7 @@ MODELS = [
             ("in best-of-n", BON, "model", "sft", ("the longest prompt", "--max_prompt_length", "to at most 12 together")),
         )
     ),
-    language_model("no weights", without("model.safetensors"), "no file named model.safetensors", A_FOLDER),
+    language_model("no weights", without("model.safetensors"), "holds no model.safetensors", A_FOLDER),
     language_model("half the weights", half("model.safetensors"), "model.safetensors is damaged or half written", AGAIN),
     language_model(
         "half the weights, SFT", half("model.safetensors"), "model.safetensors is damaged or half written", AGAIN, command=SFT
@@ -346,7 +346,7 @@ MODELS = [
         "a bandit to fit",
         config(segment_reward={"sft_model": "x", "entropy_threshold": 1000.0}),
         "one reward per response (threshold 1000)",
-        "mean and std are in the reward model's config",
+        "denserl train-ppo needs the mean and std alone",
         command=FIT,
     ),
     reward_model(

@@ -170,7 +170,7 @@ def test_a_row_that_cannot_be_judged_stops_or_is_dropped(folder, tmp_path, capsy
         (("pairs", "{pairs}", "--scorer", "{folder}/pm", "--rank", "borda"), "Invalid choice"),
         (("pairs", "{pairs}", "--scorer", "{folder}/pm", "--segmenter", "peak"), "compares whole responses"),
         (("pairs", "{pairs}", "--scorer", "{folder}/pm", "{folder}/pm"), "are no ensemble"),
-        (("pairs", "{pairs}", "--scorer", "{folder}/pm", "{folder}/rm"), "compares two responses, and has no score"),
+        (("pairs", "{pairs}", "--scorer", "{folder}/pm", "{folder}/rm"), "models that compare responses are no ensemble"),
         (("processbench", "{pairs}", "--scorer", "x", "--step_threshold", "1"), "must be above 0 and below 1"),
         (("bon_answers", "{pairs}", "--scorer", "random", "--final_answer", "a"), "no module:name"),
     ],

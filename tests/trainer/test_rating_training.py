@@ -202,6 +202,7 @@ def test_ridge_is_a_direct_solve_on_features_of_the_stock_class(fitted, tmp_path
     assert RewardScorer([str(tmp_path)])([prompt], [answer])[0] == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.long
 def test_gradient_steps_learn_ratings_at_segment_level_on_a_reward_models_trunk(fitted, tmp_path):
     """A first model is trained, and its trunk alone kept, as it is, under a head by ridge; both cut by the same SFT model."""
     options = {"epochs": 4, "batch_size": 16, "micro_batch_size": 16, "lr": 5e-3, "entropy_threshold": 5.3}
