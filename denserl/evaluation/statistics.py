@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import numpy as np
+from scipy.special import expit
 
 from denserl.rewards.pair_chances import CONFIDENCE_BINS, calibration_error, reliability
 from denserl.rewards.pair_metrics import LEVEL, wilson
@@ -65,9 +66,9 @@ def calibration(chosen: np.ndarray, rejected: np.ndarray, bins: int = CONFIDENCE
     """
     gap = chosen - rejected
     right = (gap > 0) + 0.5 * (gap == 0)
-    confidence = _sigmoid(np.abs(gap))
+    confidence = expit(np.abs(gap))
     rows = reliability(confidence, right, bins)
-    return {"ece": calibration_error(rows), "brier": float(np.mean((1 - _sigmoid(gap)) ** 2)), "bins": rows}
+    return {"ece": calibration_error(rows), "brier": float(np.mean((1 - expit(gap)) ** 2)), "bins": rows}
 
 
 def position_bias(orders: np.ndarray) -> dict[str, float]:
@@ -117,7 +118,3 @@ def length_bias(
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and a.std() > 0 and b.std() > 0 else None
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -x))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from scipy.special import expit
 
 from denserl.data.bad_rows import BadRows
 from denserl.errors import UserError, require
@@ -61,8 +62,7 @@ class StepSuite(NamedTuple):
         kept, encoded = encode_all(items, lambda item: [(item.prompt, item.steps)], scorer.encode_steps, bad_rows)
         scores = scorer.step_scores(encoded) if kept else []
         return [
-            JudgedSolution(item, np.exp(-np.logaddexp(0, -np.asarray(logits, dtype=np.float64))))
-            for item, logits in zip(kept, scores, strict=True)
+            JudgedSolution(item, expit(np.asarray(logits, dtype=np.float64))) for item, logits in zip(kept, scores, strict=True)
         ]
 
     def summarise(self, judged: Sequence[JudgedSolution], scorer: Any, resamples: int, seed: int) -> dict:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from denserl.config import ModelSourceConfig
 from denserl.data.bad_rows import BadRow
@@ -135,19 +137,17 @@ def fit_temperature(d: np.ndarray, labels: np.ndarray) -> float:
     require(scale > 0, "no labelled pair has two scores that differ", "train longer, or give more held-out pairs")
 
     def slope(inverse: float) -> float:
-        return float(np.mean(d * (_sigmoid(d * inverse) - labels)))
+        """Of 1 / T in units of 1 / scale."""
+        return float(np.mean(d * (expit(d / scale * inverse) - labels)))
 
-    low, high = np.log(1 / (FLATTEST * scale)), np.log(1 / (SHARPEST * scale))
-    if slope(np.exp(low)) >= 0:
+    low, high = 1 / FLATTEST, 1 / SHARPEST
+    if slope(low) >= 0:
         log.warning("chances of pairs: %d held-out pairs are judged no better than by chance; taken as almost even", len(d))
         return FLATTEST * scale
-    if slope(np.exp(high)) <= 0:
+    if slope(high) <= 0:
         log.warning("chances of pairs: %d held-out pairs are too few, or too easy, to say how sure one may be", len(d))
         return SHARPEST * scale
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
-    return float(np.exp(-(low + high) / 2))
+    return float(scale / brentq(slope, low, high))
 
 
 def negative_log_likelihood(chance: np.ndarray, labels: np.ndarray) -> float:
@@ -181,8 +181,3 @@ def calibration_error(rows: Sequence[dict]) -> float:
     """sum over bins of n_b / n |accuracy_b - confidence_b| of what `reliability` gives (arXiv 1706.04599, section 2)."""
     total = sum(row["n"] for row in rows)
     return float(sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / total)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # NaN, of pairs that are not judged, stays
-        return np.exp(-np.logaddexp(0, -x))

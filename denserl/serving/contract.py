@@ -4,13 +4,13 @@ OpenRLHF's client (openrlhf/utils/agent.py of 0.11) posts `query`, `prompts` and
 chat template has written, and reads `rewards`, `scores` and `extra_logs`, whose numbers go into tensors one row at a time.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import pydantic
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import expit
 
 from denserl.data.bad_rows import BadRow
 from denserl.data.messages import as_messages
@@ -119,15 +119,11 @@ def _told(row: Scored, logits: bool) -> dict[str, Any]:
         "response_cut": row.response_cut,
     }
     if logits:
-        told |= {"segment_probabilities": [_sigmoid(score) for _, score in segments]}
+        told |= {"segment_probabilities": [float(expit(score)) for _, score in segments]}
     if row.tokens is not None:
         texts, ends, scores = zip(*row.tokens, strict=True)
         told |= {"tokens": texts, "token_ends": ends, "token_rewards": scores}
     return told
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
 def _told_labels(labels: list[Any] | None, count: int) -> list[Any]:
