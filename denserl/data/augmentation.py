@@ -16,13 +16,12 @@ import numpy as np
 from datasets import Dataset
 
 from denserl.data.features import CHUNK, build_dataset
-from denserl.data.schemas import same_response
+from denserl.data.schemas import SIDES, same_response
 from denserl.errors import require
 from denserl.streams import Purpose, stream
 
 log = logging.getLogger(__name__)
 
-SIDES = ("chosen", "rejected")
 # Numbers of the responses of an example and its two partners: its own two, then those of each partner.
 OWN, FOREIGN = range(2), range(2, 6)
 DECISIVE = tuple(product(OWN, FOREIGN))

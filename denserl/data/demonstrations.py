@@ -1,32 +1,24 @@
 """Demonstrations for supervised fine-tuning: answered conversations, or plain text for language modelling."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 
 from denserl.data.chat import encode_pair, encode_text
 from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, RESPONSE
-from denserl.data.readers import load_rows, map_rows
+from denserl.data.readers import RowOptions, load_rows, map_rows
 from denserl.data.schemas import BadRow, as_demonstration, unread
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 
 def load_demonstrations(
     sources: list[str],
-    *,
-    split: str = "train",
-    weights: list[float] | None = None,
-    on_bad_row: str = "stop",
-    limit: int | None = None,
-    seed: int = 0,
-    every: int = 1,
-    columns: Mapping[str, str] = {},
-    columns_needed: bool = True,
+    **how: "Unpack[RowOptions]",
 ) -> datasets.Dataset:
     """Demonstrations with the columns prompt (messages; empty for plain text), response (a text, or a message) and place.
 
@@ -34,13 +26,11 @@ def load_demonstrations(
     `on_bad_row` is "skip".
     """
     features = datasets.Features({"prompt": MESSAGES, "response": RESPONSE})
-    order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
-    names: dict[str, Any] = {"columns": columns, "columns_needed": columns_needed}
 
     def not_read(row: object) -> set[str]:
         return unread(row, as_demonstration)
 
-    return load_rows(sources, as_demonstration, features, on_bad_row=on_bad_row, unread=not_read, **names, **order)
+    return load_rows(sources, as_demonstration, features, unread=not_read, **how)
 
 
 def tokenize_demonstrations(

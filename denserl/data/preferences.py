@@ -3,7 +3,7 @@
 Row shapes are in schemas.py, reading and blending in readers.py, the chat template in chat.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,7 +13,7 @@ from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, TEXT, build_dataset
 from denserl.data.order import shuffled
 from denserl.data.published import check_pairs
-from denserl.data.readers import load_rows, map_rows
+from denserl.data.readers import RowOptions, load_rows, map_rows
 from denserl.data.schemas import (
     PAIR_LABELS,
     RATING_KEYS,
@@ -28,6 +28,7 @@ from denserl.streams import Purpose, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 GROUP = "group"
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen"}
@@ -36,17 +37,10 @@ OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen"}
 def load_preferences(
     sources: list[str],
     *,
-    split: str = "train",
-    weights: list[float] | None = None,
-    on_bad_row: str = "stop",
-    limit: int | None = None,
-    seed: int = 0,
-    every: int = 1,
-    columns: Mapping[str, str] = {},
-    columns_needed: bool = True,
     rating_keys: Sequence[tuple[str, str]] = RATING_KEYS,
     labels: Sequence[str] = (),
     group: str | None = None,
+    **how: "Unpack[RowOptions]",
 ) -> datasets.Dataset:
     """Pairs: columns prompt (messages), chosen, rejected (a text, or a message), margin (0 without ratings), p_chosen, weight
     (1 where a row has none), labels, place.
@@ -70,17 +64,13 @@ def load_preferences(
     def convert(row: Any) -> dict:
         return as_preference(row, rating_keys) | as_labels(row, labels) | group_of(row, group)
 
-    order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
     return load_rows(
         sources,
         convert,
         features,
-        on_bad_row=on_bad_row,
-        columns=columns,
-        columns_needed=columns_needed,
         unread=lambda row: unread(row, as_preference, beside),
         check_size=check_pairs,
-        **order,
+        **how,
     )
 
 

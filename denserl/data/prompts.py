@@ -1,6 +1,5 @@
 """Prompts for rollouts: loaded from any source and row shape, and tokenised with the generation prompt."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -8,12 +7,13 @@ import datasets
 from denserl.data.chat import bos_id, cut_left, encode_prompt
 from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, TEXT
-from denserl.data.readers import load_rows, map_rows
+from denserl.data.readers import RowOptions, load_rows, map_rows
 from denserl.data.schemas import as_prompt, as_text_label, unread
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 LABEL = "label"
 
@@ -21,15 +21,8 @@ LABEL = "label"
 def load_prompts(
     sources: list[str],
     *,
-    split: str = "train",
-    weights: list[float] | None = None,
-    on_bad_row: str = "stop",
-    limit: int | None = None,
-    seed: int = 0,
-    every: int = 1,
-    columns: Mapping[str, str] = {},
-    columns_needed: bool = True,
     label: str | None = None,
+    **how: "Unpack[RowOptions]",
 ) -> datasets.Dataset:
     """Prompts with the columns prompt (messages) and place; an answer that a row also holds is left out.
 
@@ -47,15 +40,8 @@ def load_prompts(
         sources,
         convert,
         datasets.Features({"prompt": MESSAGES, **({LABEL: TEXT} if label else {})}),
-        split=split,
-        weights=weights,
-        on_bad_row=on_bad_row,
-        limit=limit,
-        seed=seed,
-        every=every,
-        columns=columns,
-        columns_needed=columns_needed,
         unread=lambda row: unread(row, as_prompt, [label] if label else []),
+        **how,
     )
 
 

@@ -28,13 +28,13 @@ from denserl.data.published import (
     ULTRAFEEDBACK,
     check_responses,
 )
-from denserl.data.readers import load_rows, map_rows
-from denserl.data.reference_cache import SIDES
+from denserl.data.readers import RowOptions, load_rows, map_rows
 from denserl.data.schemas import (
     CONTEXT,
     INPUT_KEYS,
     PROMPT_KEYS,
     READ_KEYS,
+    SIDES,
     as_demonstration,
     missing,
     unread,
@@ -44,6 +44,7 @@ from denserl.errors import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 ATTRIBUTES = "attributes"
 # What stands in place of a number that a judge did not give.
@@ -69,14 +70,7 @@ def load_ratings(
     sources: list[str],
     *,
     names: Sequence[str],
-    split: str = "train",
-    weights: list[float] | None = None,
-    on_bad_row: str = "stop",
-    limit: int | None = None,
-    seed: int = 0,
-    every: int = 1,
-    columns: Mapping[str, str] = {},
-    columns_needed: bool = True,
+    **how: "Unpack[RowOptions]",
 ) -> datasets.Dataset:
     """Records: columns prompt (messages), response (a text, or a message), attributes (numbers by names, NaN: none), place.
 
@@ -94,21 +88,18 @@ def load_ratings(
             del lacking[name]
         return records
 
-    order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
-    own: dict[str, Any] = {"columns": columns, "columns_needed": columns_needed, "read": {*READ_KEYS, ATTRIBUTES}}
     found = load_rows(
         sources,
         convert,
         datasets.Features({"prompt": MESSAGES, "response": RESPONSE, ATTRIBUTES: NUMBERS}),
-        on_bad_row=on_bad_row,
+        read={*READ_KEYS, ATTRIBUTES},
         unread=lambda row: unread_rated(row, ratings),
         check_size=check_responses,
-        **own,
-        **order,
+        **how,
     )
     shown = ", ".join(lacking)
     require(
-        not (lacking and columns_needed),
+        not (lacking and how.get("columns_needed", True)),
         f"no response has the rating {shown}",
         "say where it stands: `rating_columns` NAME=COLUMN",
     )

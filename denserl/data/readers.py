@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import datasets
 import numpy as np
@@ -68,16 +69,29 @@ def is_hub_source(source: str) -> bool:
     return bool(is_name and ("/" in name or ":" not in source) and re.fullmatch(r"[\w.-]*", config))
 
 
+class RowOptions(TypedDict, total=False):
+    """What every loader of rows may be told; defaults and meanings are those of `load_rows`."""
+
+    split: str
+    weights: list[float] | None
+    on_bad_row: str
+    limit: int | None
+    seed: int
+    every: int
+    columns: Mapping[str, str]
+    columns_needed: bool
+
+
 def load_rows(
     sources: list[str],
     convert: Callable[[object], dict | list[dict]],
     features: datasets.Features,
     *,
-    split: str,
-    weights: list[float] | None,
-    on_bad_row: str,
-    limit: int | None,
-    seed: int,
+    split: str = "train",
+    weights: list[float] | None = None,
+    on_bad_row: str = "stop",
+    limit: int | None = None,
+    seed: int = 0,
     every: int = 1,
     columns: Mapping[str, str] = {},
     columns_needed: bool = True,

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, map_responses
+from denserl.data.schemas import SIDES
 from denserl.errors import UserError
 from denserl.files import flush
 
 log = logging.getLogger(__name__)
-
-SIDES = ("chosen", "rejected")
 
 
 def add_entropies(

@@ -36,6 +36,8 @@ from denserl.data.pair_rows import from_one_text, two_sided
 
 __all__ = ["BadRow", "LeftOut", "as_demonstration", "as_labels", "as_preference", "as_prompt", "as_text_label", "unread"]
 
+# The responses of a pair, the better one first.
+SIDES = ("chosen", "rejected")
 MARGIN = "margin"
 P_CHOSEN, WEIGHT = "p_chosen", "weight"
 # Labels of a pair; 0 and 1 in a row that does not say.

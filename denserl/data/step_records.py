@@ -12,15 +12,15 @@ import logging
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 
 from denserl.data.bad_rows import BadRow, LeftOut
 from denserl.data.features import MESSAGES, NUMBER, NUMBERS, TEXT, TEXTS
 from denserl.data.messages import BESIDE, EXTRAS, as_messages, is_filled, kind_of, plain_value, refuse, unicode_of
-from denserl.data.readers import load_rows
+from denserl.data.readers import RowOptions, load_rows
 from denserl.data.schemas import (
     CONTEXT,
     OF_ANSWERS,
@@ -32,6 +32,9 @@ from denserl.data.schemas import (
     unread_beside,
 )
 from denserl.steps import SEPARATOR, StepRule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +87,8 @@ class _Shape(NamedTuple):
 def load_steps(
     sources: list[str],
     *,
-    split: str = "train",
-    weights: list[float] | None = None,
-    on_bad_row: str = "stop",
-    limit: int | None = None,
-    seed: int = 0,
-    every: int = 1,
-    columns: Mapping[str, str] = {},
-    columns_needed: bool = True,
     reading: StepReading = AS_PUBLISHED,
+    **how: "Unpack[RowOptions]",
 ) -> datasets.Dataset:
     """Records: columns prompt (messages), steps, labels (NaN: unlabelled), final (NaN: unknown), answer, place.
 
@@ -106,10 +102,8 @@ def load_steps(
         shapes.add(_shape_of(row).solutions)
         return records
 
-    order: dict[str, Any] = {"split": split, "weights": weights, "limit": limit, "seed": seed, "every": every}
-    names: dict[str, Any] = {"columns": columns, "columns_needed": columns_needed, "read": READ_KEYS}
     features = datasets.Features(FEATURES)
-    dataset = load_rows(sources, convert, features, on_bad_row=on_bad_row, unread=unread_steps, **names, **order)
+    dataset = load_rows(sources, convert, features, read=READ_KEYS, unread=unread_steps, **how)
     if _of_ratings in shapes:
         meaning = "leaves it without a label" if reading.neutral == "drop" else f"says that it is {reading.neutral}"
         logger.info("the rating 0 of a step %s (`neutral`)", meaning)

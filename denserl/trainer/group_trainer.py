@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, response_slots
-from denserl.data.reference_cache import SIDES
-from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, WEIGHT
+from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, SIDES, WEIGHT
 from denserl.errors import UserError
 from denserl.models.measured import stock_model
 from denserl.models.scoring import RewardReading, read_rewards

@@ -8,8 +8,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from denserl.data.reference_cache import SIDES
-from denserl.data.schemas import P_CHOSEN, PAIR_LABELS
+from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, SIDES
 from denserl.errors import require
 from denserl.models.measured import stock_model
 from denserl.models.scoring import RewardReading

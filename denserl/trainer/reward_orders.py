@@ -12,8 +12,7 @@ from denserl.data.batching import pad_responses
 from denserl.data.features import IDS
 from denserl.data.pair_encoding import PairLayout, tokenize_orders
 from denserl.data.preferences import flip_labels
-from denserl.data.reference_cache import SIDES
-from denserl.data.schemas import WEIGHT
+from denserl.data.schemas import SIDES, WEIGHT
 from denserl.models.positions import check_positions
 from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig

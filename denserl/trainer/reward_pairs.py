@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from denserl.data.batching import pad_responses, pad_rows
 from denserl.data.order import shuffled
 from denserl.data.preferences import flip_labels, load_preferences
-from denserl.data.reference_cache import SIDES
-from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, WEIGHT
+from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, SIDES, WEIGHT
 from denserl.errors import require
 from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.pairs import prepare_pairs

@@ -21,8 +21,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from denserl import distributed
 from denserl.config import options_of, resumable_options
-from denserl.data.reference_cache import SIDES
-from denserl.data.schemas import PAIR_LABELS
+from denserl.data.schemas import PAIR_LABELS, SIDES
 from denserl.data.templates import DATE
 from denserl.data.unlabelled import TWO, load_unlabelled, load_withheld, with_lengths
 from denserl.errors import require

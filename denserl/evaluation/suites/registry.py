@@ -12,8 +12,7 @@ from typing import Any, Protocol
 from denserl.data.bad_rows import BadRow, BadRows, LeftOut
 from denserl.data.columns import Columns
 from denserl.data.readers import not_read
-from denserl.data.reference_cache import SIDES
-from denserl.data.schemas import P_CHOSEN, WEIGHT, as_preference, unread
+from denserl.data.schemas import P_CHOSEN, SIDES, WEIGHT, as_preference, unread
 from denserl.errors import UserError, require
 from denserl.evaluation.items import Answer, Item
 from denserl.evaluation.results import Special, Suite
