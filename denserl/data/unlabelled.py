@@ -76,7 +76,7 @@ def load_withheld(sources: list[str], *, seed: int = 0, **how: Any) -> Withheld:
         label = np.nan if RESPONSES in row else as_preference(row).get("p_chosen", 1.0)
         return {"label": 1 - label if turned else label, "turned": float(turned)}
 
-    rows = _load(sources, convert, {"label": NUMBER, "turned": NUMBER}, {"split": "train", "on_bad_row": "stop", **how})
+    rows = _load(sources, convert, {"label": NUMBER, "turned": NUMBER}, how)
     return Withheld(np.array(rows["label"], dtype=np.float64), np.array(rows["turned"]) > 0)
 
 
@@ -108,9 +108,6 @@ def _load(sources: list[str], convert: Any, features: dict, how: dict[str, Any])
             [source],
             lambda row: convert(row, number),
             datasets.Features(features),
-            weights=None,
-            limit=None,
-            seed=0,
             read=keys,
             unread=lambda row: unread(row, as_preference, {RESPONSES}),
             **how,

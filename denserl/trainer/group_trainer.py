@@ -34,6 +34,7 @@ from denserl.rewards.objectives import (
     total_step_losses,
 )
 from denserl.rewards.pair_metrics import group_metrics, group_sums
+from denserl.rewards.sources.reading import cut_settings
 from denserl.segmentation import Segmenter, Segments, segment_scores
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_pairs import GroupCollator
@@ -47,6 +48,16 @@ log = logging.getLogger(__name__)
 OF_GROUPS, OF_STEP = "of_pairs/", "of_step/"
 
 
+class Given(NamedTuple):
+    """What rows are prepared for and by."""
+
+    config: RewardConfig
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: str
+    objectives: Sequence[Objective]
+
+
 class Prepared(NamedTuple):
     """What a training learns from, and how its model reads that."""
 
@@ -55,6 +66,12 @@ class Prepared(NamedTuple):
     contents: Dataset  # what of the rows does not follow from weights and ids
     settings: dict[str, Any]  # stored with the model
     reads: dict[str, Any]  # arguments of the trainer
+
+
+def segment_settings(config: RewardConfig, segmenter: Segmenter) -> dict[str, Any]:
+    """How a model that is trained on segments reads a response, as it is stored with it."""
+    cut = {"entropy_threshold": segmenter.threshold, **cut_settings(segmenter)}
+    return {**cut, "agg_func": config.agg_func, "read_at": "end_of_turn"}
 
 
 class GroupTrainer(SupervisedTrainer):
@@ -88,14 +105,7 @@ class GroupTrainer(SupervisedTrainer):
 
     @classmethod
     @abstractmethod
-    def prepare(
-        cls,
-        config: RewardConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device,
-        dtype: str,
-        objectives: Sequence[Objective],
-    ) -> Prepared:
+    def prepare(cls, given: Given) -> Prepared:
         """The rows that the config names, and how they are read. UserError for objectives that read what they do not have."""
 
     def run(self) -> dict[str, float]:

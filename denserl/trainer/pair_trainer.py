@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, SIDES
 from denserl.errors import require
@@ -15,8 +14,7 @@ from denserl.models.scoring import RewardReading
 from denserl.rewards.objectives import Groups, Objective, Orders, PairLabels, all_labels, all_reads
 from denserl.rewards.order_metrics import order_metrics, order_sums
 from denserl.segmentation import Segments, segments_from_starts
-from denserl.trainer.group_trainer import GroupTrainer, Prepared
-from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.group_trainer import Given, GroupTrainer, Prepared
 from denserl.trainer.reward_orders import LAYOUT, OrderCollator, orders_of
 from denserl.trainer.reward_pairs import told_pairs
 from denserl.trainer.summaries import pair_model_lines, pair_model_remarks
@@ -37,14 +35,8 @@ class PairTrainer(GroupTrainer):
         super().__init__(segmenter=None, objectives=objectives, pad_id=pad_id, **own, **kw)
 
     @classmethod
-    def prepare(
-        cls,
-        config: RewardConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device,
-        dtype: str,
-        objectives: Sequence[Objective],
-    ) -> Prepared:
+    def prepare(cls, given: Given) -> Prepared:
+        config, tokenizer, *_, objectives = given
         others = sorted({"steps", "first_logps", "logps", "ref_logps"} & all_reads(objectives))
         found = f"an objective reads {', '.join(others)}, which two responses in one text do not have"
         require(not others, found, "let `input` be pairs, or steps")

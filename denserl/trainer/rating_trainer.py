@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, in_halves, length_batches, rank_batches
@@ -18,10 +17,9 @@ from denserl.rewards.aggregation import aggregate
 from denserl.rewards.attributes import FitSums, RidgeFit, rated_together, ridge
 from denserl.rewards.objectives import Groups, Objective, RatingErrors, all_labels, all_reads
 from denserl.rewards.rating_metrics import joined, rank_correlations, rating_metrics, rating_sums
-from denserl.rewards.sources.reading import cut_settings, new_segmenter
+from denserl.rewards.sources.reading import new_segmenter
 from denserl.streams import Purpose, stream
-from denserl.trainer.group_trainer import GroupTrainer, Prepared
-from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.group_trainer import Given, GroupTrainer, Prepared, segment_settings
 from denserl.trainer.reward_ratings import SIDE, ratings_of
 from denserl.trainer.reward_steps import whole_questions
 from denserl.trainer.summaries import rating_model_lines, rating_model_remarks
@@ -54,21 +52,14 @@ class RatingTrainer(GroupTrainer):
         self._judged: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def prepare(
-        cls,
-        config: RewardConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device,
-        dtype: str,
-        objectives: Sequence[Objective],
-    ) -> Prepared:
+    def prepare(cls, given: Given) -> Prepared:
+        config, tokenizer, device, dtype, objectives = given
         others = {"steps", "label_logp", "ref_logps"} & all_reads(objectives) | {*all_labels(objectives)} - {*all_labels(())}
         shown = ", ".join(sorted(others))
         require(not others, f"an objective reads {shown}, which rated responses do not have", "leave it out, or change `input`")
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
         train, held_out = ratings_of(config, tokenizer, segmenter, device, dtype)
-        settings = {"entropy_threshold": segmenter.threshold, **cut_settings(segmenter), "agg_func": config.agg_func}
-        settings["read_at"] = "end_of_turn"
+        settings = segment_settings(config, segmenter)
         reads = {"segmenter": segmenter, "agg_func": config.agg_func, "names": config.rating_names(config.data)}
         contents = train.select_columns(["prompt_ids", f"{SIDE}_ids", ATTRIBUTES])
         return Prepared(train, held_out, contents, settings, {**reads, "closed_form": config.attribute_fit == "ridge"})

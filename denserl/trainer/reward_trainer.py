@@ -3,18 +3,15 @@
 import logging
 from collections.abc import Sequence
 
-import torch
-from transformers import PreTrainedTokenizerBase
-
 from denserl.errors import require
 from denserl.models.adapters import prepare_model
 from denserl.models.loading import empty_reward_model
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import Objective, all_labels, all_reads
 from denserl.rewards.pairs import segment_lengths
-from denserl.rewards.sources.reading import PEAK, cut_settings, new_segmenter
+from denserl.rewards.sources.reading import PEAK, new_segmenter
 from denserl.trainer.gate_start import gate_start
-from denserl.trainer.group_trainer import GroupTrainer, Prepared
+from denserl.trainer.group_trainer import Given, GroupTrainer, Prepared, segment_settings
 from denserl.trainer.pair_trainer import PairTrainer
 from denserl.trainer.rating_trainer import RatingTrainer
 from denserl.trainer.reward_config import RewardConfig
@@ -49,7 +46,7 @@ class RewardTrainer(GroupTrainer):
         head = head_of(config, tokenizer, objectives)
         empty_reward_model(config.model, dtype, **config.model_source())
         kind = KINDS[config.input]
-        made = kind.prepare(config, tokenizer, device, dtype, objectives)
+        made = kind.prepare(Given(config, tokenizer, device, dtype, objectives))
         args = training_arguments(config, device, dtype)
         models = ["model", "start_from", "augment_filter"]
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=models, data=made.contents)
@@ -72,15 +69,8 @@ class RewardTrainer(GroupTrainer):
         )
 
     @classmethod
-    def prepare(
-        cls,
-        config: RewardConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device,
-        dtype: str,
-        objectives: Sequence[Objective],
-    ) -> Prepared:
-        """The rows that the config names, and how they are read."""
+    def prepare(cls, given: Given) -> Prepared:
+        config, tokenizer, device, dtype, objectives = given
         of_steps = sorted({"steps", "label_logp"} & all_reads(objectives))
         require(not of_steps, f"an objective reads {', '.join(of_steps)}, which pairs do not have", "let `input` be steps")
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
@@ -88,8 +78,7 @@ class RewardTrainer(GroupTrainer):
         pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels, cutting_model(config, segmenter))
         if segmenter.level != "bandit" and segmenter.name == PEAK:
             log.info("%s", segment_lengths(pairs, segmenter.threshold))
-        settings = {"entropy_threshold": segmenter.threshold, **cut_settings(segmenter), "agg_func": config.agg_func}
-        settings["read_at"] = "end_of_turn"
+        settings = segment_settings(config, segmenter)
         reads = {"segmenter": segmenter, "agg_func": config.agg_func, "labels": labels}
         return Prepared(pairs, held_out, contents_of(pairs, labels), settings, reads)
 

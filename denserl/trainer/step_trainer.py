@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from denserl.data.schemas import PAIR_LABELS
 from denserl.errors import require
@@ -14,8 +13,7 @@ from denserl.models.scoring import RewardReading
 from denserl.rewards.objectives import Groups, Objective, StepLabels, Steps, all_labels, all_reads
 from denserl.rewards.step_metrics import step_metrics, step_sums
 from denserl.segmentation import Segments, segments_from_starts
-from denserl.trainer.group_trainer import GroupTrainer, Prepared
-from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.group_trainer import Given, GroupTrainer, Prepared
 from denserl.trainer.reward_steps import StepCollator, step_settings, steps_of
 from denserl.trainer.summaries import step_model_lines, step_model_remarks
 
@@ -31,14 +29,8 @@ class StepTrainer(GroupTrainer):
         super().__init__(segmenter=None, agg_func="min", objectives=objectives, pad_id=pad_id, **own, **kw)
 
     @classmethod
-    def prepare(
-        cls,
-        config: RewardConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device,
-        dtype: str,
-        objectives: Sequence[Objective],
-    ) -> Prepared:
+    def prepare(cls, given: Given) -> Prepared:
+        config, tokenizer, *_, objectives = given
         of_pairs = sorted({"ref_logps"} & all_reads(objectives) | {*all_labels(objectives)} - {*PAIR_LABELS})
         shown = ", ".join(of_pairs)
         require(not of_pairs, f"an objective reads {shown}, which rows of labelled steps do not have", "let `input` be pairs")
