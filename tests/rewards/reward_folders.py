@@ -46,7 +46,7 @@ def save_pair_model(folder: Path, sft: Path, layout: str = "denserl", factor: fl
         # So that what stands in the responses makes a difference where it is read.
         for name, weight in model.named_parameters():
             if "_proj" in name:
-                weight.mul_(8)
+                weight.mul_(3)
     store_settings(model.config, input="pair", pair_layout=layout, **stored)
     save_model(model, folder)
     tokenizer.save_pretrained(folder)
