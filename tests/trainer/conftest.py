@@ -12,6 +12,7 @@ from denserl.models.loading import match_embeddings
 from denserl.models.reward_models import new_reward_model
 from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.config import normalizer_kind
+from denserl.trainer.ppo_trainer import PPOTrainer
 
 LINES = [0.3, -0.1, 0.2, 1.5]
 # Near the middle of the entropies of an untrained model of some 300 tokens, so that segments differ in length.
@@ -98,3 +99,17 @@ def ppo(world, tmp_path):
         return tmp_path / name
 
     return run
+
+
+@pytest.fixture
+def scored(monkeypatch) -> list:
+    """The responses of each rollout, and what they were scored."""
+    kept, score = [], PPOTrainer.score
+
+    def keep_scored(self, *args):
+        found = score(self, *args)
+        kept.append((args[0], found[0]))
+        return found
+
+    monkeypatch.setattr(PPOTrainer, "score", keep_scored)
+    return kept

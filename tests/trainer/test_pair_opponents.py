@@ -18,7 +18,6 @@ from denserl.rewards.sources.pair_model import PairModel
 from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.policy import PolicySampler
 from denserl.streams import Purpose, stream
-from denserl.trainer.ppo_trainer import PPOTrainer
 
 sys.path.append(str(Path(__file__).parent.parent / "rewards"))
 from reward_folders import save_pair_model  # noqa: E402
@@ -29,20 +28,6 @@ RUN = {"entropy_threshold": None, "iterations": 2, "samples_per_prompt": 2, "see
 @pytest.fixture(scope="module")
 def judge(world, tmp_path_factory) -> str:
     return save_pair_model(tmp_path_factory.mktemp("pm"), world.sft)
-
-
-@pytest.fixture
-def scored(monkeypatch) -> list:
-    """The responses of each rollout, and what they were scored."""
-    kept, score = [], PPOTrainer.score
-
-    def keep_scored(self, *args):
-        found = score(self, *args)
-        kept.append((args[0], found[0]))
-        return found
-
-    monkeypatch.setattr(PPOTrainer, "score", keep_scored)
-    return kept
 
 
 def rewards(scored) -> list[float]:

@@ -3,12 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tiny_models
 import torch
 from datasets import Dataset
+from trained_models import LEARNING, Trained, train_on
 from transformers import TrainingArguments
 
 from denserl.cli import merge, train_rm
@@ -108,15 +108,6 @@ def test_one_fair_coin_a_pair_says_which_order_is_read():
     assert with_orders(rows, None)["orders"][0] == [0, 1]
 
 
-class Trained(NamedTuple):
-    """A tiny model trained by the command, and what it was trained on."""
-
-    root: Path
-    folder: Path
-    metrics: dict
-    said: str
-
-
 def pair(i: int) -> dict:
     """The better response speaks of a river, wherever it stands; one of them looks like a mark."""
     good, bad = f"The river {'runs' * (i % 2)} [RESPONSE B]", "No bridge." * (1 + i % 2)
@@ -131,29 +122,17 @@ def settings(root: Path, output: Path, **options) -> list[str]:
         "head_type": "label",
         "output_dir": output,
         "epochs": 4,
-        "batch_size": 16,
-        "micro_batch_size": 8,
-        "lr": 5e-3,
-        "warmup_ratio": 0.0,
-        "logging_steps": 1,
-        "save_steps": 0,
-        "eval_steps": 0,
         "max_length": 160,
     }
     labels = ["--labels", *options.pop("labels")] if "labels" in options else []
-    return tiny_models.as_argv(own | options) + labels
+    return tiny_models.as_argv(LEARNING | own | options) + labels
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Trained:
     root = tmp_path_factory.mktemp("pairs")
-    tiny_models.save_language_model(root / "sft")
-    (root / "pairs.jsonl").write_text("".join(json.dumps(pair(i)) + "\n" for i in range(90)))
-    with tiny_models.restored_environment(), pytest.MonkeyPatch.context() as patch:
-        said = []
-        patch.setattr("denserl.trainer.group_trainer.log.info", lambda words, *values: said.append(words % values))
-        metrics = tiny_models.run_command(train_rm, "train-rm", settings(root, root / "pm", both_orders=True, symmetry=0.1))
-    return Trained(root, root / "pm", metrics, "\n".join(said))
+    argv = settings(root, root / "pm", both_orders=True, symmetry=0.1)
+    return train_on(root, root / "pairs.jsonl", [pair(i) for i in range(90)], root / "pm", argv)
 
 
 def run(trained, output, **options) -> dict:

@@ -28,20 +28,6 @@ TESTS = Path(__file__).parent.parent
 WITHOUT_MODEL = {"reward_model": None, "entropy_threshold": None}
 
 
-@pytest.fixture
-def scored(monkeypatch) -> list:
-    """The responses of each rollout, and what they were scored."""
-    kept, score = [], PPOTrainer.score
-
-    def keep_scored(self, *args):
-        found = score(self, *args)
-        kept.append((args[0], found[0]))
-        return found
-
-    monkeypatch.setattr(PPOTrainer, "score", keep_scored)
-    return kept
-
-
 @pytest.fixture(scope="module")
 def other(world, tmp_path_factory):
     """A language model with another model's weights, and the policy's tokenizer."""

@@ -4,12 +4,12 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tiny_models
 import torch
 from datasets import Dataset
+from trained_models import LEARNING, Trained, train_on
 from transformers import TrainingArguments
 
 from denserl.cli import train_rm
@@ -142,15 +142,6 @@ def test_an_objective_of_solutions_goes_with_the_mean_over_solutions(tmp_path):
         trainer(model, tmp_path, "steps", objectives=[Shortest()])
 
 
-class Trained(NamedTuple):
-    """A tiny model trained by the command, and what it was trained on."""
-
-    root: Path
-    folder: Path
-    metrics: dict
-    said: str
-
-
 SIGNS = ["The river runs.", "The kettle hums.", "No bridge.", "Old boats wait."]  # two right steps, two wrong ones
 
 
@@ -169,29 +160,17 @@ def settings(root: Path, output: Path, **options) -> list[str]:
         "input": "steps",
         "output_dir": output,
         "epochs": 8,
-        "batch_size": 16,
-        "micro_batch_size": 8,
-        "lr": 5e-3,
-        "warmup_ratio": 0.0,
-        "logging_steps": 1,
-        "save_steps": 0,
-        "eval_steps": 0,
         "max_length": 64,
         "max_prompt_length": 40,
     }
-    return tiny_models.as_argv(own | options)
+    return tiny_models.as_argv(LEARNING | own | options)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Trained:
     root = tmp_path_factory.mktemp("steps")
-    tiny_models.save_language_model(root / "sft")
-    (root / "steps.jsonl").write_text("".join(json.dumps(answer(i)) + "\n" for i in range(90)))
-    with tiny_models.restored_environment(), pytest.MonkeyPatch.context() as patch:
-        said = []
-        patch.setattr("denserl.trainer.group_trainer.log.info", lambda words, *values: said.append(words % values))
-        metrics = tiny_models.run_command(train_rm, "train-rm", settings(root, root / "prm"))
-    return Trained(root, root / "prm", metrics, "\n".join(said))
+    argv = settings(root, root / "prm")
+    return train_on(root, root / "steps.jsonl", [answer(i) for i in range(90)], root / "prm", argv)
 
 
 def test_steps_are_learned_from_text_on(trained):
