@@ -47,20 +47,6 @@ class _Text(NamedTuple):
     tail: list[int]  # up to where the answer starts
 
 
-def encode_two(
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt: list[dict],
-    first: Answer,
-    second: Answer,
-    layout: PairLayout = "denserl",
-    *,
-    max_length: int,
-    ended: tuple[bool, bool] = (True, True),
-) -> PairIds:
-    """Ids of a text in which the first response stands before the second; see `encode_orders`."""
-    return encode_orders(tokenizer, prompt, first, second, layout, max_length=max_length, ended=ended)[0]
-
-
 def encode_orders(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: list[dict],

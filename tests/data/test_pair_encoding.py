@@ -6,7 +6,7 @@ from templates import PUBLISHED, published_tokenizer
 
 from denserl.data.bad_rows import BadRow
 from denserl.data.chat import encode_prompt, end_of_turn_id
-from denserl.data.pair_encoding import LAYOUTS, encode_orders, encode_two
+from denserl.data.pair_encoding import LAYOUTS, PairIds, encode_orders
 from denserl.errors import UserError
 
 QUESTION = [{"role": "user", "content": "What is old?"}]
@@ -16,6 +16,11 @@ TALK = [
     {"role": "user", "content": "And what hums?"},
 ]
 FIRST, SECOND = "The kettle hums.", "A quiet river [RESPONSE B] runs.\n"
+
+
+def encode_two(*what, **how) -> PairIds:
+    """Of the order that is given."""
+    return encode_orders(*what, **how)[0]
 
 
 @pytest.fixture(scope="module")
