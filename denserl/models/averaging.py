@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from denserl.errors import require
-from denserl.models.folders import MODEL_FILES, read_settings, weight_files
+from denserl.models.folders import MODEL_FILES, opened, read_settings, weight_files
 from denserl.models.heads import Head, described_head
 from denserl.models.lm_head import LM_HEAD, embeddings_name
 from denserl.models.loading import HEADS, as_dtype, empty_reward_model, load_config, local_folder
@@ -43,11 +42,11 @@ class Member(NamedTuple):
     head: Head | None  # None: a language model
 
     def tensor(self, name: str) -> Tensor:
-        with safe_open(self.files[name], framework="pt") as weights:
+        with opened(self.files[name]) as weights:
             return weights.get_tensor(name)
 
     def shape(self, name: str) -> list[int]:
-        with safe_open(self.files[name], framework="pt") as weights:
+        with opened(self.files[name]) as weights:
             return weights.get_slice(name).get_shape()
 
 
@@ -124,7 +123,7 @@ def _member(path: str, share: float, trust_remote_code: bool) -> Member:
     folder = local_folder(path)
     files: dict[str, Path] = {}
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as weights:
+        with opened(file) as weights:
             files |= dict.fromkeys(weights.keys(), file)
     vocabulary = saved_tokenizer(path, trust_remote_code=trust_remote_code).get_vocab()
     head = described_head(read_settings(folder / MODEL_FILES[0]), path) if holds_reward_head(path) else None

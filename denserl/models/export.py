@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl.data.chat import after_last_turn, end_of_turn_id
 from denserl.errors import UserError, require
 from denserl.models.armorm import CLASS, armorm_name, armorm_settings
-from denserl.models.folders import read_settings, weight_files
+from denserl.models.folders import opened, read_settings, weight_files
 from denserl.models.heads import Head, grm_name, grm_settings, is_stock, second_less_first, stored_head, weighted_row
 from denserl.models.lm_head import LM_HEAD, embeddings_name, read_rows
 from denserl.models.loading import local_folder
@@ -260,7 +259,7 @@ def _copy_weights(source: Path, target: Path, change: Callable[[Tensors], Tensor
     files, size = weight_files(source), 0
     places: dict[str, str] = {}
     for file in files:
-        with safe_open(file, framework="pt") as weights:
+        with opened(file) as weights:
             tensors = change({name: weights.get_tensor(name) for name in weights.keys()})
         save_file(tensors, target / file.name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file.name)

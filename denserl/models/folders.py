@@ -5,8 +5,10 @@ Loading, and the checks of weights, are in loading.py.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -106,6 +108,17 @@ def weight_files(folder: Path) -> list[Path]:
     if not names or any(Path(name).name != name for name in names):
         raise UserError(f"{index} does not say which file holds which weight", "fetch or save the model again")
     return [folder / name for name in names]
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A file of weights, whose tensors are read one by one. UserError where it is damaged, half written or not there."""
+    try:
+        weights = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise not_loaded(str(file.parent), False, error) from error
+    with weights as tensors:
+        yield tensors
 
 
 def read_settings(file: Path) -> dict:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from denserl.errors import require
-from denserl.models.folders import weight_files
+from denserl.models.folders import opened, weight_files
 
 # What the libraries' families call it.
 LM_HEAD = ("lm_head.weight", "lm_head.bias", "embed_out.weight")
@@ -32,7 +31,7 @@ def read_rows(folder: Path, ids: Sequence[int], tied: str | None) -> dict[str, T
     """
     found: dict[str, Tensor] = {}
     for name, file in _places(folder, tied).items():
-        with safe_open(file, framework="pt") as weights:
+        with opened(file) as weights:
             part = weights.get_slice(name)
             rows = range(len(ids)) if name in _SCORE and part.get_shape()[0] == len(ids) else ids
             if part.get_shape()[0] > max(rows):
@@ -48,7 +47,7 @@ def read_whole(folder: Path, tied: str) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, file in _places(folder, tied).items():
-        with safe_open(file, framework="pt") as weights:
+        with opened(file) as weights:
             found[name.rpartition(".")[2]] = weights.get_tensor(name)
     require(
         "weight" in found and not _SCORE & _places(folder, tied).keys(),
@@ -66,7 +65,7 @@ def _places(folder: Path, tied: str | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     embeddings: dict[str, Path] = {}
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as weights:
+        with opened(file) as weights:
             names = weights.keys()
         found |= dict.fromkeys({*LM_HEAD, *_SCORE}.intersection(names), file)
         embeddings |= {name: file for name in names if tied is not None and f".{tied}".endswith(f".{name}")}

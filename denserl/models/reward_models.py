@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from denserl.errors import UserError, require
 from denserl.models import armorm
 from denserl.models.armorm import stored_armorm_head
-from denserl.models.folders import not_loaded, read_settings, weight_files
+from denserl.models.folders import opened, read_settings, weight_files
 from denserl.models.gated import GatedHead, draw_gate
 from denserl.models.gathering import gathered
 from denserl.models.heads import (
@@ -182,12 +181,9 @@ def holds_reward_head(path: str) -> bool:
     UserError for no folder, or weights that cannot be read.
     """
     folder, names = local_folder(path), []
-    try:
-        for file in weight_files(folder):
-            with safe_open(file, framework="pt") as weights:
-                names += weights.keys()
-    except (SafetensorError, OSError) as error:
-        raise not_loaded(path, False, error) from error
+    for file in weight_files(folder):
+        with opened(file) as weights:
+            names += weights.keys()
     return bool(names_under(HEADS, names)) or not is_stock(described_head(read_settings(folder / "config.json"), path))
 
 
@@ -284,7 +280,7 @@ def _read_head(
 def _tensors_under(path: str, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(local_folder(path)):
-        with safe_open(file, framework="pt") as weights:
+        with opened(file) as weights:
             tensors |= {name: weights.get_tensor(name) for name in names_under(prefixes, weights.keys())}
     return tensors
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -192,3 +193,13 @@ def test_what_does_not_go_together_is_refused(models, tmp_path):
         with pytest.raises(UserError, match=says):
             average_models(str(model), list(map(str, others)), 0.5, tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_damaged_and_missing_files_are_named(models, tmp_path):
+    for number, (harm, said) in enumerate(
+        [(lambda file: file.write_bytes(file.read_bytes()[:500]), "damaged or half written"), (Path.unlink, "No such file")]
+    ):
+        shutil.copytree(models / "rm1", tmp_path / f"rm{number}")
+        harm(sorted((tmp_path / f"rm{number}").glob("*.safetensors"))[-1])
+        with pytest.raises(UserError, match=f"rm{number}: .*{said}"):
+            averaged(tmp_path / f"out{number}", models / "rm0", [tmp_path / f"rm{number}"])
