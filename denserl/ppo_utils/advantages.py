@@ -1,10 +1,24 @@
 """Generalised advantage estimation and whitening over all ranks."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from denserl.distributed import all_sum
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """How advantages and returns are estimated from rewards of tokens; see `gae`."""
+
+    gamma: float = 1.0
+    lam: float = 0.95
+
+    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) each, as `gae` has them -> advantages and returns, both (B, T) fp32, 0 off the mask."""
+        return gae(rewards, values, mask, self.gamma, self.lam)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:

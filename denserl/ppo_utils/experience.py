@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from denserl.distributed import all_sum
-from denserl.ppo_utils.advantages import gae, masked_moments, whiten
+from denserl.ppo_utils.advantages import Advantages, masked_moments, whiten
 from denserl.ppo_utils.dense_reward import DenseRewards
 from denserl.ppo_utils.kl import approx_kl, penalised_rewards
 from denserl.ppo_utils.losses import highest_entropies
@@ -45,15 +45,15 @@ def make_experience(
     *,
     beta: float,
     reward_clip: float,
-    gamma: float,
-    lam: float,
     kl_estimator: str,
+    estimate: Advantages,
     policy_tokens: float = 1.0,
 ) -> tuple[Experience, dict[str, Tensor]]:
-    """Rewards with KL penalty, GAE, returns and whitened advantages (docs/numerics.md).
+    """Rewards with KL penalty, returns and whitened advantages (docs/numerics.md).
 
     Args:
         values: (N, T), of the state before each token, by the critic at sampling time.
+        estimate: how advantages and returns are made of rewards and values.
         policy_tokens: share of the tokens that the policy learns from, those of highest entropy (`highest_entropies`).
 
     Returns: the experience, NaN in advantages and returns of a response whose reward, KL or value is not finite; and 0-d
@@ -63,7 +63,7 @@ def make_experience(
     tokens = torch.where(scored.rewards.isfinite(), scored.rewards, torch.nan)
     kl = approx_kl(scored.logprobs, scored.ref_logprobs, kl_estimator)
     rewards = penalised_rewards(tokens, kl, scored.mask, beta, reward_clip)
-    advantages, returns = gae(rewards, values, scored.mask, gamma, lam)
+    advantages, returns = estimate(rewards, values, scored.mask)
     # A response that is not finite is left as it is, for its optimiser step to be skipped; the others know nothing of it.
     sound = (advantages + returns).isfinite().all(1, keepdim=True)
     finite = scored.mask & sound

@@ -25,6 +25,7 @@ from denserl.errors import Stopped
 from denserl.models.gathering import gathered
 from denserl.models.scoring import token_rewards
 from denserl.models.tokenizers import load_tokenizer
+from denserl.ppo_utils.advantages import Advantages
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
 from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
@@ -250,9 +251,8 @@ class PPOTrainer:
             values,
             beta=self.kl.beta,
             reward_clip=config.reward_clip,
-            gamma=config.gamma,
-            lam=config.lam,
             kl_estimator=config.kl_estimator,
+            estimate=Advantages(config.gamma, config.lam),
             policy_tokens=config.policy_tokens,
         )
         metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from denserl.ppo_utils.advantages import Advantages
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.losses import highest_entropies
 
@@ -37,7 +38,9 @@ def expected_rewards(scored, beta, clip, estimator):
 @given(loops.batches(), st.sampled_from(sorted(KL)), st.sampled_from([(1.0, 0.95), (0.9, 0.5), (1.0, 1.0)]))
 def test_experience_is_what_the_loops_make(batch, estimator, discounts):
     scored, values, (gamma, lam) = scored_rollouts(batch), batch.normal(), discounts
-    got, log = make_experience(scored, values, beta=0.3, reward_clip=3.0, gamma=gamma, lam=lam, kl_estimator=estimator)
+    got, log = make_experience(
+        scored, values, beta=0.3, reward_clip=3.0, kl_estimator=estimator, estimate=Advantages(gamma, lam)
+    )
     rewards = expected_rewards(scored, 0.3, 3.0, estimator)
     advantages, returns = (torch.tensor(x) for x in loops.gae(rewards, values, scored.mask, gamma, lam))
     whitened = torch.tensor(loops.whiten(advantages, scored.mask))
@@ -54,7 +57,7 @@ def test_experience_is_what_the_loops_make(batch, estimator, discounts):
 @given(loops.batches(), st.integers(0, 3))
 def test_what_is_logged(batch, _):
     scored, values = scored_rollouts(batch), batch.normal()
-    _, log = make_experience(scored, values, beta=0.1, reward_clip=10.0, gamma=1.0, lam=0.9, kl_estimator="k1")
+    _, log = make_experience(scored, values, beta=0.1, reward_clip=10.0, kl_estimator="k1", estimate=Advantages(1.0, 0.9))
     rewards = expected_rewards(scored, 0.1, 10.0, "k1")
     advantages, returns = (torch.tensor(x) for x in loops.gae(rewards, values, scored.mask, 1.0, 0.9))
     if scored.mask.sum() < 2:
@@ -80,7 +83,7 @@ def test_rewards_that_are_all_the_same_give_numbers():
     mask = torch.ones(3, 4).bool()
     zero = torch.zeros(3, 4)
     scored = ScoredRollouts(mask, torch.ones(3).bool(), zero - 1, zero - 1, zero, zero, [])
-    got, log = make_experience(scored, zero, beta=0.1, reward_clip=10.0, gamma=1.0, lam=0.95, kl_estimator="k1")
+    got, log = make_experience(scored, zero, beta=0.1, reward_clip=10.0, kl_estimator="k1", estimate=Advantages(1.0, 0.95))
     assert not got.advantages.any() and not got.returns.any()
     assert all(torch.isfinite(value) for value in log.values())
 
@@ -91,7 +94,7 @@ def test_a_response_that_is_not_finite_leaves_the_others_as_they_would_be_withou
     mask = torch.ones(3, 4).bool()
     logprobs, ref_logprobs, entropy, values = torch.randn(4, 3, 4, generator=generator)
     rewards = torch.randn(3, 4, generator=generator)
-    settings = {"beta": 0.1, "reward_clip": 10.0, "gamma": 1.0, "lam": 0.9, "kl_estimator": "k1"}
+    settings = {"beta": 0.1, "reward_clip": 10.0, "kl_estimator": "k1", "estimate": Advantages(1.0, 0.9)}
 
     def made(rows: list[int], rewards):
         scored = ScoredRollouts(mask, mask.any(1), logprobs, ref_logprobs, entropy, rewards, [])
@@ -112,7 +115,7 @@ def test_variance_is_explained_whatever_the_size_of_returns():
     one, zero = torch.ones(2, 1).bool(), torch.zeros(2, 1)
     rewards = torch.tensor([[0.01], [-0.01]])
     scored = ScoredRollouts(one, one[:, 0], zero, zero, zero, rewards, [])
-    _, log = make_experience(scored, rewards / 2, beta=0.0, reward_clip=10.0, gamma=1.0, lam=1.0, kl_estimator="k1")
+    _, log = make_experience(scored, rewards / 2, beta=0.0, reward_clip=10.0, kl_estimator="k1", estimate=Advantages(1.0, 1.0))
     assert log["explained_variance"].item() == pytest.approx(0.75, abs=1e-5)
 
 
@@ -120,7 +123,7 @@ def test_variance_is_explained_whatever_the_size_of_returns():
 def test_the_policy_learns_from_the_tokens_of_highest_entropy(batch, share):
     """Sorted by hand; the share of them and the least entropy among them are logged, and the rest stays as it is."""
     scored, values = scored_rollouts(batch), batch.normal()
-    settings = {"beta": 0.1, "reward_clip": 10.0, "gamma": 1.0, "lam": 0.95, "kl_estimator": "k1"}
+    settings = {"beta": 0.1, "reward_clip": 10.0, "kl_estimator": "k1", "estimate": Advantages(1.0, 0.95)}
     got, log = make_experience(scored, values, **settings, policy_tokens=share)
     whole, before = make_experience(scored, values, **settings)
     places = [(b, t) for b, row in enumerate(loops.places(scored.mask)) for t in row]
