@@ -63,6 +63,14 @@ def as_messages(value: object, key: str) -> list[dict]:
     return messages
 
 
+def by_turns(value: Any, key: str) -> Any:
+    """Messages of a list of texts that user and assistant say by turns, the assistant the last; any other value as it is."""
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        return value
+    roles = ("assistant", "user")
+    return [{"role": roles[place % 2], "content": unicode_of(text, key)} for place, text in enumerate(value[::-1])][::-1]
+
+
 def apart(messages: list[dict]) -> tuple[list[dict], dict]:
     """The messages without what the first one holds for the whole conversation, and that: tools, documents."""
     beside = {name: messages[0][name] for name in BESIDE if name in messages[0]} if messages else {}

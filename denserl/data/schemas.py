@@ -18,6 +18,7 @@ from denserl.data.messages import (
     MEDIA,
     WHOLE,
     as_messages,
+    by_turns,
     content_of,
     dialogue,
     is_filled,
@@ -259,7 +260,7 @@ def _side(row: Any, key: str) -> tuple[list[dict], str | dict]:
     """The prompt and the answer that the row's `key` gives: its own history, or the row's explicit prompt."""
     if not _given(row, key):
         raise missing(row, f"{key!r} is missing or null", "prompt=...,chosen=...,rejected=...")
-    explicit, value = _explicit_prompt(row), row[key]
+    explicit, value = _explicit_prompt(row), by_turns(row[key], key)
     messages = written_messages(value, key) if isinstance(value, str) else value
     if messages is None and explicit is not None:
         return checked_prompt(row, explicit), unicode_of(value, key)
