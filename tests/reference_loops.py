@@ -190,7 +190,7 @@ def average(terms: list[list[float]], how: str) -> float:
     return sum(means) / len(means) if means else 0.0
 
 
-def policy_terms(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float):
+def policy_terms(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float, dual: float = math.inf):
     """Per response token: the clipped surrogate, whether clipping decided it, and its derivative by logprobs."""
     logprobs, old, advantages = logprobs.tolist(), old.tolist(), advantages.tolist()
 
@@ -201,6 +201,8 @@ def policy_terms(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
             return -(1 + clip) * a, 1.0, 0.0
         if a < 0 and ratio < 1 - clip:
             return -(1 - clip) * a, 1.0, 0.0
+        if a < 0 and ratio > dual:
+            return dual * abs(a), 1.0, 0.0
         return -ratio * a, 0.0, -ratio * a
 
     return [[term(b, t) for t in tokens] for b, tokens in enumerate(places(mask))]

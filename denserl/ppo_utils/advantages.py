@@ -11,14 +11,27 @@ from denserl.distributed import all_sum
 
 @dataclass(frozen=True)
 class Advantages:
-    """How advantages and returns are estimated from rewards of tokens; see `gae`."""
+    """How advantages and returns are estimated from rewards of tokens (see `gae`), and what the policy then learns from.
+
+    norm: whether advantages are whitened. clip: the bound of their size after that, or None.
+    """
 
     gamma: float = 1.0
     lam: float = 0.95
+    norm: bool = True
+    clip: float | None = None
 
     def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) each, as `gae` has them -> advantages and returns, both (B, T) fp32, 0 off the mask."""
         return gae(rewards, values, mask, self.gamma, self.lam)
+
+    def scaled(self, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Advantages (B, T) of the rollouts of all ranks, whitened over the masked ones and clipped as the settings say.
+
+        (B, T) fp32, off the mask 0 where they are whitened, else clipped as they stand there.
+        """
+        scaled = whiten(advantages, mask) if self.norm else advantages
+        return scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:

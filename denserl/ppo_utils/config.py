@@ -142,10 +142,18 @@ class LossConfig(Config):
     """Discount of GAE."""
     lam: Annotated[float, Interval(ge=0, le=1)] = 0.95
     """Lambda of GAE."""
+    advantage_norm: Literal["on", "off"] = "on"
+    """Whether advantages are brought to mean 0 and variance 1 over all response tokens of a rollout."""
+    advantage_clip: Annotated[float | None, Gt(0)] = None
+    """Clip advantages to +-this, after `advantage_norm`."""
     policy_clip: Annotated[float, Gt(0)] = 0.2
     """Clip range of the ratio."""
+    dual_clip: Annotated[float | None, Gt(1)] = None
+    """Of a token with an advantage A below 0, let the loss be at most this times |A|, however large the ratio."""
     value_clip: Annotated[float | None, Gt(0)] = None
     """Clip range of values; default 0.25, of a bandit reward model 0.2."""
+    value_coef: Annotated[float, Gt(0)] = 1.0
+    """Weight of the value loss; the critic has its own optimiser, so that it shows where gradients are clipped."""
     policy_tokens: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Share of each rollout's tokens that the policy learns from, those of highest entropy; the critic learns from all."""
     average: Literal["sequence", "token_mean"] = "sequence"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from denserl.distributed import all_sum
-from denserl.ppo_utils.advantages import Advantages, masked_moments, whiten
+from denserl.ppo_utils.advantages import Advantages, masked_moments
 from denserl.ppo_utils.dense_reward import DenseRewards
 from denserl.ppo_utils.kl import approx_kl, penalised_rewards
 from denserl.ppo_utils.losses import highest_entropies
@@ -30,7 +30,7 @@ class Experience(NamedTuple):
     mask: Tensor
     logprobs: Tensor
     values: Tensor
-    advantages: Tensor  # whitened over all ranks
+    advantages: Tensor  # as `Advantages.scaled` has them
     returns: Tensor
     policy_mask: Tensor  # bool: the tokens that the policy learns from
 
@@ -49,11 +49,11 @@ def make_experience(
     estimate: Advantages,
     policy_tokens: float = 1.0,
 ) -> tuple[Experience, dict[str, Tensor]]:
-    """Rewards with KL penalty, returns and whitened advantages (docs/numerics.md).
+    """Rewards with KL penalty, returns and scaled advantages (docs/numerics.md).
 
     Args:
         values: (N, T), of the state before each token, by the critic at sampling time.
-        estimate: how advantages and returns are made of rewards and values.
+        estimate: how advantages and returns are made of rewards and values, and scaled.
         policy_tokens: share of the tokens that the policy learns from, those of highest entropy (`highest_entropies`).
 
     Returns: the experience, NaN in advantages and returns of a response whose reward, KL or value is not finite; and 0-d
@@ -76,11 +76,11 @@ def make_experience(
         "explained_variance": 1 - error_variance / return_variance.clamp(min=1e-8),
     }
     logprobs, own_values = (torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, values))
-    whitened = torch.where(scored.mask & ~sound, torch.nan, whiten(advantages, finite))
-    own_returns = torch.where(scored.mask & ~sound, torch.nan, returns)
+    learned = estimate.scaled(advantages, finite)
+    own_advantages, own_returns = (torch.where(scored.mask & ~sound, torch.nan, x) for x in (learned, returns))
     chosen = scored.mask
     if policy_tokens < 1:
         chosen, log["policy_entropy"] = highest_entropies(scored.entropy, scored.mask, policy_tokens)
         counts = all_sum(torch.stack([chosen.sum(), scored.mask.sum()]).double())
         log["policy_tokens"] = counts[0] / counts[1].clamp(min=1)
-    return Experience(scored.mask, logprobs, own_values, whitened, own_returns, chosen), log
+    return Experience(scored.mask, logprobs, own_values, own_advantages, own_returns, chosen), log

@@ -68,6 +68,7 @@ def policy_loss(
     clip: float = 0.2,
     average: str = "sequence",
     count: Tensor | float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1 - eps, 1 + eps) A).
 
@@ -76,13 +77,19 @@ def policy_loss(
     Args:
         logprobs, old_logprobs, advantages, mask: (B, T).
         average, count: as in `masked_average`.
+        dual_clip: above 1; where A < 0 a token's loss is at most dual_clip |A| (Ye et al. 2020, arXiv 1912.09729).
 
-    Returns: the loss, and the share of tokens (averaged alike, no gradient) where the clipped term was chosen.
+    Returns: the loss, and the share of tokens (averaged alike, no gradient) where a clipped term was chosen.
     """
     ratio = torch.where(mask.bool(), logprobs.float() - old_logprobs.float(), 0.0).clamp(-20, 20).exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    loss = masked_average(torch.maximum(plain, clipped), mask, average, count)
-    return loss, masked_average((clipped > plain).detach(), mask, average, count)
+    terms, is_clipped = torch.maximum(plain, clipped), clipped > plain
+    if dual_clip is not None:
+        most = -dual_clip * advantages
+        bounded = (advantages < 0) & (terms > most)
+        terms, is_clipped = torch.where(bounded, most, terms), is_clipped | bounded
+    loss = masked_average(terms, mask, average, count)
+    return loss, masked_average(is_clipped.detach(), mask, average, count)
 
 
 def value_loss(

@@ -252,7 +252,7 @@ class PPOTrainer:
             beta=self.kl.beta,
             reward_clip=config.reward_clip,
             kl_estimator=config.kl_estimator,
-            estimate=Advantages(config.gamma, config.lam),
+            estimate=Advantages(config.gamma, config.lam, config.advantage_norm == "on", config.advantage_clip),
             policy_tokens=config.policy_tokens,
         )
         metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended))
@@ -411,7 +411,7 @@ class PPOTrainer:
     def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])
         loss, clipped = value_loss(values, old.values, old.returns, old.mask, self.value_clip, self.config.average, share)
-        self.models.critic.backward(loss)
+        self.models.critic.backward(self.config.value_coef * loss)
         self.models.critic.step()
         return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
 
@@ -426,7 +426,7 @@ class PPOTrainer:
     ) -> dict[str, Tensor]:
         config = self.config
         logprobs, _ = self._logprob_entropy(self.models.actor, batch, config.temperature, with_entropy=False)
-        averaged = (old.policy_mask, config.policy_clip, config.average, policy_share)
+        averaged = (old.policy_mask, config.policy_clip, config.average, policy_share, config.dual_clip)
         loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, *averaged)
         now = logprobs.detach()
         log = {
