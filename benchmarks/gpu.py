@@ -326,7 +326,7 @@ def ppo_config(sizes: Sizes, folder: Path):
         temperature=1.0,
         ptx_coef=0.0,
         ema_decay=0.0,
-        freeze_actor_steps=0,
+        critic_warmup_iterations=0,
         zero_stage=0,
         eval_every=0,
         save_every=0,

@@ -51,6 +51,13 @@ OTHER_NAMES = {
     "cliprange": ("policy_clip",),
     "cliprange_value": ("value_clip",),
     "eps_clip": ("policy_clip",),
+    "clip_ratio_c": ("dual_clip",),
+    "vf_coef": ("value_coef",),
+    "freezing_actor_steps": ("critic_warmup_iterations",),
+    "critic_warmup": ("critic_warmup_iterations",),
+    "whiten_advantages": ("advantage_norm",),
+    "lr_scheduler": ("lr_schedule",),
+    "lr_scheduler_type": ("lr_schedule",),
     "lambd": ("lam",),
     "gae_lambda": ("lam",),
     "missing_eos_penalty": ("penalise_unfinished",),
@@ -76,6 +83,7 @@ OTHER_NAMES = {
     "fit_tag": ("fit",),
     "dataset_tag": ("fit",),
     "segment_method": ("segmenter",),
+    "freeze_actor_steps": ("critic_warmup_iterations",),
 }
 # Options of the version before in whose place there is nothing.
 NO_LONGER = {"model_type": "the fit of a reward model is found beside it"}

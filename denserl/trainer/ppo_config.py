@@ -63,8 +63,8 @@ class PPOConfig(
     """Passes over each rollout batch."""
     critic_init: Literal["sft", "reward_model"] = "sft"
     """Backbone of the critic; sft gets a fresh head, reward_model (the first of an ensemble) keeps its own."""
-    freeze_actor_steps: Annotated[int, Ge(0)] = 0
-    """Optimiser steps at the start that train the critic alone."""
+    critic_warmup_iterations: Annotated[int, Ge(0)] = 0
+    """Iterations at the start that train the critic alone; the policy, and its learning-rate schedule, begin after them."""
     ptx_data: Annotated[list[str] | None, INPUT, RESUMABLE] = None
     """Text or demonstrations for the pretraining loss."""
     ptx_coef: Annotated[float, Ge(0), Only("without `ptx_data`", lambda c: c.ptx_data)] = 0.05

@@ -42,13 +42,18 @@ def check_sizes(config: PPOConfig) -> None:
 
 
 def make_schedule(config: PPOConfig, prompts: int) -> Schedule:
-    """How long the run is. UserError for too few prompts."""
+    """How long the run is. UserError for too few prompts, or where the policy's training would not begin."""
     per_iteration = config.rollout_batch_size // config.samples_per_prompt
     iterations = config.iterations or int(config.episodes * prompts / per_iteration)
     require(
         iterations > 0,
         f"{prompts} prompts x {config.episodes:g} episodes fill no rollout batch of {per_iteration} prompts",
         "give more prompts, more `episodes`, or a smaller `rollout_batch_size`",
+    )
+    require(
+        iterations > config.critic_warmup_iterations,
+        f"`critic_warmup_iterations` {config.critic_warmup_iterations} of {iterations}: the policy would not be trained",
+        "give fewer, or more `iterations` or `episodes`",
     )
     return Schedule(iterations, config.ppo_epochs * config.rollout_batch_size // config.train_batch_size)
 

@@ -87,8 +87,8 @@ def load_models(
     whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor
     # With adapters, the base model inside already runs them; the wrapper is needed for saving.
     inside = actor.get_base_model() if config.lora_rank else actor
-    steps = schedule.total_steps
-    actor_steps = max(steps - config.freeze_actor_steps, 1)
+    iterations = max(schedule.iterations - config.critic_warmup_iterations, 1)
+    actor_steps = iterations * schedule.steps_per_iteration
     engine = train_engine(PolicyModule(inside), trained, config, lr=config.actor_lr, total_steps=actor_steps)
     if config.lora_rank:
         reference = _without_adapters(engine, actor)
@@ -98,7 +98,7 @@ def load_models(
         reference = frozen_engine(PolicyModule(*frozen_models), frozen, device)
     return Models(
         actor=engine,
-        critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=steps),
+        critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=schedule.total_steps),
         reference=LastBatch(reference),
         current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
         whole_reference=sampled if samples_reference else None,

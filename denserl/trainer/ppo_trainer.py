@@ -262,7 +262,8 @@ class PPOTrainer:
         first_return = experience.returns[:, :1].sum(1)
         metrics |= {"return": self._mean(first_return, experience.mask.any(1)), "kl_coefficient": self.kl.beta}
         metrics |= clock.rates(metrics["response_length"] * config.rollout_batch_size)
-        self.kl.update(metrics["kl"], config.rollout_batch_size)
+        if not self._actor_is_frozen():
+            self.kl.update(metrics["kl"], config.rollout_batch_size)
         self.iteration += 1
         self.log.log_samples("samples", self.iteration, responses, scored, self.rewards, {})
         return metrics
@@ -401,7 +402,7 @@ class PPOTrainer:
         return distributed.all_sum(count.float().to(self.device)) / micro_batches / distributed.world_size()
 
     def _actor_is_frozen(self) -> bool:
-        return self.steps < self.config.freeze_actor_steps
+        return self.iteration < self.config.critic_warmup_iterations
 
     def _steps_applied(self) -> tuple[bool, bool]:
         """Whether the optimiser step at hand has changed the policy, and the critic."""

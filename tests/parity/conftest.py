@@ -44,7 +44,7 @@ PPO_BY_TOKEN = PPO | {
     "reward_level": "token",
     "entropy_threshold": None,
     "penalise_longer_than": 10,
-    "freeze_actor_steps": 2,
+    "critic_warmup_iterations": 1,
     "top_p": 0.9,
     "ema_decay": 0,
     "kl_target": None,
