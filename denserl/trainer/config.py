@@ -30,7 +30,12 @@ class OptimisationConfig(TrackingConfig, AdapterConfig):
 
     group: ClassVar[str] = "optimisation"
 
-    min_lr_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    lr_schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
+    """How learning rates fall from their peak after a warm-up of W steps: along a cosine to `min_lr_ratio` of it, or with the
+    root of W / step, and then the warm-up begins at a tenth of the peak."""
+    min_lr_ratio: Annotated[
+        float, Interval(ge=0, le=1), Only("without `lr_schedule` cosine", lambda c: c.lr_schedule == "cosine")
+    ] = 0.1
     """The cosine schedule ends at this share of the peak."""
     warmup_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.03
     """Share of the steps with linear warm-up."""

@@ -11,12 +11,12 @@ import time
 
 import torch
 from torch import nn
-from transformers import get_scheduler
 
 from denserl import distributed
 from denserl.errors import UserError
 from denserl.models.gathering import gathered
 from denserl.trainer.config import OptimisationConfig
+from denserl.trainer.schedules import make_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -136,20 +136,14 @@ def clip_in_step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None
 def train_engine(
     module: nn.Module, engine_config: dict, config: OptimisationConfig, *, lr: float, total_steps: int
 ) -> nn.Module:
-    """A DeepSpeed engine with AdamW and a cosine schedule that ends at `min_lr_ratio` of the peak."""
+    """A DeepSpeed engine with AdamW and the schedule of the options (`make_scheduler`)."""
     import deepspeed
 
     parameters = trained_parameters(module)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=config.adam_betas, weight_decay=config.weight_decay, fused=True)
     if not engine_config["gradient_clipping"]:
         clip_in_step(optimizer, config.max_grad_norm)
-    scheduler = get_scheduler(
-        "cosine_with_min_lr",
-        optimizer,
-        num_warmup_steps=round(config.warmup_ratio * total_steps),
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs={"min_lr_rate": config.min_lr_ratio},
-    )
+    scheduler = make_scheduler(config, optimizer, total_steps)
     return deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=engine_config)[0]
 
 

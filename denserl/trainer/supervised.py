@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
@@ -68,14 +69,16 @@ def training_arguments(config: SupervisedConfig, device: torch.device, dtype: st
     accumulation = config.batch_size // (config.micro_batch_size * distributed.world_size())
     evaluates, saves = config.eval_steps > 0, config.save_steps > 0
     engine = deepspeed_config(config, dtype, config.micro_batch_size, accumulation)
+    schedule: dict[str, Any] = {"lr_scheduler_type": config.lr_schedule}
+    if config.lr_schedule == "cosine":
+        schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": config.min_lr_ratio}}
     return TrainingArguments(
         output_dir=config.output_dir,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.micro_batch_size,
         gradient_accumulation_steps=accumulation,
         learning_rate=config.lr,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_ratio},
+        **schedule,
         warmup_steps=config.warmup_ratio,
         adam_beta1=config.adam_betas[0],
         adam_beta2=config.adam_betas[1],

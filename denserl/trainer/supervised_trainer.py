@@ -13,14 +13,17 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import SchedulerType
 
 from denserl import distributed
 from denserl.data.batching import in_halves, length_batches, rank_batches, to_device
 from denserl.data.order import StepSampler
+from denserl.trainer.schedules import inverse_sqrt_scheduler
 
 Sums = dict[str, Tensor]
 
@@ -144,6 +147,13 @@ class SupervisedTrainer(Trainer, ABC):
         optimizer = super().create_optimizer(model)
         optimizer.overflow = False
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """The library's, but for `inverse_sqrt`, which is that of `schedules` in all trainings."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.INVERSE_SQRT:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler: LRScheduler = inverse_sqrt_scheduler(optimizer or self.optimizer, warmup)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None

@@ -255,8 +255,8 @@ def test_policy_and_reference_are_read_at_one_temperature_and_text_at_1(ppo, wor
 
 
 def test_learning_rates_follow_a_cosine_to_a_tenth_of_the_peak(ppo):
-    """Two steps an iteration, 8 in all, the first two of them of the warm-up; the policy's begin after a frozen one."""
-    rows = metrics(ppo(iterations=4, train_batch_size=4, warmup_ratio=0.25, freeze_actor_steps=2, critic_lr=2e-3))
+    """Two steps an iteration, 8 in all, the first two of them of the warm-up; the policy's begin two later."""
+    rows = metrics(ppo(iterations=4, train_batch_size=4, warmup_ratio=0.25, critic_warmup_iterations=1, critic_lr=2e-3))
 
     def rate(peak: float, step: int, steps: int) -> float:
         warm = round(0.25 * steps)
@@ -441,19 +441,33 @@ def test_the_average_does_not_change_the_policy(ppo):
     same_weights(ppo("without", iterations=2), ppo("with", iterations=2, ema_decay=0.5), 0.0)
 
 
-def test_a_frozen_actor_stays_while_the_critic_learns(ppo, world):
-    output = ppo(iterations=2, train_batch_size=4, freeze_actor_steps=4)
-    assert all(torch.equal(tensor, weights(world.sft)[name]) for name, tensor in weights(output).items())
-    fresh = new_reward_model(str(world.sft), "fp32", seed=42).state_dict()
-    assert not any(torch.equal(tensor, fresh[name]) for name, tensor in weights(output / "critic").items())
-    assert all("policy_loss" not in row and row["value_loss"] > 0 for row in metrics(output))
+def test_the_critic_begins_alone_and_the_policy_starts_as_it_was(ppo, world):
+    """Two steps an iteration. Nothing of the policy moves in the first two iterations, nor the weight of the KL."""
+    settings = {"critic_warmup_iterations": 2, "kl_target": 1e-9, "kl_horizon": 10, "ema_decay": 0.5, "ptx_data": world.text}
+    output = ppo(iterations=4, train_batch_size=4, save_every=1, keep_checkpoints=9, critic_lr=1e-2, **settings)
+    start, rows = weights(world.sft), metrics(output)
+    for iteration in (1, 2):
+        kept = actor_at(output, iteration, world).state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in start.items())
+    assert not any(torch.equal(weights(output)[name], tensor) for name, tensor in start.items())
+    assert ["policy_loss" in row for row in rows] == [False, False, True, True]
+    assert [row["kl"] for row in rows[:3]] == [0.0] * 3 and rows[3]["kl"] != 0
+    # Far from the target, so that the weight changes by a fifth once it is steered.
+    betas = [row["kl_coefficient"] for row in rows]
+    assert betas[:3] == [0.01] * 3 and betas[3] == pytest.approx(0.01 * (1 - 0.2 * 8 / 10))
+    assert all(row["skipped_steps"] == 0 for row in rows)
 
 
-def test_the_actor_thaws_after_its_frozen_steps(ppo, world):
-    output = ppo(iterations=2, freeze_actor_steps=1)
-    first, second = metrics(output)
-    assert "policy_loss" not in first and "policy_loss" in second and second["kl"] == 0
-    assert not torch.equal(weights(output)["model.norm.weight"], weights(world.sft)["model.norm.weight"])
+def test_the_critic_learns_in_its_warm_up(ppo):
+    """Rewards are far above its first values, which are near 0."""
+    settings = {**LEVELS["bandit"], "reward_mean": -20.0, "ppo_epochs": 4, "value_clip": 100.0, "critic_lr": 1e-2}
+    first, second, third, _ = metrics(ppo(iterations=4, critic_warmup_iterations=3, **settings, max_new_tokens=4))
+    assert third["value_loss"] < second["value_loss"] < first["value_loss"] and third["value_loss"] < 0.7 * first["value_loss"]
+
+
+def test_a_run_that_is_all_warm_up_is_refused(ppo):
+    with pytest.raises(UserError, match="--critic_warmup_iterations 2 of 2: the policy would not be trained"):
+        ppo(iterations=2, critic_warmup_iterations=2)
 
 
 def test_the_coefficient_is_steered_towards_the_target(ppo):
