@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from denserl.rewards.aggregation import running_aggregate, valid_scores
+from denserl.rewards.aggregation import is_within, running_aggregate, valid_scores
 from denserl.segmentation import Segments
 
 # What each segment is paid for itself: its reward; its share of the mean; or what it changes in the response's score.
@@ -87,28 +87,41 @@ def assign_rewards(
         raise ValueError(f"tau is {tau}; it must be > 0")
     if kind in OF_SCORE:
         segment_rewards = score_changes(segment_rewards, segments.counts, agg_func)
-    return spread(segment_rewards, segments, kind, response_mask, tau)
+    return spread(payments(segment_rewards, segments.counts, kind, tau), segments, kind, response_mask)
 
 
-def spread(segment_rewards: Tensor, segments: Segments, kind: str, response_mask: Tensor | None, tau: float) -> Tensor:
-    """`assign_rewards` of what segments are paid: their `score_changes` where the kind is OF_SCORE, else their rewards."""
-    rewards = segment_rewards.float()
+def payments(segment_rewards: Tensor, counts: Tensor, kind: str, tau: float = 1.0) -> Tensor:
+    """The numbers that are put on tokens: of each segment its own; of the AT_LAST kinds the one that is paid for them all.
+
+    Args:
+        segment_rewards: (B, K_max), anything past a row's K: `score_changes` where the kind is OF_SCORE, else rewards.
+        counts: (B,) long, K of each row. kind: one of KINDS. tau: as of `assign_rewards`.
+
+    Returns: (B, K_max), or (B, 1), fp32, 0 past a row's K.
+    """
+    rewards = valid_scores(segment_rewards.float(), counts)
     if kind not in AT_LAST:
-        if kind == "even_mean":
-            rewards = rewards / segments.counts[:, None]
-        if kind in ("even", "even_mean", "difference"):
-            rewards = rewards / segments.lengths  # 0 past a row's K, where no token reads
-        # Tokens outside (id -1) read the 0 in front of the first segment's reward.
-        rewards = pad(rewards, (1, 0)).gather(1, segments.ids + 1)
-        return torch.where(segments.ends, rewards, 0.0) if kind in ("end", "difference_end") else rewards
-    within = segments.lengths > 0
+        return rewards
     if kind == "logsumexp_last":
-        value = tau * torch.where(within, rewards / tau, -torch.inf).logsumexp(1)
+        value = tau * torch.where(is_within(rewards, counts), rewards / tau, -torch.inf).logsumexp(1, keepdim=True)
     else:
-        value = torch.where(within, rewards, 0.0).sum(1)
-        value = value / segments.counts.clamp(min=1) if kind == "mean_last" else value
-    last = last_token(segments.ids >= 0 if response_mask is None else response_mask)
-    return torch.where(last, value[:, None], 0.0)
+        value = rewards.sum(1, keepdim=True)
+        value = value / counts.clamp(min=1)[:, None] if kind == "mean_last" else value
+    return valid_scores(value, counts)
+
+
+def spread(paid: Tensor, segments: Segments, kind: str, response_mask: Tensor | None) -> Tensor:
+    """Put `payments`, or what became of them, on tokens: (B, T), 0 on every other token and on padding."""
+    if kind in AT_LAST:
+        last = last_token(segments.ids >= 0 if response_mask is None else response_mask)
+        return torch.where(last, paid, 0.0)
+    if kind == "even_mean":
+        paid = paid / segments.counts[:, None]
+    if kind in ("even", "even_mean", "difference"):
+        paid = paid / segments.lengths  # 0 past a row's K, where no token reads
+    # Tokens outside (id -1) read the 0 in front of the first segment's reward.
+    paid = pad(paid, (1, 0)).gather(1, segments.ids + 1)
+    return torch.where(segments.ends, paid, 0.0) if kind in ("end", "difference_end") else paid
 
 
 def last_token(mask: Tensor) -> Tensor:

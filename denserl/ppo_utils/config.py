@@ -25,7 +25,10 @@ Assignment = Literal[
     "segment_last_avg",
     "segment_last_logsumexp",
 ]
-Normalizer = Literal["location", "scalar", "none"]
+Normalizer = Literal["location", "scalar", "running", "running_scale", "none"]
+
+# Those of what is paid, by moments that a run takes along.
+RUNNING = ("running", "running_scale")
 
 # The normaliser that goes with what an assignment pays: single segments by their place, or the score of the response.
 NORMALIZERS: dict[str, Normalizer] = {
@@ -69,7 +72,8 @@ class DenseRewardConfig(ReadConfig):
     even: its whole reward, as published; even_mean: that / number of segments; repeat, end: on each token, on the last.
     score_last: the response's score, at its last token; mean_last, logsumexp_last: as published. Default: the level's own."""
     normalizer: Normalizer | None = None
-    """scalar: mean and std of responses' scores. location: lines in a segment's place, from a fit. none: as they are.
+    """scalar: mean and std of responses' scores. location: lines in a segment's place, from a fit. running: mean and std of all
+    that segments were paid so far in training; running_scale: the same without the mean. none: as they are.
     Default: location for even, even_mean, repeat and end below the bandit level, scalar for all others."""
     fit: Annotated[str | None, INPUT, RESUMABLE, Only("without `normalizer` location", _normalizes_by("location"))] = None
     """Fit for the location normaliser: a file by fit-normalizer, or a published one, e.g. phi3-instruct/preference700k_60000.
@@ -87,6 +91,9 @@ class DenseRewardConfig(ReadConfig):
     `assignment` end (then the default), even or repeat."""
     credit_temperature: Annotated[float, Gt(0), Only("without `credit` min", lambda c: c.credit == "min")] = 0.1
     """Temperature of `credit` min."""
+    score_clip: Annotated[float | None, Gt(0)] = None
+    """What a segment is paid is held within +-this once it is normalised, before it is put on tokens; published beside running:
+    0.3 and 0.8."""
     tau: Annotated[
         float,
         Gt(0),

@@ -1,6 +1,8 @@
-"""Reward normalisers: two straight lines in ln(place), or one mean and one standard deviation; and the published constants.
+"""Reward normalisers: two straight lines in ln(place), one mean and one standard deviation, or moments of what has been paid;
+and the published constants.
 
-How the lines are fitted is in denserl/rewards/normalizer_fit.py, where fits of one's own are kept in fits.py.
+How the lines are fitted is in denserl/rewards/normalizer_fit.py, where fits of one's own are kept in fits.py, and how moments
+run along in moments.py.
 """
 
 import functools
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from denserl.errors import UserError
+from denserl.ppo_utils.moments import Moments
 from denserl.rewards.aggregation import valid_scores
 
 PACKAGED_PARAMS = Path(__file__).with_name("param.json")
@@ -98,6 +101,22 @@ class ScalarNormalizer:
         """
         first = torch.arange(changes.shape[1], device=changes.device) == 0
         return valid_scores((changes.float() - self.mean * first) / self.std, counts)
+
+
+@dataclass(frozen=True)
+class RunningNormalizer:
+    """Normalise what is paid by the moments of all that has been paid: (x - mean) / std, or x / std (arXiv 2307.04964).
+
+    It acts on numbers as they are paid (`assignment.payments`), the others of this file on scores. The moments are kept beside
+    it (moments.RunningMoments).
+    """
+
+    centre: bool = True
+
+    def __call__(self, paid: Tensor, moments: Moments) -> Tensor:
+        """Any shape in, the same shape out, fp32."""
+        mean, std = (moment.to(paid.device) for moment in moments)
+        return ((paid.double() - mean if self.centre else paid.double()) / std).float()
 
 
 def log_places(width: int, counts: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 from denserl.errors import require
 from denserl.models.reward_settings import StoredSettings
 from denserl.ppo_utils.assignment import OF_SCORE, SHARE, WHOLE, canonical_kind
-from denserl.ppo_utils.config import assignment_kind, normalizer_kind
+from denserl.ppo_utils.config import RUNNING, assignment_kind, normalizer_kind
 from denserl.ppo_utils.dense_reward import DenseReward
 from denserl.ppo_utils.fits import choose_fit
-from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
+from denserl.ppo_utils.normalizer import LocationNormalizer, RunningNormalizer, ScalarNormalizer
 from denserl.rewards.aggregation import SHIFTED_WHOLE
 from denserl.rewards.sources.build import Members
 from denserl.rewards.sources.reading import choose_aggregation
@@ -33,11 +33,16 @@ def plain_reward(config: PPOConfig, beside: object = None) -> DenseReward:
         f"`normalizer` scalar with `reward_mean` {moments[0]}, `reward_std` {moments[1]}",
         "give both `reward_mean` and `reward_std`",
     )
-    normalizer = ScalarNormalizer(*moments) if wanted and config.normalizer != "none" else None
+    normalizer = ScalarNormalizer(*moments) if wanted and config.normalizer != "none" else running_normalizer(config.normalizer)
     assignment = assignment_kind("segment", config.assignment, config.credit)
     check_credit(config.credit, assignment)
-    credit = (config.credit, config.credit_temperature)
-    return DenseReward(assignment, normalizer, config.agg_func or "sum", config.tau, False, None, *credit)
+    more = (config.credit, config.credit_temperature, config.score_clip)
+    return DenseReward(assignment, normalizer, config.agg_func or "sum", config.tau, False, None, *more)
+
+
+def running_normalizer(kind: str | None) -> RunningNormalizer | None:
+    """The normaliser of what is paid that an option's word asks for; None for other words."""
+    return RunningNormalizer(centre=kind == "running") if kind in RUNNING else None
 
 
 def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
@@ -64,8 +69,8 @@ def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -
     )
     agg_func = choose_aggregation(members.stored, members.paths, config.agg_func)
     normalizer = _normalizer(config, members, segmenter, assignment, agg_func)
-    credit = (config.credit, config.credit_temperature)
-    return DenseReward(assignment, normalizer, agg_func, config.tau, config.length_norm, None, *credit)
+    more = (config.credit, config.credit_temperature, config.score_clip)
+    return DenseReward(assignment, normalizer, agg_func, config.tau, config.length_norm, None, *more)
 
 
 def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
@@ -79,11 +84,13 @@ def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) ->
     for name in ("normalizer", "fit", "reward_mean", "reward_std", "length_norm"):
         value = getattr(config, name)
         fix = f"leave `{name}` out"
-        require(value in (None, False, "none"), f"`{name}` {value} has no effect on chances of steps ({names})", fix)
+        without = value in (None, False, "none", *RUNNING)
+        require(without, f"`{name}` {value} has no effect on chances of steps ({names})", fix)
     check_credit(config.credit, assignment)
     step_reward = config.step_reward or ("difference" if config.credit == "sum" else "centred")
     agg_func = choose_aggregation(members.stored, members.paths, config.agg_func)
-    return DenseReward(assignment, None, agg_func, config.tau, False, step_reward, config.credit, config.credit_temperature)
+    more = (step_reward, config.credit, config.credit_temperature, config.score_clip)
+    return DenseReward(assignment, running_normalizer(config.normalizer), agg_func, config.tau, False, *more)
 
 
 def check_credit(credit: str, assignment: str) -> None:
@@ -97,7 +104,7 @@ def check_credit(credit: str, assignment: str) -> None:
 
 def _normalizer(
     config: PPOConfig, members: Members, segmenter: Segmenter, assignment: str, agg_func: str
-) -> LocationNormalizer | ScalarNormalizer | None:
+) -> LocationNormalizer | ScalarNormalizer | RunningNormalizer | None:
     kind, names = normalizer_kind(segmenter.level, assignment, config.normalizer, config.credit), ", ".join(members.paths)
     # The level is known only now where the reward model says it.
     for needs, options in (("scalar", ("reward_mean", "reward_std")), ("location", ("fit",))):
@@ -105,11 +112,11 @@ def _normalizer(
             value = getattr(config, name)
             fix = f"leave `{name}` out, or change what it goes with"
             require(kind == needs or value is None, f"`{name}` {value} has no effect without `normalizer` {needs}", fix)
-    if kind == "none":
-        return None
     if kind == "scalar":
         return _scalar(config, members.stored, names, segmenter, assignment, agg_func)
-    return choose_fit(config.fit, members.paths, segmenter.name, agg_func, segmenter.threshold)
+    if kind == "location":
+        return choose_fit(config.fit, members.paths, segmenter.name, agg_func, segmenter.threshold)
+    return running_normalizer(kind)
 
 
 def _scalar(

@@ -4,7 +4,7 @@ Which sources there are is in ppo_sources.py, and how each is paid in ppo_paying
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 from denserl import distributed
 from denserl.data.batching import ResponseBatch
 from denserl.data.responses import Responses
-from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Penalties, weighted_sum
+from denserl.ppo_utils.dense_reward import DenseReward, DenseRewards, Payments, Penalties, weighted_sum
+from denserl.ppo_utils.moments import RunningMoments
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import RewardSource, Scores, per_token, read_segments
 from denserl.rewards.sources.endpoint import EndpointSource
@@ -42,6 +43,8 @@ class Rewards:
     sources: Sequence[PaidSource]
     penalties: Penalties
     answers: Answers | None = None  # that servers gave, where any is asked
+    # Of what each source with a running normaliser pays, by its name; and of the scores of responses, for the log alone.
+    moments: RunningMoments = field(default_factory=RunningMoments)
 
     def begin(self, place: str) -> None:
         """Say which rollout is scored next, `word-number`."""
@@ -85,21 +88,55 @@ class Rewards:
         return {word: sum(numbers) / len(numbers) for word, numbers in found.items()}
 
     def pay(
-        self, scores: Mapping[str, Scores], entropy: Tensor, response_mask: Tensor, response_ids: Tensor, ended: Tensor
+        self,
+        scores: Mapping[str, Scores],
+        entropy: Tensor,
+        response_mask: Tensor,
+        response_ids: Tensor,
+        ended: Tensor,
+        learn: bool = False,
     ) -> tuple[Tensor, list[DenseRewards]]:
         """Rewards of tokens (B, T), and what each source alone comes to.
 
         scores: of each source, by name. entropy: (B, T) nats, of the reference model. ended: (B,) bool.
+        learn: running moments take these responses in, those of all ranks, before they normalise them.
         """
-        found = []
+        payments = {}
         for paid in self.sources:
             of_source = scores[paid.name]
             segments = of_source.segments
             if segments is None:
                 segments = paid.segmenter(entropy, response_mask, response_ids, ended)
-            found.append(paid.dense(*read_segments(of_source.values, segments, of_source.read), response_mask))
+            payments[paid.name] = paid.dense.payments(*read_segments(of_source.values, segments, of_source.read))
+        if learn:
+            self._take_in(payments)
+        found = [
+            paid.dense.on_tokens(payments[paid.name], response_mask, self.moments.of(paid.name) if paid.dense.runs else None)
+            for paid in self.sources
+        ]
         tokens = weighted_sum([rewards.tokens for rewards in found], self.weights)
         return self.penalties(tokens, response_mask, ended), found
+
+    def _take_in(self, payments: Mapping[str, Payments]) -> None:
+        streams: dict[str, Tensor] = {}
+        for name in self._running:
+            found = payments[name]
+            answered = found.segments.counts > 0
+            streams |= {name: found.stream(), _whole(name): torch.where(answered, found.score, torch.nan)}
+        self.moments.update(streams)
+
+    def running(self) -> dict[str, Tensor]:
+        """Moments of what is paid, and of the scores of responses, as 0-d tensors for the log (docs/metrics.md)."""
+        found: dict[str, Tensor] = {}
+        for name in self._running:
+            of_source = f"/{name}" if len(self.sources) > 1 else ""
+            for word, moments in (("running", self.moments.of(name)), ("running_score", self.moments.of(_whole(name)))):
+                found |= {f"{word}_mean{of_source}": moments.mean, f"{word}_std{of_source}": moments.std}
+        return found
+
+    @property
+    def _running(self) -> list[str]:
+        return [paid.name for paid in self.sources if paid.dense.runs]
 
     @property
     def weights(self) -> list[float]:
@@ -118,6 +155,11 @@ class Rewards:
                 ("weight", paid.weight),
             )
         }
+
+
+def _whole(name: str) -> str:
+    """What the moments of a source's scores of whole responses are kept under."""
+    return f"score of {name}"
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:

@@ -128,6 +128,7 @@ NOT_OF_COMPARISONS = (
 KNOWN_BY = {
     **dict.fromkeys(CUT.values(), ("reward_model", "implicit_reward")),
     **dict.fromkeys(("read_at", "fit", "length_norm", "step_reward"), ("reward_model",)),
+    **dict.fromkeys(("normalizer", "score_clip"), ("reward_model", "implicit_reward", "reward_function", "reward_url")),
 }
 
 

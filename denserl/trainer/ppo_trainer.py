@@ -245,7 +245,7 @@ class PPOTrainer:
         self.rewards.begin(f"iteration-{self.iteration:06d}")
         responses = self.sample(*self._next_prompts())
         clock.lap("rollout")
-        scored, values = self.score(responses)
+        scored, values = self.score(responses, learn=True)
         experience, log = make_experience(
             scored,
             values,
@@ -256,6 +256,7 @@ class PPOTrainer:
             policy_tokens=config.policy_tokens,
         )
         metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended))
+        log |= self.rewards.running()
         clock.lap("scoring")
         metrics |= {**self.update(responses, experience), **{key: value.item() for key, value in log.items()}}
         clock.lap("update")
@@ -278,8 +279,11 @@ class PPOTrainer:
         texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
         return Responses(prompts["prompt"], texts, *rollouts, prompts.get(LABEL, ()), groups)
 
-    def score(self, responses: Responses) -> tuple[ScoredRollouts, Tensor]:
-        """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient."""
+    def score(self, responses: Responses, learn: bool = False) -> tuple[ScoredRollouts, Tensor]:
+        """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient.
+
+        learn: running moments of rewards take them in, as they do in training alone.
+        """
         of_rollouts = self.rewards.score(responses, self._batch(responses), of_rollouts=True)
         parts = self._by_micro_batch(lambda rows: self._score_rows(responses.rows(rows)), len(responses.texts))
         *tensors, scores = zip(*parts, strict=True)
@@ -287,7 +291,7 @@ class PPOTrainer:
         ended = torch.tensor(responses.ended, device=self.device)
         joined = {name: join_scores([part[name] for part in scores]) for name in scores[0]} | of_rollouts
         ids = pad_rows(responses.response_ids, self.tokenizer.pad_token_id).to(self.device)
-        tokens, sources = self.rewards.pay(joined, ref_entropy, mask, ids, ended)
+        tokens, sources = self.rewards.pay(joined, ref_entropy, mask, ids, ended, learn)
         return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources), values
 
     def update(self, responses: Responses, experience: Experience) -> dict[str, float]:
@@ -350,17 +354,18 @@ class PPOTrainer:
     def save_checkpoint(self) -> Path:
         counters = {"iteration": self.iteration, "steps": self.steps, "skipped_in_a_row": self.skipped_in_a_row}
         state = {**counters, "beta": self.kl.beta, "settings": self.settings, "files": self.log.trackers.sizes}
-        tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
+        tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)} | self.rewards.moments.saved()
         engines = {"actor": self.models.actor, "critic": self.models.critic}
         folder, name = Path(self.config.output_dir) / "checkpoints", f"iteration-{self.iteration:06d}"
         return save_checkpoint(folder, name, state, engines, tensors, self.config.keep_checkpoints)
 
     def resume(self, path: Path) -> None:
-        """Policy, critic, optimisers, schedulers, KL coefficient, averages, random state and place in the data."""
+        """Policy, critic, optimisers, schedulers, KL coefficient, averages, moments, random state and place in the data."""
         state, tensors = load_checkpoint(path, {"actor": self.models.actor, "critic": self.models.critic})
         self.iteration, self.steps = state["iteration"], state["steps"]
         self.skipped_in_a_row, self.kl.beta = state["skipped_in_a_row"], state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
+        self.rewards.moments.restore(tensors)
 
     def _score_rows(self, responses: Responses) -> tuple:
         """Mask, log-probabilities, entropies (policy, then reference), values of some responses, each (b, t); and scores."""

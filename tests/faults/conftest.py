@@ -12,7 +12,7 @@ from real_runs import Training, start_server
 from trainer.conftest import World, world  # noqa: F401
 
 # Whatever has a state of its own is switched on: held-out rollouts, both sample files, a moving average, an adaptive KL
-# coefficient, pretraining text, several steps per rollout batch.
+# coefficient, running moments of rewards, pretraining text, several steps per rollout batch.
 PPO = {
     "iterations": 6,
     "train_batch_size": 4,
@@ -23,6 +23,8 @@ PPO = {
     "ema_decay": 0.5,
     "kl_target": 0.1,
     "kl_horizon": 100,
+    "normalizer": "running",
+    "score_clip": 0.8,
     "save_every": 1,
     "keep_checkpoints": 10,
 }

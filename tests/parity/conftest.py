@@ -34,6 +34,7 @@ PPO = {
     "warmup_ratio": 0.2,
     "weight_decay": 0.01,
 }
+RUNNING = {"normalizer": "running", "score_clip": 0.8}
 # The other average, another way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
 PPO_BY_TOKEN = PPO | {
     "ppo_epochs": 1,
@@ -146,7 +147,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
     held_out = {"eval_prompts": world.prompts}
     compares = {"reward_model": save_pair_model(root / "pm", world.sft), "entropy_threshold": None, "pair_opponent": "group"}
     return {
-        "ppo": Training("train_ppo", world.argv, PPO | held_out | {"ptx_data": text}),
+        "ppo": Training("train_ppo", world.argv, PPO | held_out | RUNNING | {"ptx_data": text}),
         "ppo-published": Training("train_ppo", world.argv, PPO | held_out | {"assignment": "even"}),
         "ppo-compared": Training("train_ppo", world.argv, PPO | held_out | compares),
         "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),

@@ -8,8 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from denserl.ppo_utils.assignment import CHANGE, KINDS
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties, weighted_sum
-from denserl.ppo_utils.normalizer import LocationNormalizer, ScalarNormalizer
+from denserl.ppo_utils.kl import penalised_rewards
+from denserl.ppo_utils.moments import Moments, RunningMoments
+from denserl.ppo_utils.normalizer import LocationNormalizer, RunningNormalizer, ScalarNormalizer
 from denserl.segmentation import segment_by_entropy, segment_scores
 
 # Row 0: four content tokens and an end of turn; the third content token was uncertain. Row 1: cut off after three tokens.
@@ -211,3 +214,97 @@ def test_a_response_of_one_token_is_divided_by_one():
     settings = {"assignment": "even", "length_norm": True}
     (rewards, *_) = DenseReward(normalizer=None, **settings)(torch.tensor([[3.0]]), segments, mask)
     assert rewards.item() == 3
+
+
+def moments(mean, std) -> Moments:
+    return Moments(torch.tensor(mean).double(), torch.tensor(std).double())
+
+
+def on_tokens(threshold, assignment, centre, seen, **options):
+    segments = segment_by_entropy(ENTROPY, MASK, threshold, ENDED)
+    dense = DenseReward(assignment, RunningNormalizer(centre), **options)
+    return dense.on_tokens(dense.payments(segment_scores(SCORES, segments), segments), MASK, seen)
+
+
+def test_running_moments_are_of_what_is_paid_each_segment():
+    """Segments of 2, 4 and of 7, 8; what they change in the mean is 2, 1 and 7, 0.5. By a mean of 1 and a std of 2."""
+    seen = moments(1.0, 2.0)
+    close(on_tokens(2.0, "end", True, seen).tokens, [[0.0, 0.5, 0.0, 1.5, 0.0], [0.0, 3.0, 3.5, 0.0, 0.0]])
+    close(on_tokens(2.0, "even", False, seen).tokens, [[0.5, 0.5, 1.0, 1.0, 0.0], [1.75, 1.75, 4.0, 0.0, 0.0]])
+    close(on_tokens(2.0, "difference_end", True, seen).tokens, [[0.0, 0.5, 0.0, 0.0, 0.0], [0.0, 3.0, -0.25, 0.0, 0.0]])
+    # One number is paid at the end: the mean 3, or 7.5, of which the mean of what is paid comes off once.
+    for kind in ("score_last", "mean_last"):
+        close(on_tokens(2.0, kind, True, seen).tokens, [[0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.25, 0.0, 0.0]])
+
+
+def test_what_is_paid_is_clipped_before_it_is_put_on_tokens():
+    """0.5 and 1.5, 3 and 3.5, at 1: split over two tokens, 1 is a half on each."""
+    got = on_tokens(2.0, "even", True, moments(1.0, 2.0), score_clip=1.0)
+    close(got.tokens, [[0.25, 0.25, 0.5, 0.5, 0.0], [0.5, 0.5, 1.0, 0.0, 0.0]])
+    close(got.score, [3.0, 7.5])
+    close(rewards(2.0, "end", LOCATION, score_clip=1.5).tokens[1], [0.0, 1.5, 1.5, 0.0, 0.0])
+    close(rewards(1000.0, "mean_last", SCALAR, score_clip=2.5).tokens[1], [0.0, 0.0, 2.5, 0.0, 0.0])
+
+
+def test_the_published_numbers_of_running_moments():
+    """One reward a response: 1 and 3, then 5, 7 and 9, normalised by all so far and clipped at 0.8."""
+    running, expected = RunningMoments(), {2: [-0.70710678, 0.70710678], 3: [0.0, 0.63245553, 0.8]}
+    dense = DenseReward("mean_last", RunningNormalizer(), score_clip=0.8)
+    for scores in ([1.0, 3.0], [5.0, 7.0, 9.0]):
+        mask = torch.ones(len(scores), 3).bool()
+        segments = segment_by_entropy(torch.zeros(mask.shape), mask, 1000.0)
+        found = dense.payments(torch.tensor(scores)[:, None], segments)
+        running.update({"paid": found.stream()})
+        tokens = dense.on_tokens(found, mask, running.of("paid")).tokens
+        assert not tokens[:, :2].any() and tokens[:, 2].tolist() == pytest.approx(expected[len(scores)], abs=1e-6)
+
+
+def test_the_kl_penalty_comes_after_the_clip_and_is_not_normalised():
+    """0.7 at the last of three tokens; 0.05 of 0.2, -0.1 and 0.3 comes off."""
+    mask = torch.ones(1, 3).bool()
+    segments = segment_by_entropy(torch.zeros(1, 3), mask, 1000.0)
+    dense = DenseReward("mean_last", RunningNormalizer(centre=False), score_clip=0.7)
+    tokens = dense.on_tokens(dense.payments(torch.tensor([[12.0]]), segments), mask, moments(3.0, 4.0)).tokens
+    close(penalised_rewards(tokens, torch.tensor([[0.2, -0.1, 0.3]]), mask, 0.05), [[-0.01, 0.005, 0.685]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stream_of_what_is_paid_has_a_number_for_each_that_is_paid(kind):
+    """A number a segment, or one a response; none for what is not there."""
+    entropy, mask = torch.tensor([[9.0, 3.0, 0.1], [9.0, 0.1, 0.1], [0.0, 0.0, 0.0]]), torch.ones(3, 3).bool()
+    mask[2] = False
+    segments = segment_by_entropy(entropy, mask, 2.0, torch.tensor([False, False, True]))
+    assert segments.counts.tolist() == [2, 1, 0]
+    found = DenseReward(kind, RunningNormalizer()).payments(torch.tensor([[1.0, 5.0], [2.0, 77.0], [99.0, 99.0]]), segments)
+    changes = [1.0, 2.0, 2.0]  # in the means 1, 3 and 2
+    one = {"mean_last": [3.0, 2.0], "score_last": [3.0, 2.0], "logsumexp_last": [5 + math.log1p(math.exp(-4)), 2.0]}
+    expected = one.get(kind, changes if kind in CHANGE else [1.0, 5.0, 2.0])
+    stream = found.stream()
+    close(stream[stream.isfinite()], expected)
+
+
+def test_a_number_that_is_not_finite_is_not_clipped_to_a_large_one():
+    dense = DenseReward("end", None, score_clip=1.0)
+    segments = segment_by_entropy(ENTROPY, MASK, 2.0, ENDED)
+    tokens = dense(torch.tensor([[math.inf, math.nan], [-math.inf, 9.0]]), segments, MASK).tokens
+    assert tokens[0, 1] == math.inf and tokens[0, 3].isnan() and tokens[1, 1] == -math.inf and tokens[1, 2] == 1
+
+
+def test_moments_are_given_to_what_runs_and_to_nothing_else():
+    segments = segment_by_entropy(ENTROPY, MASK, 2.0, ENDED)
+    running, plain = DenseReward("end", RunningNormalizer()), DenseReward("end", None)
+    with pytest.raises(ValueError, match="with the moments None"):
+        running(segment_scores(SCORES, segments), segments, MASK)
+    with pytest.raises(ValueError, match="the normaliser None with the moments"):
+        plain.on_tokens(plain.payments(segment_scores(SCORES, segments), segments), MASK, moments(0.0, 1.0))
+
+
+def test_running_moments_are_also_of_what_steps_are_paid():
+    """The chances 1/2 and 3/4 change by 0 and 1/4; with a normaliser of scores they are refused."""
+    segments = segment_by_entropy(ENTROPY, MASK, 2.0, ENDED)
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    dense = DenseReward("end", RunningNormalizer(), "min", step_reward="difference")
+    found = dense.on_tokens(dense.payments(logits, segments), MASK, moments(0.5, 0.5)).tokens
+    close(found[0], [0.0, -1.0, 0.0, -0.5, 0.0])
+    with pytest.raises(ValueError, match="with a normaliser of scores"):
+        DenseReward("end", SCALAR, "min", step_reward="difference")

@@ -106,8 +106,8 @@ def scored(monkeypatch) -> list:
     """The responses of each rollout, and what they were scored."""
     kept, score = [], PPOTrainer.score
 
-    def keep_scored(self, *args):
-        found = score(self, *args)
+    def keep_scored(self, *args, **kw):
+        found = score(self, *args, **kw)
         kept.append((args[0], found[0]))
         return found
 

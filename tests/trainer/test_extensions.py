@@ -29,8 +29,8 @@ def scored(monkeypatch) -> list:
     """The responses of each rollout, and the rewards of their tokens."""
     kept, score = [], PPOTrainer.score
 
-    def keep_scored(self, responses):
-        found = score(self, responses)
+    def keep_scored(self, responses, **kw):
+        found = score(self, responses, **kw)
         kept.append((responses, found[0]))
         return found
 

@@ -19,7 +19,12 @@ SEPARATOR = "e"  # which a model of random weights writes now and then
 def scored(monkeypatch) -> list:
     """The responses of each rollout, and what they were scored."""
     kept, score = [], PPOTrainer.score
-    monkeypatch.setattr(PPOTrainer, "score", lambda self, *args: kept.append((args[0], score(self, *args))) or kept[-1][1])
+
+    def keep(self, *args, **kw):
+        kept.append((args[0], score(self, *args, **kw)))
+        return kept[-1][1]
+
+    monkeypatch.setattr(PPOTrainer, "score", keep)
     return kept
 
 

@@ -340,7 +340,7 @@ def same_bits(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_a_resumed_run_ends_with_the_same_bits(ppo, world, zero_stage):
-    options = FULL | {"zero_stage": zero_stage, "eval_prompts": world.prompts}
+    options = FULL | {"zero_stage": zero_stage, "eval_prompts": world.prompts, "normalizer": "running"}
     output = ppo(**options)
     same_bits(go_on_from_the_middle(ppo, output, **options), output)
 
@@ -524,7 +524,7 @@ def test_with_adapters_the_policy_without_them_is_the_reference(settings, ppo, w
         loads.append(path)
         return load_policy(path, dtype, **kw)
 
-    def compared(self, responses):
+    def compared(self, responses, **kw):
         apart = load_policy(str(world.sft), settings.get("dtype", "fp32")).eval()
         for first in range(0, len(responses.texts), 4):
             batch = self._batch(responses.rows(list(range(first, first + 4))))
@@ -534,7 +534,7 @@ def test_with_adapters_the_policy_without_them_is_the_reference(settings, ppo, w
                 policy = self._logprob_entropy(self.models.actor, batch, 0.8)
             assert any(map(torch.equal, own, policy)) == (self.iteration == 0)
             seen.append([(a - b).abs().max().item() for a, b in zip(own, other, strict=True)])
-        return score(self, responses)
+        return score(self, responses, **kw)
 
     monkeypatch.setattr(ppo_models, "load_policy", load)
     monkeypatch.setattr(PPOTrainer, "score", compared)
