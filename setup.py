@@ -26,7 +26,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["denserl", "denserl.*"]),
     package_data={
-        "denserl": ["py.typed", "*.pyi"],
+        "denserl": ["py.typed", "*.pyi", "presets/*.yaml"],
         "denserl.ppo_utils": ["param.json"],
         "denserl.cli": ["*.yaml"],
         "denserl.evaluation": ["*.html"],

@@ -25,6 +25,7 @@ from denserl.errors import UserError
 
 Level = Literal["segment", "token", "bandit"]
 Precision = Literal["auto", "fp32", "bf16"]
+OnOff = Literal["on", "off"]
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,13 @@ def test_the_wheel_brings_its_data_files(empty_environment):
     code = (
         "import json; from importlib.resources import files; r = files('denserl');"
         "print(json.dumps({'params': json.loads((r / 'ppo_utils/param.json').read_text()),"
-        "'table': (r / 'cli/model_types.yaml').is_file(), 'report': (r / 'evaluation/report.html').is_file()}))"
+        "'table': (r / 'cli/model_types.yaml').is_file(), 'report': (r / 'evaluation/report.html').is_file(),"
+        "'presets': {p.name: p.read_text() for p in (r / 'presets').iterdir()}}))"
     )
     shown = subprocess.run([empty_environment / "python", "-c", code], cwd="/", capture_output=True, text=True, check=True)
     held = json.loads(shown.stdout)
     assert held["table"] and held["report"]
+    assert held["presets"] == {path.name: path.read_text() for path in (ROOT / "denserl/presets").iterdir()} != {}
     # Spec: phi3-instruct at c = 1.75.
     assert held["params"]["phi3-instruct"]["preference700k_60000"]["peak"]["avg"]["1.75"] == [0.7668, 0.2569, 0.4705, 2.8339]
 

@@ -12,7 +12,7 @@ import docstring_parser
 import tyro
 
 from denserl.cli.names import check_names
-from denserl.cli.words import expand_config, spelled_out
+from denserl.cli.words import expand_config, presets, spelled_out
 from denserl.config import Config, Option, options_of
 from denserl.errors import UserError
 from denserl.terminal import visible
@@ -72,7 +72,8 @@ def grouped_class(options_class: type[Config]) -> type:
     order = sorted(options_of(options_class), key=lambda option: (option.default is not MISSING, rank(option.owner)))
     for option in order:
         groups.setdefault(option.group, []).append(_as_field(option, help_texts[option.name]))
-    config = ("config", Annotated[Path | None, tyro.conf.arg(help="YAML file of option: value lines; later flags win.")])
+    help_text = f"YAML file of option: value lines, or a preset of the package ({', '.join(presets())}); later flags win."
+    config = ("config", Annotated[Path | None, tyro.conf.arg(help=help_text)])
     groups[MAIN].append((*config, dataclasses.field(default=None)))
     parts = []
     for number, (group, fields) in enumerate(groups.items()):

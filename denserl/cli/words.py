@@ -1,6 +1,8 @@
 """The words of a command line: a --config file written out as flags, switches with their values, settings as words."""
 
 import itertools
+import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,22 +10,30 @@ from typing import Any
 import yaml
 
 from denserl.cli.names import check_name
-from denserl.config import Config, options_of
+from denserl.config import Config, OnOff, options_of
 from denserl.errors import UserError, require
+
+log = logging.getLogger(__name__)
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+def presets() -> dict[str, Path]:
+    """The files of options that come with the package, by their names."""
+    return {path.name: path for path in sorted(PRESETS.glob("*.yaml"))}
 
 
 def expand_config(argv: list[str], options_class: type[Config] | None = None) -> list[str]:
     """The arguments with `--config FILE` replaced by the flags that it lists, put first. UserError for a bad file.
 
-    options_class: where it is given, a key that names none of its options is refused, with the file that holds it.
+    options_class: where it is given, a key that names none of its options is refused, with the file that holds it, and on and
+        off, which YAML takes for true and false, are words of the options that have these.
     """
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" not in argv:
         return argv
     at = argv.index("--config")
-    path = Path(argv[at + 1]) if at + 1 < len(argv) else None
-    if path is None or not path.is_file():
-        raise UserError(f"--config: {path} is no file", "give a YAML file of option: value lines")
+    path = _config_file(argv[at + 1] if at + 1 < len(argv) else "")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, no such date, nested too deeply
@@ -33,10 +43,29 @@ def expand_config(argv: list[str], options_class: type[Config] | None = None) ->
     require(not again, f"--config {path}: another --config in it or after it", "write all options into one file, or as flags")
     for name in settings if options_class else ():
         check_name(options_class, "--help", str(name).replace("-", "_"), str(path))
+    if options_class:
+        settings |= _on_and_off(settings, options_class)
     flags = [flag for name, value in settings.items() if value is not None for flag in as_flags(name, value)]
     # An option of several values would take words that stand without a flag for more of them.
     bare = len(list(itertools.takewhile(lambda word: not word.startswith("-"), argv)))
     return [*argv[:bare], *flags, *argv[bare:at], *argv[at + 2 :]]
+
+
+def _config_file(name: str) -> Path:
+    """A file that is there, or else the preset of the package by this file name; the log says which. UserError for neither."""
+    path = Path(name) if Path(name).is_file() else presets().get(name)
+    if path is None:
+        fix = f"give a YAML file of option: value lines, or a preset of the package: {', '.join(presets())}"
+        raise UserError(f"--config: {name or 'nothing'} is no file, and no preset", fix)
+    if os.environ.get("RANK", "0") == "0":
+        log.info("options from %s", path)
+    return path
+
+
+def _on_and_off(settings: dict, options_class: type[Config]) -> dict[str, str]:
+    """The words of the options that are on or off, where YAML has made booleans of them."""
+    names = {option.flag for option in options_of(options_class) if option.type == OnOff}
+    return {name: "on" if value else "off" for name, value in settings.items() if name in names and isinstance(value, bool)}
 
 
 def as_flags(name: str, value: Any) -> list[str]:

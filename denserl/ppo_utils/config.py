@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, INPUT, RESUMABLE, Config, Level, Only
+from denserl.config import FIRST, INPUT, RESUMABLE, Config, Level, Only, OnOff
 from denserl.rewards.config import Aggregation, ReadConfig
 
 Assignment = Literal[
@@ -149,7 +149,7 @@ class LossConfig(Config):
     """Discount of GAE."""
     lam: Annotated[float, Interval(ge=0, le=1)] = 0.95
     """Lambda of GAE."""
-    advantage_norm: Literal["on", "off"] = "on"
+    advantage_norm: OnOff = "on"
     """Whether advantages are brought to mean 0 and variance 1 over all response tokens of a rollout."""
     advantage_clip: Annotated[float | None, Gt(0)] = None
     """Clip advantages to +-this, after `advantage_norm`."""

@@ -9,7 +9,9 @@ from denserl.cli.launch import launch
 from denserl.cli.main import COMMANDS
 from denserl.cli.names import OTHER_NAMES, check_names
 from denserl.cli.options import help_of, parse, with_flags
+from denserl.cli.train_ppo import Options as PPO
 from denserl.cli.train_rm import Options
+from denserl.cli.words import presets
 from denserl.config import FIRST, options_of
 from denserl.errors import UserError
 from denserl.files import make_folder
@@ -28,6 +30,34 @@ def test_a_config_file_stands_for_its_flags_and_later_flags_win(tmp_path):
         parsed = options(*given, "--micro_batch_size", "8")
         assert (parsed.lr, parsed.use_margin, parsed.eval_data) == (2e-5, True, ["a.jsonl", "b.jsonl"])
         assert parsed.micro_batch_size == 8
+
+
+def test_on_and_off_in_a_config_file_are_words_of_options_that_have_them(tmp_path):
+    config = tmp_path / "ppo.yaml"
+    for text, value in (("off", "off"), ("on", "on"), ("'off'", "off"), ("no", "off")):
+        config.write_text(f"advantage_norm: {text}\npenalise_unfinished: {text.strip(chr(39))}\n")
+        parsed = parse(PPO, "train-ppo", [*NEEDED, "--reward_model", "r", "--config", str(config)])
+        assert parsed.advantage_norm == value and parsed.penalise_unfinished == (value == "on")
+
+
+def test_a_preset_of_the_package_is_found_by_its_file_name(tmp_path, monkeypatch, caplog):
+    """Unless there is a file of this name; flags win, and the log says which file it was."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    given = [*NEEDED, "--reward_model", "r", "--config", "ppo_max.yaml", "--lam", "0.95"]
+    parsed = parse(PPO, "train-ppo", given)
+    assert (parsed.advantage_norm, parsed.lr_schedule, parsed.lam) == ("off", "inverse_sqrt", 0.95)
+    assert f"options from {presets()['ppo_max.yaml']}" in caplog.messages
+    (tmp_path / "ppo_max.yaml").write_text("lam: 0.5\ngamma: 0.5\n")
+    parsed = parse(PPO, "train-ppo", given)
+    assert (parsed.advantage_norm, parsed.gamma, parsed.lam) == ("on", 0.5, 0.95)
+    assert caplog.messages[-1] == "options from ppo_max.yaml"
+    with pytest.raises(UserError, match=r"--config: ppo_min.yaml is no file, and no preset(.|\n)*: ppo_max.yaml"):
+        options("--config", "ppo_min.yaml")
+    with pytest.raises(UserError, match="nothing is no file, and no preset"):
+        options("--config")
+    with pytest.raises(UserError, match="presets/ppo_max.yaml: there is no option kl_coefficient"):
+        options("--config", str(presets()["ppo_max.yaml"]))
 
 
 @pytest.mark.parametrize("text, found", [("- a\n", "holds a list"), ("a: [1", "is not YAML")])
