@@ -36,6 +36,15 @@ def all_sum(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return x
 
 
+def all_rows(x: Tensor) -> Tensor:
+    """The rows of all ranks, (N, ...) of each, in rank order: (ranks N, ...), without graph."""
+    if not initialised():
+        return x
+    found = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(found, x.contiguous())
+    return torch.cat(found)
+
+
 def all_max(number: int) -> int:
     """The largest of the ranks' numbers, on every rank."""
     if not initialised():

@@ -8,9 +8,10 @@ from transformers.pytorch_utils import Conv1D
 
 from denserl.errors import UserError, require
 from denserl.models.config import AdapterConfig
+from denserl.models.prototypes import PROTOTYPES
 
-# Names of modules of a classifier that get no adapters: its head, and the language model's head that an objective reads.
-OTHER_THAN_TRUNK = r"(.*\.)?(score|lm_head)(\..*)?"
+# Names of modules of a classifier that get no adapters: its head, and what objectives read beside it.
+OTHER_THAN_TRUNK = r"(.*\.)?(score|lm_head|prototypes)(\..*)?"
 
 
 def recompute_activations(model: PreTrainedModel, wanted: bool | None, device: str) -> None:
@@ -29,7 +30,7 @@ def recompute_activations(model: PreTrainedModel, wanted: bool | None, device: s
 def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str, device: str = "cpu"):
     """Gradient checkpointing (`recompute_activations`) and LoRA adapters, where asked for.
 
-    With adapters on a classifier the head is trained in full. task: CAUSAL_LM or SEQ_CLS.
+    With adapters on a classifier the head is trained in full, and prototypes beside it. task: CAUSAL_LM or SEQ_CLS.
     """
     recompute_activations(model, config.gradient_checkpointing, device)
     if not config.lora_rank:
@@ -49,7 +50,10 @@ def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str, devi
         exclude_modules=OTHER_THAN_TRUNK if task == "SEQ_CLS" else None,
     )
     # Adapters have the model's precision: DeepSpeed needs one for all parameters.
-    return get_peft_model(model, lora, autocast_adapter_dtype=False)
+    adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    if hasattr(model, PROTOTYPES):
+        model.prototypes.requires_grad_(True)
+    return adapted
 
 
 def check_targets(model: PreTrainedModel, targets: list[str] | None, task: str) -> None:

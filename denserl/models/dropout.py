@@ -12,6 +12,26 @@ from torch import nn
 _RANDOM = re.compile("drop|jitter|noise")
 
 
+# Of what drops attention weights: settings of any module, and what modules of attention call simply so.
+_OF_ATTENTION = re.compile("att.*drop")
+
+
+def drop_attention(model: nn.Module, share: float) -> None:
+    """Let a model that was loaded without dropout drop such a share of its attention weights, in training mode.
+
+    Whether its attention honours that is found by running it.
+    """
+    for path, module in model.named_modules():
+        is_attention = "Attention" in type(module).__name__
+        own = [name for name in vars(module) if _OF_ATTENTION.search(name) or (is_attention and name == "dropout")]
+        for name in own:
+            if isinstance(getattr(module, name), float):
+                setattr(module, name, share)
+        is_named = _OF_ATTENTION.search(path.rpartition(".")[2])
+        if isinstance(module, nn.Dropout) and is_named:
+            module.p = share
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Switch off for good whatever is random in training mode, where old and new log-probabilities must agree."""
     for module, name in _settings(model):

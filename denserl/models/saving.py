@@ -14,6 +14,7 @@ from denserl.errors import require
 from denserl.models.heads import STOCK, is_disentangled, is_of_labels, quality_alone, store_head, stored_head
 from denserl.models.lm_head import embeddings_name, read_whole
 from denserl.models.loading import empty_policy, local_folder
+from denserl.models.prototypes import PROTOTYPES
 from denserl.models.reward_models import origin_of
 
 
@@ -72,7 +73,8 @@ def as_language_model(model: PreTrainedModel, state: Mapping[str, Tensor]) -> Pr
     with torch.device("meta"):
         policy = own_class(config)
     own = next(name for name, module in policy.named_modules() if module is policy.get_output_embeddings())
-    trunk = {name: tensor for name, tensor in state.items() if not name.startswith(("score.", "lm_head."))}
+    beside = ("score.", "lm_head.", f"{PROTOTYPES}.")
+    trunk = {name: tensor for name, tensor in state.items() if not name.startswith(beside)}
     policy.load_state_dict({**trunk, **{f"{own}.{name}": tensor for name, tensor in head.items()}}, assign=True)
     policy.tie_weights()
     if (local_folder(origin.path) / "generation_config.json").is_file():

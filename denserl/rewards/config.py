@@ -172,6 +172,7 @@ class ScoringConfig(ScorerConfig, RunConfig):
     """A run that scores whole responses."""
 
 
+CONTRASTED = Only("without `contrastive`", lambda c: c.contrastive)
 DISENTANGLED = Only("without `disentangle`", lambda c: c.disentangle)
 
 
@@ -212,6 +213,22 @@ class ObjectiveConfig(Config):
     """Also the absolute correlation of the sum of both outputs, with that weight."""
     orthogonal_coef: Annotated[float, Ge(0), DISENTANGLED] = 1.0
     """Weight of the absolute product of both outputs' weights."""
+    contrastive: Annotated[
+        Literal["simcse", "swav"] | None,
+        Only("with `freeze_trunk` or `head_type` gated", lambda c: not (c.freeze_trunk or c.head_type == "gated")),
+    ] = None
+    """Term that tells responses apart by their features in two random passes (docs/noisy_labels.md): each is found among all
+    others (simcse), or its code among learned prototypes foretold by the other pass (swav)."""
+    contrastive_on: Annotated[Literal["pair", "diff"], CONTRASTED] = "pair"
+    """Its features: of both responses, or the difference of those of a pair, and its negative."""
+    contrastive_coef: Annotated[float | None, Gt(0), CONTRASTED] = None
+    """Its weight; default: simcse 1, swav 0.1 on pair and 0.5 on diff."""
+    contrastive_tau: Annotated[float, Gt(0), Only("without `contrastive` simcse", lambda c: c.contrastive == "simcse")] = 0.05
+    """Temperature of its softmax."""
+    contrastive_dropout: Annotated[float, Interval(gt=0, lt=1), CONTRASTED] = 0.05
+    """Dropout of the trunk's attention, and of the features that the term reads, in training alone."""
+    prototypes: Annotated[int | None, Ge(2), Only("without `contrastive` swav", lambda c: c.contrastive == "swav")] = None
+    """Learned prototypes, which are not saved; default: 50 on pair, 20 on diff."""
     objective: list[str] | None = None
     """module:Class of further objectives, with their options: my_objective:Centre,weight=0.1 (docs/extending.md)."""
 

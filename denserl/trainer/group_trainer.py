@@ -26,7 +26,9 @@ from denserl.rewards.objectives import (
     BradleyTerry,
     Groups,
     Objective,
+    all_prototypes,
     all_reads,
+    all_step_rows,
     all_step_sums,
     all_units,
     counted_weights,
@@ -41,11 +43,14 @@ from denserl.trainer.reward_pairs import GroupCollator
 from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
 from denserl.trainer.supervised import save_trained
 from denserl.trainer.supervised_trainer import Sums, SupervisedTrainer, add_sums
+from denserl.trainer.two_passes import parted, twice
 
 log = logging.getLogger(__name__)
 
 # Before the names of objectives' metrics, and of their sums over whole steps, among the sums, as checkpoints hold them.
 OF_GROUPS, OF_STEP = "of_pairs/", "of_step/"
+# In a batch, what it is told of all groups of the step: before the names of rows, and where among them its own stand.
+ROWS_OF_STEP, PLACES = "rows_of_step/", "places_in_step"
 
 
 class Given(NamedTuple):
@@ -100,8 +105,11 @@ class GroupTrainer(SupervisedTrainer):
         super().__init__(data_collator=collator, **kw)
         self.segmenter, self.agg_func, self.objectives = segmenter, agg_func, objectives
         self.candidates, self.labels_read = candidates, labels
-        # The names of the objectives' metrics, which every batch must have: they are added up in one reduction.
-        self.objective_metrics: tuple[str, ...] = ()
+        # In training and not, the names of the objectives' metrics, which every batch must have: they are added up in one
+        # reduction.
+        self.objective_metrics: dict[bool, tuple[str, ...]] = {}
+        # Whether two passes of the trunk are known to differ, which an objective that reads both counts on.
+        self.passes_differ = "second_pass" not in self.reads or "hidden" not in self.reads
 
     @classmethod
     @abstractmethod
@@ -138,14 +146,14 @@ class GroupTrainer(SupervisedTrainer):
         return counted_weights(batch["counted"], batch.get(WEIGHT)).sum()
 
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        groups = self.groups(model, batch)
-        own = all_step_sums(self.objectives, groups)
+        groups, objectives = self.groups(model, batch), self.objectives_now()
+        own = all_step_sums(objectives, groups)
         # Of a step that is one batch, and in evaluation, they are the batch's own.
         groups = groups._replace(step={name: batch.get(OF_STEP + name, value) for name, value in own.items()})
-        losses, found = total_losses(self.objectives, with_sums(groups) if "parts" in self.reads else groups)
-        self.objective_metrics = self.objective_metrics or tuple(found)
-        if tuple(found) != self.objective_metrics:
-            before, now = ", ".join(self.objective_metrics), ", ".join(found)
+        losses, found = total_losses(objectives, with_sums(groups) if "parts" in self.reads else groups)
+        known = self.objective_metrics.setdefault(self.is_training(), tuple(found))
+        if tuple(found) != known:
+            before, now = ", ".join(known), ", ".join(found)
             changed = f"the objectives returned the metrics {now} of a batch, and {before} of the one before"
             raise UserError(changed, "let each return the same ones of every batch", one_rank=True)
         weight = groups.weights()
@@ -156,19 +164,27 @@ class GroupTrainer(SupervisedTrainer):
             **{OF_STEP + name: value for name, value in own.items()},
         }
 
+    def is_training(self) -> bool:
+        """Whether the model is in training mode: asked of itself, since an engine around it does not know."""
+        return stock_model(self.model).training
+
+    def objectives_now(self) -> list[Objective]:
+        """The objectives that have a part in what is done now: in evaluation, those that mean something there."""
+        return [each for each in self.objectives if self.is_training() or each.in_evaluation]
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
         """What every batch of the step is told of the whole of it, where an objective reads that, comes with them."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if "step_sums" in self.reads and len(batches) * distributed.world_size() > 1:
-            found = self._step_sums(batches)
-            batches = [{**batch, **found} for batch in batches]
+        if {"step_sums", "step_rows"} & self.reads and len(batches) * distributed.world_size() > 1:
+            batches = self._told_of_step(batches)
         return batches, count
 
-    def _step_sums(self, batches: Sequence[dict[str, Tensor]]) -> Sums:
-        """The sums of all batches of a step, all ranks together, by forwards without gradient. Collective."""
+    def _told_of_step(self, batches: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The batches of a step with the sums and rows of them all, of all ranks, by forwards without gradient. Collective."""
         total: Sums = {}
+        rows: list[dict[str, Tensor]] = []
         self.model_wrapped.train()
         # What is drawn for dropout here is drawn again when the batches are learned from.
         devices = [self.args.device] if self.args.device.type == "cuda" else []
@@ -176,13 +192,36 @@ class GroupTrainer(SupervisedTrainer):
             for batch in batches:
                 groups = self.groups(self.model_wrapped, self._prepare_inputs(batch))
                 total = add_sums(total, all_step_sums(self.objectives, groups))
-        packed = distributed.all_sum(torch.stack(list(total.values())))
-        return {OF_STEP + name: value for name, value in zip(total, packed.unbind(), strict=True)}
+                rows.append(all_step_rows(self.objectives, groups))
+        found: dict[str, Tensor] = {}
+        if total:
+            packed = distributed.all_sum(torch.stack(list(total.values())))
+            found = {OF_STEP + name: value for name, value in zip(total, packed.unbind(), strict=True)}
+        found |= {ROWS_OF_STEP + name: distributed.all_rows(torch.cat([each[name] for each in rows])) for name in rows[0]}
+        sizes = [len(batch["counted"]) for batch in batches]
+        places = (torch.arange(sum(sizes)) + distributed.rank() * sum(sizes)).split(sizes)
+        return [{**batch, **found, PLACES: own} for batch, own in zip(batches, places, strict=True)]
 
     def groups(self, model: nn.Module, batch: dict[str, Tensor]) -> Groups:
-        """What the objectives are given of a batch, by one forward of the model, or two."""
-        groups, _ = self._one_pass(model, batch)
-        return groups._replace(second=self._one_pass(model, batch)[0]) if "second_pass" in self.reads else groups
+        """What the objectives are given of a batch, by one forward of the model."""
+        own = {name: values for name, values in batch.items() if not name.startswith((OF_STEP, ROWS_OF_STEP, PLACES))}
+        if "second_pass" in all_reads(self.objectives_now()):
+            groups = parted(self._one_pass(model, twice(own, len(own["counted"])))[0])
+            self._check_passes(groups)
+        else:
+            groups, _ = self._one_pass(model, own)
+        if all_prototypes(self.objectives):
+            groups = groups._replace(prototypes=stock_model(model).prototypes)
+        if rows := {name.removeprefix(ROWS_OF_STEP): x for name, x in batch.items() if name.startswith(ROWS_OF_STEP)}:
+            groups = groups._replace(rows=rows, places=batch[PLACES])
+        return groups
+
+    def _check_passes(self, groups: Groups) -> None:
+        """Say so where both passes of the trunk give the same, at the first batch, run as in all of the training."""
+        if not self.passes_differ and torch.equal(groups.hidden, groups.second.hidden):
+            name = type(stock_model(self.model)).__name__
+            log.warning("two passes of %s give the same hidden states in training: dropout has no effect in it", name)
+        self.passes_differ = True
 
     def row_sums(self, groups: Groups) -> dict[str, Tensor]:
         """Sums over the counted groups that `row_metrics` needs; `pairs` is their number, by weight."""
@@ -200,7 +239,7 @@ class GroupTrainer(SupervisedTrainer):
     def _averages(self, sums: dict[str, float]) -> dict[str, float]:
         found = super()._averages(sums)
         of_steps = {name.removeprefix(OF_STEP): value for name, value in sums.items() if name.startswith(OF_STEP)}
-        loss, metrics = total_step_losses(self.objectives, of_steps)
+        loss, metrics = total_step_losses(self.objectives_now(), of_steps)
         return {**found, "loss": found["loss"] + loss, **metrics}
 
     def lengths(self, rows: Dataset) -> list[int]:

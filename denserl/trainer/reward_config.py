@@ -21,6 +21,7 @@ OF_PAIRS = (
     "pos_reg",
     "reg_type",
     "disentangle",
+    "contrastive",
 )
 OF_SEGMENTS = ("reward_level", "entropy_threshold", "segmenter", "agg_func", "skip_cut_step", "cache_dir")
 # What has no meaning where both responses stand in one text, of which the context is cut as far as there is some.

@@ -8,9 +8,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl.data.chat import after_last_turn
 from denserl.data.labels import label_ids, place_labels, two_labels
 from denserl.errors import require
+from denserl.models.dropout import drop_attention
 from denserl.models.heads import Head, stored_head
 from denserl.models.loading import load_config, match_embeddings
 from denserl.models.measured import check_steady
+from denserl.models.prototypes import attach_prototypes
 from denserl.models.reward_models import (
     attach_lm_head,
     freeze_trunk,
@@ -23,6 +25,7 @@ from denserl.models.reward_models import (
 from denserl.models.reward_settings import StoredSettings, sft_settings, store_settings, stored_settings
 from denserl.rewards.objectives import (
     BradleyTerry,
+    Contrast,
     Disentangle,
     Objective,
     Orthogonal,
@@ -32,6 +35,7 @@ from denserl.rewards.objectives import (
     RatingErrors,
     StepLabels,
     TextRegularizer,
+    all_prototypes,
     all_reads,
     named_objective,
 )
@@ -40,6 +44,13 @@ from denserl.trainer.reward_config import RewardConfig
 
 # Hidden layers and dropout of the heads that have some (arXiv 2406.10216, 2406.12845).
 LAYERS = {"linear": (1, 0.1), "mlp": (1, 0.1), "gated": (3, 0.2)}
+# Weight and prototypes of a contrastive term (arXiv 2401.06080, section 3.2).
+CONTRAST = {
+    ("simcse", "pair"): (1.0, 0),
+    ("simcse", "diff"): (1.0, 0),
+    ("swav", "pair"): (0.1, 50),
+    ("swav", "diff"): (0.5, 20),
+}
 # Heads that may be put on the trunk of a reward model.
 ON_TRUNKS = ("attributes", "gated")
 
@@ -65,7 +76,20 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
     if config.disentangle:
         objectives.append(Disentangle(config.disentangle_coef, config.disentangle, config.disentangle_sum))
         objectives.append(Orthogonal(config.orthogonal_coef))
-    return objectives + own
+    return [*objectives, *contrast_of(config), *own]
+
+
+def contrast_of(config: RewardConfig) -> list[Contrast]:
+    """The contrastive term that the options ask for, if any."""
+    if config.contrastive is None:
+        return []
+    kind, on = config.contrastive, config.contrastive_on
+    coef, prototypes = CONTRAST[kind, on]
+    if config.contrastive_coef is not None:
+        coef = config.contrastive_coef
+    return [
+        Contrast(coef, kind, on, config.contrastive_tau, config.contrastive_dropout, prototypes=config.prototypes or prototypes)
+    ]
 
 
 def trunk_settings(config: RewardConfig) -> StoredSettings | None:
@@ -164,6 +188,10 @@ def make_model(
         attach_lm_head(model, config.model, dtype, **config.model_source())
     if config.freeze_trunk or head.kind == "gated":
         freeze_trunk(model)
+    if config.contrastive is not None:
+        drop_attention(model, config.contrastive_dropout)
+    if number := all_prototypes(objectives):
+        attach_prototypes(model, number, config.seed)
     store_settings(
         model.config,
         **_of_sft(config, dtype),

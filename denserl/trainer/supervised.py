@@ -12,6 +12,7 @@ from denserl import distributed
 from denserl.errors import require
 from denserl.models.gathering import whole_state
 from denserl.models.measured import stock_model
+from denserl.models.prototypes import PROTOTYPES
 from denserl.models.saving import is_saved_otherwise, save_model
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.config import SupervisedConfig
@@ -134,9 +135,10 @@ def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
         else:
             trainer.save_model(output_dir)
     else:
-        if hasattr(stock, "score") and hasattr(stock, "lm_head"):
-            # It served an objective; where embeddings have grown, it would be saved with the adapters.
-            del stock.lm_head
+        for beside in ("lm_head", PROTOTYPES):
+            if hasattr(stock, "score") and hasattr(stock, beside):
+                # It served an objective; where embeddings have grown, it would be saved with the adapters.
+                delattr(stock, beside)
         with whole_parameters(trainer.model):
             if trainer.args.should_save:
                 adapter = Path(output_dir) / "adapter"

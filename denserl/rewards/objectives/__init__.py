@@ -8,7 +8,9 @@ from denserl.rewards.objectives.base import (
     Orders,
     Steps,
     all_labels,
+    all_prototypes,
     all_reads,
+    all_step_rows,
     all_step_sums,
     all_units,
     counted_weights,
@@ -17,6 +19,8 @@ from denserl.rewards.objectives.base import (
     total_step_losses,
 )
 from denserl.rewards.objectives.bradley_terry import BradleyTerry, PositiveRegularizer
+from denserl.rewards.objectives.contrast import Contrast, Contrasted, ContrastedOn
+from denserl.rewards.objectives.contrast_terms import simcse_terms, sinkhorn, swav_terms
 from denserl.rewards.objectives.disentangle import Disentangle, Orthogonal
 from denserl.rewards.objectives.grm import REGULARIZERS, TextRegularizer, grm_regularizer, grm_terms
 from denserl.rewards.objectives.losses import bradley_terry, pair_losses, positive_regularization, wins
@@ -35,6 +39,9 @@ __all__ = [
     "REGULARIZERS",
     "UNITS",
     "BradleyTerry",
+    "Contrast",
+    "Contrasted",
+    "ContrastedOn",
     "Disentangle",
     "Groups",
     "Objective",
@@ -48,7 +55,9 @@ __all__ = [
     "Steps",
     "TextRegularizer",
     "all_labels",
+    "all_prototypes",
     "all_reads",
+    "all_step_rows",
     "all_step_sums",
     "all_units",
     "bradley_terry",
@@ -61,7 +70,10 @@ __all__ = [
     "pair_losses",
     "position_bias",
     "positive_regularization",
+    "simcse_terms",
+    "sinkhorn",
     "step_cross_entropy",
+    "swav_terms",
     "total_losses",
     "total_step_losses",
     "whole_cross_entropy",

@@ -6,7 +6,7 @@ Scores, log-probabilities and hidden states come from the trainer.
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,12 +26,13 @@ READS = (
     "logps",  # of all candidates; either needs a language-model head beside the reward head
     "ref_logps",  # the same under the frozen reference model
     "hidden",  # the hidden state at which a response's last score is read
-    "second_pass",  # a second forward of the same batch, with dropout drawn anew
+    "second_pass",  # the same batch a second time, with dropout drawn anew
     "steps",  # the scores and labels of steps, which `input` steps and response have
     "orders",  # the log-odds of labels in the orders in which two responses are read, which `input` pair has
     "label_logp",  # the log-probability of the first label at each step, or in each order, among all tokens
     "parts",  # quality, and what goes with a covariate, of a head of both; the scores of all objectives are then their sums
     "step_sums",  # what its own `step_sums` add up to over the whole optimiser step
+    "step_rows",  # what its own `step_rows` hold of all groups of the whole optimiser step
 )
 
 # What losses may be averaged over: groups, or in them the steps that have labels, or the entries (ratings) that are there.
@@ -115,10 +116,23 @@ class Groups(NamedTuple):
     overlap: Tensor | None = None  # 0-d, the product of the weights of both `parts`, centred and normalised
     step: Mapping[str, Tensor] | None = None  # the `step_sums` of all objectives, over all batches and ranks; no graph
     weight: Tensor | None = None  # (G,) what each group's losses and metrics are multiplied by; None: 1 each
+    prototypes: Callable[[Tensor], Tensor] | None = None  # (..., H) features -> (..., K) fp32, their cosines with prototypes
+    rows: Mapping[str, Tensor] | None = None  # the `step_rows` of the whole step, (N, ...) each; None: the batch is all of it
+    places: Tensor | None = None  # (G,) long, where among those N the batch's own groups stand
 
     def weights(self) -> Tensor:
         """(G,) what each group counts in sums: `counted_weights`."""
         return counted_weights(self.counted, self.weight)
+
+    def in_step(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`step_rows` of this batch among those of all N groups of the step, (N, ...), where they keep their graph."""
+        if self.rows is None:
+            return dict(own)
+        return {name: self.rows[name].index_copy(0, self.places, rows.to(self.rows[name])) for name, rows in own.items()}
+
+    def own_of_step(self, rows: Tensor) -> Tensor:
+        """This batch's groups, (G, ...), of what is known of all of the step, (N, ...)."""
+        return rows if self.places is None else rows[self.places]
 
     def per_token(self, logps: Tensor) -> Tensor:
         """(G, m) log-probabilities divided by the tokens of their responses."""
@@ -138,9 +152,11 @@ class Objective(ABC):
     """
 
     weight: float = 1.0  # of its losses in the sum of all objectives
+    prototypes: int = 0  # how many it learns, which the trainer has beside the head while it trains
     reads: ClassVar[tuple[str, ...]] = ()  # what it needs beside scores, of READS
     labels: ClassVar[tuple[str, ...]] = ()  # columns of numbers of the rows that it needs beside `margin` and `p_chosen`
     units: ClassVar[str] = "groups"  # what its losses are averaged over, of UNITS: of steps and entries each group has the sum
+    in_evaluation: ClassVar[bool] = True  # whether it means something there, where no dropout is
 
     @abstractmethod
     def __call__(self, groups: Groups) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,6 +169,13 @@ class Objective(ABC):
         """What a loss that is no sum over groups needs of the whole optimiser step: 0-d sums over a batch's counted groups.
 
         Without graph, and under names that no other objective has. They add up over batches and ranks.
+        """
+        return {}
+
+    def step_rows(self, groups: Groups) -> dict[str, Tensor]:
+        """What of its groups a batch tells all others of the optimiser step: (G, ...) each, under names of its own.
+
+        A loss that is given the others' (`Groups.in_step`) must be such that all batches have the gradient of the whole step.
         """
         return {}
 
@@ -198,6 +221,12 @@ def all_step_sums(objectives: Sequence[Objective], groups: Groups) -> dict[str, 
     return {name: value.detach().double() for each in of_steps for name, value in each.step_sums(groups).items()}
 
 
+def all_step_rows(objectives: Sequence[Objective], groups: Groups) -> dict[str, Tensor]:
+    """The `step_rows` of those that read them, without graph."""
+    of_steps = [objective for objective in objectives if "step_rows" in objective.reads]
+    return {name: rows.detach() for each in of_steps for name, rows in each.step_rows(groups).items()}
+
+
 def total_step_losses(objectives: Sequence[Objective], sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     """The weighted sum of the losses that are functions of such sums, and their metrics."""
     total = 0.0
@@ -220,6 +249,14 @@ def all_reads(objectives: Sequence[Objective]) -> set[str]:
     if unknown := sorted(found - {*READS}):
         raise UserError(f"an objective reads {unknown[0]}; there are {', '.join(READS)}", "correct its `reads`")
     return found
+
+
+def all_prototypes(objectives: Sequence[Objective]) -> int:
+    """How many prototypes the objectives learn together. UserError where they ask for several numbers."""
+    found = {objective.prototypes for objective in objectives if objective.prototypes}
+    if len(found) > 1:
+        raise UserError(f"objectives ask for {' and '.join(map(str, sorted(found)))} prototypes", "let them share as many")
+    return next(iter(found), 0)
 
 
 def all_units(objectives: Sequence[Objective]) -> str:
