@@ -23,12 +23,11 @@ def drop_attention(model: nn.Module, share: float) -> None:
     """
     for path, module in model.named_modules():
         is_attention = "Attention" in type(module).__name__
-        own = [name for name in vars(module) if _OF_ATTENTION.search(name) or (is_attention and name == "dropout")]
-        for name in own:
-            if isinstance(getattr(module, name), float):
+        for name, value in list(vars(module).items()):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and (_OF_ATTENTION.search(name) or (is_attention and name == "dropout")):
                 setattr(module, name, share)
-        is_named = _OF_ATTENTION.search(path.rpartition(".")[2])
-        if isinstance(module, nn.Dropout) and is_named:
+        if isinstance(module, nn.Dropout) and _OF_ATTENTION.search(path.rpartition(".")[2]):
             module.p = share
 
 
