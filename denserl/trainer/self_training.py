@@ -5,38 +5,41 @@ of unlabelled pairs know of themselves is read for the report alone (arXiv 2409.
 """
 
 import dataclasses
-import gc
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from denserl import distributed
-from denserl.config import options_of, resumable_options
+from denserl.config import options_of
 from denserl.data.schemas import PAIR_LABELS, SIDES
-from denserl.data.templates import DATE
 from denserl.data.unlabelled import TWO, load_unlabelled, load_withheld, with_lengths
 from denserl.errors import require
 from denserl.files import COMMAND_FILE, replace_whole
 from denserl.models.reward_settings import KEY
-from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import all_labels
-from denserl.trainer.checkpoint import check_settings, has_checkpoints
 from denserl.trainer.pseudo_labelling import Rows, judge_held_out, label_pairs
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import check_trunk, make_objectives
 from denserl.trainer.reward_pairs import load_pairs
-from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.self_training_config import ROUNDS, SelfTrainingConfig
-from denserl.trainer.start import run_settings, start_run, template_of_run
+from denserl.trainer.several import (
+    Record,
+    Train,
+    common_settings,
+    common_tokenizer,
+    evaluation_of,
+    let_go,
+    own_config,
+    record_before,
+    train_once,
+)
+from denserl.trainer.start import start_run
 from denserl.trainer.supervised import check_steps
 
 log = logging.getLogger(__name__)
@@ -45,28 +48,13 @@ PSEUDO_LABELLED = "pseudo_labelled.jsonl"
 # What of a round's folder is of its training, and no part of its model.
 _OF_TRAINING = {COMMAND_FILE, PSEUDO_LABELLED, "metrics.jsonl", "checkpoints", "skipped"}
 
-Train = Callable[[RewardConfig], dict[str, float]]
-
 
 @dataclasses.dataclass
-class Record:
-    """What is known of the rounds so far, and kept in a file."""
+class Rounds(Record):
+    """What is known of the rounds so far."""
 
-    path: Path
-    settings: dict
     rounds: list[dict] = dataclasses.field(default_factory=list)  # a report of each that has ended
     labels: dict | None = None  # the first part of the next one's report
-
-    @classmethod
-    def read(cls, path: Path) -> "Record":
-        return cls(path, **json.loads(path.read_text(encoding="utf-8")))
-
-    def write(self) -> None:
-        """The file, whole or not at all."""
-        if distributed.rank() == 0:
-            values = {"settings": self.settings, "rounds": self.rounds, "labels": self.labels}
-            replace_whole(self.path, json.dumps(values, indent=2) + "\n")
-        distributed.barrier()
 
     def best(self) -> dict:
         """The first round with the lowest held-out loss, each model at its own temperature.
@@ -78,11 +66,6 @@ class Record:
     def is_over(self, rounds: int) -> bool:
         """Whether there were so many after the first, or the last one's held-out loss is no lower than that of one before."""
         return len(self.rounds) > rounds or (len(self.rounds) > 1 and self.best() is not self.rounds[-1])
-
-
-def train_once(config: RewardConfig) -> dict[str, float]:
-    """One training, to its end."""
-    return RewardTrainer.from_config(config).run()
 
 
 def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str, float]:
@@ -103,9 +86,9 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
     check_steps(config)
     check_trunk(config)
     folder = Path(config.output_dir)
-    before = _record_before(config)
+    before = record_before(config, ROUNDS, Rounds)
     rows, settings, config = _prepare(config, before, dtype)
-    record = Record(folder / ROUNDS, settings) if before is None else dataclasses.replace(before, settings=settings)
+    record = Rounds(folder / ROUNDS, settings) if before is None else dataclasses.replace(before, settings=settings)
     record.write()
     while not record.is_over(config.rounds):
         number = len(record.rounds)
@@ -117,8 +100,8 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
         if report.get("kept") == 0:
             log.warning("round %d: no pair is sure enough, and the rounds end", number)
             break
-        report |= {name: value for name, value in train(_config_of(config, number)).items() if name.startswith("eval_")}
-        _let_go()
+        report |= evaluation_of(train(_config_of(config, number)))
+        let_go()
         report |= judge_held_out(config, rows, _round(folder, number), device, dtype)
         record.rounds, record.labels = [*record.rounds, report], None
         record.write()
@@ -126,43 +109,23 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
     best = record.best()
     _take(_round(folder, best["round"]), folder)
     log.info("%s: the model of round %d, whose held-out loss is the lowest", folder, best["round"])
-    return {name: value for name, value in best.items() if name.startswith("eval_")}
+    return evaluation_of(best)
 
 
-def _record_before(config: RewardConfig) -> Record | None:
-    """What an earlier run has left, which is to go on; None at the start of one."""
-    folder = Path(config.output_dir)
-    path = folder / ROUNDS
-    if config.resume:
-        require(path.is_file(), f"`resume`: {folder} holds no {ROUNDS}", "leave `resume` out to start anew")
-        return Record.read(path)
-    there = path.is_file() or has_checkpoints(folder / "checkpoints")
-    found = f"`output_dir` {folder} holds an earlier training"
-    require(not there, found, "add `resume` to go on with its rounds, or give another `output_dir`")
-    return None
-
-
-def _prepare(config: RewardConfig, before: Record | None, dtype: str) -> tuple[Rows, dict, RewardConfig]:
+def _prepare(config: RewardConfig, before: Rounds | None, dtype: str) -> tuple[Rows, dict, RewardConfig]:
     """The rows; what a resumed run must agree with; and the config, with one date for the chat templates of all rounds."""
     others = ", ".join(sorted({*all_labels(make_objectives(config))} - {*PAIR_LABELS}))
     read = f"an objective reads {others}, which pairs that a model has labelled do not have"
     require(not others, read, "leave the objective out, or `unlabelled_data`")
-    template = template_of_run(config, None)
-    if before is not None:
-        template["default_date"] = before.settings[DATE] or template["default_date"]
-    tokenizer = load_tokenizer(config.model, template, **config.tokenizer_source())
+    tokenizer = common_tokenizer(config, before)
     how: dict[str, Any] = {"split": config.split, "seed": config.seed, **config.source_beside()}
     found = load_unlabelled(config.unlabelled_data, **how, group=config.augment_group)
     pool = with_lengths(found, TWO, tokenizer, config.on_bad_row)
     withheld = load_withheld(config.unlabelled_data, **how).rows(np.array(pool["row"], dtype=int))
     train, held_out = load_pairs(config)
     contents = {"data": train, "held-out rows": held_out, "unlabelled_data": pool}
-    contents = {name: part.remove_columns("place") for name, part in contents.items()}
-    settings = run_settings(config, dtype, None, tokenizer, models=["model"], **contents)
-    if before is not None:
-        check_settings(before.settings, settings, resumable_options(RewardConfig), before.path)
+    settings, config = common_settings(config, before, tokenizer, dtype, contents)
     held_out = with_lengths(held_out, SIDES, tokenizer, config.on_bad_row)
-    config = dataclasses.replace(config, template_date=settings[DATE] or config.template_date)
     return Rows(pool, held_out, withheld), settings, config
 
 
@@ -176,22 +139,13 @@ def _labelled(folder: Path, number: int) -> Path:
 
 
 def _config_of(config: RewardConfig, number: int) -> RewardConfig:
-    """The config of a round's own training, which goes on from a checkpoint where it has one."""
+    """The config of a round's own training."""
     folder = Path(config.output_dir)
     plain = {option.name: option.default for option in options_of(SelfTrainingConfig)}
     if number:
         plain["pseudo_data"] = [str(_labelled(folder, number))]
         plain["start_from"] = str(_round(folder, number - 1)) if config.round_start == "last" else None
-    own = _round(folder, number)
-    return dataclasses.replace(config, **plain, output_dir=str(own), resume=has_checkpoints(own / "checkpoints"))
-
-
-def _let_go() -> None:
-    """Give back what a training has left in the process: memory, and ways of loading that hold for ZeRO-3."""
-    gc.collect()
-    unset_hf_deepspeed_config()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return own_config(config, _round(folder, number), **plain)
 
 
 def _say(rounds: list[dict]) -> None:

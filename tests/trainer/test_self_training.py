@@ -17,7 +17,7 @@ from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.pair_chances import load_judge, pair_chances
 from denserl.trainer import self_training
 from denserl.trainer.reward_trainer import RewardTrainer
-from denserl.trainer.self_training import Record, train_in_rounds
+from denserl.trainer.self_training import Rounds, train_in_rounds
 
 SURE = {"pseudo_share": 0.8, "pseudo_confidence": None}
 PLANTED = {"prompt": "Tell me about boat 99.", "chosen": "No 1 ", "rejected": "The river The river ", "kind": "7"}
@@ -125,7 +125,7 @@ def trained_before(trained, monkeypatch):
         shutil.copytree(trained / Path(options.output_dir).name, options.output_dir, dirs_exist_ok=True, ignore=made)
         return rounds_of(trained)[int(options.output_dir[-1])]
 
-    monkeypatch.setattr(train_rm, "_round", again)
+    monkeypatch.setattr(train_rm, "_one_of_several", again)
 
 
 def test_withheld_labels_reach_nothing_but_the_report(files, trained, trained_before, tmp_path):
@@ -192,14 +192,14 @@ def killed_while_labelling(monkeypatch, output):
 
 def killed_between_rounds(monkeypatch, output):
     """Labelled, and not begun."""
-    train = train_rm._round
+    train = train_rm._one_of_several
 
     def training(options):
         if "round_1" in options.output_dir:
             raise Killed
         return train(options)
 
-    monkeypatch.setattr(train_rm, "_round", training)
+    monkeypatch.setattr(train_rm, "_one_of_several", training)
 
 
 @pytest.mark.parametrize(
@@ -300,16 +300,16 @@ def test_rounds_of_every_kind_of_model(options, files, tmp_path):
 
 def test_rounds_end_when_the_held_out_loss_no_longer_falls():
     losses = [0.6, 0.5, 0.4, 0.45]
-    record = Record(None, {})
+    record = Rounds(None, {})
     over = []
     for number, loss in enumerate(losses):
         record.rounds.append({"round": number, "held_out_loss": loss})
         over.append(record.is_over(rounds=5))
     assert over == [False, False, False, True]
     assert record.best()["round"] == 2
-    assert Record(None, {}, record.rounds[:2]).is_over(rounds=1)
+    assert Rounds(None, {}, record.rounds[:2]).is_over(rounds=1)
     # A loss that is no number is not the lowest one.
-    assert Record(None, {}, [{"held_out_loss": float("nan")}, {"held_out_loss": 9.0}]).best()["held_out_loss"] == 9
+    assert Rounds(None, {}, [{"held_out_loss": float("nan")}, {"held_out_loss": 9.0}]).best()["held_out_loss"] == 9
 
 
 @pytest.mark.parametrize(
