@@ -21,11 +21,12 @@ def stage(command: str, *words: str | Path, **flags: Any):
 
     Returns: what the command's `run` returns.
     """
+    from denserl.rewards.members import MEMBERS_FILE
     from denserl.trainer.checkpoint import has_checkpoints
     from denserl.trainer.self_training_config import ROUNDS
 
     folder = Path(flags["output_dir"])
-    if has_checkpoints(folder / "checkpoints") or (folder / ROUNDS).is_file():
+    if has_checkpoints(folder / "checkpoints") or any((folder / name).is_file() for name in (ROUNDS, MEMBERS_FILE)):
         flags["resume"] = True
     argv = [*map(str, words), *(word for name, value in flags.items() for word in as_flags(name, value))]
     say(f"\n$ denserl {shlex.join([command, *argv])}", sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 
 from denserl.data.chat import check_room, encode_pair
 from denserl.data.chat_format import own_marks
@@ -107,22 +108,30 @@ def tokenize_preferences(
     return map_rows(dataset, encode, features, on_bad_row, own_marks(tokenizer))
 
 
-def flip_labels(dataset: datasets.Dataset, share: float, seed: int) -> datasets.Dataset:
-    """Tokenised pairs with chosen and rejected exchanged in a share of them.
+def labels_to_turn(rows: int, share: float, seed: int) -> np.ndarray:
+    """(rows,) bool: whose labels are turned round to study noise, a share of them.
 
-    The seed says in which; a larger share at the same seed takes these and others. A column of one side is exchanged with the
-    other's of the same name (`chosen_ids`, `rejected_ids`). The margin stays, and p_chosen, as those of a rater who has mixed
-    them up would: turned round as well, they would tell the learner which labels are wrong.
+    The seed says which; a larger share at the same seed takes these and others.
     """
-    order = shuffled(len(dataset), stream(seed, Purpose.FLIPPED_LABELS))
-    turned = set(order[: round(share * len(dataset))])
+    turned = np.zeros(rows, dtype=bool)
+    turned[shuffled(rows, stream(seed, Purpose.FLIPPED_LABELS))[: round(share * rows)]] = True
+    return turned
+
+
+def exchanged(dataset: datasets.Dataset, turned: np.ndarray) -> datasets.Dataset:
+    """Tokenised pairs with chosen and rejected exchanged where `turned`, (N,) bool, says so.
+
+    A column of one side is exchanged with the other's of the same name (`chosen_ids`, `rejected_ids`). The margin stays, and
+    p_chosen, as those of a rater who has mixed them up would: turned round as well, they would tell the learner which labels
+    are wrong.
+    """
     names = {name: name.partition("_") for name in dataset.column_names}
     other = {name: f"{OTHER_SIDE[side]}_{rest}" for name, (side, _, rest) in names.items() if side in OTHER_SIDE}
 
     def flipped(row: dict) -> dict:
         return {other.get(name, name): value for name, value in row.items()}
 
-    if not turned:
+    if not turned.any():
         return dataset
-    rows = (flipped(row) if number in turned else row for number, row in enumerate(dataset))
+    rows = (flipped(row) if is_turned else row for row, is_turned in zip(dataset, turned, strict=True))
     return build_dataset(rows, dataset.features)

@@ -1,17 +1,20 @@
 """What a training adds to its pairs: others that are made of them."""
 
 import logging
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from denserl.data.augmentation import augment_pairs, is_unknown
 from denserl.data.bad_rows import BadRow
+from denserl.data.features import NUMBER
 from denserl.data.order import shuffled
 from denserl.errors import UserError
 from denserl.rewards.pair_chances import load_judge, pair_chances
 from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_labels import MEAN, VOTES
 from denserl.trainer.start import device_and_precision
 
 log = logging.getLogger(__name__)
@@ -21,15 +24,20 @@ def augmented(config: RewardConfig, pairs: Dataset) -> Dataset:
     """The training pairs, and behind them those that are made of them, where the options ask for such. Collective."""
     if config.augment is None:
         return pairs
-    made = augment_pairs(pairs, ratio=config.augment_ratio, neutrals=config.augment_neutrals, seed=config.seed)
+    # What is known of how strong a pair is says nothing of those that are made of it.
+    strengths = [name for name in (MEAN, VOTES) if name in pairs.column_names]
+    how: dict[str, Any] = {"ratio": config.augment_ratio, "neutrals": config.augment_neutrals, "seed": config.seed_of_data()}
+    made = augment_pairs(pairs.remove_columns(strengths), **how)
     if config.augment_filter is not None:
         made = _unknown_to(config.augment_filter, config, made)
+    for name in strengths:
+        made = made.add_column(name, np.full(len(made), np.nan), feature=NUMBER)
     return concatenate_datasets([pairs, made])
 
 
 def _unknown_to(path: str, config: RewardConfig, made: Dataset) -> Dataset:
     """Of half of the rows, drawn by the seed, those of which the model at the path says otherwise than they do."""
-    drawn = shuffled(len(made), stream(config.seed, Purpose.AUGMENTATION, 1))[: len(made) // 2]
+    drawn = shuffled(len(made), stream(config.seed_of_data(), Purpose.AUGMENTATION, 1))[: len(made) // 2]
     half = made.select(sorted(drawn))
     device, dtype = device_and_precision(config)
     lengths = {"max_length": config.max_length, "score_tokens": config.score_tokens}

@@ -9,8 +9,11 @@ from denserl.config import FIRST, INPUT, RESUMABLE, Only
 from denserl.data.config import AugmentConfig, ScoredPairsConfig
 from denserl.errors import require
 from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, OrdersConfig, RatingsConfig, StepLabelsConfig
+from denserl.rewards.strength_uses import MARGINS
 from denserl.trainer.config import SupervisedConfig
+from denserl.trainer.members_config import MembersConfig
 from denserl.trainer.self_training_config import SelfTrainingConfig
+from denserl.trainer.strength_config import StrengthConfig
 
 # What is of preferences alone, and what of all responses that are read at their segments.
 OF_PAIRS = (
@@ -39,6 +42,8 @@ class RewardConfig(
     AugmentConfig,
     ScoredPairsConfig,
     SelfTrainingConfig,
+    MembersConfig,
+    StrengthConfig,
     SupervisedConfig,
 ):
     """Train a reward model: on preferences or ratings, at segment, token or bandit level, or on labelled steps or outcomes."""
@@ -62,7 +67,7 @@ class RewardConfig(
     """Rows split off for evaluation when there is no eval_data; at most a tenth of the data. Of ratings and labelled steps
     whole questions, with all their responses."""
     flip_frac: Annotated[float, Interval(ge=0, le=1), Only("without preferences", lambda c: c.input in ("pairs", "pair"))] = 0.0
-    """Share of the training pairs whose labels are turned round, to study noise; which ones, the seed says."""
+    """Share of the training pairs whose labels are turned round, to study noise; which ones, `data_seed` says."""
 
     def reads_steps(self) -> bool:
         return self.input in ("steps", "response")
@@ -70,10 +75,19 @@ class RewardConfig(
     def reads_ratings(self) -> bool:
         return self.input == "ratings"
 
+    def seed_of_data(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def subtracts_margins(self) -> bool:
+        """Whether rows' margins are in the loss: those of ratings, or those that strength makes."""
+        return self.use_margin or self.strength_use in MARGINS
+
     def check(self) -> None:
         super().check()
         found = f"`input` pair with `head_type` {self.head_type}: the better response is named by a label"
         require(self.input != "pair" or self.head_type == "label", found, "let `head_type` be label")
+        found = f"`strength_use` {self.strength_use} with `input` pair: the odds of a label have no margin"
+        require(self.input != "pair" or self.strength_use not in MARGINS, found, "let it be flip, soft, votes or sigmoid")
         of_ratings = self.input == "ratings"
         found = f"`head_type` {self.head_type} with `input` {self.input}"
         fix = "ratings are learned by attributes, and by no other head: give `input` ratings `head_type` attributes"

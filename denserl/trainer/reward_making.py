@@ -67,7 +67,7 @@ def make_objectives(config: RewardConfig) -> list[Objective]:
         return [StepLabels(loss=config.label_ce, average=config.step_average), *own]
     coef = config.reg_coef if config.reg_type != "none" else 0.0
     objectives: list[Objective] = [
-        BradleyTerry(1 - coef, config.use_margin, config.label_smoothing, config.centring, config.soft_label_scale)
+        BradleyTerry(1 - coef, config.subtracts_margins(), config.label_smoothing, config.centring, config.soft_label_scale)
     ]
     if config.pos_reg:
         objectives.append(PositiveRegularizer(config.pos_reg))

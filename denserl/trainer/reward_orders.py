@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from denserl.data.batching import pad_responses
 from denserl.data.features import IDS
 from denserl.data.pair_encoding import PairLayout, tokenize_orders
-from denserl.data.preferences import flip_labels
 from denserl.data.schemas import SIDES, WEIGHT
 from denserl.models.positions import check_positions
 from denserl.streams import Purpose, stream
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_labels import as_learned
 from denserl.trainer.reward_pairs import checked_pairs
 
 LAYOUT: PairLayout = "denserl"
@@ -48,7 +48,7 @@ def orders_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, labels: 
     longest = max(len(row["prompt_ids"]) + len(row["chosen_ids"]) for part in (train, held_out) for row in part)
     fix = "give a `max_length` of at most {}"
     check_positions(longest, [config.model], config, "the longest pair of responses with its prompt", fix)
-    train = flip_labels(train, config.flip_frac, config.seed)
+    train = as_learned(config, train)
     return with_orders(train, None if config.both_orders else config.seed), with_orders(held_out, None)
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import pad_responses, pad_rows
 from denserl.data.order import shuffled
-from denserl.data.preferences import flip_labels, load_preferences
+from denserl.data.preferences import load_preferences
 from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, SIDES, WEIGHT
 from denserl.errors import require
 from denserl.rewards.config import ObjectiveConfig
@@ -23,6 +23,7 @@ from denserl.streams import Purpose, stream
 from denserl.trainer.augmented import augmented
 from denserl.trainer.reference import in_shares
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_labels import as_learned, plain, with_strength, without_margins
 from denserl.trainer.reward_making import trunk_settings
 
 log = logging.getLogger(__name__)
@@ -65,20 +66,23 @@ class GroupCollator:
 
 
 def load_pairs(config: RewardConfig, labels: Sequence[str] = ()) -> tuple[Dataset, Dataset]:
-    """Training pairs, those of `pseudo_data` behind the others, and evaluation pairs, as `load_preferences` gives them."""
+    """Training pairs, those of `pseudo_data` behind the others, and evaluation pairs, as `load_preferences` gives them.
+
+    Training pairs have, in columns, what `with_strength` knows of them.
+    """
     own: dict[str, Any] = {"labels": [name for name in labels if name not in PAIR_LABELS]}
+    seed = config.seed_of_data()
+    train = with_strength(config, load_preferences(**config.source(), seed=seed, group=config.augment_group, **own))
     if config.eval_data:
-        train = load_preferences(**config.source(), seed=config.seed, group=config.augment_group, **own)
         held_out = load_preferences(config.eval_data, split=config.eval_split, **config.source_beside(), **own)
     else:
-        parts = load_preferences(**config.source(), seed=config.seed, group=config.augment_group, **own)
-        size = min(config.eval_size, len(parts) // 10)
-        require(size > 0, f"{len(parts)} pairs are too few to split some off for evaluation", "give `eval_data`")
-        order = shuffled(len(parts), stream(config.seed, Purpose.HELD_OUT))
-        held_out, train = parts.select(order[:size]), parts.select(order[size:])
+        size = min(config.eval_size, len(train) // 10)
+        require(size > 0, f"{len(train)} pairs are too few to split some off for evaluation", "give `eval_data`")
+        order = shuffled(len(train), stream(seed, Purpose.HELD_OUT))
+        held_out, train = plain(train.select(order[:size])), train.select(order[size:])
     if config.pseudo_data:
         train = concatenate_datasets([train, load_preferences(config.pseudo_data, group=config.augment_group, **own)])
-    return train, held_out
+    return train, without_margins(config, held_out)
 
 
 def checked_pairs(config: RewardConfig, labels: Sequence[str]) -> tuple[Dataset, Dataset]:
@@ -108,7 +112,7 @@ def pairs_of(
     if how["in_shares"]:
         # An engine refers to itself; what it holds is needed for training.
         gc.collect()
-    return flip_labels(train, config.flip_frac, config.seed), held_out
+    return as_learned(config, train), held_out
 
 
 def cutting_model(config: RewardConfig, segmenter: Segmenter) -> str | None:

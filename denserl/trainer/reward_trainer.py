@@ -33,9 +33,9 @@ class RewardTrainer(GroupTrainer):
 
         objectives: more of them, beside those that the config names.
         """
-        require(
-            not config.unlabelled_data, "`unlabelled_data` asks for several trainings", "call self_training.train_in_rounds"
-        )
+        several = {"unlabelled_data": "self_training.train_in_rounds", "members": "members.train_members"}
+        for name, call in several.items():
+            require(not getattr(config, name), f"`{name}` asks for several trainings", f"call {call}")
         device, dtype = start_run(config)
         check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)

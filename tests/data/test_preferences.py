@@ -10,7 +10,7 @@ from datasets import Dataset
 from templates import build_tokenizer
 
 from denserl.data.columns import parse_columns
-from denserl.data.preferences import flip_labels, load_preferences, tokenize_preferences
+from denserl.data.preferences import exchanged, labels_to_turn, load_preferences, tokenize_preferences
 from denserl.data.schemas import BadRow, as_preference
 from denserl.errors import UserError
 
@@ -354,7 +354,7 @@ def row_of_ids(number: int, chosen: int, rejected: int, margin: float) -> dict:
 @pytest.mark.parametrize("share, count", [(0.0, 0), (0.25, 3), (0.3, 4), (1.0, 13)])
 def test_flipped_pairs_have_all_of_their_columns_exchanged(share, count):
     plain, turned = ([row_of_ids(i, *sides, 0.5) for i in range(13)] for sides in ((1, 2), (2, 1)))
-    found = flip_labels(Dataset.from_list(plain), share, seed=7)
+    found = exchanged(Dataset.from_list(plain), labels_to_turn(13, share, seed=7))
     assert found.features == Dataset.from_list(plain).features
     which = {i for i, row in enumerate(found) if row == turned[i]}
     assert len(which) == count
@@ -362,10 +362,8 @@ def test_flipped_pairs_have_all_of_their_columns_exchanged(share, count):
 
 
 def test_the_seed_says_which_labels_are_flipped_and_a_larger_share_has_those_of_a_smaller():
-    rows = Dataset.from_list([row_of_ids(i, 1, 2, 1.0) for i in range(40)])
-
     def turned(share: float, seed: int) -> set[int]:
-        return {i for i, row in enumerate(flip_labels(rows, share, seed)) if row["chosen_ids"][1] == 2}
+        return {*labels_to_turn(40, share, seed).nonzero()[0]}
 
     assert turned(0.25, 3) == turned(0.25, 3) < turned(0.5, 3)
     assert turned(0.25, 3) != turned(0.25, 4)

@@ -314,7 +314,7 @@ def test_bradley_terry_of_groups_is_that_of_the_pure_function(rows, use_margin, 
     expected = pair_losses(chosen, rejected, margin if use_margin else None, smoothing, centring, labels)
     # The weight is for the sum alone.
     torch.testing.assert_close(losses, expected)
-    assert list(metrics) == ["bt_loss"] and metrics["bt_loss"] is losses
+    assert list(metrics) == ["bt_loss", *["margin"] * use_margin] and metrics["bt_loss"] is losses
 
 
 @pytest.mark.parametrize("logp", ["sum", "mean"])

@@ -36,7 +36,7 @@ class BradleyTerry(Objective):
             self.centring,
             p_chosen if self.soft_label_scale is None else torch.sigmoid(margin / self.soft_label_scale),
         )
-        return losses, {"bt_loss": losses}
+        return losses, {"bt_loss": losses, **({"margin": margin} if self.use_margin else {})}
 
 
 @dataclass(frozen=True)

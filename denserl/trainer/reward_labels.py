@@ -1,0 +1,116 @@
+"""What tokenised pairs are learned as: noise is put into labels first, then what is known of their strength is used.
+
+Until then rows keep in columns how strong their pairs are, as the data has them, and their folds: what the frozen model says of
+them is the same for all members and all uses, and is asked for once.
+"""
+
+import logging
+
+import numpy as np
+from datasets import Dataset
+
+from denserl.data.features import NUMBER
+from denserl.data.folds import folds_of
+from denserl.data.preferences import exchanged, labels_to_turn
+from denserl.data.schemas import MARGIN, P_CHOSEN
+from denserl.data.strength_file import Strength, read_strength
+from denserl.errors import require
+from denserl.rewards.strength_uses import MARGINS, Learned, in_part, learned_as
+from denserl.trainer.reward_config import RewardConfig
+
+log = logging.getLogger(__name__)
+
+# Columns that pairs have on their way to the trainer.
+MEAN, VOTES, FOLD = "strength_mean", "strength_votes", "fold"
+
+
+def with_strength(config: RewardConfig, pairs: Dataset) -> Dataset:
+    """The pairs with their strength, as the options have it, and with their folds, in columns. UserError where rows differ."""
+    if config.leave_out_fold is not None:
+        folds = folds_of(pairs["prompt"], config.strength_folds, config.seed_of_data())
+        pairs = _with_column(pairs, FOLD, folds)
+    if not config.strength_from:
+        return pairs
+    found = strength_of(config, pairs)
+    own = any(p != 1 for p in pairs[P_CHOSEN])
+    said = "`strength_from` says how likely labels are right, and rows of the data say so themselves (p_chosen)"
+    require(not own, said, "leave it out, or leave those of the rows unread with `columns` p_chosen=")
+    return _with_column(_with_column(pairs, MEAN, found.mean), VOTES, found.votes)
+
+
+def strength_of(config: RewardConfig, pairs: Dataset) -> Strength:
+    """The strength of pairs as `load_preferences` gives them."""
+    (path,) = config.strength_from
+    return read_strength(path, pairs, on_bad_row=config.on_bad_row)
+
+
+def as_learned(config: RewardConfig, rows: Dataset) -> Dataset:
+    """Tokenised pairs as they are learned, without the columns of `with_strength`; fewer where some are left out."""
+    kept = np.ones(len(rows), dtype=bool)
+    turned = labels_to_turn(len(rows), config.flip_frac, config.seed_of_data())
+    if MEAN in rows.column_names:
+        # Strength is of two responses: where noise turns a label round, it is the strength of what is then chosen.
+        mean, votes = (np.array(rows[name]) for name in (MEAN, VOTES))
+        mean, votes = np.where(turned, -mean, mean), np.where(turned, 1 - votes, votes)
+        found, kept = _used(config, mean, votes)
+        log.info("%s", _in_words(mean, found, kept))
+        rows = _with_labels(rows, found, ~np.isnan(mean))
+        turned = turned ^ found.turned
+    if FOLD in rows.column_names:
+        of_fold = np.array(rows[FOLD]) == config.leave_out_fold
+        left = f"`leave_out_fold` {config.leave_out_fold}: {of_fold.sum()} of {len(rows)} pairs are of that fold"
+        require(of_fold.any() and not of_fold.all(), left, "give fewer `strength_folds`, or more prompts")
+        log.info("%s", left)
+        kept = kept & ~of_fold
+    require(kept.any(), "`strength_keep` leaves no pair to train on", "name a larger part")
+    rows = plain(exchanged(rows, turned))
+    return rows if kept.all() else rows.select(np.flatnonzero(kept))
+
+
+def plain(pairs: Dataset) -> Dataset:
+    """Pairs without the columns of `with_strength`."""
+    return pairs.remove_columns([name for name in (MEAN, VOTES, FOLD) if name in pairs.column_names])
+
+
+def without_margins(config: RewardConfig, held_out: Dataset) -> Dataset:
+    """Held-out pairs, whose margins are not those of ratings where strengths are learned as margins: theirs are not known."""
+    return _with_column(held_out, MARGIN, np.zeros(len(held_out))) if config.strength_use in MARGINS else held_out
+
+
+def _used(config: RewardConfig, mean: np.ndarray, votes: np.ndarray) -> tuple[Learned, np.ndarray]:
+    """What rows are learned as, and (N,) whether each is kept, as rows are that were made of several and have no strength."""
+    kept = np.isnan(mean) | np.any([in_part(mean, part) for part in config.strength_keep or ["0-1"]], axis=0)
+    if config.strength_use is None:
+        return Learned(np.zeros(len(mean), dtype=bool)), kept
+    how = (config.strength_low, config.strength_scale, config.strength_clip, config.strength_smoothing)
+    return learned_as(config.strength_use, mean, votes, *how), kept
+
+
+def _with_labels(rows: Dataset, found: Learned, known: np.ndarray) -> Dataset:
+    """The rows with what those of known strength are learned as; ratings, where they stay, follow the turned labels."""
+    ratings = np.array(rows[MARGIN])
+    margin = np.where(found.turned, -ratings, ratings) if found.margin is None else np.where(known, found.margin, ratings)
+    rows = _with_column(rows, MARGIN, margin)
+    if found.p_chosen is not None:
+        rows = _with_column(rows, P_CHOSEN, np.where(known, found.p_chosen, np.array(rows[P_CHOSEN])))
+    return rows
+
+
+def _in_words(mean: np.ndarray, found: Learned, kept: np.ndarray) -> str:
+    """What was done with the strength of pairs."""
+    known = ~np.isnan(mean)
+    low, middle, high = np.quantile(mean[known], (0, 0.5, 1))
+    words = [f"strength of {known.sum()} pairs: means from {low:.3g} to {high:.3g}, {middle:.3g} in the middle"]
+    words.append(f"{found.turned.sum()} labels turned round" if found.turned.any() else "no label turned round")
+    if found.p_chosen is not None:
+        softer = found.p_chosen[known]
+        words.append(f"{(softer != 1).sum()} softened, right with a chance of {softer.mean():.3f} on average")
+    if found.margin is not None:
+        margins = found.margin[known]
+        words.append(f"margins from {margins.min():.3g} to {margins.max():.3g}, {margins.mean():.3g} on average")
+    return "; ".join([*words, f"{(~kept).sum()} left out"])
+
+
+def _with_column(rows: Dataset, name: str, values: np.ndarray) -> Dataset:
+    others = rows.remove_columns(name) if name in rows.column_names else rows
+    return others.add_column(name, np.asarray(values, dtype=np.float64), feature=NUMBER)

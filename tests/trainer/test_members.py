@@ -1,0 +1,197 @@
+"""Members that one command trains: what they have in common, what each leaves out, and that it goes on where it was ended."""
+
+import json
+import shutil
+
+import pytest
+import tiny_models
+from safetensors.torch import load_file
+
+from denserl.cli import train_rm
+from denserl.data import reference_cache
+from denserl.data.preferences import load_preferences
+from denserl.errors import UserError
+from denserl.rewards.members import read_members
+from denserl.trainer.group_trainer import GroupTrainer
+from denserl.trainer.reward_trainer import RewardTrainer
+
+ROWS = 24
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    with tiny_models.restored_environment():
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("members")
+    tiny_models.save_language_model(root / "sft")
+    rows = [{**row, "chosen": f"{row['chosen']} {i}"} for i, row in enumerate(tiny_models.boat_pairs(ROWS + 6))]
+    for name, part in {"pairs": rows[:ROWS], "held_out": rows[ROWS:]}.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return root
+
+
+def arguments(files, output, **options):
+    own = {"model": files / "sft", "data": files / "pairs.jsonl", "eval_data": files / "held_out.jsonl"}
+    training = {
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "lr": 3e-3,
+        "epochs": 2,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "eval_steps": 0,
+    }
+    lengths = {"max_length": 64, "max_prompt_length": 48, "entropy_threshold": 5.3, "cache_dir": files / "cache"}
+    return tiny_models.as_argv({**own, **training, **lengths, "output_dir": output, "members": 2, **options})
+
+
+def run(files, output, **options):
+    """Runs train-rm in this process; returns its output folder."""
+    tiny_models.run_command(train_rm, "train-rm", arguments(files, output, **options))
+    return output
+
+
+FOLDS = {"strength_folds": 2, "flip_frac": 0.25}
+
+
+@pytest.fixture(scope="module")
+def trained(files, tmp_path_factory):
+    """The folder of an unbroken run, the rows that each member trained on, and how often the frozen model was asked."""
+    rows, asked, learn, compute = [], [], GroupTrainer.learn, reference_cache._compute
+
+    def seen(self):
+        rows.append(list(self.train_dataset))
+        return learn(self)
+
+    with tiny_models.restored_environment(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GroupTrainer, "learn", seen)
+        patch.setattr(reference_cache, "_compute", lambda *args: (asked.append(args), compute(*args))[1])
+        folder = run(files, tmp_path_factory.mktemp("unbroken") / "rm", **FOLDS)
+    return folder, rows, len(asked)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def told(folder):
+    return json.loads((folder / "members.json").read_text())
+
+
+def test_members_have_other_seeds_and_see_the_folds_that_are_not_theirs(files, trained):
+    folder, rows, asked = trained
+    members = read_members(folder)
+    assert [one["seed"] for one in told(folder)["members"]] == [42, 43] and members.left_out == [0, 1]
+    assert not same(*members.folders)
+    pairs = load_preferences([str(files / "pairs.jsonl")])
+    seen = ~members.may_score(pairs["prompt"])
+    assert seen.sum(0).tolist() == [1] * ROWS and [len(part) for part in rows] == seen.sum(1).tolist()
+    # Of the training rows and of the held-out ones, once for all members.
+    assert asked == 2
+    record = json.loads((folder / "member-1/command.json").read_text())[0]["command"]
+    assert all(f" {words}" in record for words in ("--seed 43", "--data_seed 42", "--strength_folds 2", "--leave_out_fold 1"))
+    assert "--members" not in record
+
+
+def test_labels_are_turned_round_in_the_same_pairs_for_all_members(files, tmp_path, trained):
+    """What is chosen in the fold of each, beside one training on all pairs."""
+    _, rows, _ = trained
+    config = train_rm.Options(**options_of_one(files, tmp_path), flip_frac=0.25)
+    every = {(*row["prompt_ids"], *row["chosen_ids"]) for row in RewardTrainer.from_config(config).train_dataset}
+    plain = {
+        (*row["prompt_ids"], *row["chosen_ids"])
+        for row in RewardTrainer.from_config(train_rm.Options(**options_of_one(files, tmp_path))).train_dataset
+    }
+    assert len(every & plain) == ROWS - ROWS // 4
+    assert {(*row["prompt_ids"], *row["chosen_ids"]) for part in rows for row in part} == every
+
+
+def options_of_one(files, output):
+    return {
+        "model": str(files / "sft"),
+        "data": [str(files / "pairs.jsonl")],
+        "eval_data": [str(files / "held_out.jsonl")],
+        "output_dir": str(output),
+        "cache_dir": str(files / "cache"),
+        "max_length": 64,
+        "max_prompt_length": 48,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+    }
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["in a training", pytest.param("between two", marks=pytest.mark.long)])
+def test_a_run_goes_on_in_any_member(where, files, trained, tmp_path, monkeypatch):
+    folder, *_ = trained
+    # As it is after the first member.
+    (tmp_path / "rm").mkdir()
+    record = told(folder)
+    (tmp_path / "rm/members.json").write_text(json.dumps({**record, "members": record["members"][:1]}))
+    shutil.copytree(folder / "member-0", tmp_path / "rm/member-0")
+    if where == "in a training":
+        step = RewardTrainer.training_step
+
+        def training_step(self, *args, **kw):
+            if self.state.global_step == 2:
+                raise Killed
+            return step(self, *args, **kw)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(RewardTrainer, "training_step", training_step)
+            run(files, tmp_path / "rm", **FOLDS, resume=True)
+        with pytest.raises(UserError, match="1 of 2 members are trained"):
+            read_members(tmp_path / "rm")
+    run(files, tmp_path / "rm", **FOLDS, resume=True)
+    assert told(tmp_path / "rm")["members"] == record["members"]
+    assert all(same(tmp_path / "rm" / part, folder / part) for part in ("member-0", "member-1"))
+
+
+def test_a_run_goes_on_with_what_it_began_with(files, trained, tmp_path):
+    folder, *_ = trained
+    with pytest.raises(UserError, match="add --resume to go on with it"):
+        run(files, folder, **FOLDS)
+    with pytest.raises(UserError, match="strength_folds: 2, now None"):
+        run(files, folder, flip_frac=0.25, resume=True)
+    with pytest.raises(UserError, match=r"no members\.json"):
+        run(files, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"members": 1}, "--members is 1; it must be at least 2"),
+        ({"members": 4, "strength_folds": 3}, "--members 4 is no multiple of --strength_folds 3"),
+        ({"members": 2, "strength_folds": 4}, "--members 2 is no multiple of --strength_folds 4"),
+        ({"members": None, "strength_folds": 3}, "without --members or --leave_out_fold"),
+        ({"leave_out_fold": 0, "strength_folds": 2}, "--leave_out_fold beside --members"),
+        ({"members": None, "leave_out_fold": 0}, "--leave_out_fold 0 without --strength_folds"),
+        ({"members": None, "leave_out_fold": 2, "strength_folds": 2}, "let it be 0 to 1"),
+        ({"members": None, "leave_out_fold": 0, "strength_folds": 10000}, "0 of 24 pairs are of that fold"),
+        ({"strength_folds": 2, "augment": "rrm"}, "beside --augment"),
+        ({"unlabelled_data": "u"}, "beside --unlabelled_data"),
+        ({"input": "steps", "entropy_threshold": None, "cache_dir": None}, "without --input pairs or pair"),
+        ({"members": None, "data_seed": 3, "input": "ratings"}, "without --input pairs or pair"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, found, files, tmp_path):
+    with pytest.raises(UserError, match=found):
+        run(files, tmp_path / "rm", **options)
+    assert not (tmp_path / "rm/member-0").exists()
+
+
+def test_members_are_no_single_training(files, tmp_path):
+    with pytest.raises(UserError, match="`members` asks for several trainings"):
+        RewardTrainer.from_config(train_rm.Options(**options_of_one(files, tmp_path), members=2))
