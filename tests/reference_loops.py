@@ -169,6 +169,45 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, returns
 
 
+def returns(rewards: Tensor, mask: Tensor, gamma: float) -> list[list[float]]:
+    """G_t = r_t + gamma G_(t+1) of each row's tokens."""
+    rows = []
+    for b, tokens in enumerate(places(mask)):
+        to_go, row = 0.0, []
+        for t in reversed(tokens):
+            to_go = rewards[b, t].item() + gamma * to_go
+            row.insert(0, to_go)
+        rows.append(row)
+    return rows
+
+
+def against_group(returns: list[list[float]], groups: list[int], kind: str, group_std: bool = True) -> list[list[float]]:
+    """Advantages without a critic, one response and one token at a time, of each row's returns."""
+    members = {g: [b for b, other in enumerate(groups) if other == g and returns[b]] for g in groups}
+
+    def at(b: int, t: int) -> float:
+        return returns[b][min(t, len(returns[b]) - 1)]
+
+    def centred(b: int, t: int) -> float:
+        everyone = members[groups[b]]
+        return at(b, t) - sum(at(j, t) for j in everyone) / len(everyone)
+
+    found = []
+    for b, row in enumerate(returns):
+        others = [j for j in members[groups[b]] if j != b]
+        if kind == "reinforce":
+            found.append(row)
+        elif not others:
+            found.append([0.0] * len(row))
+        elif kind == "rloo":
+            found.append([at(b, t) - sum(at(j, t) for j in others) / len(others) for t in range(len(row))])
+        else:
+            squares = [sum(centred(j, t) ** 2 for t in range(len(returns[j]))) / len(returns[j]) for j in members[groups[b]]]
+            std = math.sqrt(sum(squares) / len(others))
+            found.append([centred(b, t) / (std + 1e-6 if group_std else 1) for t in range(len(row))])
+    return found
+
+
 def whiten(x: Tensor, mask: Tensor) -> list[list[float]]:
     """Mean 0 and (biased) variance 1 over the response tokens of all rows."""
     x = x.tolist()

@@ -64,7 +64,7 @@ def _config_file(name: str) -> Path:
 
 def _on_and_off(settings: dict, options_class: type[Config]) -> dict[str, str]:
     """The words of the options that are on or off, where YAML has made booleans of them."""
-    names = {option.flag for option in options_of(options_class) if option.type == OnOff}
+    names = {option.flag for option in options_of(options_class) if option.type in (OnOff, OnOff | None)}
     return {name: "on" if value else "off" for name, value in settings.items() if name in names and isinstance(value, bool)}
 
 

@@ -26,9 +26,14 @@ Assignment = Literal[
     "segment_last_logsumexp",
 ]
 Normalizer = Literal["location", "scalar", "running", "running_scale", "none"]
+Estimator = Literal["gae", "rloo", "grpo", "reinforce"]
 
 # Those of what is paid, by moments that a run takes along.
 RUNNING = ("running", "running_scale")
+# Those of a group of samples, of which one alone has no advantage.
+OF_A_GROUP = ("rloo", "grpo")
+
+WITHOUT_CRITIC = Only("without a critic, which `advantage` gae alone has", lambda c: c.has_critic())
 
 # The normaliser that goes with what an assignment pays: single segments by their place, or the score of the response.
 NORMALIZERS: dict[str, Normalizer] = {
@@ -145,23 +150,41 @@ class LossConfig(Config):
 
     group: ClassVar[str] = "PPO"
 
+    advantage: Annotated[
+        Estimator, Only("with `samples_per_prompt` 1", lambda c: c.advantage not in OF_A_GROUP or c.samples_per_prompt > 1)
+    ] = "gae"
+    """gae: by a critic. Without one: rloo, a token's return less the mean of the prompt's other samples there; grpo, less the
+    mean of all of them, by their standard deviation; reinforce, its return."""
+    group_std: Annotated[OnOff, Only("without `advantage` grpo", lambda c: c.advantage == "grpo")] = "on"
+    """Whether grpo divides by the standard deviation of the prompt's samples."""
     gamma: Annotated[float, Interval(ge=0, le=1)] = 1.0
-    """Discount of GAE."""
-    lam: Annotated[float, Interval(ge=0, le=1)] = 0.95
+    """Discount of rewards."""
+    lam: Annotated[float, Interval(ge=0, le=1), WITHOUT_CRITIC] = 0.95
     """Lambda of GAE."""
-    advantage_norm: OnOff = "on"
-    """Whether advantages are brought to mean 0 and variance 1 over all response tokens of a rollout."""
+    advantage_norm: OnOff | None = None
+    """Whether advantages are brought to mean 0 and variance 1 over all response tokens of a rollout. Default: on, but with
+    `advantage` rloo or grpo off."""
     advantage_clip: Annotated[float | None, Gt(0)] = None
     """Clip advantages to +-this, after `advantage_norm`."""
     policy_clip: Annotated[float, Gt(0)] = 0.2
     """Clip range of the ratio."""
     dual_clip: Annotated[float | None, Gt(1)] = None
     """Of a token with an advantage A below 0, let the loss be at most this times |A|, however large the ratio."""
-    value_clip: Annotated[float | None, Gt(0)] = None
+    value_clip: Annotated[float | None, Gt(0), WITHOUT_CRITIC] = None
     """Clip range of values; default 0.25, of a bandit reward model 0.2."""
-    value_coef: Annotated[float, Gt(0)] = 1.0
+    value_coef: Annotated[float, Gt(0), WITHOUT_CRITIC] = 1.0
     """Weight of the value loss; the critic has its own optimiser, so that it shows where gradients are clipped."""
     policy_tokens: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Share of each rollout's tokens that the policy learns from, those of highest entropy; the critic learns from all."""
     average: Literal["sequence", "token_mean"] = "sequence"
     """Average losses over each response then over responses, or over all tokens."""
+
+    def estimation(self) -> dict[str, Any]:
+        """What `advantages.Advantages` is given."""
+        norm = self.advantage_norm or ("off" if self.advantage in OF_A_GROUP else "on")
+        ways = {"kind": self.advantage, "group_std": self.group_std == "on", "norm": norm == "on", "clip": self.advantage_clip}
+        return {"gamma": self.gamma, "lam": self.lam, **ways}
+
+    def has_critic(self) -> bool:
+        """Whether advantages are estimated by a critic."""
+        return self.advantage == "gae"

@@ -1,5 +1,6 @@
 """What PPO learns from: scored rollouts, and the experience made of them. Pure tensor code; models are run elsewhere."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,20 +30,21 @@ class Experience(NamedTuple):
 
     mask: Tensor
     logprobs: Tensor
-    values: Tensor
+    values: Tensor | None  # None without a critic
     advantages: Tensor  # as `Advantages.scaled` has them
     returns: Tensor
     policy_mask: Tensor  # bool: the tokens that the policy learns from
 
     def rows(self, index: Tensor, width: int) -> "Experience":
         """The experience of some rows, cut to `width` token slots."""
-        return Experience._make(x[index, :width] for x in self)
+        return Experience._make(None if x is None else x[index, :width] for x in self)
 
 
 def make_experience(
     scored: ScoredRollouts,
-    values: Tensor,
+    values: Tensor | None,
     *,
+    groups: Sequence[int] = (),
     beta: float,
     reward_clip: float,
     kl_estimator: str,
@@ -52,7 +54,8 @@ def make_experience(
     """Rewards with KL penalty, returns and scaled advantages (docs/numerics.md).
 
     Args:
-        values: (N, T), of the state before each token, by the critic at sampling time.
+        values: (N, T), of the state before each token, by the critic at sampling time; None without one.
+        groups: N numbers, of the group of samples of one prompt that each response is of, where `estimate` compares these.
         estimate: how advantages and returns are made of rewards and values, and scaled.
         policy_tokens: share of the tokens that the policy learns from, those of highest entropy (`highest_entropies`).
 
@@ -63,19 +66,18 @@ def make_experience(
     tokens = torch.where(scored.rewards.isfinite(), scored.rewards, torch.nan)
     kl = approx_kl(scored.logprobs, scored.ref_logprobs, kl_estimator)
     rewards = penalised_rewards(tokens, kl, scored.mask, beta, reward_clip)
-    advantages, returns = estimate(rewards, values, scored.mask)
+    advantages, returns = estimate(rewards, values, scored.mask, groups)
     # A response that is not finite is left as it is, for its optimiser step to be skipped; the others know nothing of it.
     sound = (advantages + returns).isfinite().all(1, keepdim=True)
     finite = scored.mask & sound
     mean, variance = masked_moments(advantages, finite)
-    _, return_variance = masked_moments(returns, finite)
-    _, error_variance = masked_moments(returns - values, finite)
-    log = {
-        "advantage_mean": mean,
-        "advantage_std": variance.sqrt(),
-        "explained_variance": 1 - error_variance / return_variance.clamp(min=1e-8),
-    }
-    logprobs, own_values = (torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, values))
+    log = {"advantage_mean": mean, "advantage_std": variance.sqrt()}
+    if values is not None:
+        _, return_variance = masked_moments(returns, finite)
+        _, error_variance = masked_moments(returns - values, finite)
+        log["explained_variance"] = 1 - error_variance / return_variance.clamp(min=1e-8)
+        values = torch.where(scored.mask, values, 0.0)
+    logprobs = torch.where(scored.mask, scored.logprobs, 0.0)
     learned = estimate.scaled(advantages, finite)
     own_advantages, own_returns = (torch.where(scored.mask & ~sound, torch.nan, x) for x in (learned, returns))
     chosen = scored.mask
@@ -83,4 +85,4 @@ def make_experience(
         chosen, log["policy_entropy"] = highest_entropies(scored.entropy, scored.mask, policy_tokens)
         counts = all_sum(torch.stack([chosen.sum(), scored.mask.sum()]).double())
         log["policy_tokens"] = counts[0] / counts[1].clamp(min=1)
-    return Experience(scored.mask, logprobs, own_values, own_advantages, own_returns, chosen), log
+    return Experience(scored.mask, logprobs, values, own_advantages, own_returns, chosen), log

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Interval
 from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.errors import require
-from denserl.ppo_utils.config import DenseRewardConfig, KLConfig, LossConfig
+from denserl.ppo_utils.config import WITHOUT_CRITIC, DenseRewardConfig, KLConfig, LossConfig
 from denserl.rewards.config import RewardModelConfig, SourcesConfig
 from denserl.rollouts.config import SamplingConfig
 from denserl.trainer.config import OptimisationConfig
@@ -61,9 +61,9 @@ class PPOConfig(
     """Responses sampled for each prompt."""
     ppo_epochs: Annotated[int, Ge(1)] = 1
     """Passes over each rollout batch."""
-    critic_init: Literal["sft", "reward_model"] = "sft"
+    critic_init: Annotated[Literal["sft", "reward_model"], WITHOUT_CRITIC] = "sft"
     """Backbone of the critic; sft gets a fresh head, reward_model (the first of an ensemble) keeps its own."""
-    critic_warmup_iterations: Annotated[int, Ge(0)] = 0
+    critic_warmup_iterations: Annotated[int, Ge(0), WITHOUT_CRITIC] = 0
     """Iterations at the start that train the critic alone; the policy, and its learning-rate schedule, begin after them."""
     ptx_data: Annotated[list[str] | None, INPUT, RESUMABLE] = None
     """Text or demonstrations for the pretraining loss."""
@@ -73,7 +73,7 @@ class PPOConfig(
     """Decay of the moving average of the policy, saved in ema/; 0 keeps none. The paper's release uses 0.992."""
     actor_lr: Annotated[float, FIRST, Ge(0)] = 5e-7
     """Peak learning rate of the policy."""
-    critic_lr: Annotated[float, FIRST, Ge(0)] = 9e-6
+    critic_lr: Annotated[float, FIRST, Ge(0), WITHOUT_CRITIC] = 9e-6
     """Peak learning rate of the critic."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""

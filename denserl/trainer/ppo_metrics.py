@@ -77,8 +77,8 @@ class RunLog(NamedTuple):
             prompt, response = responses.prompt_ids[row], responses.response_ids[row]
             texts = {"prompt": self.tokenizer.decode(prompt), "response": self.tokenizer.decode(response)}
             ids = {"prompt_ids": prompt, "response_ids": response}
-            values = {name: x[row, : len(response)].tolist() for name, x in experience._asdict().items() if name != "mask"}
-            samples.append({**texts, **ids, **values})
+            known = {name: x for name, x in experience._asdict().items() if name != "mask" and x is not None}
+            samples.append({**texts, **ids, **{name: x[row, : len(response)].tolist() for name, x in known.items()}})
         write_batch(self.skipped, name, samples)
 
     def _sample(self, responses: Responses, scored: ScoredRollouts, rewards: Rewards, i: int) -> dict:

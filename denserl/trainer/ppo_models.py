@@ -44,17 +44,23 @@ log = logging.getLogger(__name__)
 
 
 class Models(NamedTuple):
-    """actor and critic: DeepSpeed engines. reference: what a PolicyModule gives, by the policy before training.
+    """actor and critic: DeepSpeed engines, the critic None where nothing is estimated by one. reference: what a PolicyModule
+    gives, by the policy before training.
 
     whole_reference: the policy before training as an ordinary model, for sampling, where it was asked for.
     """
 
     actor: nn.Module
-    critic: nn.Module
+    critic: nn.Module | None
     reference: Callable[..., tuple[Tensor, Tensor | None]]
     # The policy as it is now, an ordinary model (with its adapters, if any), for sampling and saving.
     current_policy: Callable[[], PreTrainedModel]
     whole_reference: Callable[[], AbstractContextManager[PreTrainedModel]] | None = None
+
+    @property
+    def engines(self) -> dict[str, nn.Module]:
+        """Those that are trained, by name."""
+        return {"actor": self.actor, **({"critic": self.critic} if self.critic is not None else {})}
 
 
 def load_models(
@@ -73,16 +79,17 @@ def load_models(
     policy = load_policy(config.model, dtype, **config.model_source())
     # With adapters, the policy without them is the reference.
     frozen_models = [] if config.lora_rank else [load_policy(config.model, dtype, **config.model_source())]
-    critic = _new_critic(config, dtype)
-    for model in (policy, critic, *frozen_models):
+    critics = [_new_critic(config, dtype)] if config.has_critic() else []
+    for model in (policy, *critics, *frozen_models):
         match_embeddings(model, tokenizer)
         check_steady(model)
         disable_dropout(model)
     # ZeRO-3 spreads the weights of the one that is read.
     copies = [deepcopy(model).eval() for model in frozen_models if samples_reference and config.zero_stage == 3]
     actor = prepare_model(policy, config, "CAUSAL_LM", device.type)
-    recompute_activations(critic, config.gradient_checkpointing, device.type)
-    warn_of_shortage(config, dtype, device, [actor, critic], [*frozen_models, *copies, *others])
+    for critic in critics:
+        recompute_activations(critic, config.gradient_checkpointing, device.type)
+    warn_of_shortage(config, dtype, device, [actor, *critics], [*frozen_models, *copies, *others])
     trained, frozen = _engine_configs(config, dtype)
     whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor
     # With adapters, the base model inside already runs them; the wrapper is needed for saving.
@@ -96,9 +103,12 @@ def load_models(
     else:
         sampled = functools.partial(nullcontext, (copies or frozen_models)[0].to(device))
         reference = frozen_engine(PolicyModule(*frozen_models), frozen, device)
+    judging = [
+        train_engine(critic, trained, config, lr=config.critic_lr, total_steps=schedule.total_steps) for critic in critics
+    ]
     return Models(
         actor=engine,
-        critic=train_engine(critic, trained, config, lr=config.critic_lr, total_steps=schedule.total_steps),
+        critic=judging[0] if judging else None,
         reference=LastBatch(reference),
         current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
         whole_reference=sampled if samples_reference else None,
@@ -204,8 +214,9 @@ def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenize
             tokenizer.save_pretrained(str(target))
 
     write(policy, folder)
-    with whole_parameters(models.critic.module) as critic:
-        write(critic, folder / "critic")
+    if models.critic is not None:
+        with whole_parameters(models.critic.module) as critic:
+            write(critic, folder / "critic")
     if average:
         # The run is over: its weights, written above, make room for their average.
         for parameter, mean in zip(trained_parameters(policy), average, strict=True):

@@ -222,7 +222,8 @@ class PPOTrainer:
                 oldest = oldest_number(Path(config.output_dir) / "checkpoints")
                 self.rewards.forget_before(self.iteration if oldest is None else oldest)
                 if in_trouble:
-                    raise not_finite(self.skipped_in_a_row, self.log.skipped, saved, "`actor_lr` and `critic_lr`")
+                    rates = " and ".join(f"`{name}_lr`" for name in self.models.engines)
+                    raise not_finite(self.skipped_in_a_row, self.log.skipped, saved, rates)
                 if stopping and self.iteration < iterations:
                     raise Stopped(f"stopped after iteration {self.iteration} of {iterations}; {saved} is complete")
 
@@ -236,7 +237,8 @@ class PPOTrainer:
             log.info("  %s", line)
         if rows and abs(rows[-1].get("reward") or 0.0) >= HUGE_SCORE:
             log.warning("  rewards reach %.1e in magnitude: the reward model, or its normaliser, is off", rows[-1]["reward"])
-        parts = ["critic/", *(["ema/"] if self.ema else []), *(["checkpoints/"] if self.config.save_every else [])]
+        beside = ["critic/"] if self.models.critic is not None else []
+        parts = [*beside, *(["ema/"] if self.ema else []), *(["checkpoints/"] if self.config.save_every else [])]
         log.info("  policy in %s, beside it %s, metrics.jsonl, samples.jsonl", folder, ", ".join(parts))
 
     def iterate(self) -> dict[str, float]:
@@ -249,10 +251,11 @@ class PPOTrainer:
         experience, log = make_experience(
             scored,
             values,
+            groups=responses.groups,
             beta=self.kl.beta,
             reward_clip=config.reward_clip,
             kl_estimator=config.kl_estimator,
-            estimate=Advantages(config.gamma, config.lam, config.advantage_norm == "on", config.advantage_clip),
+            estimate=Advantages(**config.estimation()),
             policy_tokens=config.policy_tokens,
         )
         metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended))
@@ -279,29 +282,30 @@ class PPOTrainer:
         texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
         return Responses(prompts["prompt"], texts, *rollouts, prompts.get(LABEL, ()), groups)
 
-    def score(self, responses: Responses, learn: bool = False) -> tuple[ScoredRollouts, Tensor]:
-        """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient.
+    def score(self, responses: Responses, learn: bool = False) -> tuple[ScoredRollouts, Tensor | None]:
+        """Log-probabilities, entropies, values (with a critic) and rewards of this rank's responses, without gradient.
 
         learn: running moments of rewards take them in, as they do in training alone.
         """
         of_rollouts = self.rewards.score(responses, self._batch(responses), of_rollouts=True)
         parts = self._by_micro_batch(lambda rows: self._score_rows(responses.rows(rows)), len(responses.texts))
-        *tensors, scores = zip(*parts, strict=True)
-        mask, logprobs, entropy, ref_logprobs, ref_entropy, values = map(_join_padded, tensors)
+        *tensors, values, scores = zip(*parts, strict=True)
+        mask, logprobs, entropy, ref_logprobs, ref_entropy = map(_join_padded, tensors)
         ended = torch.tensor(responses.ended, device=self.device)
         joined = {name: join_scores([part[name] for part in scores]) for name in scores[0]} | of_rollouts
         ids = pad_rows(responses.response_ids, self.tokenizer.pad_token_id).to(self.device)
         tokens, sources = self.rewards.pay(joined, ref_entropy, mask, ids, ended, learn)
-        return ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources), values
+        scored = ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources)
+        return scored, None if self.models.critic is None else _join_padded(values)
 
     def update(self, responses: Responses, experience: Experience) -> dict[str, float]:
         """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses.
 
-        A step whose loss or gradient is not finite is skipped by its engine. It counts as skipped where that of the policy or
-        of the critic was, and its batch is written to `skipped/`.
+        A step whose loss or gradient is not finite is skipped by its engine. It counts as skipped where that of any model that
+        it trains was, and its batch is written to `skipped/`.
         """
         config, (rank, world) = self.config, (distributed.rank(), distributed.world_size())
-        rates = {"actor_lr": self.models.actor.get_lr()[0], "critic_lr": self.models.critic.get_lr()[0]}
+        rates = {f"{name}_lr": engine.get_lr()[0] for name, engine in self.models.engines.items()}
         log, skipped = Averages(), 0
         self._train_mode(True)
         for epoch in range(config.ppo_epochs):
@@ -309,11 +313,11 @@ class PPOTrainer:
             table = step_table(config.rollout_batch_size, config.train_batch_size, numbers)
             for rows in (table[:, rank::world] // world).tolist():
                 self._optimiser_step(responses, experience, rows, log)
-                actor, critic = self._steps_applied()
+                applied = self._steps_applied()
                 # The average follows the policy, whatever became of the critic.
-                if self.ema and actor:
+                if self.ema and applied.get("actor"):
                     self._average_policy()
-                if critic and (actor or self._actor_is_frozen()):
+                if all(applied.values()):
                     self.skipped_in_a_row = 0
                 else:
                     skipped += 1
@@ -355,24 +359,23 @@ class PPOTrainer:
         counters = {"iteration": self.iteration, "steps": self.steps, "skipped_in_a_row": self.skipped_in_a_row}
         state = {**counters, "beta": self.kl.beta, "settings": self.settings, "files": self.log.trackers.sizes}
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)} | self.rewards.moments.saved()
-        engines = {"actor": self.models.actor, "critic": self.models.critic}
         folder, name = Path(self.config.output_dir) / "checkpoints", f"iteration-{self.iteration:06d}"
-        return save_checkpoint(folder, name, state, engines, tensors, self.config.keep_checkpoints)
+        return save_checkpoint(folder, name, state, self.models.engines, tensors, self.config.keep_checkpoints)
 
     def resume(self, path: Path) -> None:
-        """Policy, critic, optimisers, schedulers, KL coefficient, averages, moments, random state and place in the data."""
-        state, tensors = load_checkpoint(path, {"actor": self.models.actor, "critic": self.models.critic})
+        """Models, optimisers, schedulers, KL coefficient, averages, moments, random state and place in the data."""
+        state, tensors = load_checkpoint(path, self.models.engines)
         self.iteration, self.steps = state["iteration"], state["steps"]
         self.skipped_in_a_row, self.kl.beta = state["skipped_in_a_row"], state["beta"]
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
         self.rewards.moments.restore(tensors)
 
     def _score_rows(self, responses: Responses) -> tuple:
-        """Mask, log-probabilities, entropies (policy, then reference), values of some responses, each (b, t); and scores."""
+        """Mask, log-probabilities, entropies (policy, then reference), values or None, each (b, t); and scores."""
         batch = self._batch(responses)
         logprobs, entropy = self._logprob_entropy(self.models.actor, batch, self.config.temperature)
         ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch, self.config.temperature)
-        values = self._values(batch, batch.response_mask.shape[1])
+        values = None if self.models.critic is None else self._values(batch, batch.response_mask.shape[1])
         scores = self.rewards.score(responses, batch)
         return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, values, scores
 
@@ -392,11 +395,11 @@ class PPOTrainer:
         for i, micro in enumerate(micro_batches):
             batch = self._batch(responses.rows(micro))
             old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
-            log.add(self._critic_step(batch, old, share))
+            if self.models.critic is not None:
+                log.add(self._critic_step(batch, old, share))
             if not self._actor_is_frozen():
                 log.add(self._actor_step(batch, old, share, policy_share, texts[i] if texts else None, text_share))
-        norms = {"actor_grad_norm": self.models.actor, "critic_grad_norm": self.models.critic}
-        norms = {name: engine.get_global_grad_norm() for name, engine in norms.items()}
+        norms = {f"{name}_grad_norm": engine.get_global_grad_norm() for name, engine in self.models.engines.items()}
         log.add({k: torch.as_tensor(v, dtype=torch.float32, device=self.device) for k, v in norms.items() if v is not None})
 
     def _share_of_step(self, count: Tensor, micro_batches: int) -> Tensor:
@@ -409,10 +412,12 @@ class PPOTrainer:
     def _actor_is_frozen(self) -> bool:
         return self.iteration < self.config.critic_warmup_iterations
 
-    def _steps_applied(self) -> tuple[bool, bool]:
-        """Whether the optimiser step at hand has changed the policy, and the critic."""
-        actor = not self._actor_is_frozen() and self.models.actor.was_step_applied()
-        return actor, self.models.critic.was_step_applied()
+    def _steps_applied(self) -> dict[str, bool]:
+        """Whether the optimiser step at hand has changed each of the models that it trains, by name."""
+        trained = {
+            name: engine for name, engine in self.models.engines.items() if name != "actor" or not self._actor_is_frozen()
+        }
+        return {name: engine.was_step_applied() for name, engine in trained.items()}
 
     def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])
@@ -451,8 +456,8 @@ class PPOTrainer:
 
     def _train_mode(self, on: bool) -> None:
         """Training mode is what switches gradient checkpointing on; sampling and scoring run without it."""
-        self.models.actor.train(on)
-        self.models.critic.train(on)
+        for engine in self.models.engines.values():
+            engine.train(on)
 
     def _ptx_loss(self, text: ResponseBatch, share: Tensor) -> Tensor:
         """Next-token loss of a micro-batch of text, averaged over the response tokens of the whole step."""

@@ -52,6 +52,9 @@ PPO_BY_TOKEN = PPO | {
     "kl_horizon": None,
     "kl_estimator": "k3",
 }
+# No critic; a group is on both ranks.
+PPO_OF_GROUPS = PPO | {"advantage": "grpo", "critic_lr": None, "samples_per_prompt": 4}
+PPO_OF_GROUPS |= {"reward_level": "token", "entropy_threshold": None}
 # Ten steps: two passes of five, the last of which takes one pair, so that a second rank has nothing of it.
 SUPERVISED = {
     "batch_size": 4,
@@ -151,6 +154,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "ppo-published": Training("train_ppo", world.argv, PPO | held_out | {"assignment": "even"}),
         "ppo-compared": Training("train_ppo", world.argv, PPO | held_out | compares),
         "ppo-by-token": Training("train_ppo", world.argv, PPO_BY_TOKEN | held_out),
+        "ppo-of-groups": Training("train_ppo", world.argv, PPO_OF_GROUPS | held_out),
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
         "disentangled": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache", "disentangle": "length"}),
         "pair": Training("train_rm", argv("pairs"), PAIR),

@@ -60,7 +60,10 @@ def test_a_training_takes_the_same_way(name, layout, zero_stage, reference, trai
 @pytest.mark.parametrize("layout, zero_stage", GRID)
 @pytest.mark.parametrize(
     "name",
-    ["ppo", "ppo-published", "ppo-by-token", "ppo-compared", "rm", "disentangled", "pair", "steps", "labels", "ratings", "sft"],
+    [
+        *("ppo", "ppo-published", "ppo-by-token", "ppo-of-groups", "ppo-compared"),
+        *("rm", "disentangled", "pair", "steps", "labels", "ratings", "sft"),
+    ],
 )
 def test_a_training_takes_the_same_way_in_all_layouts(name, layout, zero_stage, reference, trainings, tmp_path):
     same_numbers(name, layout, zero_stage, reference, trainings, tmp_path)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.ppo_utils.advantages import gae, masked_moments, whiten
+from denserl.ppo_utils.advantages import against_group, gae, masked_moments, whiten
 
 FACTORS = st.sampled_from([0.0, 0.5, 0.95, 1.0])
 # Sums of at most 12 numbers of size 4 in fp32, against float64.
@@ -131,20 +131,30 @@ def shards():
     return [(x, mask, (slice(0, 3), slice(3, 4))), (x, half_empty, (slice(0, 2), slice(2, 4)))]
 
 
-def whiten_shards(rank: int, folder: str):
+GROUPS = [0, 1, 0, 1]  # both of which the ranks share, in the first batch
+
+
+def estimates(x, mask, rows=slice(0, 4)):
+    """Whatever is computed over all ranks, of the rows of one."""
+    against = [against_group(x[rows], mask[rows], GROUPS[rows], loo, not loo) for loo in (True, False)]
+    return [whiten(x[rows], mask[rows]), *against]
+
+
+def estimate_shards(rank: int, folder: str):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     try:
-        torch.save([whiten(x[rows[rank]], mask[rows[rank]]) for x, mask, rows in shards()], f"{folder}/{rank}.pt")
+        torch.save([estimates(x, mask, rows[rank]) for x, mask, rows in shards()], f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def test_two_processes_whiten_as_one(tmp_path):
-    torch.multiprocessing.spawn(whiten_shards, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_estimate_as_one(tmp_path):
+    torch.multiprocessing.spawn(estimate_shards, args=(str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for (x, mask, _), first, second in zip(shards(), *parts):
-        found = torch.cat([first, second])
-        torch.testing.assert_close(found, torch.tensor(loops.whiten(x, mask)), **CLOSE)
-        torch.testing.assert_close(found, whiten(x, mask), atol=1e-6, rtol=1e-6)
+        found = [torch.cat(both) for both in zip(first, second, strict=True)]
+        torch.testing.assert_close(found[0], torch.tensor(loops.whiten(x, mask)), **CLOSE)
+        for together, alone in zip(found, estimates(x, mask), strict=True):
+            torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
