@@ -71,6 +71,17 @@ def gather_objects(obj: Object) -> list[Object]:
 
 def average_over_ranks(totals: dict[str, Tensor], count: Tensor) -> dict[str, float]:
     """Divide totals by a count, both summed over ranks in one reduction; 0 where the count is 0."""
-    packed = all_sum(torch.stack([count.float(), *(t.float() for t in totals.values())]))
-    means = (packed[1:] / packed[0].clamp(min=1e-8)).tolist()
-    return dict(zip(totals, means, strict=True))
+    return average_and_gather(totals, count, count.new_zeros(0))[0]
+
+
+def average_and_gather(totals: dict[str, Tensor], count: Tensor, numbers: Tensor) -> tuple[dict[str, float], Tensor]:
+    """`average_over_ranks`, and in the same reduction every rank's own numbers: (N,) -> (world size, N), on the CPU.
+
+    N must be the same on all ranks.
+    """
+    slots = numbers.new_zeros(world_size(), len(numbers), dtype=torch.float32)
+    slots[rank()] = numbers
+    sums = torch.stack([count.float(), *(total.float() for total in totals.values())])
+    packed = all_sum(torch.cat([sums, slots.flatten()])).cpu()
+    (number, *summed), gathered = packed[: len(sums)], packed[len(sums) :].view_as(slots)
+    return {name: (total / number.clamp(min=1e-8)).item() for name, total in zip(totals, summed, strict=True)}, gathered

@@ -20,31 +20,65 @@ from denserl.trainer.trackers import Trackers, write_batch
 # What held-out responses are worth beside the reward that is trained on, by name: a number each.
 Judged = dict[str, list[float]]
 
+QUANTILES = {"reward_q05": 0.05, "reward_q50": 0.5, "reward_q95": 0.95}
 
-def rollout_metrics(scored: ScoredRollouts, rewards: Rewards, judged: Judged, counted: Tensor) -> dict[str, float]:
-    """Means over the counted responses of all ranks (docs/metrics.md). counted: (N,) bool."""
+
+def rollout_metrics(
+    scored: ScoredRollouts, rewards: Rewards, judged: Judged, counted: Tensor, max_new_tokens: int
+) -> dict[str, float]:
+    """What is reported of the counted responses of all ranks (docs/metrics.md).
+
+    counted: (N,) bool. max_new_tokens: the most that a response may have.
+    """
+    per_response = of_responses(scored, rewards, max_new_tokens)
+    per_response |= {key: torch.tensor(values, device=counted.device) for key, values in judged.items()}
+    spread = ["reward", *judged]
+    per_response |= {f"{key}_std": per_response[key].float() ** 2 for key in spread}
+    totals = {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}
+    scores = torch.where(counted, per_response["reward"], torch.nan)
+    means, every_score = distributed.average_and_gather(totals, counted.sum(), scores)
+    means |= rewards.logged(counted)
+    means |= {f"{key}_std": max(means[f"{key}_std"] - means[key] ** 2, 0.0) ** 0.5 for key in spread}
+    of_tokens = per_token(means.pop("nll"), means.pop("ref_nll"), means["kl"], means["response_length"])
+    return means | of_tokens | quantiles(every_score)
+
+
+def of_responses(scored: ScoredRollouts, rewards: Rewards, max_new_tokens: int) -> dict[str, Tensor]:
+    """Numbers of each response, (N,), whose means are reported, or make what is (`per_token`)."""
     mask, sources = scored.mask, scored.sources
     segments, tokens = sources[0].segments, mask.sum(1)
     per_response = {
         "kl": torch.where(mask, approx_kl(scored.logprobs, scored.ref_logprobs), 0.0).sum(1),
+        "nll": -torch.where(mask, scored.logprobs, 0.0).sum(1),
+        "ref_nll": -torch.where(mask, scored.ref_logprobs, 0.0).sum(1),
         "reward": weighted_sum([source.score for source in sources], rewards.weights),
         "normalised_reward": weighted_sum([source.changes.sum(1) for source in sources], rewards.weights),
+        "paid": scored.rewards.sum(1),
         "response_length": tokens.float(),
         "segments": segments.counts.float(),
         "segment_length": segments.lengths.sum(1) / segments.counts.clamp(min=1),
         "entropy": torch.where(mask, scored.entropy, 0.0).sum(1) / tokens.clamp(min=1),
         "ended": scored.ended.float(),
+        "capped": (~scored.ended & (tokens >= max_new_tokens)).float(),
     }
     if len(sources) > 1:
         for paid, source in zip(rewards.sources, sources, strict=True):
             per_response |= {f"reward/{paid.name}": source.score, f"segments/{paid.name}": source.segments.counts.float()}
-    per_response |= {key: torch.tensor(values, device=mask.device) for key, values in judged.items()}
-    spread = [key for key in ("reward", *judged)]
-    per_response |= {f"{key}_std": per_response[key].float() ** 2 for key in spread}
-    totals = {key: torch.where(counted, value, 0.0).sum() for key, value in per_response.items()}
-    means = distributed.average_over_ranks(totals, counted.sum())
-    means |= rewards.logged(counted)
-    return means | {f"{key}_std": max(means[f"{key}_std"] - means[key] ** 2, 0.0) ** 0.5 for key in spread}
+    return per_response
+
+
+def per_token(nll: float, ref_nll: float, kl: float, tokens: float) -> dict[str, float]:
+    """Perplexities, exp of a token's mean negative log-probability, and KL, of sums over responses, means of these given."""
+    tokens = max(tokens, 1e-8)
+    perplexity, of_reference = torch.tensor([nll / tokens, ref_nll / tokens]).exp().tolist()
+    return {"perplexity": perplexity, "ref_perplexity": of_reference, "kl_per_token": kl / tokens}
+
+
+def quantiles(scores: Tensor) -> dict[str, float]:
+    """Of the scores of responses that are numbers, of any shape; NaN where there are none."""
+    scores = scores[~scores.isnan()].double()
+    found = scores.quantile(scores.new_tensor(list(QUANTILES.values()))) if len(scores) else [float("nan")] * len(QUANTILES)
+    return {name: float(value) for name, value in zip(QUANTILES, found, strict=True)}
 
 
 class RunLog(NamedTuple):

@@ -258,7 +258,7 @@ class PPOTrainer:
             estimate=Advantages(**config.estimation()),
             policy_tokens=config.policy_tokens,
         )
-        metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended))
+        metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended), config.max_new_tokens)
         log |= self.rewards.running()
         clock.lap("scoring")
         metrics |= {**self.update(responses, experience), **{key: value.item() for key, value in log.items()}}
@@ -341,7 +341,7 @@ class PPOTrainer:
         scored, _ = self.score(responses)
         judged = self.judge(responses)
         counted = torch.tensor([row < count for row in mine], device=self.device)
-        metrics = rollout_metrics(scored, self.rewards, judged, counted)
+        metrics = rollout_metrics(scored, self.rewards, judged, counted, self.config.max_new_tokens)
         self.log.log_samples("eval_samples", self.iteration, responses, scored, self.rewards, judged)
         return {f"eval_{key}": value for key, value in metrics.items()}
 

@@ -1,0 +1,61 @@
+"""What is reported of rollouts, by numbers worked out by hand: perplexities, KL a token, the share at the cap, quantiles."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from denserl.ppo_utils.dense_reward import DenseReward, Penalties
+from denserl.ppo_utils.experience import ScoredRollouts
+from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, segment_by_entropy
+from denserl.trainer.ppo_metrics import rollout_metrics
+from denserl.trainer.ppo_rewards import PaidSource, Rewards
+
+
+def reported(nll, ref_nll, ended, scores, counted=None, cap=3) -> dict[str, float]:
+    """Metrics of responses whose tokens have these negative log-probabilities; off the mask stand numbers of no meaning."""
+    width = max(map(len, nll)) + 1
+    logprobs, ref_logprobs = (
+        torch.tensor([[-x for x in row] + [9.0] * (width - len(row)) for row in rows]) for rows in (nll, ref_nll)
+    )
+    mask = torch.tensor([[t < len(row) for t in range(width)] for row in nll])
+    dense, entropy = DenseReward("mean_last", None), torch.ones(mask.shape)
+    segments = segment_by_entropy(entropy, mask, BANDIT_THRESHOLD)
+    found = dense(torch.tensor(scores)[:, None], segments, mask)
+    scored = ScoredRollouts(mask, torch.tensor(ended), logprobs, ref_logprobs, entropy, found.tokens, [found])
+    rewards = Rewards([PaidSource("function", None, Segmenter(BANDIT_THRESHOLD), dense)], Penalties())
+    return rollout_metrics(scored, rewards, {}, torch.ones(len(nll)).bool() if counted is None else counted, cap)
+
+
+def test_perplexity_is_of_all_response_tokens_alike():
+    """6 nats on 5 tokens, exp(1.2); by responses first it would be exp(1.25). The reference has 7.5 nats on them."""
+    row = reported([[0.5, 1.0, 1.5], [2.0, 1.0]], [[1.0, 1.0, 1.5], [3.0, 1.0]], [True, True], [1.0, 2.0])
+    assert row["perplexity"] == pytest.approx(3.32011692, abs=1e-6)
+    assert row["ref_perplexity"] == pytest.approx(math.exp(1.5), rel=1e-6)
+    assert row["kl"] == pytest.approx(0.75) and row["kl_per_token"] == pytest.approx(0.3)
+    assert "nll" not in row
+
+
+def test_the_share_at_the_cap_is_of_responses_that_did_not_end_there():
+    """Of four: one of the most tokens that ended with the last of them, one that was cut, one shorter and without an end."""
+    nll = [[1.0] * 3, [1.0] * 3, [1.0] * 2, [1.0]]
+    row = reported(nll, nll, [True, False, False, True], [0.0] * 4)
+    assert row["capped"] == 0.25 and row["ended"] == 0.5 and row["perplexity"] == pytest.approx(math.e)
+
+
+def test_quantiles_of_rewards():
+    scores = torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
+    nll, counted = [[1.0]] * 40, torch.arange(40) < 37
+    row = reported(nll, nll, [True] * 40, scores, counted)
+    expected = np.quantile(scores[:37], [0.05, 0.5, 0.95])
+    assert [row[name] for name in ("reward_q05", "reward_q50", "reward_q95")] == pytest.approx(expected, abs=1e-6)
+    assert row["paid"] == row["normalised_reward"] == pytest.approx(np.mean(scores[:37]), abs=1e-6)
+    # The mean says that one is no number, the quantiles are of the others.
+    row = reported(nll, nll, [True] * 40, [math.nan, *scores[1:]], counted)
+    assert math.isnan(row["reward"]) and row["reward_q50"] == pytest.approx(np.median(scores[1:37]), abs=1e-6)
+
+
+def test_responses_without_tokens_give_numbers():
+    row = reported([[], []], [[], []], [False, False], [1.0, 2.0])
+    assert row["perplexity"] == 1 and row["kl_per_token"] == 0 and row["capped"] == 0
