@@ -77,7 +77,7 @@ def run(options: Options) -> dict:
     from denserl import distributed
     from denserl.data.bad_rows import BadRows, finish
     from denserl.evaluation.results import format_remarks, versions
-    from denserl.evaluation.suites.registry import account, find_suite, read_items
+    from denserl.evaluation.suites.registry import account, find_suite, read_items, with_strengths
     from denserl.trainer.start import start_run
 
     require(
@@ -90,6 +90,8 @@ def run(options: Options) -> dict:
     bad_rows, refused = BadRows(options.on_bad_row), BadRows(options.on_bad_row)
     items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit, parse_columns(options.columns))
     finish(bad_rows, options.path, len(items), left_out.total())
+    if options.strength_from:
+        suite = with_strengths(suite, options.strength_from, items)
     scorer = make_scorer(options, device, dtype)
     judged = suite.judge(items, scorer, refused)
     finish(refused, options.path, len(judged))

@@ -14,6 +14,7 @@ COMMANDS = {
     "new-model": "train a tokenizer on text and make a small untrained language model",
     "train-sft": "supervised fine-tuning of a language model",
     "train-rm": "train a reward model on preferences, or on labelled steps or outcomes of solutions",
+    "strength": "measure how strong preferences are, by the votes of several reward models",
     "fit-normalizer": "fit the location-aware reward normaliser and store it",
     "train-ppo": "PPO against reward models, functions or servers, with segment, token or bandit rewards",
     "merge": "merge LoRA adapters into a whole model folder",

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +89,9 @@ def write_strength(path: Path | str, pairs: datasets.Dataset, chosen: ArrayLike,
     flush(path.parent)
 
 
-def read_strength(path: Path | str, pairs: datasets.Dataset, split: str = "train", on_bad_row: str = "stop") -> Strength:
+def read_strength(
+    path: Path | str, pairs: Iterable[Mapping[str, Any]], split: str = "train", on_bad_row: str = "stop"
+) -> Strength:
     """The strengths of the pairs, as a file has them.
 
     The file has a row of each pair, told by its texts but for blanks around them, in the pairs' order; rows of other pairs may
@@ -97,7 +99,7 @@ def read_strength(path: Path | str, pairs: datasets.Dataset, split: str = "train
 
     Args:
         path: as `write_strength` writes it, a folder with STRENGTH_FILE, or what else `read_rows` reads, whose split it is.
-        pairs: rows as `load_preferences` gives them.
+        pairs: rows as `load_preferences` gives them: prompt, chosen, rejected, place.
         on_bad_row: whether a row that cannot be used stops the reading, or is dropped and counted.
 
     Raises:
@@ -155,7 +157,7 @@ def _list(row: Mapping[str, Any], name: str) -> list[float]:
     return numbers
 
 
-def _matched(keys: Sequence[bytes], pairs: datasets.Dataset, path: str, places: Sequence[str]) -> list[int]:
+def _matched(keys: Sequence[bytes], pairs: Iterable[Mapping[str, Any]], path: str, places: Sequence[str]) -> list[int]:
     """The number of each pair's row. UserError for the first pair that has none in its turn."""
     found: list[int] = []
     where: dict[bytes, list[int]] = defaultdict(list)

@@ -5,8 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, MODEL, Config, Only
+from denserl.config import FIRST, INPUT, MODEL, Config, Only
 from denserl.data.config import DataConfig
+from denserl.errors import require
 from denserl.plugins import load_named
 from denserl.rewards.config import ReadConfig, RewardModelConfig, ScoringConfig
 from denserl.rollouts.config import SamplingConfig
@@ -72,6 +73,11 @@ class SuiteConfig(SolutionConfig, RankConfig):
     """Which answer counts: that of the highest score, of the commonest final answer, of that with the largest sum of scores."""
     final_answer: Annotated[str | None, ON_BON_ANSWERS] = None
     r"""module:function of a text -> its final answer, or None; default: as in \boxed{}, after ####, after "the answer is"."""
+    strength_from: Annotated[
+        str | None, INPUT, Only("but on pairs, in whose order the file is", lambda c: c.suite == "pairs")
+    ] = None
+    """Accuracy by strength of preference too: a file, or the output folder, of denserl strength for these pairs, or published
+    annotations of that shape (docs/noisy_labels.md)."""
     bootstrap: Annotated[int, Ge(1)] = 1000
     """Times that questions are drawn anew, with all their items, for the 95 % intervals."""
 
@@ -81,6 +87,30 @@ class SuiteConfig(SolutionConfig, RankConfig):
             return {"threshold": self.step_threshold, "threshold_from": self.threshold_from}
         own = {"final_answer": load_named(self.final_answer, "final_answer")} if self.final_answer else {}
         return {"choose": self.choose, **own} if name == "bon_answers" else {}
+
+
+@dataclass(kw_only=True)
+class StrengthConfig(SolutionConfig, ReadConfig, ScoringConfig, DataConfig):
+    """Measure how strong each preference is: mean and spread of the differences of scores that several reward models give it.
+
+    Scores are kept in the output folder, so that the same command, or one with further models, goes on where it was ended.
+    """
+
+    group: ClassVar[str] = "strength"
+
+    reward_model: Annotated[list[str], MODEL, FIRST]
+    """Reward models of any level and head: folders or hub names, or the folder of several that were trained as members, each
+    of which scores the pairs that it has not seen."""
+    sft_model: Annotated[str | None, MODEL] = None
+    """Model whose entropies cut the responses; default: the one in each reward model's config."""
+
+    def members(self) -> list[str]:
+        return []  # of an ensemble
+
+    def check(self) -> None:
+        found = f"`ensemble` {self.ensemble} has no effect: each model scores by itself"
+        require(self.ensemble == "mean", found, "leave `ensemble` out")
+        super().check()
 
 
 @dataclass(kw_only=True)

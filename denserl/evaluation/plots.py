@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from denserl.rewards.strength import DECILE, PARTS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -234,3 +236,35 @@ def plot_stored_answers(curves: dict, path: Path) -> None:
         name: Band(curves["n"], each["mean"], each["low"], each["high"]) for name, each in curves.items() if name != "n"
     }
     plot_side_by_side({"share of problems answered rightly": lines}, path, xlabel="answers to choose from", doublings=True)
+
+
+def plot_by_strength(groups: dict[str, dict], path: Path) -> None:
+    """The accuracy of pairs in each tenth of them by strength, with 95 % intervals.
+
+    groups: of a suite's results; those that are read are named DECILE and a number.
+    """
+    tenths = [group for name, group in groups.items() if name.startswith(DECILE)]
+    low, high = zip(*(group["interval"] for group in tenths), strict=True)
+    band = Band(list(range(1, len(tenths) + 1)), [group["accuracy"] for group in tenths], list(low), list(high))
+    panels: dict[str, dict[str, Curve | Band]] = {"share of pairs judged rightly": {"deciles": band}}
+    plot_side_by_side(panels, path, xlabel="decile by mean preference difference, the lowest first")
+
+
+def plot_strength(mean: np.ndarray, part: np.ndarray, deciles: list[dict], path: Path) -> None:
+    """How many pairs have which strength, by parts; and how far members are apart in each tenth of them.
+
+    Args:
+        mean: (N,) mean differences. part: (N,) numbers of their parts, in the order of PARTS. deciles: of a summary.
+    """
+    figure, (counts, spreads) = _figure(1, 2, (9.6, 3.6))
+    edges = np.histogram_bin_edges(mean, bins=min(60, max(10, len(mean) // 20)))
+    own = [mean[part == number] for number in range(len(PARTS))]
+    counts.hist(own, bins=edges, stacked=True, color=COLOURS[: len(PARTS)], label=list(PARTS))
+    counts.axvline(0, color="0.35", linestyle="--", linewidth=1)
+    counts.set(xlabel="mean preference difference", ylabel="pairs")
+    counts.yaxis.get_major_locator().set_params(integer=True)
+    counts.legend(frameon=False, fontsize=9)
+    spreads.plot([row["mean"] for row in deciles], [row["std"] for row in deciles], color=COLOURS[0], marker="o", markersize=4)
+    spreads.axvline(0, color="0.35", linestyle="--", linewidth=1)
+    spreads.set(xlabel="mean preference difference, of each tenth of the pairs", ylabel="std over members", ylim=(0, None))
+    _save(figure, path)

@@ -37,6 +37,7 @@ from denserl.evaluation.statistics import (
     position_bias,
     share_interval,
 )
+from denserl.evaluation.strength import by_strength
 from denserl.evaluation.suites.rewardbench import write_outputs
 from denserl.evaluation.suites.rows import Row, checked
 from denserl.files import write_flushed
@@ -73,6 +74,7 @@ class Suite(NamedTuple):
     sizes: items of a subset, a group or `all` (those left out included) in the complete suite; none: nothing is known.
     writers: what writes result files beside those of every suite.
     unread: row -> keys that say something and are not read, which are logged.
+    strength: place of an item -> how much better members hold its better answer for; its parts are groups as well.
     """
 
     rows: Callable[[str, str | None, BadRows], Iterator[Row]]
@@ -84,6 +86,7 @@ class Suite(NamedTuple):
     sizes: Mapping[str, int] = {}
     writers: Sequence[Callable] = ()
     unread: Callable[[object], set[str]] = lambda row: set()
+    strength: Mapping[str, float] = {}
 
     def read(self, row: dict, part: str) -> Item:
         """The item of a row. BadRow where it lacks a better or a worse answer."""
@@ -136,7 +139,8 @@ def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int)
     others among all that they are of. Each number draws from the same seed, so that equal items have equal intervals, and a
     subset or group that is also a number of the headline has its interval.
     """
-    items, parts, groups = _scored(suite, judged), grouped(judged, lambda subset: (subset,)), grouped(judged, suite.groups)
+    items, parts = _scored(suite, judged), grouped(judged, lambda subset: (subset,))
+    groups = grouped(judged, suite.groups) | by_strength(suite.strength, [entry.item.place for entry in judged])
     whole = _tally(items, resamples, seed)
     pooled, subsets = (
         {name: _tally(items.rows(numbers), resamples, seed) for name, numbers in each.items()} for each in (groups, parts)
@@ -221,11 +225,13 @@ def write(folder: Path, model: str, suite: Suite, judged: Sequence[Judged], scor
     Args:
         model: name of the scorer, under which RewardBench's shapes are written; a `/` in it makes a folder.
     """
-    from denserl.evaluation.plots import plot_reliability
+    from denserl.evaluation.plots import plot_by_strength, plot_reliability
 
     credits = [suite.credit(entry) for entry in judged]
     plot_reliability(summary["calibration"], folder / "reliability.png")
     _write_table(folder / "results.csv", summary)
+    if suite.strength:
+        plot_by_strength(summary["groups"], folder / "strength.png")
     for writer in (write_outputs, *suite.writers):
         writer(folder, model, judged, credits, scorer, summary)
     if reasons := reasons_of(scorer):

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 
 # From the lowest means on: the share of pairs at which each part ends.
 PARTS = {"incorrect": 0.2, "ambiguous": 0.4, "normal": 0.9, "strong": 1.0}
+# What tenths of pairs by the same rank are called in results; a number from 1 on is behind it.
+DECILE = "strength decile "
 
 
 def parts(mean: ArrayLike) -> np.ndarray:

@@ -19,6 +19,7 @@ NEEDED = {
     "train-sft": "--model m --data d.jsonl --output_dir o",
     "train-rm": "--model m --data d.jsonl --output_dir o",
     "fit-normalizer": "--reward_model m --data d.jsonl",
+    "strength": "--reward_model a b --data d.jsonl --output_dir o",
     "train-ppo": "--model m --reward_model r --data d.jsonl --output_dir o",
     "check-model": "m",
     "new-model": "--data d.jsonl --output_dir o",

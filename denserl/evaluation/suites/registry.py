@@ -18,6 +18,7 @@ from denserl.evaluation.items import Answer, Item
 from denserl.evaluation.results import Special, Suite
 from denserl.evaluation.step_errors import StepSuite
 from denserl.evaluation.stored_answers import AnswerSuite
+from denserl.evaluation.strength import strengths_of
 from denserl.evaluation.suites import bon_answers, hhh, llmbar, mtbench, processbench, rewardbench, rmb
 from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split, text_alone
 from denserl.plugins import load_object
@@ -229,6 +230,11 @@ def _place_in(path: str, place: str) -> str:
     if root is None:
         return place
     return place.removeprefix(visible(f"{root if root.is_dir() else root.parent}/", kept=""))
+
+
+def with_strengths(suite: Any, path: str, items: Sequence[Item]) -> Suite:
+    """A suite of pairs, with the strengths that a file has for the items. UserError as of `read_strength`."""
+    return suite._replace(strength=strengths_of(path, items))
 
 
 def account(suite: AnySuite, items: Sequence, left_out: Counter) -> dict:

@@ -1,0 +1,67 @@
+"""Measure the strength of preferences by several reward models, and keep it in a file beside a summary and a picture."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from denserl.cli.launch import launch, suggest
+from denserl.errors import require
+from denserl.evaluation.config import StrengthConfig as Options
+from denserl.terminal import say
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Returns what is written to summary.json."""
+    from denserl import distributed
+    from denserl.data.preferences import load_preferences
+    from denserl.data.strength_file import STRENGTH_FILE, write_strength
+    from denserl.evaluation.pair_scorer import PairScorer, load_answer_scorer
+    from denserl.evaluation.plots import plot_strength
+    from denserl.evaluation.results import versions
+    from denserl.evaluation.strength import strength_lines, strength_summary
+    from denserl.files import replace_whole
+    from denserl.rewards.strength import parts
+    from denserl.rewards.voting import measure_strength
+    from denserl.trainer.start import start_run
+
+    folder = Path(options.output_dir)
+    found = f"`output_dir` {folder} is the folder of the data, where what is written would be read as data"
+    require(all(Path(source).resolve() != folder.resolve() for source in options.data), found, "give another folder")
+    device, dtype = start_run(options)
+    pairs = load_preferences(**options.source(), seed=options.seed)
+
+    def load(path: str) -> Any:
+        how: dict[str, Any] = {"sft_model": options.sft_model, "aggregate": options.aggregate, "template": options.template()}
+        scorer = load_answer_scorer([path], options, device, dtype, read=options, **how)
+        # What compares answers is asked for its log-odds.
+        return scorer.model if isinstance(scorer, PairScorer) else scorer
+
+    how_read = json.dumps({name: getattr(options, name) for name in READING})
+    votes = measure_strength(options.reward_model, pairs, load, options, dtype, folder / "scores", how_read)
+    strength, summary = strength_summary(votes)
+    summary |= {"options": dataclasses.asdict(options), "precision": dtype, "versions": versions()}
+    if distributed.rank() == 0:
+        write_strength(folder / STRENGTH_FILE, pairs, votes.chosen, votes.rejected)
+        plot_strength(strength.mean, parts(strength.mean), summary["deciles"], folder / "strength.png")
+        replace_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        say("\n".join([*strength_lines(summary), f"written to {folder}"]))
+        suggest(f"evaluate pairs DATA --scorer REWARD_MODEL --strength_from {folder} --output_dir NEW_FOLDER")
+    distributed.barrier()
+    return summary
+
+
+# Options that scores depend on, beside the models and the pairs.
+READING = (
+    *("sft_model", "aggregate", "entropy_threshold", "segmenter", "read_at", "max_length"),
+    *("step_separator", "step_pattern", "max_steps", "skip_cut_step"),
+    *("chat_template", "system_prompt", "template_date"),
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    launch(Options, "strength", run, argv)
+
+
+if __name__ == "__main__":
+    main()
