@@ -7,7 +7,7 @@ from typing import Any
 
 from denserl.cli.launch import launch, suggest
 from denserl.errors import require
-from denserl.evaluation.config import StrengthConfig as Options
+from denserl.evaluation.config import MeasureConfig as Options
 from denserl.terminal import say
 
 

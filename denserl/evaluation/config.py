@@ -90,7 +90,7 @@ class SuiteConfig(SolutionConfig, RankConfig):
 
 
 @dataclass(kw_only=True)
-class StrengthConfig(SolutionConfig, ReadConfig, ScoringConfig, DataConfig):
+class MeasureConfig(SolutionConfig, ReadConfig, ScoringConfig, DataConfig):
     """Measure how strong each preference is: mean and spread of the differences of scores that several reward models give it.
 
     Scores are kept in the output folder, so that the same command, or one with further models, goes on where it was ended.
