@@ -4,11 +4,13 @@ Compared with verl 0.9.1 (`verl.trainer.ppo.core_algos`) and trl 1.12.0 (`masked
 """
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from denserl.ppo_utils.advantages import gae, whiten
+from denserl.ppo_utils.advantages import Advantages, gae, whiten
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl, penalised_rewards
 from denserl.ppo_utils.losses import policy_loss, value_loss
 
@@ -30,6 +32,12 @@ def batch(seed: int, fields: int = 3):
     return *torch.randn(fields, 6, 40, generator=generator), mask.float()
 
 
+def whitened_as_theirs(found, mask):
+    """Ours, by the unbiased variance that verl has in the place of the biased one."""
+    tokens = mask.sum().item()
+    return whiten(found, mask) * math.sqrt((tokens - 1) / tokens)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (1.0, 1.0), (0.99, 0.9), (1.0, 0.0)])
 def test_gae_and_whitening_with_verl(seed, gamma, lam):
@@ -38,9 +46,38 @@ def test_gae_and_whitening_with_verl(seed, gamma, lam):
     expected, expected_returns = theirs.compute_gae_advantage_return(rewards, values, mask, gamma, lam)
     advantages, returns = gae(rewards, values, mask, gamma, lam)
     torch.testing.assert_close(returns, expected_returns * mask, **CLOSE)
-    # Their whitening has the unbiased variance, ours the biased one.
-    tokens = mask.sum().item()
-    found = whiten(advantages, mask) * math.sqrt((tokens - 1) / tokens)
+    torch.testing.assert_close(whitened_as_theirs(advantages, mask), expected * mask, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_discounted_returns_with_verl(seed, gamma):
+    """REINFORCE++, of rewards of tokens."""
+    theirs = verl()
+    rewards, mask = batch(seed, 1)
+    config = SimpleNamespace(gamma=gamma)
+    expected, expected_returns = theirs.compute_reinforce_plus_plus_outcome_advantage(rewards * mask, mask, config)
+    found, returns = Advantages(gamma, kind="reinforce")(rewards, None, mask)
+    torch.testing.assert_close(returns, expected_returns * mask, **CLOSE)
+    torch.testing.assert_close(whitened_as_theirs(found, mask), expected * mask, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["rloo", "grpo", "dr_grpo", "reinforce_plus_plus_baseline"])
+def test_returns_against_those_of_a_group_with_verl(seed, kind):
+    """Of one reward at the end of each response, in groups of 4 and 2."""
+    theirs = verl()
+    scores, mask = batch(seed, 1)
+    rewards = scores * (torch.arange(40) == mask.sum(1, keepdim=True) - 1)
+    groups = [0, 1, 0, 0, 1, 0]
+    names = {"dr_grpo": "grpo"}
+    estimator = getattr(theirs, f"compute_{names.get(kind, kind)}_outcome_advantage")
+    more = {"norm_adv_by_std_in_grpo": kind == "grpo"} if "grpo" in kind else {}
+    expected, _ = estimator(rewards, mask, np.array(groups), **more)
+    ours = Advantages(kind="rloo" if kind == "rloo" else "grpo", group_std=kind == "grpo")
+    found, _ = ours(rewards, None, mask, groups)
+    if kind == "reinforce_plus_plus_baseline":
+        found = whitened_as_theirs(found, mask)
     torch.testing.assert_close(found, expected * mask, **CLOSE)
 
 
@@ -49,9 +86,8 @@ def test_gae_and_whitening_with_verl(seed, gamma, lam):
 def test_whitening(module, seed):
     theirs = pytest.importorskip(module, exc_type=ImportError)
     x, mask = batch(seed, 1)
-    tokens = mask.sum().item()
     expected = theirs.masked_whiten(x * 5 + 3, mask.bool()) * mask
-    torch.testing.assert_close(whiten(x * 5 + 3, mask) * math.sqrt((tokens - 1) / tokens), expected, **CLOSE)
+    torch.testing.assert_close(whitened_as_theirs(x * 5 + 3, mask), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
