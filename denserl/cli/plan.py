@@ -50,7 +50,7 @@ def run(options: Options) -> dict[str, Setting | None]:
 def heading(planner: "Planner") -> str:
     """The models, and what is planned for."""
     options, policy = planner.options, planner.size("policy")
-    others = [("critic", "critic"), *(("reward model", role) for role in planner.scorers)]
+    others = [*((role, role) for role in planner.critics), *(("reward model", role) for role in planner.scorers)]
     sizes = [f"{name} {planner.size(role).parameters / 1e9:.2f} B" for name, role in others]
     trained = f" ({policy.trained / 1e6:.1f} M of them trained)" if options.lora_rank else ""
     return (

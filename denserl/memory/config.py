@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, MODEL, ModelSourceConfig, Precision
+from denserl.config import FIRST, MODEL, ModelSourceConfig, Only, Precision
 from denserl.errors import require
 from denserl.models.config import WITHOUT_ADAPTERS
 
@@ -20,7 +20,12 @@ class PlanConfig(ModelSourceConfig):
     """Reward model of train-ppo, or all of an ensemble; default: one of the language model's shape, with a reward head."""
     gold_reward_model: Annotated[str | None, MODEL] = None
     """Reward model that judges held-out rollouts of train-ppo."""
-    critic_init: Literal["sft", "reward_model"] = "sft"
+    advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"
+    """How train-ppo estimates advantages; gae alone has a critic."""
+    critic_init: Annotated[
+        Literal["sft", "reward_model"],
+        Only("without a critic, which `advantage` gae alone has", lambda c: c.advantage == "gae"),
+    ] = "sft"
     """Backbone of the critic of train-ppo."""
     gpus: Annotated[int, FIRST, Ge(1)] = 1
     """GPUs, all hosts together."""

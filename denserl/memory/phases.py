@@ -18,10 +18,10 @@ from denserl.models.config import AdapterConfig
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import empty_policy, empty_reward_model
 
-# policy, reward: trained, with adapters if any. critic: trained whole. reference, and a scorer per reward model: only read.
+# policy, reward: trained, with adapters if any. critic, where there is one: trained whole. reference, and a scorer per reward
+# model: only read.
 POLICIES = ("policy", "reference")
 WITH_ADAPTERS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}
-TRAINED = {"train-sft": ["policy"], "train-rm": ["reward"], "train-ppo": ["policy", "critic"]}
 
 
 class Planner:
@@ -34,6 +34,8 @@ class Planner:
         self.length = options.max_prompt_length + options.max_new_tokens
         scorers = [*(options.reward_model or [options.model]), *filter(None, [options.gold_reward_model])]
         self.scorers = {f"scorer {i}": path for i, path in enumerate(scorers)}
+        self.critics = ["critic"] if options.advantage == "gae" else []
+        self.trained = {"train-sft": ["policy"], "train-rm": ["reward"], "train-ppo": ["policy", *self.critics]}
         self.model, self.size, self.passing = cache(self._model), cache(self._size), cache(self._passing)
 
     def phases(self) -> list[Phase]:
@@ -82,7 +84,7 @@ class Planner:
     def scoring(self, setting: Setting) -> int:
         """All models at rest, and the pass of one of them."""
         sharding = self.sharding(setting)
-        responses = {"reference": self.options.max_new_tokens, "critic": 0, **dict.fromkeys(self.scorers, 0)}
+        responses = {"reference": self.options.max_new_tokens, **dict.fromkeys([*self.critics, *self.scorers], 0)}
         return self._ppo_at_rest(setting) + max(
             formulas.gathered_weights(self.size(role), sharding)
             + self.passing(role, setting.micro_batch_size, self.length, response)
@@ -92,16 +94,17 @@ class Planner:
     def update(self, setting: Setting) -> int:
         """All models at rest, critic or actor in training, and the other's gradients from micro-batches before."""
         sharding, checkpointing = self.sharding(setting), setting.gradient_checkpointing
-        needs = []
-        for role, other, response in (("policy", "critic", self.options.max_new_tokens), ("critic", "policy", 0)):
+        needs, trained = [], self.trained["train-ppo"]
+        for role in trained:
+            response = self.options.max_new_tokens if role in POLICIES else 0
             passing = self.passing(role, setting.micro_batch_size, self.length, response, checkpointing)
-            kept = formulas.between_micro_batches(self.size(other), sharding)
+            kept = sum(formulas.between_micro_batches(self.size(other), sharding) for other in trained if other != role)
             needs.append(kept + formulas.training_peak(self.size(role), sharding, passing))
         return self._ppo_at_rest(setting) + max(needs)
 
     def host(self, command: str, setting: Setting) -> int:
         """Bytes of main memory that offloaded optimiser states take, all ranks together."""
-        return sum(formulas.offloaded(self.size(role), self.sharding(setting)) for role in TRAINED[command])
+        return sum(formulas.offloaded(self.size(role), self.sharding(setting)) for role in self.trained[command])
 
     def sharding(self, setting: Setting) -> Sharding:
         return Sharding(self.options.gpus, setting.zero_stage, self.width, setting.offload_optimizer)
@@ -113,7 +116,7 @@ class Planner:
     def _ppo_at_rest(self, setting: Setting) -> int:
         """What the models of train-ppo, and at stage 3 the copy that samples, hold all the time."""
         sharding = self.sharding(setting)
-        trained = sum(formulas.at_rest(self.size(role), sharding) for role in TRAINED["train-ppo"])
+        trained = sum(formulas.at_rest(self.size(role), sharding) for role in self.trained["train-ppo"])
         # With adapters, the policy without them is the reference.
         read = (*([] if self.options.lora_rank else ["reference"]), *self.scorers)
         frozen = sum(formulas.weights(self.size(role), sharding) for role in read)

@@ -50,7 +50,7 @@ def test_a_preset_of_the_package_is_found_by_its_file_name(tmp_path, monkeypatch
     assert f"options from {presets()['ppo_max.yaml']}" in caplog.messages
     (tmp_path / "ppo_max.yaml").write_text("lam: 0.5\ngamma: 0.5\n")
     parsed = parse(PPO, "train-ppo", given)
-    assert (parsed.advantage_norm, parsed.gamma, parsed.lam) == ("on", 0.5, 0.95)
+    assert (parsed.advantage_norm, parsed.gamma, parsed.lam) == (None, 0.5, 0.95)
     assert caplog.messages[-1] == "options from ppo_max.yaml"
     with pytest.raises(UserError, match=r"--config: ppo_min.yaml is no file, and no preset(.|\n)*: ppo_max.yaml"):
         options("--config", "ppo_min.yaml")

@@ -10,7 +10,7 @@ import pytest
 from denserl.cli import train_ppo, train_rm, train_sft
 from denserl.cli.main import main as denserl
 from denserl.cli.options import parse
-from denserl.cli.plan import advice, flags, reasons, run, table
+from denserl.cli.plan import advice, flags, heading, reasons, run, table
 from denserl.errors import UserError
 from denserl.memory.config import PlanConfig
 from denserl.memory.meta_pass import classifier_bytes, policy_bytes
@@ -118,6 +118,16 @@ def test_phases_by_hand_without_zero(model):
     cache = 4 * 96 * 2 * 2 * 64 * 4
     reading = policy_bytes(policy, 4, 32, 1, False)
     assert got["train-ppo rollout"] == rest + cache + max(reading, 20 * 4 * 1000)
+
+
+def test_without_a_critic(model):
+    """fp32 on one GPU: its weights, moments and gradients are not there, and the policy's pass is the one that is left."""
+    planner = Planner(options(model, dtype="fp32", advantage="rloo"))
+    got, policy = needs(planner), empty_policy(model, "fp32")
+    rest = 16 * POLICY + 4 * CLASSIFIER
+    assert got["train-ppo update"] == rest + 4 * POLICY + max(policy_bytes(policy, 2, 48, 16, True), 4 * POLICY)
+    assert got["train-ppo scoring"] == rest + policy_bytes(policy, 2, 48, 16, False)
+    assert "; reward model" in heading(planner)
 
 
 def test_sharing_by_hand(model):
