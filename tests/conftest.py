@@ -1,5 +1,6 @@
 """What every test shares: quiet threads, one hypothesis profile, the real data's folder, helper modules on the path."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def pytest_unconfigure(config):
         import kinds
 
         print("", *kinds.table(reporter.stats), sep="\n")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports():
+    """What is imported by now stays to the end, and each training of transformers looks through all that may be garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
