@@ -4,6 +4,7 @@ The processes are forked from a server that has everything imported, so that one
 real and as mortal as any other.
 """
 
+import gc
 import importlib
 import json
 import math
@@ -112,6 +113,8 @@ class Running:
 
 
 def _run_command(command: str | Callable, argv: list, log: Path, before, environment: dict[str, str]) -> None:
+    # What the server has imported is no garbage, through which every training looks.
+    gc.freeze()
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), stream)
     for name in [name for name in os.environ if name.startswith(SET_BY_LAUNCHERS)]:
