@@ -32,6 +32,7 @@ from denserl.rewards.objectives.pair_labels import (
     position_bias,
 )
 from denserl.rewards.objectives.ratings import RatingErrors
+from denserl.rewards.objectives.separation import separation
 from denserl.rewards.objectives.step_labels import StepLabels, step_cross_entropy, whole_cross_entropy
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "pair_losses",
     "position_bias",
     "positive_regularization",
+    "separation",
     "simcse_terms",
     "sinkhorn",
     "step_cross_entropy",

@@ -52,6 +52,7 @@ GROUP_METRICS = (
     "length_correlation",
     "score_mean",
     "score_std",
+    "separation",
     "step_accuracy",
     "always_plus_accuracy",
     "good_probability",
