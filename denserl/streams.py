@@ -25,6 +25,9 @@ class Purpose(IntEnum):
     PENALTIES = 14  # rows by which the penalty of a fit is chosen
     AUGMENTATION = 15  # pairs that are made of several
     ORDERS = 16  # of two responses in one text
+    META_PROMPTS = 17  # of the present policy's responses, in a pass over them
+    META_RESPONSES = 18  # of these prompts, which are compared
+    META_ROUNDING = 19  # of weights that they move
     KNOCKOUT = 20  # the order in which the answers of a list meet
     SUBSETS = 21  # of the samples of best-of-n
     OPPONENTS = 22  # answers of the reference model

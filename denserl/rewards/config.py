@@ -309,6 +309,7 @@ OF_STEPWISE = (
     "gradient_checkpointing",
     "freeze_trunk",
     "objective",
+    "meta_data",
     "eval_steps",
     "save_steps",
     "save_total_limit",

@@ -5,9 +5,12 @@ CPU with gloo is a first-class device, on the same path.
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -131,6 +134,24 @@ def clip_in_step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None
             optimizer.zero_grad(set_to_none=True)
 
     optimizer.register_step_pre_hook(clip)
+
+
+def before_step(engine: nn.Module, act: Callable[[], None]) -> None:
+    """Let something be done between an engine's last backward and the optimiser's step, also where that one is skipped."""
+    step = engine.step
+
+    @functools.wraps(step)
+    def prepared(*args: Any, **kw: Any) -> None:
+        act()
+        step(*args, **kw)
+
+    engine.step = prepared
+
+
+def let_go_of_gathered(engine: nn.Module) -> None:
+    """Let ZeRO-3 gather every parameter anew where it is next used; nothing below it."""
+    if hasattr(engine.optimizer, "empty_partition_cache"):
+        engine.optimizer.empty_partition_cache()
 
 
 def train_engine(

@@ -8,15 +8,18 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, response_slots
+from denserl.data.policy_samples import ENDED, SIDE
 from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, SIDES, WEIGHT
 from denserl.errors import UserError
 from denserl.models.measured import stock_model
@@ -38,6 +41,8 @@ from denserl.rewards.objectives import (
 from denserl.rewards.pair_metrics import group_metrics, group_sums
 from denserl.rewards.sources.reading import cut_settings
 from denserl.segmentation import Segmenter, Segments, segment_scores
+from denserl.trainer.engine import before_step, let_go_of_gathered
+from denserl.trainer.meta_step import MetaSet, MetaStep, mean_separation
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_pairs import GroupCollator
 from denserl.trainer.summaries import in_words, reward_model_lines, reward_model_remarks
@@ -47,8 +52,9 @@ from denserl.trainer.two_passes import parted, twice
 
 log = logging.getLogger(__name__)
 
-# Before the names of objectives' metrics, and of their sums over whole steps, among the sums, as checkpoints hold them.
-OF_GROUPS, OF_STEP = "of_pairs/", "of_step/"
+# Before the names of objectives' metrics, of their sums over whole steps, and of meta steps, among the sums, as checkpoints
+# hold them.
+OF_GROUPS, OF_STEP, OF_META = "of_pairs/", "of_step/", "of_meta/"
 # In a batch, what it is told of all groups of the step: before the names of rows, and where among them its own stand.
 ROWS_OF_STEP, PLACES = "rows_of_step/", "places_in_step"
 
@@ -87,6 +93,8 @@ class GroupTrainer(SupervisedTrainer):
         objectives: what it is trained for. Where one reads log-probabilities, the model has a language-model head `lm_head`
             (`attach_lm_head`); where one reads the reference model's, the rows hold them (`add_entropies`).
         candidates, labels: columns of the rows (see `GroupCollator`); default: of pairs.
+        meta: what moves the weights for each optimiser step, whose gradient is taken there; needs DeepSpeed.
+        meta_held_out: responses of which evaluations tell how far apart they are scored.
     """
 
     def __init__(
@@ -98,6 +106,8 @@ class GroupTrainer(SupervisedTrainer):
         pad_id: int,
         candidates: Sequence[str] = SIDES,
         labels: Sequence[str] = PAIR_LABELS,
+        meta: MetaStep | None = None,
+        meta_held_out: MetaSet | None = None,
         **kw: Any,
     ):
         self.reads, self.units = all_reads(objectives), all_units(objectives)
@@ -110,6 +120,12 @@ class GroupTrainer(SupervisedTrainer):
         self.objective_metrics: dict[bool, tuple[str, ...]] = {}
         # Whether two passes of the trunk are known to differ, which an objective that reads both counts on.
         self.passes_differ = "second_pass" not in self.reads or "hidden" not in self.reads
+        self.meta, self.meta_held_out = meta, meta_held_out
+        self._collate_samples = GroupCollator(pad_id, (SIDE,), (ENDED,))
+        # Of the meta step at hand, on this rank.
+        self._of_meta: Sums = {}
+        if meta is not None:
+            self.add_callback(PutBack(self))
 
     @classmethod
     @abstractmethod
@@ -177,6 +193,12 @@ class GroupTrainer(SupervisedTrainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
         """What every batch of the step is told of the whole of it, where an objective reads that, comes with them."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.meta is not None and batches:
+            self.model_wrapped.train()
+            # Past the engine, which takes every backward for one of the loss.
+            let_go = partial(let_go_of_gathered, self.deepspeed)
+            found = self.meta.move(self.model, partial(self.score, self.model), self.state.global_step, let_go)
+            self._of_meta = {OF_META + name: value for name, value in found.items()}
         if {"step_sums", "step_rows"} & self.reads and len(batches) * distributed.world_size() > 1:
             batches = self._told_of_step(batches)
         return batches, count
@@ -223,6 +245,14 @@ class GroupTrainer(SupervisedTrainer):
             log.warning("two passes of %s give the same hidden states in training: dropout has no effect in it", name)
         self.passes_differ = True
 
+    def score(self, model: nn.Module, rows: Sequence[dict]) -> Tensor:
+        """(B,) scores of whole responses, which are rows of a `MetaSet`."""
+        batch = self._prepare_inputs(self._collate_samples(list(rows)))
+        responses = ResponseBatch.of(batch)
+        segments = self.segmenter(batch["entropy"], responses.response_mask, responses.response_ids, batch[ENDED].bool())
+        found = read_rewards(model, *responses[:3], logprob_rows=0, shared=responses.shared)
+        return self._whole_scores(found, responses, segments)[0]
+
     def row_sums(self, groups: Groups) -> dict[str, Tensor]:
         """Sums over the counted groups that `row_metrics` needs; `pairs` is their number, by weight."""
         return group_sums(groups.scores, groups.segments, groups.lengths, groups.weights(), groups.labels.get(P_CHOSEN))
@@ -234,7 +264,20 @@ class GroupTrainer(SupervisedTrainer):
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         count = sums["pairs"] or 1.0
         own = {name.removeprefix(OF_GROUPS): value / count for name, value in sums.items() if name.startswith(OF_GROUPS)}
+        if OF_META + "prompts" in sums:
+            own["separation"] = sums[OF_META + "separation"] / (sums[OF_META + "prompts"] or 1.0)
         return {**self.row_metrics(sums), **own}
+
+    def of_all_rows(self) -> dict[str, float]:
+        if self.meta_held_out is None:
+            return {}
+        together = is_deepspeed_zero3_enabled() and distributed.world_size() > 1
+        score = partial(self.score, self.model_wrapped)
+        return {"separation": mean_separation(self.meta_held_out, score, self.eval_tokens, together)}
+
+    def _after_step(self) -> None:
+        self._sums = {**self._sums, **self._of_meta}
+        super()._after_step()
 
     def _averages(self, sums: dict[str, float]) -> dict[str, float]:
         found = super()._averages(sums)
@@ -264,8 +307,7 @@ class GroupTrainer(SupervisedTrainer):
             last = (segments.ends * torch.arange(1, width + 1, device=mask.device)).amax(1) - 1
             at = responses.response_start.to(last.device) + last.clamp(min=0)
         found = read_rewards(model, *responses[:3], width, read * size, at, responses.shared, **also)
-        token_scores = response_slots(found.scores, responses.response_start, width)
-        scores, outputs = aggregate(segment_scores(token_scores, segments), segments.counts, self.agg_func), None
+        (scores, token_scores), outputs = self._whole_scores(found, responses, segments), None
         if found.outputs is not None:
             others = response_slots(found.outputs[..., 1:], responses.response_start, width)
             outputs = torch.cat([scores[:, None], aggregate_outputs(others, segments, self.agg_func)], -1)
@@ -289,6 +331,21 @@ class GroupTrainer(SupervisedTrainer):
             overlap=stock_model(model).score.overlap if "parts" in self.reads else None,
         )
         return groups, found
+
+    def _whole_scores(self, found: RewardReading, responses: ResponseBatch, segments: Segments) -> tuple[Tensor, Tensor]:
+        """(B,) scores of whole responses, and (B, T) of their tokens."""
+        token_scores = response_slots(found.scores, responses.response_start, responses.response_mask.shape[1])
+        return aggregate(segment_scores(token_scores, segments), segments.counts, self.agg_func), token_scores
+
+
+class PutBack(TrainerCallback):
+    """Lets the weights that a meta step has moved be put back before each step of the optimiser."""
+
+    def __init__(self, trainer: GroupTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any):
+        before_step(self.trainer.deepspeed, self.trainer.meta.back)
 
 
 def with_sums(groups: Groups) -> Groups:

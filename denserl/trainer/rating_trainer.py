@@ -127,7 +127,7 @@ class RatingTrainer(GroupTrainer):
     def of_all_rows(self) -> dict[str, float]:
         rows = {row: pair for share in distributed.gather_objects(self._judged) for row, pair in share.items()}
         self._judged = {}
-        return rank_correlations(*joined(rows), self.names)
+        return {**super().of_all_rows(), **rank_correlations(*joined(rows), self.names)}
 
     def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
         return rating_model_lines(metrics, self.names, rows), rating_model_remarks(metrics, self.names)

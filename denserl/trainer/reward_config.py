@@ -12,6 +12,7 @@ from denserl.rewards.config import HeadConfig, LevelConfig, ObjectiveConfig, Ord
 from denserl.rewards.strength_uses import MARGINS
 from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.members_config import MembersConfig
+from denserl.trainer.meta_config import MetaConfig
 from denserl.trainer.self_training_config import SelfTrainingConfig
 from denserl.trainer.strength_config import StrengthConfig
 
@@ -44,6 +45,7 @@ class RewardConfig(
     SelfTrainingConfig,
     MembersConfig,
     StrengthConfig,
+    MetaConfig,
     SupervisedConfig,
 ):
     """Train a reward model: on preferences or ratings, at segment, token or bandit level, or on labelled steps or outcomes."""

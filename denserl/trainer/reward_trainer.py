@@ -12,6 +12,7 @@ from denserl.rewards.pairs import segment_lengths
 from denserl.rewards.sources.reading import PEAK, new_segmenter
 from denserl.trainer.gate_start import gate_start
 from denserl.trainer.group_trainer import Given, GroupTrainer, Prepared, segment_settings
+from denserl.trainer.meta_step import meta_of
 from denserl.trainer.pair_trainer import PairTrainer
 from denserl.trainer.rating_trainer import RatingTrainer
 from denserl.trainer.reward_config import RewardConfig
@@ -47,9 +48,10 @@ class RewardTrainer(GroupTrainer):
         empty_reward_model(config.model, dtype, **config.model_source())
         kind = KINDS[config.input]
         made = kind.prepare(Given(config, tokenizer, device, dtype, objectives))
+        meta, meta_rows = meta_of(config, tokenizer, made.reads.get("segmenter"), device, dtype)
         args = training_arguments(config, device, dtype)
         models = ["model", "start_from", "augment_filter"]
-        settings = run_settings(config, dtype, checkpoint, tokenizer, models=models, data=made.contents)
+        settings = run_settings(config, dtype, checkpoint, tokenizer, models=models, data=made.contents, **meta_rows)
         model = make_model(config, tokenizer, dtype, head, objectives, made.settings)
         if head.kind == "gated" and checkpoint is None and not config.start_from:
             gate_start(config, tokenizer, device, dtype, head, made.train, made.reads["segmenter"]).apply(model.score)
@@ -66,6 +68,7 @@ class RewardTrainer(GroupTrainer):
             pad_id=tokenizer.pad_token_id,
             session=Session(config, settings, checkpoint),
             **made.reads,
+            **meta,
         )
 
     @classmethod

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parent.parent / "rewards"))
 from reward_folders import save_pair_model  # noqa: E402
 
 WORDS = "the old kettle hums in a small garden while rain falls on stone and boats wait under the quiet bridge".split()
-PAIRS, HELD_OUT, DEMONSTRATIONS = 17, 7, 19
+PAIRS, HELD_OUT, DEMONSTRATIONS, SAMPLED = 17, 7, 19, 8
 # What has numbers of its own is switched on. Two passes over 8 responses, one optimiser step each, five times over.
 PPO = {
     "iterations": 5,
@@ -77,6 +77,8 @@ RM = {
     "centring": 0.01,
 }
 
+# Three prompts a step, of which a second rank has one, and two forwards of its own a first one.
+META = {"meta_lr": 0.05, "meta_samples": 3, "meta_prompts": 3}
 STEPS = {"input": "steps", "max_prompt_length": 48, "score_tokens": 200}
 RATINGS = {"input": "ratings", "head_type": "attributes", "max_prompt_length": 48, "score_tokens": 200}
 RATINGS |= {"entropy_threshold": 5.3, "rating_columns": ["long", "odd", "late"], "attribute_weights": [1, 0.5, -0.5]}
@@ -115,6 +117,14 @@ def rated(i: int) -> dict:
     return {"prompt": sentence(i, 1 + 5 * i % 7), "response": sentence(2 * i, 1 + 7 * i % 11), "attributes": kept}
 
 
+def sampled(i: int) -> dict:
+    """A prompt with three to five responses, all of lengths of their own."""
+    return {
+        "prompt": sentence(i, 1 + 5 * i % 7),
+        "responses": [sentence(i + 2 * k, 1 + (7 * i + 4 * k) % 11) for k in range(3 + i % 3)],
+    }
+
+
 def demonstration(i: int) -> dict:
     turns = ("user", sentence(i, 1 + 5 * i % 7)), ("assistant", sentence(2 * i, 1 + 7 * i % 11))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -135,6 +145,8 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "held-out-pairs": [pair(100 + i) for i in range(HELD_OUT)],
         "steps": [solution(i) for i in range(PAIRS)],
         "held-out-steps": [solution(100 + i) for i in range(HELD_OUT)],
+        "samples": [sampled(i) for i in range(SAMPLED)],
+        "held-out-samples": [sampled(100 + i) for i in range(HELD_OUT)],
         "ratings": [rated(i) for i in range(PAIRS)],
         "held-out-ratings": [rated(100 + i) for i in range(HELD_OUT)],
         "demonstrations": [demonstration(i) for i in range(DEMONSTRATIONS)],
@@ -146,6 +158,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         sources = {"model": world.sft, "data": files[rows], "eval_data": files[f"held-out-{rows}"]}
         return lambda output, **options: as_argv({**sources, "output_dir": output, **SUPERVISED, **options})
 
+    meta = {"meta_data": files["samples"], "meta_eval": files["held-out-samples"], "cache_dir": root / "cache"}
     start_server()
     held_out = {"eval_prompts": world.prompts}
     compares = {"reward_model": save_pair_model(root / "pm", world.sft), "entropy_threshold": None, "pair_opponent": "group"}
@@ -157,6 +170,7 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         "ppo-of-groups": Training("train_ppo", world.argv, PPO_OF_GROUPS | held_out),
         "rm": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache"}),
         "disentangled": Training("train_rm", argv("pairs"), RM | {"cache_dir": root / "cache", "disentangle": "length"}),
+        "meta": Training("train_rm", argv("pairs"), RM | META | meta),
         "pair": Training("train_rm", argv("pairs"), PAIR),
         "steps": Training("train_rm", argv("steps"), STEPS),
         "ratings": Training("train_rm", argv("ratings"), RATINGS | {"cache_dir": root / "cache"}),

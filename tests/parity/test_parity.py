@@ -22,6 +22,7 @@ SHORT = [
     ("ppo", "two processes", 2),
     ("rm", "two processes", 3),
     ("disentangled", "two processes", 3),
+    ("meta", "two processes", 3),
     ("ppo", "two micro-batches", 0),
     ("rm", "two micro-batches", 0),
 ]
@@ -62,7 +63,7 @@ def test_a_training_takes_the_same_way(name, layout, zero_stage, reference, trai
     "name",
     [
         *("ppo", "ppo-published", "ppo-by-token", "ppo-of-groups", "ppo-compared"),
-        *("rm", "disentangled", "pair", "steps", "labels", "ratings", "sft"),
+        *("rm", "disentangled", "meta", "pair", "steps", "labels", "ratings", "sft"),
     ],
 )
 def test_a_training_takes_the_same_way_in_all_layouts(name, layout, zero_stage, reference, trainings, tmp_path):

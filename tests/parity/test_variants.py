@@ -22,8 +22,9 @@ VARIANTS = {"lora": LORA, "checkpointing": {"gradient_checkpointing": True}, "bf
 VARIANTS["all"] = {key: value for variant in VARIANTS.values() for key, value in variant.items()}
 PPO = {"iterations": 2, "save_every": 1, "micro_batch_size": 4}
 SUPERVISED = {"epochs": 1, "save_steps": 2, "save_total_limit": 5, "micro_batch_size": 2}
-SHORT = {"ppo": PPO, "rm": SUPERVISED, "sft": SUPERVISED}
-HALF_WAY = {"ppo": "iteration-000001", "rm": "step-000002", "sft": "step-000002"}
+SHORT = {"ppo": PPO, "rm": SUPERVISED, "meta": SUPERVISED, "sft": SUPERVISED}
+HALF_WAY = {"ppo": "iteration-000001", "rm": "step-000002", "meta": "step-000002", "sft": "step-000002"}
+REWARD_MODELS = ("rm", "meta")
 # ZeRO stage and ranks.
 LAYOUTS = [(0, 1), (3, 2)]
 # Merged adapters say the same to rounding: one product of weights where there were two. In bf16 each merged weight is cut to 8
@@ -51,7 +52,7 @@ def trained(name: str, variant: str, layout: tuple[int, int], trainings, folder:
 
 def loaded(name: str, folder: Path, dtype: torch.dtype) -> list[Tensor]:
     """The outputs of a written model, loaded by denserl's strict loader and by the stock class."""
-    classifier = name == "rm" or folder.name == "critic"
+    classifier = name in REWARD_MODELS or folder.name == "critic"
     stock, strict = AutoModelForCausalLM, load_policy
     if classifier:
         stock, strict = AutoModelForSequenceClassification, load_reward_model
@@ -62,7 +63,7 @@ def with_adapter(name: str, start: Path, adapter: Path, dtype: torch.dtype) -> T
     """The outputs of the model that training started from under the adapters that were written, put together by peft."""
     from peft import PeftModel
 
-    base = (new_reward_model if name == "rm" else load_policy)(str(start), dtype)
+    base = (new_reward_model if name in REWARD_MODELS else load_policy)(str(start), dtype)
     return outputs(PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False))
 
 
@@ -83,7 +84,7 @@ def says_the_same(name: str, variant: str, layout: tuple[int, int], trainings, w
         same = MERGED[dtype] if merged else 0.0
         assert largest_difference(strict, expected) <= same
         # The head of the stock class rounds to 8 bits, ours not at all.
-        rounds = dtype == torch.bfloat16 and (name == "rm" or part == "critic")
+        rounds = dtype == torch.bfloat16 and (name in REWARD_MODELS or part == "critic")
         assert largest_difference(stock, expected) <= (max(same, 2**-8) if rounds else same)
     if adapter.is_dir():
         assert torch.equal(with_adapter(name, world.sft, adapter, dtype), in_memory["model"])
