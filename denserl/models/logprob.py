@@ -48,7 +48,7 @@ def chunked_logprob_entropy(
         temperature: > 0.
         with_entropy: False spares the entropies, and None is returned for them.
 
-    Returns: two (N,) fp32. The entropy carries no gradient.
+    Returns: two (N,) fp32.
     """
     if _is_bare(head):
         return _BlockwiseLogprob.apply(hidden, head.weight, head.bias, tokens, adjust, temperature, with_entropy)
@@ -87,7 +87,7 @@ def _logprob_entropy(logits: Tensor, tokens: Tensor, temperature: float, with_en
     logprob = scaled.gather(-1, tokens[:, None]).squeeze(-1) - scaled.logsumexp(-1)
     if not with_entropy:
         return logprob, None
-    return logprob, _lse_and_entropy(logits.detach())[1]
+    return logprob, _Entropy.apply(logits)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -110,6 +110,21 @@ def _lse_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
 def _finite(values: Tensor) -> Tensor:
     """-inf as the least number, from which -inf can be subtracted."""
     return values.clamp(min=torch.finfo(values.dtype).min)
+
+
+class _Entropy(torch.autograd.Function):
+    """(N, V) logits -> (N,) entropies, of which neither pass keeps more than the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        lse, entropy = _lse_and_entropy(logits)
+        ctx.save_for_backward(logits, lse, entropy)
+        return entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return _entropy_derivative(*ctx.saved_tensors, upstream)
 
 
 class _BlockwiseLogprob(torch.autograd.Function):
@@ -144,15 +159,17 @@ class _BlockwiseLogprob(torch.autograd.Function):
             del logits
         if with_entropy and temperature == 1.0:
             scaled_lse = lse
-        ctx.mark_non_differentiable(entropy)
-        ctx.save_for_backward(hidden, weight, bias, tokens, scaled_lse)
+        # None in the backward pass stands for no gradient, whose products are then spared.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, weight, bias, tokens, scaled_lse, lse, entropy)
         ctx.adjust, ctx.temperature = adjust, temperature
         return _scaled(own, temperature) - scaled_lse, entropy if with_entropy else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, lse = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, scaled_lse, lse, entropy = ctx.saved_tensors
+        upstream = torch.zeros_like(lse) if upstream is None else upstream
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         # Every block adds to the first, in fp32 whatever the model's type; each part of the others is written by one block.
         of_hidden = torch.zeros_like(hidden, dtype=torch.float32) if for_hidden else None
@@ -162,7 +179,9 @@ class _BlockwiseLogprob(torch.autograd.Function):
             raw = _logits(hidden, weight, bias, block).requires_grad_()
             with torch.enable_grad():
                 logits = ctx.adjust(raw)
-            by_logits = _derivative(logits.detach(), _within(tokens, block), lse, upstream, ctx.temperature)
+            by_logits = _derivative(logits.detach(), _within(tokens, block), scaled_lse, upstream, ctx.temperature)
+            if of_entropy is not None:
+                by_logits += _entropy_derivative(logits.detach(), lse, entropy, of_entropy)
             by_logits = torch.autograd.grad(logits, raw, by_logits)[0].to(hidden.dtype)
             if for_hidden:
                 of_hidden += by_logits @ weight[block]
@@ -178,6 +197,12 @@ def _derivative(logits: Tensor, within: tuple[Tensor, Tensor], lse: Tensor, upst
     (place, inside), factor = within, _scaled(upstream, temperature)[:, None]
     out = (_scaled(logits, temperature) - lse[:, None]).exp_().mul_(-factor)
     return out.scatter_add_(1, place[:, None], torch.where(inside[:, None], factor, 0.0))
+
+
+def _entropy_derivative(logits: Tensor, lse: Tensor, entropy: Tensor, upstream: Tensor) -> Tensor:
+    """The loss's derivative by logits, of entropies H: upstream times -p (ln p + H), 0 where a logit is -inf."""
+    log = (logits - lse[:, None]).clamp_(min=WEIGHTLESS)
+    return log.exp().mul_(log.add_(entropy[:, None])).mul_(-upstream[:, None])
 
 
 def _blocks(hidden: Tensor, vocabulary: int) -> list[slice]:

@@ -123,8 +123,7 @@ def token_logprob_entropy(
         shared: prompts that rows have in common and a packed model reads once.
         with_entropy: False spares the entropies, and None is returned for them.
 
-    Returns: two (B, T) fp32 tensors, row b counted from its own response start, 0 where no token stands. The entropy carries
-        no gradient.
+    Returns: two (B, T) fp32 tensors, row b counted from its own response start, 0 where no token stands.
     """
     stock = stock_model(model)
     inputs, places = lay_out(stock, input_ids, attention_mask, shared)

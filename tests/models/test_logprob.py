@@ -62,24 +62,26 @@ def parts(request, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["bare", "biased", "hooked", "adapted"])
 @pytest.mark.parametrize("adjust", ADJUSTMENTS.values(), ids=ADJUSTMENTS)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_are_those_of_the_definition(parts, kind, adjust, temperature):
+@pytest.mark.parametrize(("temperature", "weights"), [(1.0, (1, 1)), (0.7, (1, 0)), (0.7, (0, 1))])
+def test_values_and_gradients_are_those_of_the_definition(parts, kind, adjust, temperature, weights):
+    """weights: whether log-probabilities and entropies take part in the loss."""
     head, (hidden, tokens) = make_head(kind), make_inputs()
     whole, wide = copy.deepcopy(head).double(), hidden.double().requires_grad_()
     hidden.requires_grad_()
-    upstream = torch.randn(POSITIONS, generator=torch.Generator().manual_seed(3))
+    upstream = torch.randn(2, POSITIONS, generator=torch.Generator().manual_seed(3)) * torch.tensor(weights)[:, None]
     got, entropy = chunked_logprob_entropy(hidden, tokens, head, adjust, temperature, True)
     want, wanted_entropy = plain(wide, tokens, whole, adjust, temperature)
-    assert got.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
+    assert got.dtype == entropy.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, **CLOSE)
     torch.testing.assert_close(entropy.double(), wanted_entropy, **CLOSE)
     assert wanted_entropy.std() > 0.05
 
-    (got * upstream).sum().backward()
-    (want * upstream).sum().backward()
+    sum((x * u).sum() for x, u, weight in zip((got, entropy), upstream, weights) if weight).backward()
+    sum((x * u).sum() for x, u, weight in zip((want, wanted_entropy), upstream, weights) if weight).backward()
     for own, expected in zip((hidden, *head.parameters()), (wide, *whole.parameters()), strict=True):
-        assert expected.grad.abs().max() > 0.1
-        torch.testing.assert_close(own.grad.double(), expected.grad, **CLOSE)
+        assert expected.grad.abs().max() > 0.01
+        # Terms of entropies are multiplied by logarithms of up to 20.
+        torch.testing.assert_close(own.grad.double(), expected.grad, rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("kind", ["bare", "hooked"])
@@ -127,17 +129,17 @@ def test_tokens_that_are_ruled_out_have_no_part_in_entropy_and_gradient(parts, k
         few.bias.copy_(head.bias[left])
     hidden.requires_grad_()
     got, entropy = chunked_logprob_entropy(hidden, tokens, head, ADJUSTMENTS["none"], temperature, True)
-    want = []
+    want, entropies = [], []
     for row, token in enumerate(tokens.tolist()):
         logits = few(wide[row])
         probabilities = [(logit - logits.logsumexp(0)).exp() for logit in logits]
-        expected = -sum(p * p.log() for p in probabilities).item()
-        torch.testing.assert_close(entropy[row].item(), expected, **CLOSE)
+        entropies.append(-sum(p * p.log() for p in probabilities))
+        torch.testing.assert_close(entropy[row].item(), entropies[-1].item(), **CLOSE)
         scaled = logits / temperature
         want.append(scaled[left.index(token)] - scaled.logsumexp(0))
     torch.testing.assert_close(got.double(), torch.stack(want), **CLOSE)
-    got.sum().backward()
-    torch.stack(want).sum().backward()
+    (got + entropy).sum().backward()
+    (torch.stack(want) + torch.stack(entropies)).sum().backward()
     torch.testing.assert_close(hidden.grad.double(), wide.grad, **CLOSE)
     for own, expected in zip(head.parameters(), few.parameters(), strict=True):
         torch.testing.assert_close(own.grad[left].double(), expected.grad, **CLOSE)
@@ -200,7 +202,7 @@ def test_twice_the_same(parts, kind):
         head, (hidden, tokens) = make_head(kind), make_inputs()
         hidden.requires_grad_()
         values = chunked_logprob_entropy(hidden, tokens, head, ADJUSTMENTS["soft cap"], 0.7, True)
-        values[0].sum().backward()
+        sum(values).sum().backward()
         return *values, hidden.grad, head.weight.grad
 
     assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
@@ -239,6 +241,9 @@ def test_never_the_logits_of_all_positions(kind, positions, monkeypatch):
     hidden.requires_grad_()
     with Largest() as largest:
         chunked_logprob_entropy(hidden, tokens, head, ADJUSTMENTS["soft cap"], 0.7, True)[0].sum().backward()
+    with Largest() as of_both:
+        sum(chunked_logprob_entropy(hidden, tokens, head, ADJUSTMENTS["soft cap"], 0.7, True)).sum().backward()
+    assert of_both.elements == largest.elements
     assert limit / 2 < largest.elements <= max(limit, positions * WIDTH) < positions * VOCABULARY
 
 
