@@ -124,7 +124,8 @@ class _Entropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        return _entropy_derivative(*ctx.saved_tensors, upstream)
+        logits, lse, entropy = ctx.saved_tensors
+        return _entropy_derivative(logits, lse, entropy, upstream)
 
 
 class _BlockwiseLogprob(torch.autograd.Function):

@@ -174,6 +174,10 @@ class LossConfig(Config):
     """Clip range of values; default 0.25, of a bandit reward model 0.2."""
     value_coef: Annotated[float, Gt(0), WITHOUT_CRITIC] = 1.0
     """Weight of the value loss; the critic has its own optimiser, so that it shows where gradients are clipped."""
+    entropy_coef: Annotated[float, Ge(0)] = 0.0
+    """Weight in the policy's loss of the mean entropy (nats) of its choices; with `entropy_target`, of the distance to that."""
+    entropy_target: Annotated[float | None, Gt(0), Only("without `entropy_coef`", lambda c: c.entropy_coef)] = None
+    """The mean entropy that the policy is drawn to; without one, the more the better."""
     policy_tokens: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Share of each rollout's tokens that the policy learns from, those of highest entropy; the critic learns from all."""
     average: Literal["sequence", "token_mean"] = "sequence"

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from datasets import Dataset
@@ -77,6 +77,14 @@ VALUE_CLIP = {"bandit": 0.2}  # the published ones
 DEFAULT_VALUE_CLIP = 0.25
 # Options that name the models whose weights a resumed run must have.
 MODELS = ("model", "reward_model", "implicit_reward", "implicit_reference")
+
+
+class Shares(NamedTuple):
+    """What a micro-batch's sums are divided by, so that their mean over an optimiser step is an average over all of it."""
+
+    tokens: Tensor  # of all response tokens, or of responses
+    policy: Tensor  # of those that the policy learns from
+    text: Tensor | None = None
 
 
 class PPOTrainer:
@@ -384,23 +392,41 @@ class PPOTrainer:
 
     def _optimiser_step(self, responses: Responses, experience: Experience, rows: list[int], log: Averages) -> None:
         """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch."""
-        config, micro_batches = self.config, self._micro_batches(rows)
-        share, policy_share = (
-            self._share_of_step(average_count(mask[rows], config.average), len(micro_batches))
-            for mask in (experience.mask, experience.policy_mask)
-        )
+        micro_batches = self._micro_batches(rows)
         texts = self.ptx_batches(self.steps) if self.ptx_batches else []
-        text_count = torch.stack([text.response_mask.sum() for text in texts]).sum() if texts else None
-        text_share = self._share_of_step(text_count, len(micro_batches)) if texts else None
-        for i, micro in enumerate(micro_batches):
-            batch = self._batch(responses.rows(micro))
-            old = experience.rows(torch.tensor(micro, device=self.device), batch.response_mask.shape[1])
+        shares = self._shares(experience, rows, texts, len(micro_batches))
+        parts = [self._micro_batch(responses, experience, micro) for micro in micro_batches]
+        slope = 0.0 if self._actor_is_frozen() else self._entropy_slope(parts, shares.policy)
+        for i, (batch, old) in enumerate(parts):
             if self.models.critic is not None:
-                log.add(self._critic_step(batch, old, share))
+                log.add(self._critic_step(batch, old, shares.tokens))
             if not self._actor_is_frozen():
-                log.add(self._actor_step(batch, old, share, policy_share, texts[i] if texts else None, text_share))
+                log.add(self._actor_step(batch, old, shares, texts[i] if texts else None, slope))
         norms = {f"{name}_grad_norm": engine.get_global_grad_norm() for name, engine in self.models.engines.items()}
         log.add({k: torch.as_tensor(v, dtype=torch.float32, device=self.device) for k, v in norms.items() if v is not None})
+
+    def _shares(self, experience: Experience, rows: list[int], texts: list[ResponseBatch], micro_batches: int) -> Shares:
+        masks = (experience.mask, experience.policy_mask)
+        counts = [average_count(mask[rows], self.config.average) for mask in masks]
+        counts += [torch.stack([text.response_mask.sum() for text in texts]).sum()] if texts else []
+        return Shares(*(self._share_of_step(count, micro_batches) for count in counts))
+
+    def _micro_batch(self, responses: Responses, experience: Experience, rows: list[int]) -> tuple[ResponseBatch, Experience]:
+        batch = self._batch(responses.rows(rows))
+        return batch, experience.rows(torch.tensor(rows, device=self.device), batch.response_mask.shape[1])
+
+    def _entropy_slope(self, parts: Sequence[tuple[ResponseBatch, Experience]], share: Tensor) -> Tensor | float:
+        """The derivative of the entropy term by the mean entropy of the optimiser step; 0 without the term.
+
+        -entropy_coef, or of the distance to a target its sign, for which the whole step is read beforehand.
+        """
+        coef, target = self.config.entropy_coef, self.config.entropy_target
+        if not coef or target is None:
+            return -coef
+        with torch.no_grad():
+            means = torch.stack([self._mean_entropy(self._now(batch, True)[1], old, share) for batch, old in parts])
+        mean = distributed.all_sum(means.sum()) / len(parts) / distributed.world_size()
+        return coef * torch.sign(mean - target)
 
     def _share_of_step(self, count: Tensor, micro_batches: int) -> Tensor:
         """What a micro-batch's sum is divided by, given what it counts on this rank.
@@ -427,32 +453,38 @@ class PPOTrainer:
         return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
 
     def _actor_step(
-        self,
-        batch: ResponseBatch,
-        old: Experience,
-        share: Tensor,
-        policy_share: Tensor,
-        text: ResponseBatch | None,
-        text_share: Tensor | None,
+        self, batch: ResponseBatch, old: Experience, shares: Shares, text: ResponseBatch | None, slope: Tensor | float
     ) -> dict[str, Tensor]:
         config = self.config
-        logprobs, _ = self._logprob_entropy(self.models.actor, batch, config.temperature, with_entropy=False)
-        averaged = (old.policy_mask, config.policy_clip, config.average, policy_share, config.dual_clip)
+        logprobs, entropy = self._now(batch, with_entropy=config.entropy_coef > 0)
+        averaged = (old.policy_mask, config.policy_clip, config.average, shares.policy, config.dual_clip)
         loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, *averaged)
         now = logprobs.detach()
         log = {
             "policy_loss": loss.detach(),
             "clip_fraction": clipped,
-            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, config.average, share),
-            "ratio": masked_average((now - old.logprobs).exp(), old.mask, config.average, share),
+            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, config.average, shares.tokens),
+            "ratio": masked_average((now - old.logprobs).exp(), old.mask, config.average, shares.tokens),
         }
+        if entropy is not None:
+            mean = self._mean_entropy(entropy, old, shares.policy)
+            loss = loss + slope * mean
+            log["entropy_loss"] = slope * (mean.detach() - (config.entropy_target or 0.0))
         if text is not None:
-            ptx_loss = self._ptx_loss(text, text_share)
+            ptx_loss = self._ptx_loss(text, shares.text)
             loss = loss + config.ptx_coef * ptx_loss
             log["ptx_loss"] = ptx_loss.detach()
         self.models.actor.backward(loss)
         self.models.actor.step()
         return log
+
+    def _now(self, batch: ResponseBatch, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities, and entropies where they are wanted, by the policy as it is."""
+        return self._logprob_entropy(self.models.actor, batch, self.config.temperature, with_entropy)
+
+    def _mean_entropy(self, entropy: Tensor, old: Experience, share: Tensor) -> Tensor:
+        """Of the tokens that the policy learns from, averaged as its loss is."""
+        return masked_average(entropy, old.policy_mask, self.config.average, share)
 
     def _train_mode(self, on: bool) -> None:
         """Training mode is what switches gradient checkpointing on; sampling and scoring run without it."""
