@@ -33,6 +33,10 @@ PPO = {
     "eval_every": 2,
     "warmup_ratio": 0.2,
     "weight_decay": 0.01,
+    "advantage_clip": 2.0,
+    "dual_clip": 1.5,
+    "entropy_coef": 0.1,
+    "entropy_target": 5.3,  # near the mean, on either side of it in the steps
 }
 RUNNING = {"normalizer": "running", "score_clip": 0.8}
 # The other average, another way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
@@ -46,6 +50,10 @@ PPO_BY_TOKEN = PPO | {
     "entropy_threshold": None,
     "penalise_longer_than": 10,
     "critic_warmup_iterations": 1,
+    "advantage_norm": "off",
+    "value_coef": 0.5,
+    "lr_schedule": "inverse_sqrt",
+    "entropy_target": None,
     "top_p": 0.9,
     "ema_decay": 0,
     "kl_target": None,

@@ -341,6 +341,7 @@ def same_bits(first: Path, second: Path) -> None:
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_a_resumed_run_ends_with_the_same_bits(ppo, world, zero_stage):
     options = FULL | {"zero_stage": zero_stage, "eval_prompts": world.prompts, "normalizer": "running"}
+    options |= {"lr_schedule": "inverse_sqrt", "warmup_ratio": 0.5, "critic_warmup_iterations": 3, "entropy_coef": 0.1}
     output = ppo(**options)
     same_bits(go_on_from_the_middle(ppo, output, **options), output)
 
