@@ -15,7 +15,7 @@ from denserl.ppo_utils.assignment import OF_SCORE, WHOLE, canonical_kind, paymen
 from denserl.ppo_utils.credit import credited, step_rewards
 from denserl.ppo_utils.moments import Moments
 from denserl.ppo_utils.normalizer import LocationNormalizer, RunningNormalizer, ScalarNormalizer
-from denserl.rewards.aggregation import SHIFTED_WHOLE, aggregate, is_within
+from denserl.rewards.aggregation import SHIFTED_WHOLE, aggregate, is_within, valid_scores
 from denserl.segmentation import Segments
 
 
@@ -112,7 +112,9 @@ class DenseReward:
         """
         if self.runs != (moments is not None):
             raise ValueError(f"the normaliser {self.normalizer} with the moments {moments}")
-        paid = found.paid if moments is None else self.normalizer(found.paid, moments)
+        paid = found.paid
+        if moments is not None:
+            paid = valid_scores(self.normalizer(paid, moments), found.segments.counts)
         if self.score_clip is not None:
             # Clipping would make an infinite number look like a large one.
             paid = torch.where(paid.isfinite(), paid.clamp(-self.score_clip, self.score_clip), paid)

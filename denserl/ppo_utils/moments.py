@@ -50,7 +50,7 @@ class RunningMoments:
     def of(self, name: str) -> Moments:
         """The moments of one stream; mean 0 and std 1 before its first number."""
         mean, variance, count = self._of(name)
-        spread = (count > 1) & (variance > (ROUNDING * mean) ** 2)
+        spread = variance > (ROUNDING * mean) ** 2
         return Moments(mean, torch.where(spread, variance * count / (count - 1), 1.0).sqrt())
 
     def saved(self) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ PPO = {
 RUNNING = {"normalizer": "running", "score_clip": 0.8}
 # The other average, another way from scores to rewards, two optimiser steps a pass, a critic that begins alone.
 PPO_BY_TOKEN = PPO | {
+    "normalizer": "running_scale",
     "ppo_epochs": 1,
     "train_batch_size": 4,
     "micro_batch_size": 4,

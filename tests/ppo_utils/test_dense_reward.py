@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.ppo_utils.assignment import CHANGE, KINDS
+from denserl.ppo_utils.assignment import AT_LAST, CHANGE, KINDS
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties, weighted_sum
 from denserl.ppo_utils.kl import penalised_rewards
 from denserl.ppo_utils.moments import Moments, RunningMoments
 from denserl.ppo_utils.normalizer import LocationNormalizer, RunningNormalizer, ScalarNormalizer
-from denserl.segmentation import segment_by_entropy, segment_scores
+from denserl.segmentation import Segments, segment_by_entropy, segment_scores
 
 # Row 0: four content tokens and an end of turn; the third content token was uncertain. Row 1: cut off after three tokens.
 SCORES = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 99.0, 99.0]])
@@ -281,6 +281,19 @@ def test_the_stream_of_what_is_paid_has_a_number_for_each_that_is_paid(kind):
     expected = one.get(kind, changes if kind in CHANGE else [1.0, 5.0, 2.0])
     stream = found.stream()
     close(stream[stream.isfinite()], expected)
+
+
+@pytest.mark.parametrize("kind", AT_LAST)
+def test_a_response_that_was_not_cut_into_anything_is_paid_nothing(kind):
+    """Tokens of a response in which there is no step, beside one that has one."""
+    mask = torch.ones(2, 2).bool()
+    segments = Segments(
+        torch.tensor([[-1, -1], [0, 0]]), torch.tensor([[0, 0], [0, 1]]).bool(), torch.tensor([[0], [2]]), torch.tensor([0, 1])
+    )
+    for normalizer, seen, paid in ((None, None, 5.0), (RunningNormalizer(), moments(1.0, 2.0), 2.0)):
+        dense = DenseReward(kind, normalizer, "last")
+        tokens = dense.on_tokens(dense.payments(torch.tensor([[7.0], [5.0]]), segments), mask, seen).tokens
+        close(tokens, [[0.0, 0.0], [0.0, paid]])
 
 
 def test_a_number_that_is_not_finite_is_not_clipped_to_a_large_one():
