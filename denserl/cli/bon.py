@@ -1,4 +1,7 @@
-"""Best-of-n: sample responses, score them by a proxy and by a gold reward, and draw both against KL; or label their steps."""
+"""Best-of-n: sample responses, score them by a proxy and by a gold reward, and draw both against KL.
+
+Or label their steps, or sample alone.
+"""
 
 import json
 from pathlib import Path
@@ -24,10 +27,12 @@ def run(options: Options) -> dict:
     from denserl.rewards.sources.function import FunctionSource
     from denserl.trainer.start import start_run
 
+    golds = (options.gold_reward_model is not None) + (options.true_reward is not None)
+    sampled_alone = options.reward_model is None and not (options.continue_steps or golds)
     require(
-        (options.gold_reward_model is None) != (options.true_reward is None),
+        sampled_alone or golds == 1,
         f"`gold_reward_model` {options.gold_reward_model}, `true_reward` {options.true_reward}: one must say the gold reward",
-        "give exactly one of the two",
+        "give exactly one of the two, or neither and no `reward_model`, to sample alone",
     )
     require(
         options.true_reward or not options.continue_steps,

@@ -125,7 +125,7 @@ class BestOfNConfig(SolutionConfig, RankConfig, SamplingConfig, RewardModelConfi
         list[str] | None, MODEL, FIRST, Only("without `reward_model`", lambda c: c.reward_model is not None, OF_PROXIES)
     ] = None
     """Trained reward model that chooses: folder or hub name. Several are an ensemble, each standardised by its own mean and
-    std. Needed unless continue_steps is given."""
+    std. Without it, continue_steps labels steps, or without any reward samples are drawn and no more."""
     gold_reward_model: Annotated[str | None, MODEL, FIRST] = None
     """Reward model that says what responses are worth: folder or hub name, of any tokenizer."""
     true_reward: Annotated[str | None, FIRST] = None

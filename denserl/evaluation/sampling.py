@@ -45,7 +45,8 @@ BATCHES_AT_ONCE = 4
 def check_models(config: BestOfNConfig) -> None:
     """UserError, before the sampling, for a reward model or its SFT model that is not there, or code that is not trusted."""
     named = "give one folder or hub name, or several; without any, `continue_steps` labels steps"
-    require(config.reward_model or config.continue_steps, "`reward_model` names no model", named)
+    alone = config.reward_model is None and not (config.gold_reward_model or config.true_reward)
+    require(config.reward_model or config.continue_steps or alone, "`reward_model` names no model", named)
     if config.continue_steps:
         chosen_rule(config)
     golds = [config.gold_reward_model] if config.gold_reward_model else []
