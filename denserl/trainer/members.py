@@ -13,6 +13,7 @@ from denserl.rewards.members import MEMBERS_FILE, member_folder
 from denserl.rewards.objectives import all_labels
 from denserl.trainer.members_config import MembersConfig
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_labels import measured_file, measures_strength
 from denserl.trainer.reward_making import check_trunk, make_objectives
 from denserl.trainer.reward_pairs import load_pairs
 from denserl.trainer.several import (
@@ -85,6 +86,8 @@ def _config_of(config: RewardConfig, number: int) -> RewardConfig:
     """The config of a member's own training."""
     plain = {option.name: option.default for option in options_of(MembersConfig)}
     plain |= {"seed": config.seed + number, "data_seed": config.seed_of_data()}
+    if measures_strength(config):
+        plain |= {"strength_from": [str(measured_file(config))]}
     if config.strength_folds:
         plain |= {"strength_folds": config.strength_folds, "leave_out_fold": number % config.strength_folds}
     return own_config(config, member_folder(Path(config.output_dir), number), **plain)

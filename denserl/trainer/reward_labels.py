@@ -5,18 +5,26 @@ them is the same for all members and all uses, and is asked for once.
 """
 
 import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from denserl import distributed
 from denserl.data.features import NUMBER
 from denserl.data.folds import folds_of
 from denserl.data.preferences import exchanged, labels_to_turn
 from denserl.data.schemas import MARGIN, P_CHOSEN
-from denserl.data.strength_file import Strength, read_strength
+from denserl.data.strength_file import STRENGTH_FILE, Strength, read_strength, write_strength
 from denserl.errors import require
+from denserl.rewards.members import MEMBERS_FILE
+from denserl.rewards.pair_chances import load_judge
 from denserl.rewards.strength_uses import MARGINS, Learned, in_part, learned_as
+from denserl.rewards.voting import measure_strength
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.start import device_and_precision
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +47,31 @@ def with_strength(config: RewardConfig, pairs: Dataset) -> Dataset:
 
 
 def strength_of(config: RewardConfig, pairs: Dataset) -> Strength:
-    """The strength of pairs as `load_preferences` gives them."""
-    (path,) = config.strength_from
-    return read_strength(path, pairs, on_bad_row=config.on_bad_row)
+    """The strength of pairs as `load_preferences` gives them, read from a file or measured by models. Collective."""
+    paths = config.strength_from
+    if measures_strength(config):
+        paths = [str(measured_file(config))]
+        device, dtype = device_and_precision(config)
+        how: dict[str, Any] = {"max_length": config.max_length, "score_tokens": config.score_tokens}
+        load = partial(load_judge, device=device, dtype=dtype, **how, trusted=[config.segmenter], source=config)
+        kept = Path(config.output_dir) / "scores"
+        votes = measure_strength(config.strength_from, pairs, load, config, dtype, kept, f"max_length {config.max_length}")
+        if distributed.rank() == 0:
+            write_strength(paths[0], pairs, votes.chosen, votes.rejected)
+        distributed.barrier()
+    return read_strength(paths[0], pairs, on_bad_row=config.on_bad_row)
+
+
+def measures_strength(config: RewardConfig) -> bool:
+    """Whether `strength_from` names models: several, a folder with one or with members, or a name on the hub."""
+    names = config.strength_from or []
+    is_model = any(not Path(name).exists() or (Path(name) / "config.json").is_file() for name in names)
+    return len(names) > 1 or is_model or any((Path(name) / MEMBERS_FILE).is_file() for name in names)
+
+
+def measured_file(config: RewardConfig) -> Path:
+    """Where the strength stands that a training has measured."""
+    return Path(config.output_dir) / STRENGTH_FILE
 
 
 def as_learned(config: RewardConfig, rows: Dataset) -> Dataset:

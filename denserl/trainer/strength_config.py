@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Gt, Interval
 
-from denserl.config import INPUT, RESUMABLE, Config, Only
+from denserl.config import MODEL, RESUMABLE, Config, Only
 from denserl.errors import require
 from denserl.rewards.strength_uses import FLIPS, MARGINS, SOFTENS, Use, check_part
 
@@ -20,12 +20,13 @@ class StrengthConfig(Config):
 
     strength_from: Annotated[
         list[str] | None,
-        INPUT,
+        MODEL,
         RESUMABLE,
         Only("without `input` pairs or pair", lambda c: c.input in ("pairs", "pair")),
         Only("beside pairs that a model labels", lambda c: not (c.unlabelled_data or c.pseudo_data)),
     ] = None
-    """Strength of the pairs of `data`: a file of denserl strength, or its folder."""
+    """Strength of the pairs of `data`: a file of denserl strength, or its folder; or reward models, folders or hub names, that
+    measure it first (a folder of `members` stands for all of them)."""
     strength_use: Annotated[
         Use | None,
         _OF_STRENGTH,

@@ -5,14 +5,21 @@ import shutil
 
 import pytest
 import tiny_models
+import torch
 from safetensors.torch import load_file
 
 from denserl.cli import train_rm
 from denserl.data import reference_cache
+from denserl.data.folds import folds_of
 from denserl.data.preferences import load_preferences
+from denserl.data.strength_file import read_strength
 from denserl.errors import UserError
+from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.members import read_members
+from denserl.rewards.scorer import RewardScorer
 from denserl.trainer.group_trainer import GroupTrainer
+from denserl.trainer.members import train_members
+from denserl.trainer.reward_pairs import pairs_of
 from denserl.trainer.reward_trainer import RewardTrainer
 
 ROWS = 24
@@ -195,3 +202,36 @@ def test_what_cannot_be_is_refused(options, found, files, tmp_path):
 def test_members_are_no_single_training(files, tmp_path):
     with pytest.raises(UserError, match="`members` asks for several trainings"):
         RewardTrainer.from_config(train_rm.Options(**options_of_one(files, tmp_path), members=2))
+
+
+def test_pairs_have_the_strength_that_members_measure_who_have_not_seen_them(files, trained, tmp_path):
+    """Each by one of the two, by its scores alone, in units of its own std and of the mean of both."""
+    folder, *_ = trained
+    config = train_rm.Options(**options_of_one(files, tmp_path), strength_from=[str(folder)], strength_use="margin")
+    tokenizer = load_tokenizer(config.model)
+    margins = pairs_of(config, tokenizer, torch.device("cpu"), "fp32", (), None)[0]["margin"]
+    pairs, members = load_preferences(config.data), read_members(folder)
+    scorers = [RewardScorer([str(path)], max_length=64) for path in members.folders]
+    stds = [json.loads((path / "config.json").read_text())["std"] for path in members.folders]
+    for pair, fold, margin in zip(pairs, folds_of(pairs["prompt"], 2, 42), margins, strict=True):
+        chosen, rejected = scorers[fold]([pair["prompt"]] * 2, [pair["chosen"], pair["rejected"]])
+        assert margin == pytest.approx((chosen - rejected) / stds[fold] * sum(stds) / 2, rel=1e-4, abs=1e-6)
+    assert len(read_strength(tmp_path, pairs).mean) == ROWS
+
+
+def test_strength_that_models_measure_is_measured_once_for_all_members(files, trained, tmp_path):
+    folder, *_ = trained
+    given = []
+
+    def train(own):
+        given.append(own)
+        return {"eval_accuracy": 0.5 + own.seed / 100, "eval_loss": 1.0, "step": 3}
+
+    config = train_rm.Options(
+        **options_of_one(files, tmp_path), members=3, seed=2, strength_from=[str(folder)], strength_use="soft", lr=0.5
+    )
+    metrics = train_members(config, train)
+    assert metrics == {"eval_accuracy": pytest.approx(0.53), "eval_loss": 1.0}
+    assert [own.seed for own in given] == [2, 3, 4] and {own.data_seed for own in given} == {2}
+    assert {own.strength_from[0] for own in given} == {str(tmp_path / "strength.jsonl")}
+    assert {(own.lr, own.members, own.strength_use) for own in given} == {(0.5, None, "soft")}
