@@ -223,9 +223,9 @@ def whiten(x: Tensor, mask: Tensor) -> list[list[float]]:
 
 
 def average(terms: list[list[float]], how: str) -> float:
-    """Mean over a response's tokens, then over responses; or over all tokens. Rows without tokens do not count."""
+    """Mean (constant: sum) over a response's tokens, then over responses; or over all tokens. Empty rows do not count."""
     groups = [[x for row in terms for x in row]] if how == "token_mean" else terms
-    means = [sum(group) / len(group) for group in groups if group]
+    means = [sum(group) / (1 if how == "constant" else len(group)) for group in groups if group]
     return sum(means) / len(means) if means else 0.0
 
 

@@ -136,7 +136,11 @@ class KLConfig(Config):
 
     kl_coefficient: Annotated[float, FIRST, Ge(0)] = 0.01
     """Weight of the KL penalty."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] = "reward"
+    """reward: the KL is taken off the rewards of tokens. loss: its k3 estimate is added to the policy's loss, as in GRPO."""
+    kl_estimator: Annotated[
+        Literal["k1", "k2", "k3"], Only("with `kl_in` loss, where the estimate is k3", lambda c: c.kl_in == "reward")
+    ] = "k1"
     """Per-token KL estimate in the reward."""
     kl_target: Annotated[float | None, Gt(0)] = None
     """Adapt the coefficient towards this KL per response."""
@@ -176,18 +180,28 @@ class LossConfig(Config):
     """Weight of the value loss; the critic has its own optimiser, so that it shows where gradients are clipped."""
     entropy_coef: Annotated[float, Ge(0)] = 0.0
     """Weight in the policy's loss of the mean entropy (nats) of its choices; with `entropy_target`, of the distance to that."""
-    entropy_target: Annotated[float | None, Gt(0), Only("without `entropy_coef`", lambda c: c.entropy_coef)] = None
+    entropy_target: Annotated[
+        float | None,
+        Gt(0),
+        Only("without `entropy_coef`", lambda c: c.entropy_coef),
+        Only("with `average` constant, which makes no mean of it", lambda c: c.average != "constant"),
+    ] = None
     """The mean entropy that the policy is drawn to; without one, the more the better."""
     policy_tokens: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Share of each rollout's tokens that the policy learns from, those of highest entropy; the critic learns from all."""
-    average: Literal["sequence", "token_mean"] = "sequence"
-    """Average losses over each response then over responses, or over all tokens."""
+    average: Literal["sequence", "token_mean", "constant"] = "sequence"
+    """Average losses over each response then over responses, or over all tokens. constant: add up the policy's loss over the
+    tokens of each response, divide by `max_new_tokens`, then over responses; a critic's is over all tokens."""
 
     def estimation(self) -> dict[str, Any]:
         """What `advantages.Advantages` is given."""
         norm = self.advantage_norm or ("off" if self.advantage in OF_A_GROUP else "on")
         ways = {"kind": self.advantage, "group_std": self.group_std == "on", "norm": norm == "on", "clip": self.advantage_clip}
         return {"gamma": self.gamma, "lam": self.lam, **ways}
+
+    def average_of_all(self) -> str:
+        """The average of what is not the policy's loss."""
+        return "token_mean" if self.average == "constant" else self.average
 
     def has_critic(self) -> bool:
         """Whether advantages are estimated by a critic."""

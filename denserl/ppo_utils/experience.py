@@ -33,6 +33,7 @@ class Experience(NamedTuple):
     values: Tensor | None  # None without a critic
     advantages: Tensor  # as `Advantages.scaled` has them
     returns: Tensor
+    ref_logprobs: Tensor  # for a KL that is a term of the loss
     policy_mask: Tensor  # bool: the tokens that the policy learns from
 
     def rows(self, index: Tensor, width: int) -> "Experience":
@@ -57,6 +58,7 @@ def make_experience(
         values: (N, T), of the state before each token, by the critic at sampling time; None without one.
         groups: N numbers, of the group of samples of one prompt that each response is of, where `estimate` compares these.
         estimate: how advantages and returns are made of rewards and values, and scaled.
+        beta: weight of the KL penalty in the reward, 0 for a KL that is a term of the loss.
         policy_tokens: share of the tokens that the policy learns from, those of highest entropy (`highest_entropies`).
 
     Returns: the experience, NaN in advantages and returns of a response whose reward, KL or value is not finite; and 0-d
@@ -77,7 +79,7 @@ def make_experience(
         _, error_variance = masked_moments(returns - values, finite)
         log["explained_variance"] = 1 - error_variance / return_variance.clamp(min=1e-8)
         values = torch.where(scored.mask, values, 0.0)
-    logprobs = torch.where(scored.mask, scored.logprobs, 0.0)
+    logprobs, ref_logprobs = (torch.where(scored.mask, x, 0.0) for x in (scored.logprobs, scored.ref_logprobs))
     learned = estimate.scaled(advantages, finite)
     own_advantages, own_returns = (torch.where(scored.mask & ~sound, torch.nan, x) for x in (learned, returns))
     chosen = scored.mask
@@ -85,4 +87,4 @@ def make_experience(
         chosen, log["policy_entropy"] = highest_entropies(scored.entropy, scored.mask, policy_tokens)
         counts = all_sum(torch.stack([chosen.sum(), scored.mask.sum()]).double())
         log["policy_tokens"] = counts[0] / counts[1].clamp(min=1)
-    return Experience(scored.mask, logprobs, values, own_advantages, own_returns, chosen), log
+    return Experience(scored.mask, logprobs, values, own_advantages, own_returns, ref_logprobs, chosen), log

@@ -6,18 +6,22 @@ import torch
 from torch import Tensor
 
 from denserl.distributed import gather_objects
+from denserl.ppo_utils.kl import approx_kl
 
-AVERAGES = ("sequence", "token_mean")
+AVERAGES = ("sequence", "token_mean", "constant")
 
 
 def masked_average(x: Tensor, mask: Tensor, average: str = "sequence", count: Tensor | float | None = None) -> Tensor:
     """Average per-token terms: `sequence` over each response's tokens then over responses, `token_mean` over all tokens.
 
+    `constant` adds up each response's tokens, then takes the mean over responses and divides by a number of tokens that is the
+    same for all (Dr. GRPO, arXiv 2503.20783), so that a token weighs the same in a short and in a long response.
+
     Args:
         x, mask: (B, T). Responses without tokens are not counted.
         average: one of AVERAGES.
         count: what to divide by, when this batch is a part of a larger one: its number of (non-empty) responses or of
-            tokens (see `average_count`). Default: this batch's own.
+            tokens (see `average_count`). Default: this batch's own, with the constant 1.
 
     Returns: 0-d fp32; 0 for an empty batch.
 
@@ -33,12 +37,13 @@ def masked_average(x: Tensor, mask: Tensor, average: str = "sequence", count: Te
     return x.sum() / torch.as_tensor(count, device=x.device).clamp(min=1e-8)
 
 
-def average_count(mask: Tensor, average: str) -> Tensor:
-    """The denominator of `masked_average`: non-empty responses or tokens of a batch, 0-d fp32."""
+def average_count(mask: Tensor, average: str, constant: float = 1.0) -> Tensor:
+    """The denominator of `masked_average`: non-empty responses or tokens of a batch, 0-d fp32; constant: that of `constant`."""
     if average not in AVERAGES:
         raise ValueError(f"unknown average {average!r}; known: {', '.join(AVERAGES)}")
     mask = mask.bool()
-    return (mask.any(1) if average == "sequence" else mask).sum().float()
+    count = (mask if average == "token_mean" else mask.any(1)).sum().float()
+    return constant * count if average == "constant" else count
 
 
 def highest_entropies(entropy: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -90,6 +95,25 @@ def policy_loss(
         terms, is_clipped = torch.where(bounded, most, terms), is_clipped | bounded
     loss = masked_average(terms, mask, average, count)
     return loss, masked_average(is_clipped.detach(), mask, average, count)
+
+
+def kl_loss(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    average: str = "sequence",
+    count: Tensor | float | None = None,
+) -> Tensor:
+    """The mean k3 estimate of KL(policy || reference) as a term of the policy's loss (GRPO, arXiv 2402.03300, eq. 4).
+
+    log pi - log pi_ref is held within +-20, as in `policy_loss`.
+
+    Args:
+        logprobs, ref_logprobs, mask: (B, T), of the policy that is trained, and of the reference.
+        average, count: as in `masked_average`.
+    """
+    gap = torch.where(mask.bool(), logprobs.float() - ref_logprobs.float(), 0.0).clamp(-20, 20)
+    return masked_average(approx_kl(gap, torch.zeros_like(gap), "k3"), mask, average, count)
 
 
 def value_loss(

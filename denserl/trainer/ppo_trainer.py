@@ -28,7 +28,7 @@ from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.advantages import Advantages
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl
-from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
+from denserl.ppo_utils.losses import average_count, kl_loss, masked_average, policy_loss, value_loss
 from denserl.rewards.pair_metrics import HUGE_SCORE
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import ResponseScorer
@@ -260,7 +260,7 @@ class PPOTrainer:
             scored,
             values,
             groups=responses.groups,
-            beta=self.kl.beta,
+            beta=self.kl.beta if config.kl_in == "reward" else 0.0,
             reward_clip=config.reward_clip,
             kl_estimator=config.kl_estimator,
             estimate=Advantages(**config.estimation()),
@@ -406,8 +406,9 @@ class PPOTrainer:
         log.add({k: torch.as_tensor(v, dtype=torch.float32, device=self.device) for k, v in norms.items() if v is not None})
 
     def _shares(self, experience: Experience, rows: list[int], texts: list[ResponseBatch], micro_batches: int) -> Shares:
-        masks = (experience.mask, experience.policy_mask)
-        counts = [average_count(mask[rows], self.config.average) for mask in masks]
+        config = self.config
+        averaged = ((experience.mask, config.average_of_all()), (experience.policy_mask, config.average))
+        counts = [average_count(mask[rows], average, config.max_new_tokens) for mask, average in averaged]
         counts += [torch.stack([text.response_mask.sum() for text in texts]).sum()] if texts else []
         return Shares(*(self._share_of_step(count, micro_batches) for count in counts))
 
@@ -447,7 +448,9 @@ class PPOTrainer:
 
     def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
         values = self._values(batch, batch.response_mask.shape[1])
-        loss, clipped = value_loss(values, old.values, old.returns, old.mask, self.value_clip, self.config.average, share)
+        loss, clipped = value_loss(
+            values, old.values, old.returns, old.mask, self.value_clip, self.config.average_of_all(), share
+        )
         self.models.critic.backward(self.config.value_coef * loss)
         self.models.critic.step()
         return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
@@ -455,7 +458,7 @@ class PPOTrainer:
     def _actor_step(
         self, batch: ResponseBatch, old: Experience, shares: Shares, text: ResponseBatch | None, slope: Tensor | float
     ) -> dict[str, Tensor]:
-        config = self.config
+        config, average = self.config, self.config.average_of_all()
         logprobs, entropy = self._now(batch, with_entropy=config.entropy_coef > 0)
         averaged = (old.policy_mask, config.policy_clip, config.average, shares.policy, config.dual_clip)
         loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, *averaged)
@@ -463,13 +466,17 @@ class PPOTrainer:
         log = {
             "policy_loss": loss.detach(),
             "clip_fraction": clipped,
-            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, config.average, shares.tokens),
-            "ratio": masked_average((now - old.logprobs).exp(), old.mask, config.average, shares.tokens),
+            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, average, shares.tokens),
+            "ratio": masked_average((now - old.logprobs).exp(), old.mask, average, shares.tokens),
         }
         if entropy is not None:
             mean = self._mean_entropy(entropy, old, shares.policy)
             loss = loss + slope * mean
             log["entropy_loss"] = slope * (mean.detach() - (config.entropy_target or 0.0))
+        if config.kl_in == "loss":
+            of_reference = kl_loss(logprobs, old.ref_logprobs, old.policy_mask, config.average, shares.policy)
+            loss = loss + self.kl.beta * of_reference
+            log["kl_loss"] = of_reference.detach()
         if text is not None:
             ptx_loss = self._ptx_loss(text, shares.text)
             loss = loss + config.ptx_coef * ptx_loss

@@ -73,7 +73,7 @@ def test_what_is_logged(batch, _):
 
 
 def test_rows_are_picked_and_cut():
-    whole = Experience(*(torch.arange(12).reshape(3, 4) + 100 * i for i in range(6)))
+    whole = Experience(*(torch.arange(12).reshape(3, 4) + 100 * i for i in range(7)))
     part = whole.rows(torch.tensor([2, 0]), 3)
     assert part.mask.tolist() == [[8, 9, 10], [0, 1, 2]]
     assert part.returns.tolist() == [[408, 409, 410], [400, 401, 402]]

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.ppo_utils.losses import average_count, masked_average, policy_loss, value_loss
+from denserl.ppo_utils.losses import average_count, kl_loss, masked_average, policy_loss, value_loss
 
-AVERAGE = st.sampled_from(["sequence", "token_mean"])
+AVERAGE = st.sampled_from(["sequence", "token_mean", "constant"])
 CLIP = st.sampled_from([0.1, 0.2, 0.5])
 LOSSES = [(policy_loss, loops.policy_terms), (value_loss, loops.value_terms)]
 # Terms of size 10 in fp32, at most 60 of them, against float64.
@@ -46,8 +46,9 @@ def test_gradient_equals_the_loop(loss, terms, batch, clip, average):
     expected = torch.zeros(batch.mask.shape)
     filled = sum(1 for row in rows if row)
     for b, row in enumerate(rows):
+        counts = {"sequence": len(row) * filled, "token_mean": sum(map(len, rows)), "constant": filled}
         for t, (_, _, derivative) in enumerate(row):
-            expected[b, t] = derivative / (len(row) * filled if average == "sequence" else sum(map(len, rows)))
+            expected[b, t] = derivative / counts[average]
     torch.testing.assert_close(x.grad, expected, atol=5e-6, rtol=5e-6)
 
 
@@ -73,7 +74,7 @@ def test_masked_average_equals_the_loop(batch, average):
     assert average_count(batch.mask, average).item() == expected
 
 
-def test_the_two_averages_by_hand():
+def test_the_averages_by_hand():
     """Rows of one and three tokens: a response weighs the same under `sequence`, a token under `token`."""
     x = torch.tensor([[4.0, 9.0, 9.0], [1.0, 2.0, 3.0], [9.0, 9.0, 9.0]])
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]])
@@ -81,6 +82,8 @@ def test_the_two_averages_by_hand():
     assert masked_average(x, mask, "token_mean").item() == 2.5
     assert masked_average(x, mask, "sequence", count=4).item() == 1.5
     assert masked_average(x, mask, "token_mean", count=torch.tensor(20)).item() == 0.5
+    # Sums 4 and 6 of two responses, each divided by 10 tokens.
+    assert masked_average(x, mask, "constant", average_count(mask, "constant", 10)).item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_huge_log_ratios_give_no_nan(advantage, log_ratio):
 
 
 @pytest.mark.parametrize("loss", [policy_loss, value_loss])
-@pytest.mark.parametrize("average", ["sequence", "token_mean"])
+@pytest.mark.parametrize("average", ["sequence", "token_mean", "constant"])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (2, 3)])
 def test_nothing_on_the_mask(loss, average, shape):
     x = torch.full(shape, math.nan, requires_grad=True)
@@ -177,3 +180,14 @@ def test_values_move_by_a_fifth_unless_told_otherwise():
     """From 0 to 1 with a return of 0.5: clipped at 0.2 the loss is max(0.25, 0.09) / 2, of a return of 2 max(1, 3.24) / 2."""
     found = [value_loss(torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([[r]]), torch.ones(1, 1))[0].item() for r in (0.5, 2)]
     assert found == pytest.approx([0.125, 1.62])
+
+
+def test_the_kl_as_a_term_of_the_loss_by_hand():
+    """k3 of log-ratios 0.2, -0.1 and 0.3: exp(-d) - 1 + d, whose gradient is 1 - exp(-d)."""
+    logprobs = torch.tensor([[-1.0, -2.0], [-3.0, 9.0]], requires_grad=True)
+    ref_logprobs, mask = torch.tensor([[-1.2, -1.9], [-3.3, math.nan]]), torch.tensor([[1, 1], [1, 0]])
+    loss = kl_loss(logprobs, ref_logprobs, mask, "token_mean")
+    assert loss.item() == pytest.approx(sum(math.exp(-d) - 1 + d for d in (0.2, -0.1, 0.3)) / 3, rel=1e-5)
+    loss.backward()
+    expected = [(1 - math.exp(-d)) / 3 for d in (0.2, -0.1, 0.3)]
+    assert logprobs.grad.flatten().tolist() == pytest.approx([*expected, 0.0], rel=1e-5)

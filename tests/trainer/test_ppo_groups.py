@@ -45,6 +45,24 @@ def test_the_policy_learns_from_returns_against_those_of_the_prompt(kind, ppo, s
     assert not (output / "critic").exists()
 
 
+def test_a_kl_in_the_loss_and_a_constant_in_the_place_of_lengths(ppo, scored, learned):
+    """At ratio 1: -A of all tokens over 8 responses of 8 tokens at most; nothing is taken off rewards, and k3 begins at 0."""
+    options = {"advantage": "grpo", "group_std": "off", "average": "constant", "kl_in": "loss", "kl_coefficient": 0.5}
+    output = ppo(**SAMPLES, **options, iterations=2)
+    for (responses, rollouts), experience, row in zip(scored, learned, metrics(output), strict=True):
+        returns = loops.returns(rollouts.rewards, rollouts.mask, 1.0)
+        for b, found in enumerate(loops.against_group(returns, responses.groups, "grpo", False)):
+            assert experience.advantages[b, : len(found)].tolist() == pytest.approx(found, abs=1e-4)
+        assert row["policy_loss"] == pytest.approx(-experience.advantages.sum().item() / 64, rel=1e-4, abs=1e-6)
+        gap = (rollouts.logprobs - rollouts.ref_logprobs)[rollouts.mask]
+        assert row["kl_loss"] == pytest.approx((torch.expm1(-gap) + gap).sum().item() / 64, rel=1e-3, abs=1e-6)
+        assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert row["kl_loss"] > 1e-4
+    without = ppo("without", **SAMPLES, **options | {"kl_coefficient": 0.0}, iterations=2)
+    assert metrics(without)[0]["policy_loss"] == pytest.approx(metrics(output)[0]["policy_loss"])
+    assert metrics(without)[1]["actor_grad_norm"] != pytest.approx(metrics(output)[1]["actor_grad_norm"], rel=1e-4)
+
+
 def test_a_resumed_run_without_a_critic_ends_with_the_same_bits(ppo, world):
     options = FULL | {"advantage": "rloo", "critic_lr": None, "zero_stage": 2, "eval_prompts": world.prompts}
     output = ppo(**options)
@@ -58,6 +76,8 @@ def test_a_resumed_run_without_a_critic_ends_with_the_same_bits(ppo, world):
         ({"advantage": "rloo", "samples_per_prompt": 1}, "`advantage` rloo has no effect with `samples_per_prompt` 1"),
         ({"advantage": "grpo", "samples_per_prompt": 1}, "`advantage` grpo has no effect with `samples_per_prompt` 1"),
         ({"advantage": "rloo", "group_std": "off"}, "`group_std` off has no effect without `advantage` grpo"),
+        ({"average": "constant", "entropy_coef": 0.1, "entropy_target": 1.0}, "no effect with `average` constant"),
+        ({"kl_in": "loss", "kl_estimator": "k2"}, "`kl_estimator` k2 has no effect with `kl_in` loss"),
         ({"advantage": "remax"}, "`advantage` is 'remax'; it must be one of gae, rloo, grpo, reinforce"),
         *(
             ({"advantage": "reinforce", name: value}, f"`{name}` {value} has no effect without a critic")
