@@ -84,9 +84,9 @@ def measure_strength(
         UserError: a model cannot be loaded or a pair not written for it, or no member may score a pair.
     """
     voters = voters_of(models, pairs)
+    stored = [_stored_std(voter.path, source) for voter in voters]
     texts = pairs.select_columns(["prompt", *SIDES])
     each = np.stack([_scores_of(voter, pairs, texts, load, source, dtype, keep, how) for voter in voters])
-    stored = [_stored_std(voter.path, source) for voter in voters]
     stds = [float(np.nanstd(scores)) if std is None else std for std, scores in zip(stored, each, strict=True)]
     for voter, std, known in zip(voters, stds, stored, strict=True):
         require(std > 0, f"{voter.path}: all of its scores are equal, and say nothing of pairs", "leave it out")

@@ -45,6 +45,20 @@ def test_a_fit_on_two_ranks_is_that_of_one(fits, tmp_path):
 
 
 @pytest.mark.long
+def test_strengths_on_two_ranks_are_those_of_one(world, trainings, tmp_path):
+    argv = trainings["rm"].arguments(world.root)
+    options = {"reward_model": world.reward_model, "data": argv[argv.index("--data") + 1], "score_tokens": 200}
+    measuring = Training("strength", lambda output, **more: as_argv({**options, "output_dir": output, **more}), {})
+    one, two = (run(measuring, tmp_path / str(ranks), ranks) for ranks in (1, 2))
+    rows = [[json.loads(line) for line in (folder / "strength.jsonl").read_text().splitlines()] for folder in (one, two)]
+    assert len(rows[0]) == len(rows[1]) and len(rows[0]) % 2 == 1
+    for mine, other in zip(*rows):
+        assert mine["chosen"] == other["chosen"]
+        assert mine["chosen score list"] == pytest.approx(other["chosen score list"], abs=METRICS)
+        assert mine["mean preference difference"] == pytest.approx(other["mean preference difference"], abs=METRICS)
+
+
+@pytest.mark.long
 def test_a_ridge_fit_on_two_ranks_is_that_of_one(trainings, tmp_path):
     """Weights by closed form, of rows dealt to ranks, and what is said of the held-out ones."""
     of_steps = ("epochs", "batch_size", "micro_batch_size", "lr", "warmup_ratio", "weight_decay", "logging_steps")
