@@ -20,6 +20,7 @@ def run(options: Options) -> dict[str, Any]:
     from denserl.evaluation.plots import plot_strength
     from denserl.evaluation.results import versions
     from denserl.evaluation.strength import strength_lines, strength_summary
+    from denserl.evaluation.strength_page import write_strength_page
     from denserl.files import replace_whole
     from denserl.rewards.strength import parts
     from denserl.rewards.voting import measure_strength
@@ -44,6 +45,7 @@ def run(options: Options) -> dict[str, Any]:
     if distributed.rank() == 0:
         write_strength(folder / STRENGTH_FILE, pairs, votes.chosen, votes.rejected)
         plot_strength(strength.mean, parts(strength.mean), summary["deciles"], folder / "strength.png")
+        write_strength_page(folder / "strength.html", pairs, strength, summary, folder / "strength.png")
         replace_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         say("\n".join([*strength_lines(summary), f"written to {folder}"]))
         suggest(f"evaluate pairs DATA --scorer REWARD_MODEL --strength_from {folder} --output_dir NEW_FOLDER")

@@ -4,10 +4,14 @@ Texts of models and data are untrusted: the templates escape them, and whoever f
 bidi controls) replaced by their code points. A page loads nothing from elsewhere and runs no script.
 """
 
+import base64
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 Colour = tuple[int, int, int]
 
@@ -41,3 +45,8 @@ def render(template: str, page: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(page)
+
+
+def data_uri(image: Path) -> str:
+    """A picture as it stands in a page."""
+    return f"data:{MEDIA_TYPES[image.suffix]};base64,{base64.b64encode(image.read_bytes()).decode()}"

@@ -3,7 +3,6 @@
 Every number is computed or formatted here and none in the template (denserl/evaluation/pages.py).
 """
 
-import base64
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from denserl.errors import UserError
-from denserl.evaluation.pages import LIGHT, render
+from denserl.evaluation.pages import LIGHT, data_uri, render
 from denserl.evaluation.plots import LEVEL_COLOURS, Curve, plot_levels
 from denserl.terminal import visible
 from denserl.trainer.trackers import read_metrics
@@ -23,7 +22,6 @@ REWARD_PER = {
     "token": "each token is paid what it changes in the score",
     "bandit": "one reward per response",
 }
-MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def write_report(folder: Path, results: dict, target: Path) -> None:
@@ -142,7 +140,7 @@ def _learning_curves(metrics: dict[str, list[dict]], batch: int, target: float, 
         path = drawings / f"{number}.svg"
         curves = {level: _curve(rows, x, y) for level, rows in held_out.items()}
         plot_levels(curves, path, xlabel=xlabel, ylabel=ylabel, reference=reference)
-        drawn.append({"title": title, "image": _data_uri(path), "alt": f"{ylabel} against {xlabel}, held-out prompts"})
+        drawn.append({"title": title, "image": data_uri(path), "alt": f"{ylabel} against {xlabel}, held-out prompts"})
     return drawn
 
 
@@ -156,7 +154,7 @@ def _accuracy_curve(training: dict[str, list[dict]], best: float, drawings: Path
         reference=(best, f"best reachable {best:.3f}"),
         points={level: _curve(rows, "step", "eval_accuracy") for level, rows in training.items()},
     )
-    return {"image": _data_uri(path), "alt": "pair accuracy of the reward models against optimiser steps"}
+    return {"image": data_uri(path), "alt": "pair accuracy of the reward models against optimiser steps"}
 
 
 def _curve(rows: list[dict], x: str, y: str) -> Curve:
@@ -173,7 +171,7 @@ def _normalizers(folder: Path, levels: dict[str, dict]) -> list[dict]:
         if not path.is_file():
             raise _missing(path, "fit-normalizer")
         alt = f"mean and standard deviation of {level} rewards by place, with fitted lines"
-        drawn.append({"level": level, "image": _data_uri(path), "alt": alt})
+        drawn.append({"level": level, "image": data_uri(path), "alt": alt})
     return drawn
 
 
@@ -222,7 +220,3 @@ def _segment(segment: dict, paid: str, limit: float) -> dict[str, str]:
         "title": f"raw {raw:+.4f}, normalised {normalised:+.4f}; this segment changed the score by {change:+.4f}",
         "colour": reward_colour(segment[paid], limit),
     }
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"

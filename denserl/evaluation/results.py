@@ -38,6 +38,7 @@ from denserl.evaluation.statistics import (
     share_interval,
 )
 from denserl.evaluation.strength import by_strength
+from denserl.evaluation.strength_page import write_accuracy_page
 from denserl.evaluation.suites.rewardbench import write_outputs
 from denserl.evaluation.suites.rows import Row, checked
 from denserl.files import write_flushed
@@ -231,7 +232,9 @@ def write(folder: Path, model: str, suite: Suite, judged: Sequence[Judged], scor
     plot_reliability(summary["calibration"], folder / "reliability.png")
     _write_table(folder / "results.csv", summary)
     if suite.strength:
-        plot_by_strength(summary["groups"], folder / "strength.png")
+        groups, picture = summary["groups"], folder / "strength.png"
+        plot_by_strength(groups, picture)
+        write_accuracy_page(folder / "strength.html", model, judged, suite.credit, suite.strength, groups, picture)
     for writer in (write_outputs, *suite.writers):
         writer(folder, model, judged, credits, scorer, summary)
     if reasons := reasons_of(scorer):

@@ -9,7 +9,7 @@ import numpy as np
 
 from denserl.data.strength_file import Strength, read_strength, strength_of
 from denserl.evaluation.items import Item
-from denserl.rewards.strength import DECILE, PARTS, agreement, mean_chance, parts, ranks
+from denserl.rewards.strength import DECILE, GROUP, PARTS, agreement, mean_chance, parts, ranks
 from denserl.rewards.voting import Votes
 
 QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99)
@@ -105,4 +105,4 @@ def by_strength(means: Mapping[str, float], places: Sequence[str]) -> dict[str, 
 
 
 def _named(part: str) -> str:
-    return f"strength {part}"
+    return f"{GROUP}{part}"

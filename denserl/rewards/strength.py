@@ -8,8 +8,9 @@ from numpy.typing import ArrayLike
 
 # From the lowest means on: the share of pairs at which each part ends.
 PARTS = {"incorrect": 0.2, "ambiguous": 0.4, "normal": 0.9, "strong": 1.0}
-# What tenths of pairs by the same rank are called in results; a number from 1 on is behind it.
-DECILE = "strength decile "
+# What parts are called in results, and tenths by the same rank: a name, or a number from 1 on, is behind it.
+GROUP = "strength "
+DECILE = f"{GROUP}decile "
 
 
 def parts(mean: ArrayLike) -> np.ndarray:

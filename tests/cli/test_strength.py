@@ -31,7 +31,8 @@ def folder(tmp_path_factory):
     sft = tiny_models.save_language_model(folder / "sft")
     save_reward_model(folder / "rm", sft, 1, moments=(0.0, 2.0), **READ)
     save_pair_model(folder / "pm", sft)
-    rows = [{"prompt": prompt, "chosen": a, "rejected": b} for prompt in PROMPTS for a in TEXTS for b in TEXTS if a != b]
+    prompts = [*PROMPTS[:2], [{"role": "user", "content": "tell me <b>now</b>"}]]
+    rows = [{"prompt": prompt, "chosen": a, "rejected": b} for prompt in prompts for a in TEXTS for b in TEXTS if a != b]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -47,6 +48,12 @@ def test_pairs_are_measured_and_judged_by_strength(folder, tmp_path, capsys, cap
     command(folder, tmp_path, *measure)
     said, summary = capsys.readouterr().out, json.loads((tmp_path / "summary.json").read_text())
     assert "18 pairs by 2 members" in said and "incorrect" in said and (tmp_path / "strength.png").stat().st_size > 1000
+    page = (tmp_path / "strength.html").read_text()
+    assert (
+        "tell me <b>now</b>".replace("<", "&lt;").replace(">", "&gt;") in page
+        and "<b>" not in page
+        and "data:image/png" in page
+    )
     own, others = [one["std"] for one in summary["each"]]
     assert own == 2 and [one["std_is_stored"] for one in summary["each"]] == [True, False]
     pairs = load_preferences([str(data)])
@@ -63,6 +70,8 @@ def test_pairs_are_measured_and_judged_by_strength(folder, tmp_path, capsys, cap
     groups = json.loads((tmp_path / "out/results.json").read_text())["groups"]
     assert sum(groups[f"strength {part}"]["n"] for part in ("incorrect", "ambiguous", "normal", "strong")) == 18
     assert "strength decile 1" in capsys.readouterr().out and (tmp_path / "out/strength.png").is_file()
+    page = (tmp_path / "out/strength.html").read_text()
+    assert "Judged otherwise" in page and "accuracy by strength" in page and "<b>" not in page
 
 
 def message(capsys, *words, **how) -> str:
