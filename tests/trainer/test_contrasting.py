@@ -51,7 +51,10 @@ def features_of(model, rows, threshold=5.3):
     return torch.stack(found).view(len(rows), 2, -1)
 
 
-@pytest.mark.parametrize("kind, on, micro_batch_size", [("simcse", "diff", 2), ("swav", "pair", 2), ("swav", "diff", 8)])
+FIRST_STEPS = [("simcse", "diff", 2), ("swav", "pair", 8), pytest.param("swav", "diff", 2, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("kind, on, micro_batch_size", FIRST_STEPS)
 def test_the_first_step_is_that_of_the_whole_step(kind, on, micro_batch_size, files, train, settled):  # noqa: F811
     """All else of the step is negative, in however many batches it is read."""
     settings = {"prototypes": 6} if kind == "swav" else {"contrastive_tau": 0.5}
@@ -143,10 +146,13 @@ def test_passes_that_are_equal_are_told_once(tmp_path, caplog):
 SWAV = {"contrastive": "swav", "epochs": 2, "micro_batch_size": 2, "save_steps": 1, "save_total_limit": 5}
 
 
-@pytest.mark.parametrize("adapters", [{}, {"lora_rank": 2}], ids=["whole", "adapters"])
-def test_prototypes_learn_are_kept_in_checkpoints_and_are_not_saved(adapters, files, train, tmp_path, monkeypatch):  # noqa: F811
+VARIANTS = [{"lora_rank": 2}, *(pytest.param(each, marks=pytest.mark.long) for each in ({}, {"gradient_checkpointing": True}))]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_prototypes_learn_are_kept_in_checkpoints_and_are_not_saved(variant, files, train, tmp_path, monkeypatch):  # noqa: F811
     """And dropout of what negatives are made of is that of what is learned from them."""
-    if adapters:
+    if "lora_rank" in variant:
         pytest.importorskip("peft")
     calls, ends, told = [], [], group_trainer.all_step_rows
     rows_of, save = Contrast.step_rows, group_trainer.save_trained
@@ -161,7 +167,7 @@ def test_prototypes_learn_are_kept_in_checkpoints_and_are_not_saved(adapters, fi
 
     monkeypatch.setattr(Contrast, "step_rows", kept)
     monkeypatch.setattr(group_trainer, "save_trained", saved)
-    whole, _ = train("whole", **SWAV, **adapters)
+    whole, _ = train("whole", **SWAV, **variant)
     assert told is group_trainer.all_step_rows
     for before, learned in zip(calls[:4], calls[4:8], strict=True):
         torch.testing.assert_close(before, {name: x.detach() for name, x in learned.items()})
@@ -174,6 +180,6 @@ def test_prototypes_learn_are_kept_in_checkpoints_and_are_not_saved(adapters, fi
     half = "checkpoints/step-000001"
     shutil.copytree(whole / half, tmp_path / "again" / half)
     shutil.copy(whole / "metrics.jsonl", tmp_path / "again")
-    again, _ = train("again", resume=True, **SWAV, **adapters)
+    again, _ = train("again", resume=True, **SWAV, **variant)
     assert same_bits(whole, again) and torch.equal(*ends)
     assert "head" not in json.loads((whole / "config.json").read_text())["segment_reward"]
