@@ -98,7 +98,8 @@ class Option(typing.NamedTuple):
         return "main" if FIRST in self.marks else self.owner.group
 
 
-def options_of(config: type) -> list[Option]:
+@functools.cache
+def options_of(config: type) -> tuple[Option, ...]:
     """The options of a config class, in order."""
     hints = typing.get_type_hints(config, include_extras=True)
     found = []
@@ -107,7 +108,7 @@ def options_of(config: type) -> list[Option]:
         owner = next(base for base in config.__mro__ if option.name in vars(base).get("__annotations__", ()))
         default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
         found.append(Option(option.name, kind, tuple(marks), default, owner))
-    return found
+    return tuple(found)
 
 
 def check_values(options: Any) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from denserl.cli import train_ppo
 from denserl.models.loading import load_policy
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
+from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.trackers import read_metrics
 
 SECONDS = 120
@@ -105,20 +105,24 @@ def test_two_processes_do_what_one_does(launcher, zero_stage, alone, world, tmp_
     load_policy(str(tmp_path / "out"), "fp32")
 
 
-def test_asked_to_stop_a_run_finishes_its_step_and_saves(world, tmp_path):
-    argv = [sys.executable, "-m", MODULE, *world.argv(tmp_path, iterations=100_000)]
-    process, patience = started(argv), time.monotonic() + SECONDS
-    while not read_metrics(tmp_path / "metrics.jsonl") and process.poll() is None and time.monotonic() < patience:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    code, stderr = finished(process, argv)
-    assert code == 75, stderr[-3000:]
-    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")]
-    assert steps == list(range(1, len(steps) + 1))
+def test_asked_to_stop_a_run_finishes_its_step_and_saves(world, tmp_path, monkeypatch, capsys):
+    """Processes that signals come to are in tests/faults/test_signals.py."""
+    step = PPOTrainer._optimiser_step
+
+    def signalled(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+        step(self, *args)
+
+    monkeypatch.setattr(PPOTrainer, "_optimiser_step", signalled)
+    with pytest.raises(SystemExit) as stop:
+        train_ppo.main(world.argv(tmp_path, iterations=100_000, train_batch_size=4))
+    said = capsys.readouterr().err
+    assert stop.value.code == 75, said[-3000:]
+    (step,) = [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     saved = newest_checkpoint(tmp_path / "checkpoints")
-    assert read_state(saved)["iteration"] == steps[-1]
-    assert f"stopped after iteration {steps[-1]} of 100000; {saved} is complete" in stderr
-    assert "--resume" in stderr and "Traceback" not in stderr
+    assert read_state(saved)["iteration"] == step == 1
+    assert f"stopped after iteration 1 of 100000; {saved} is complete" in said
+    assert "--resume" in said and "Traceback" not in said
 
 
 def test_a_wrong_flag_ends_with_2_and_a_suggestion():
