@@ -212,7 +212,7 @@ def test_command_is_the_one_written_by_hand(name, args, expected):
 
 
 @pytest.mark.parametrize(
-    "name, args, expected", SOME[::3] + [pytest.param(*row, marks=pytest.mark.long) for row in SOME if row not in SOME[::3]]
+    "name, args, expected", SOME[:9:3] + [pytest.param(*row, marks=pytest.mark.long) for row in SOME if row not in SOME[:9:3]]
 )
 def test_script_prints_a_command_that_can_be_pasted(name, args, expected, tmp_path):
     run = script(name, args + " --gpus 8 --output_dir 'a b'", tmp_path, DRY_RUN="1")

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from denserl import distributed
 from denserl.data.batching import DemonstrationCollator
+from denserl.ppo_utils.advantages import against_group, whiten
 from denserl.segmentation import Segmenter
 from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.sft_trainer import SFTTrainer
@@ -151,6 +152,31 @@ def evaluations(counts: list[int], folder: Path) -> list[dict[str, float]]:
     pairs = RewardTrainer(model=tiny_models.classifier("llama"), segmenter=Segmenter(1.0), pad_id=0, **shared)
     text = SFTTrainer(model=tiny_models.language_model("llama"), data_collator=DemonstrationCollator(0), **shared)
     return [trainer.evaluate(rows(count)) for count in counts for trainer, rows in ((pairs, some_pairs), (text, some_text))]
+
+
+def shards() -> list[tuple[Tensor, Tensor, tuple[slice, slice]]]:
+    """Two batches, each in two shards: of unequal size, and with nothing on the second rank's mask."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(4, 9, generator=generator) * 2 + 5
+    mask = torch.arange(9) < torch.tensor([9, 1, 4, 6])[:, None]
+    half_empty = mask * torch.tensor([[1], [1], [0], [0]])
+    return [(x, mask, (slice(0, 3), slice(3, 4))), (x, half_empty, (slice(0, 2), slice(2, 4)))]
+
+
+GROUPS = [0, 1, 0, 1]  # both of which the ranks share, in the first batch
+EVERY_ROW = slice(0, 4)
+
+
+def estimates(x: Tensor, mask: Tensor, rows: slice = EVERY_ROW) -> list[Tensor]:
+    """Whatever is computed over all ranks, of the rows of one."""
+    against = [against_group(x[rows], mask[rows], GROUPS[rows], loo, not loo) for loo in (True, False)]
+    return [whiten(x[rows], mask[rows]), *against]
+
+
+def estimated() -> list[list[Tensor]]:
+    """The same of this rank's shard of each batch."""
+    torch.distributed.init_process_group("gloo")
+    return [estimates(x, mask, rows[distributed.rank()]) for x, mask, rows in shards()]
 
 
 def some_pairs(count: int) -> Dataset:

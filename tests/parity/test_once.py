@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import reference_loops as loops
+import torch
 from datasets import load_from_disk
-from rank_hooks import evaluations
+from rank_hooks import estimated, estimates, evaluations, shards
 from ranks import call, deviations, run
 from real_runs import Training
 from test_parity import METRICS
@@ -98,3 +100,11 @@ def test_evaluations_on_several_ranks_are_those_of_one(ranks, trainings, tmp_pat
     (alone,) = call(evaluations, counts, tmp_path, folder=tmp_path, ranks=1)
     for found in call(evaluations, counts, tmp_path, folder=tmp_path, ranks=ranks):
         assert found == [pytest.approx(metrics, rel=METRICS, abs=METRICS) for metrics in alone]
+
+
+def test_two_processes_estimate_as_one(trainings, tmp_path):
+    for (x, mask, _), first, second in zip(shards(), *call(estimated, folder=tmp_path), strict=True):
+        found = [torch.cat(both) for both in zip(first, second, strict=True)]
+        torch.testing.assert_close(found[0], torch.tensor(loops.whiten(x, mask)), atol=1e-5, rtol=1e-5)
+        for together, alone in zip(found, estimates(x, mask), strict=True):
+            torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)

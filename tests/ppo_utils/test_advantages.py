@@ -1,16 +1,14 @@
-"""GAE against the backward loop and closed forms; whitening against its definition, and over two processes."""
+"""GAE against the backward loop and closed forms; whitening against its definition."""
 
 import math
-from datetime import timedelta
 
 import pytest
 import reference_loops as loops
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.ppo_utils.advantages import against_group, gae, masked_moments, whiten
+from denserl.ppo_utils.advantages import gae, masked_moments, whiten
 
 FACTORS = st.sampled_from([0.0, 0.5, 0.95, 1.0])
 # Sums of at most 12 numbers of size 4 in fp32, against float64.
@@ -120,41 +118,3 @@ def test_moments_by_hand():
     assert mean.item() == 3.0 and variance.item() == pytest.approx(14 / 3, rel=1e-6)
     mean, variance = masked_moments(x, torch.zeros(2, 3))
     assert mean.item() == variance.item() == 0.0
-
-
-def shards():
-    """Two batches, each in two shards: of unequal size, and with nothing on the second rank's mask."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(4, 9, generator=generator) * 2 + 5
-    mask = torch.arange(9) < torch.tensor([9, 1, 4, 6])[:, None]
-    half_empty = mask * torch.tensor([[1], [1], [0], [0]])
-    return [(x, mask, (slice(0, 3), slice(3, 4))), (x, half_empty, (slice(0, 2), slice(2, 4)))]
-
-
-GROUPS = [0, 1, 0, 1]  # both of which the ranks share, in the first batch
-
-
-def estimates(x, mask, rows=slice(0, 4)):
-    """Whatever is computed over all ranks, of the rows of one."""
-    against = [against_group(x[rows], mask[rows], GROUPS[rows], loo, not loo) for loo in (True, False)]
-    return [whiten(x[rows], mask[rows]), *against]
-
-
-def estimate_shards(rank: int, folder: str):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        torch.save([estimates(x, mask, rows[rank]) for x, mask, rows in shards()], f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def test_two_processes_estimate_as_one(tmp_path):
-    torch.multiprocessing.spawn(estimate_shards, args=(str(tmp_path),), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for (x, mask, _), first, second in zip(shards(), *parts):
-        found = [torch.cat(both) for both in zip(first, second, strict=True)]
-        torch.testing.assert_close(found[0], torch.tensor(loops.whiten(x, mask)), **CLOSE)
-        for together, alone in zip(found, estimates(x, mask), strict=True):
-            torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
