@@ -105,10 +105,10 @@ def _table(means: dict[str, dict[str, float]]) -> list[list[str]]:
 
 def _item(entry: Judged, better: Reason, worse: Reason, names: Sequence[str], limit: float) -> dict[str, Any]:
     differences, margin = better.parts - worse.parts, better.score - worse.score
-    verdict = "better answer scores higher" if margin > 0 else "worse answer scores higher" if margin < 0 else "a tie"
+    higher = "better" if margin > 0 else "worse"
     return {
         "name": visible(" · ".join(filter(None, (entry.item.id or entry.item.place, entry.item.subset)))),
-        "verdict": f"{verdict}, by {abs(margin):.3f}",
+        "verdict": f"{higher} answer scores higher, by {abs(margin):.3f}" if margin else "a tie",
         "right": margin > 0,
         "prompts": list(dict.fromkeys(_prompt(reason.answer) for reason in (better, worse))),
         "answers": [visible(reason.answer.text.strip()) for reason in (better, worse)],

@@ -58,7 +58,7 @@ def test_the_page_shows_texts_and_runs_nothing(judged, tmp_path):
     assert text.count("<script>alert(1)</script>‹U+001B›[31m") > 6
     assert "2 items, 1 of them not won by the better answer" in text
     # The tie before the item that was won.
-    assert text.index("a tie, by 0.000") < text.index("better answer scores higher, by 4.000")
+    assert text.index(" a tie ") < text.index("better answer scores higher, by 4.000")
     assert "score+0.000-4.000+4.000" in text
 
 
