@@ -119,13 +119,14 @@ def chances_at(temperature: float, log_odds: np.ndarray) -> np.ndarray:
     return chances(log_odds / temperature)
 
 
-def fit_temperature(d: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(d: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """The T at which sigmoid(d / T) makes labelled pairs most likely: argmin -mean[p ln s(d / T) + (1 - p) ln s(-d / T)].
 
     The mean is convex in 1 / T, so its slope, mean[d (s(d / T) - p)], has one zero (arXiv 1706.04599, section 4.2).
 
     Args:
         d: (n,) log-odds that the first is the better. labels: (n,) p, the chance that it is; 1 or 0 where that is known.
+        weights: (n,) how much each pair counts in the means; alike where there are none.
 
     Returns: T, between SHARPEST and FLATTEST root mean squares of d; the log says when it is one of the two.
 
@@ -133,12 +134,12 @@ def fit_temperature(d: np.ndarray, labels: np.ndarray) -> float:
         UserError: there is no pair, or all log-odds are 0.
     """
     d, labels = np.asarray(d, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    scale = float(np.sqrt(np.mean(d**2))) if len(d) else 0.0
+    scale = float(np.sqrt(np.average(d**2, weights=weights))) if len(d) else 0.0
     require(scale > 0, "no labelled pair has two scores that differ", "train longer, or give more held-out pairs")
 
     def slope(inverse: float) -> float:
         """Of 1 / T in units of 1 / scale."""
-        return float(np.mean(d * (expit(d / scale * inverse) - labels)))
+        return float(np.average(d * (expit(d / scale * inverse) - labels), weights=weights))
 
     low, high = 1 / FLATTEST, 1 / SHARPEST
     if slope(low) >= 0:
@@ -150,28 +151,32 @@ def fit_temperature(d: np.ndarray, labels: np.ndarray) -> float:
     return float(scale / brentq(slope, low, high))
 
 
-def negative_log_likelihood(chance: np.ndarray, labels: np.ndarray) -> float:
-    """-mean[p ln c + (1 - p) ln(1 - c)] of chances c, (n,), and labels p, (n,)."""
+def negative_log_likelihood(chance: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """-mean[p ln c + (1 - p) ln(1 - c)] of chances c, (n,), and labels p, (n,), by weights, (n,), where there are any."""
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(labels > 0, labels * np.log(chance), 0.0) + np.where(labels < 1, (1 - labels) * np.log1p(-chance), 0.0)
-    return float(-terms.mean())
+    return float(-np.average(terms, weights=weights))
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = CONFIDENCE_BINS) -> list[dict]:
+def reliability(
+    confidence: np.ndarray, right: np.ndarray, bins: int = CONFIDENCE_BINS, weights: np.ndarray | None = None
+) -> list[dict]:
     """How often what is said with some confidence is right, in even bins of [0.5, 1]; the non-empty ones, lowest first.
 
     Args:
         confidence: (n,) of [0.5, 1]. right: (n,) 1 where what is said is so, 0 where not, 0.5 for a tie.
+        weights: (n,) above 0, how much each counts; `n` of a bin is their sum, and the number of pairs where there are none.
     """
+    weights = np.ones(len(confidence), dtype=int) if weights is None else weights
     edges = np.linspace(0.5, 1, bins + 1)
     number = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
     return [
         {
             "low": float(edges[b]),
             "high": float(edges[b + 1]),
-            "n": int((number == b).sum()),
-            "confidence": float(confidence[number == b].mean()),
-            "accuracy": float(right[number == b].mean()),
+            "n": weights[number == b].sum().item(),
+            "confidence": float(np.average(confidence[number == b], weights=weights[number == b])),
+            "accuracy": float(np.average(right[number == b], weights=weights[number == b])),
         }
         for b in np.unique(number)
     ]

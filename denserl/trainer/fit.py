@@ -12,6 +12,7 @@ from denserl import distributed
 from denserl.data.config import ScoredPairsConfig
 from denserl.data.order import shuffled
 from denserl.data.preferences import load_preferences
+from denserl.data.schemas import WEIGHT
 from denserl.errors import require
 from denserl.ppo_utils.fits import FITS, check_writable, fingerprints, fit_key, fits_beside, store_fit, worse_than_constants
 from denserl.rewards import normalizer_fit
@@ -53,6 +54,8 @@ def fit_normalizer(config: FitConfig) -> Fit:
     lengths = _lengths(config, members)
     source = source_of(members, segmenter, how=config.ensemble, weight=config.ensemble_weight, read_at=config.read_at)
     pairs = load_preferences(**config.source(), seed=config.seed)
+    if any(weight != 1 for weight in pairs[WEIGHT]):
+        log.info("%s: a normaliser is of responses, not of labels; weights of pairs are not read", ", ".join(config.data))
     if config.pairs < len(pairs):
         pairs = pairs.select(shuffled(len(pairs), stream(config.seed, Purpose.FITTED_PAIRS))[: config.pairs])
     as_trained = ScoredPairsConfig(score_tokens=config.score_tokens, cache_dir=config.cache_dir, **lengths)

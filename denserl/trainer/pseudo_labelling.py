@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from denserl import distributed
 from denserl.data.preferences import GROUP
+from denserl.data.schemas import P_CHOSEN, WEIGHT
 from denserl.data.unlabelled import Withheld
 from denserl.errors import require
 from denserl.files import replace_whole
@@ -37,17 +38,18 @@ class Rows(NamedTuple):
 
 
 def judge_held_out(config: RewardConfig, rows: Rows, model: Path, device: torch.device, dtype: str) -> dict[str, float]:
-    """How sure a model may be, and how well it then does: temperature, loss and calibration error of held-out pairs."""
+    """How sure a model may be, and how well it then does: temperature, loss and calibration error of weighed held-out pairs."""
     known = rows.held_out
     judge = _judge(config, model, device, dtype)
     log_odds = pair_log_odds(judge, known["prompt"], known["chosen"], known["rejected"], whole=True)
-    read = ~np.isnan(log_odds[:, 0])
-    require(read.any(), "no held-out pair is within `max_length`, to fit chances on", "let it be larger")
-    labels, log_odds = np.array(known["p_chosen"])[read], log_odds[read]
+    weights = np.array(known[WEIGHT])
+    read = ~np.isnan(log_odds[:, 0]) & (weights > 0)
+    require(read.any(), "no held-out pair of a weight above 0 is within `max_length`, to fit chances on", "let it be larger")
+    labels, log_odds, weights = np.array(known[P_CHOSEN])[read], log_odds[read], weights[read]
     # The log-odds of labels are of the model's own making; scores have no scale before one is found.
-    temperature = 1.0 if isinstance(judge, PairModel) else fit_temperature(log_odds[:, 0], labels)
+    temperature = 1.0 if isinstance(judge, PairModel) else fit_temperature(log_odds[:, 0], labels, weights)
     found = chances_at(temperature, log_odds)
-    loss, error = negative_log_likelihood(found, labels), _calibration_error(found, labels)
+    loss, error = negative_log_likelihood(found, labels, weights), _calibration_error(found, labels, weights)
     return {"temperature": temperature, "held_out_loss": loss, "held_out_calibration_error": error}
 
 
@@ -101,10 +103,10 @@ def _report(p: np.ndarray, kept: np.ndarray, longer: np.ndarray, withheld: Withh
     }
 
 
-def _calibration_error(p: np.ndarray, labels: np.ndarray) -> float:
+def _calibration_error(p: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Of chances p that the first is the better, and of labels, the chance that it is."""
     right = np.where(p == 0.5, 0.5, np.where(p > 0.5, labels, 1 - labels))
-    return calibration_error(reliability(np.maximum(p, 1 - p), right))
+    return calibration_error(reliability(np.maximum(p, 1 - p), right, weights=weights))
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -42,6 +42,17 @@ def test_the_temperature_of_soft_labels_is_that_of_counted_ones():
     assert fit_temperature(d, soft) == pytest.approx(fit_temperature(np.repeat(d, 4), counted), rel=1e-9)
 
 
+def test_a_pair_of_weight_two_is_two_pairs():
+    weights, p = np.arange(1, len(D) + 1), chances_at(1.3, both_orders(D))
+    twice = [np.repeat(numbers, weights) for numbers in (D, LABELS, p)]
+    assert fit_temperature(D, LABELS, weights / 7) == pytest.approx(fit_temperature(*twice[:2]), rel=1e-9)
+    assert negative_log_likelihood(p, LABELS, weights / 7) == pytest.approx(negative_log_likelihood(twice[2], twice[1]))
+    weighed = reliability(np.maximum(p, 1 - p), LABELS, weights=weights)
+    assert calibration_error(weighed) == pytest.approx(
+        calibration_error(reliability(np.maximum(twice[2], 1 - twice[2]), twice[1]))
+    )
+
+
 @pytest.mark.parametrize(("labels", "bound"), [(D > 0, SHARPEST), (D < 0, FLATTEST)])
 def test_a_temperature_that_has_no_end_stops_at_a_bound(labels, bound, caplog):
     with caplog.at_level(logging.WARNING):
