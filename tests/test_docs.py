@@ -14,6 +14,7 @@ import yaml
 
 from denserl.cli import make_world, paper_scripts
 from denserl.cli.main import COMMANDS
+from denserl.cli.names import check_names
 from denserl.cli.options import parse
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,24 @@ def cases():
     for page in PAGES:
         for command in shown_commands(page):
             yield pytest.param(page, command, id=f"{page.name}: {command[:60]}")
+
+
+def inline_commands(page: Path) -> list[str]:
+    """What stands in the text of a page as `denserl ...`."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"(?<!`)`denserl ([^`]+)`(?!`)", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_the_text_names_have_the_flags_that_stand_beside_them(page):
+    """They are shortened, so that what must be given is not asked for."""
+    for shown in inline_commands(page):
+        name, *words = shown.split("|")[0].split()
+        if name == "COMMAND":
+            continue
+        assert name in COMMANDS, shown
+        options = importlib.import_module(f"denserl.cli.{name.replace('-', '_')}").Options
+        check_names(options, f"denserl {name} --help", [word for word in words if word.startswith("--")])
 
 
 @pytest.mark.parametrize(("page", "command"), list(cases()))
