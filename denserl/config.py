@@ -98,9 +98,13 @@ class Option(typing.NamedTuple):
         return "main" if FIRST in self.marks else self.owner.group
 
 
-@functools.cache
 def options_of(config: type) -> tuple[Option, ...]:
     """The options of a config class, in order."""
+    return _options_of(config)
+
+
+@functools.cache
+def _options_of(config: type) -> tuple[Option, ...]:
     hints = typing.get_type_hints(config, include_extras=True)
     found = []
     for option in dataclasses.fields(config):
