@@ -62,6 +62,7 @@ def test_defaults_pass(command):
         ("train-sft", "--eval_steps 0"),
         ("fit-normalizer", "--fit p.json"),
         ("train-ppo", "--kl_target 1 --kl_horizon 5"),
+        ("train-ppo", "--entropy_coef 0.01 --entropy_target 30"),
         ("train-ppo", "--ptx_data t.txt --ptx_coef 0.5"),
         ("train-ppo", "--ptx_data some/dataset --split validation"),
         ("train-ppo", "--penalise_unfinished --penalty 1"),
