@@ -137,7 +137,7 @@ def _numbers(row: Mapping[str, Any]) -> tuple[float, float, float]:
     chosen, rejected = (_list(row, SCORES[side]) for side in SIDES)
     if len(chosen) != len(rejected):
         raise BadRow(f"{SCORES['chosen']!r} has {len(chosen)} scores, {SCORES['rejected']!r} {len(rejected)}")
-    return mean, std, float(strength_of(np.c_[chosen], np.c_[rejected]).votes[0])
+    return mean, std, sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected)) / len(chosen)
 
 
 def _number(row: Mapping[str, Any], name: str) -> float:

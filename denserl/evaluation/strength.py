@@ -74,7 +74,7 @@ def _in_words(part: dict) -> str:
     return f"{part['n']:7}   {mean}   std {part['std']:.3f}   votes for chosen {part['votes']:.3f}"
 
 
-def strengths_of(path: str, items: Sequence[Item]) -> dict[str, float]:
+def strengths_of(path: str, items: Sequence[Item], on_bad_row: str = "stop") -> dict[str, float]:
     """Place of an item -> the mean difference that a file has for its pair.
 
     Raises:
@@ -84,7 +84,7 @@ def strengths_of(path: str, items: Sequence[Item]) -> dict[str, float]:
         {"prompt": item.better[0].prompt, "chosen": item.better[0].text, "rejected": item.worse[0].text, "place": item.place}
         for item in items
     ]
-    found = read_strength(path, pairs)
+    found = read_strength(path, pairs, on_bad_row=on_bad_row)
     return {item.place: float(mean) for item, mean in zip(items, found.mean, strict=True)}
 
 

@@ -232,9 +232,9 @@ def _place_in(path: str, place: str) -> str:
     return place.removeprefix(visible(f"{root if root.is_dir() else root.parent}/", kept=""))
 
 
-def with_strengths(suite: Any, path: str, items: Sequence[Item]) -> Suite:
+def with_strengths(suite: Any, path: str, items: Sequence[Item], on_bad_row: str) -> Suite:
     """A suite of pairs, with the strengths that a file has for the items. UserError as of `read_strength`."""
-    return suite._replace(strength=strengths_of(path, items))
+    return suite._replace(strength=strengths_of(path, items, on_bad_row))
 
 
 def account(suite: AnySuite, items: Sequence, left_out: Counter) -> dict:
