@@ -39,10 +39,10 @@ def with_strength(config: RewardConfig, pairs: Dataset) -> Dataset:
         pairs = _with_column(pairs, FOLD, folds)
     if not config.strength_from:
         return pairs
-    found = strength_of(config, pairs)
     own = any(p != 1 for p in pairs[P_CHOSEN])
     said = "`strength_from` says how likely labels are right, and rows of the data say so themselves (p_chosen)"
     require(not own, said, "leave it out, or leave those of the rows unread with `columns` p_chosen=")
+    found = strength_of(config, pairs)
     return _with_column(_with_column(pairs, MEAN, found.mean), VOTES, found.votes)
 
 
