@@ -180,11 +180,15 @@ def test_the_entropy_term_and_its_gradient_by_hand(target, ppo, recorded, world)
 
 
 def test_the_distance_is_that_of_the_whole_step(ppo):
-    """The target is so near the mean that some micro-batches are above and others below it."""
+    """The targets are so near the mean that some micro-batches are above and others below them."""
     (row,) = metrics(ppo("plain"))
-    settings = {"entropy_coef": 1.0, "entropy_target": row["entropy"] + 1e-3, "actor_lr": 1e-4}
-    whole, parts = ppo("whole", micro_batch_size=8, **settings), ppo("parts", micro_batch_size=1, **settings)
-    assert metrics(whole)[0]["entropy_loss"] == pytest.approx(1e-3, rel=1e-2)
+
+    def output(name: str, gap: float, size: int):
+        target = row["entropy"] + gap
+        return ppo(name, entropy_coef=1.0, entropy_target=target, actor_lr=1e-4, micro_batch_size=size)
+
+    whole, parts, below = output("whole", 1e-3, 8), output("parts", 1e-3, 1), output("below", -1e-3, 1)
+    assert [metrics(run)[0]["entropy_loss"] for run in (whole, parts, below)] == pytest.approx([1e-3] * 3, rel=1e-2)
     assert metrics(parts)[0] == pytest.approx(metrics(whole)[0], rel=1e-3, abs=1e-5)
     # A step of 1e-4. Where a gradient is nothing but rounding, Adam moves a weight by any part of that.
     same_weights(whole, parts, 2e-5)

@@ -203,7 +203,7 @@ def killed_after(monkeypatch, step: int) -> None:
             marks=pytest.mark.long,
         ),
         # Ended in the middle of an epoch, after the last step's save.
-        (train_sft, {"epochs": 1.5, "save_steps": 1, "logging_steps": 5}, [4, 5]),
+        (train_sft, {"epochs": 1.5, "save_steps": 1, "logging_steps": 5, "lr_schedule": "inverse_sqrt"}, [4, 5]),
     ],
 )
 def test_a_run_ended_after_saves_writes_the_same_metrics_and_weights(command, options, deaths, train):
