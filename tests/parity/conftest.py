@@ -62,8 +62,14 @@ PPO_BY_TOKEN = PPO | {
     "kl_estimator": "k3",
 }
 # No critic; a group is on both ranks.
-PPO_OF_GROUPS = PPO | {"advantage": "grpo", "critic_lr": None, "samples_per_prompt": 4}
-PPO_OF_GROUPS |= {"reward_level": "token", "entropy_threshold": None}
+PPO_OF_GROUPS = PPO | {"advantage": "grpo", "critic_lr": None, "samples_per_prompt": 4, "average": "constant"}
+PPO_OF_GROUPS |= {
+    "kl_in": "loss",
+    "kl_estimator": None,
+    "entropy_target": None,
+    "reward_level": "token",
+    "entropy_threshold": None,
+}
 # Ten steps: two passes of five, the last of which takes one pair, so that a second rank has nothing of it.
 SUPERVISED = {
     "batch_size": 4,
