@@ -173,14 +173,12 @@ def test_time_grows_with_the_length(name):
     encode_prompt(tokenizer, conversation([*HARMLESS[:2], "warm <|im_end|> up <|end|>"]))
     for text in LONG:
         short, long = ("q" + text * (n // len(text)) + "." for n in (3_000, 30_000))
-        assert seconds(tokenizer, long) < 30 * max(seconds(tokenizer, short), 0.002), repr(text)
+        limit = 30 * max(min(seconds(tokenizer, short) for _ in range(3)), 0.002)
+        assert any(seconds(tokenizer, long) < limit for _ in range(3)), repr(text)
 
 
 def seconds(tokenizer, text: str) -> float:
-    """Of this process's own time, the least of three: whatever else runs on the machine only adds."""
-    taken = []
-    for _ in range(3):
-        start = time.process_time()
-        encode_response(tokenizer, [{"role": "user", "content": text}], text)
-        taken.append(time.process_time() - start)
-    return min(taken)
+    """Of this process's own time, to which whatever else runs on the machine only adds: the least of some is the truest."""
+    start = time.process_time()
+    encode_response(tokenizer, [{"role": "user", "content": text}], text)
+    return time.process_time() - start

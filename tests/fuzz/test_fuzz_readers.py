@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -307,8 +308,8 @@ def test_from_any_rows_to_ids_every_turn_is_closed_once(tmp_path, name, examples
     ids=["plain", "dialogue", "messages", "bad", "roles"],
 )
 def test_time_grows_with_the_number_of_rows(tmp_path, row, kind):
-    taken = [seconds(tmp_path / f"{count}{kind}", row, count) for count in (300, 3000)]
-    assert taken[1] < 30 * max(taken[0], 0.01)
+    few, many = (written(tmp_path / f"{count}{kind}", row, count) for count in (300, 3000))
+    grows_in_proportion(few, many)
 
 
 @pytest.mark.parametrize("inside", ["q", "\n", "\n\nHuman: ", "\\", "\u00e9", "\n\nAssistant: x"])
@@ -316,22 +317,28 @@ def test_time_grows_with_the_length_of_a_row(tmp_path, inside):
     rows_of = (
         {"chosen": "\n\nHuman: " + inside * n + "\n\nAssistant: a", "rejected": "\n\nAssistant: b"} for n in (20_000, 200_000)
     )
-    taken = [seconds(tmp_path / f"{i}.json", row, 1) for i, row in enumerate(rows_of)]
-    assert taken[1] < 30 * max(taken[0], 0.01)
+    grows_in_proportion(*(written(tmp_path / f"{i}.json", row, 1) for i, row in enumerate(rows_of)))
 
 
-def seconds(path, row: dict, count: int) -> float:
+def written(path: Path, row: dict, count: int) -> Path:
     lines = [json.dumps(row)] * count
     path.write_text("[" + ",\n".join(lines) + "]" if path.suffix == ".json" else "\n".join(lines))
-    taken = []
-    for _ in range(2):
-        start = time.process_time()
-        try:
-            load_preferences([str(path)], on_bad_row="skip")
-        except UserError:
-            pass
-        taken.append(time.process_time() - start)
-    return min(taken)
+    return path
+
+
+def grows_in_proportion(short: Path, long: Path) -> None:
+    """Ten times as much takes less than thirty times as long; the time of this process, to which others only add."""
+    limit = 30 * max(min(seconds(short) for _ in range(2)), 0.01)
+    assert any(seconds(long) < limit for _ in range(2))
+
+
+def seconds(path: Path) -> float:
+    start = time.process_time()
+    try:
+        load_preferences([str(path)], on_bad_row="skip")
+    except UserError:
+        pass
+    return time.process_time() - start
 
 
 @pytest.fixture(autouse=True)
