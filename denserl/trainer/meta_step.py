@@ -5,7 +5,7 @@ from theta (arXiv 2401.06080, section 4). J is `separation`; how weights are mov
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,50 +117,50 @@ def mean_separation(data: MetaSet, score: Score, max_tokens: int, together: bool
     return distributed.all_sum(total).item() / len(data.prompts)
 
 
+def load_meta(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, MetaSet]:
+    """The responses that options name, by option, without entropies. UserError for what cannot be used."""
+    return {option: _load(config, option, tokenizer) for option in ("meta_data", "meta_eval") if getattr(config, option)}
+
+
 def meta_of(
-    config: RewardConfig, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter | None, device: torch.device, dtype: str
-) -> tuple[dict[str, Any], dict[str, Dataset]]:
-    """What the options of the meta step give a trainer, by the names of its arguments, and the rows that it learns from."""
-    given: dict[str, Any] = {}
-    learned: dict[str, Dataset] = {}
-    many = config.meta_samples
-    if config.meta_data:
-        data = meta_set("meta_data", config.meta_data, config, tokenizer, segmenter, device, dtype)
-        lr = 10 * config.lr if config.meta_lr is None else config.meta_lr
-        # As many responses as in a forward of pairs.
-        at_once = max(1, 2 * config.micro_batch_size // many)
-        given["meta"] = MetaStep(data, lr=lr, many=many, prompts=config.meta_prompts, at_once=at_once, seed=config.seed)
-        learned["meta_data"] = data.rows.select_columns(["prompt_ids", f"{SIDE}_ids", ENDED])
-    if config.meta_eval:
-        data = meta_set("meta_eval", config.meta_eval, config, tokenizer, segmenter, device, dtype)
-        given["meta_held_out"] = data._replace(prompts=[rows[:many] for rows in data.prompts])
-    return given, learned
-
-
-def meta_set(
-    option: str,
-    sources: list[str],
     config: RewardConfig,
+    loaded: Mapping[str, MetaSet],
     tokenizer: PreTrainedTokenizerBase,
     segmenter: Segmenter,
     device: torch.device,
     dtype: str,
-) -> MetaSet:
-    """The responses that an option names, with the entropies that cut them as they cut pairs."""
+) -> tuple[dict[str, Any], dict[str, Dataset]]:
+    """What the options of the meta step give a trainer, by the names of its arguments, and the rows that it learns from.
+
+    loaded: by `load_meta`; entropies that cut are added as they are to pairs.
+    """
+    given: dict[str, Any] = {}
+    learned: dict[str, Dataset] = {}
+    many = config.meta_samples
+    for option, data in loaded.items():
+        if segmenter.reads_entropy:
+            cut_by = (cutting_model(config, segmenter), tokenizer, device, dtype, in_shares(config, dtype, device))
+            data = data._replace(rows=with_entropies(data.rows, config, config, *cut_by, sides=(SIDE,)))
+        if option == "meta_eval":
+            given["meta_held_out"] = data._replace(prompts=[rows[:many] for rows in data.prompts])
+            continue
+        lr = 10 * config.lr if config.meta_lr is None else config.meta_lr
+        # As many responses as in a forward of pairs.
+        at_once = max(1, 2 * config.micro_batch_size // many)
+        given["meta"] = MetaStep(data, lr=lr, many=many, prompts=config.meta_prompts, at_once=at_once, seed=config.seed)
+        learned[option] = data.rows.select_columns(["prompt_ids", f"{SIDE}_ids", ENDED])
+    return given, learned
+
+
+def _load(config: RewardConfig, option: str, tokenizer: PreTrainedTokenizerBase) -> MetaSet:
     how: dict[str, Any] = {"split": config.split, "seed": config.seed, **config.source_beside()}
-    samples = load_samples(sources, **how)
-    rows = tokenize_samples(
-        samples, tokenizer, many=config.meta_samples, max_length=config.max_length, on_bad_row=config.on_bad_row
-    )
+    ids: dict[str, Any] = {"many": config.meta_samples, "max_length": config.max_length, "on_bad_row": config.on_bad_row}
+    rows = tokenize_samples(load_samples(getattr(config, option), **how), tokenizer, **ids)
     longest = max(len(row["prompt_ids"]) + len(row[f"{SIDE}_ids"]) for row in rows)
     fix = "give a `max_length` of at most {}"
     check_positions(longest, [config.model], config, f"the longest response of `{option}` with its prompt", fix)
     prompts: dict[int, list[int]] = {}
     for number, group in enumerate(rows[GROUP]):
         prompts.setdefault(group, []).append(number)
-    log.info("`%s`: %d responses to %d prompts", option, len(rows), len(prompts))
-    rows = rows.remove_columns(GROUP)
-    if segmenter.reads_entropy:
-        cut_by = (cutting_model(config, segmenter), tokenizer, device, dtype, in_shares(config, dtype, device))
-        rows = with_entropies(rows, config, config, *cut_by, sides=(SIDE,))
-    return MetaSet(rows, list(prompts.values()))
+    log.info("%s: %d responses to %d prompts", ", ".join(getattr(config, option)), len(rows), len(prompts))
+    return MetaSet(rows.remove_columns(GROUP), list(prompts.values()))

@@ -12,7 +12,7 @@ from denserl.rewards.pairs import segment_lengths
 from denserl.rewards.sources.reading import PEAK, new_segmenter
 from denserl.trainer.gate_start import gate_start
 from denserl.trainer.group_trainer import Given, GroupTrainer, Prepared, segment_settings
-from denserl.trainer.meta_step import meta_of
+from denserl.trainer.meta_step import load_meta, meta_of
 from denserl.trainer.pair_trainer import PairTrainer
 from denserl.trainer.rating_trainer import RatingTrainer
 from denserl.trainer.reward_config import RewardConfig
@@ -46,9 +46,10 @@ class RewardTrainer(GroupTrainer):
         # Whether they can be had is known before hours of entropies.
         head = head_of(config, tokenizer, objectives)
         empty_reward_model(config.model, dtype, **config.model_source())
+        sampled = load_meta(config, tokenizer)
         kind = KINDS[config.input]
         made = kind.prepare(Given(config, tokenizer, device, dtype, objectives))
-        meta, meta_rows = meta_of(config, tokenizer, made.reads.get("segmenter"), device, dtype)
+        meta, meta_rows = meta_of(config, sampled, tokenizer, made.reads.get("segmenter"), device, dtype)
         args = training_arguments(config, device, dtype)
         models = ["model", "start_from", "augment_filter"]
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=models, data=made.contents, **meta_rows)

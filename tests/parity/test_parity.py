@@ -22,7 +22,6 @@ SHORT = [
     ("ppo", "two processes", 2),
     ("rm", "two processes", 3),
     ("disentangled", "two processes", 3),
-    ("meta", "two processes", 3),
     ("ppo", "two micro-batches", 0),
     ("rm", "two micro-batches", 0),
 ]
