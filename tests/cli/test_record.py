@@ -142,7 +142,7 @@ def test_every_option_that_names_what_is_read_is_an_input(command):
     module = __import__(f"denserl.cli.{command.replace('-', '_')}", fromlist=["Options"])
     found = {option.name for option in options_of(module.Options) if {INPUT, MODEL} & set(option.marks)}
     named = {"data", "eval_data", "eval_prompts", "ptx_data", "model", "reward_model", "gold_reward_model", "sft_model"}
-    named |= {"unlabelled_data", "start_from", "pseudo_data", "augment_filter", "strength_from"}
+    named |= {"unlabelled_data", "start_from", "pseudo_data", "augment_filter", "strength_from", "meta_data", "meta_eval"}
     named |= {"scorer", "path", "adapter", "with_", "chat_template", "implicit_reward", "implicit_reference"} | (
         {"fit"} if command == "train-ppo" else set()
     )
