@@ -36,7 +36,7 @@ TINY = read_table()["model_types"]["tiny"]
 
 class Arm(NamedTuple):
     """A way of paying: a reward model's level, the assignment, and how the reward model's segments make its score;
-    flags of train-ppo beside them.
+    flags of train-ppo beside them, None to leave one out.
     """
 
     level: str
@@ -168,7 +168,7 @@ class World:
             located = arm.assignment in ("even", "even_mean")
             stage(
                 "train-ppo",
-                **{**TINY["ppo"], "max_new_tokens": self.kind.max_new_tokens, **numbers, **arm.flags},
+                **without_none({**TINY["ppo"], "max_new_tokens": self.kind.max_new_tokens, **numbers, **arm.flags}),
                 **(self._prefixes() if "prefix_differences" in arm.flags else self._level(arm.level)),
                 **(self.fit(arm.level, arm.agg_func) if located else {}),
                 assignment=arm.assignment,
@@ -224,6 +224,11 @@ def make_language_model(folder: Path, seed: int, **made_with) -> None:
     if not (sft / "model.safetensors").exists():
         stage("make-world", output_dir=world, seed=seed, **made_with)
         stage("train-sft", **SFT, model=world / "base", data=world / "sft.jsonl", output_dir=sft, seed=seed)
+
+
+def without_none(flags: dict) -> dict:
+    """The flags that have a value."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def repeated(path: Path) -> dict[int, float]:

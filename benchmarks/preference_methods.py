@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 from harness import ending_well, run_parts
-from levels import TINY, make_language_model, shown
+from levels import TINY, make_language_model, shown, without_none
 from process import tabled
 
 from denserl.cli.pipeline import stage
@@ -221,11 +221,6 @@ class World:
         if not (folder / "world.json").exists():
             stage("make-world", **WORLDS[kind], groups=True, output_dir=folder, seed=self.seed)
         return folder
-
-
-def without_none(flags: dict) -> dict:
-    """The flags that have a value."""
-    return {name: value for name, value in flags.items() if value is not None}
 
 
 def measured(measure: Callable[[World, Method], dict[str, float]], methods: dict[str, Method]) -> Callable[[Options], dict]:

@@ -1,0 +1,197 @@
+"""What strength of preferences does where a quarter of the labels is wrong, and what contrast and MetaRM do, over seeds.
+
+In the embedded world: how well the strength that members vote finds the wrong labels; accuracy on unseen combinations with
+each use of it; and accuracy of contrast and of MetaRM there and on samples of a policy that PPO has trained. Every model is
+made by an ordinary command, printed as it is run. Writes RUNS/noisy_labels.json and .md; what is finished is not run again.
+docs/noisy_labels.md tells what came out.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from harness import ending_well, run_parts
+from preference_methods import BON, METHODS, World, markdown
+from process import tabled
+
+from denserl.cli.pipeline import stage
+from denserl.data.strength_file import MEAN
+from denserl.world.language import true_reward
+
+Part = Literal["strength", "uses", "shift"]
+PAIRS, WRONG, EPOCHS = 6000, 0.25, 2
+# Members that vote, and those whose training on the same pairs for several epochs is compared with folds.
+MEMBERS, FOLDS, SEVERAL = 10, 5, 3
+USES: dict[str, dict] = {
+    "label smoothing .1": {"label_smoothing": 0.1},
+    "flip the lowest fifth": {"strength_use": "flip"},
+    "flip below 0": {"strength_use": "flip", "strength_low": "negative"},
+    "margin": {"strength_use": "margin"},
+    "flip and margin": {"strength_use": "flip_margin", "strength_low": "negative"},
+    "soft below 0": {"strength_use": "soft", "strength_low": "negative"},
+    "soft and margin": {"strength_use": "soft_margin", "strength_low": "negative"},
+    "votes": {"strength_use": "votes"},
+    "without the incorrect part": {"strength_keep": ["ambiguous", "normal", "strong"]},
+}
+TERMS: dict[str, dict] = {
+    "plain": {},
+    # At the published weight, and where the other loss has most of the clipped gradient.
+    "SimCSE, pairs": {"contrastive": "simcse"},
+    "SimCSE, pairs, .02": {"contrastive": "simcse", "contrastive_coef": 0.02},
+    "SimCSE, differences": {"contrastive": "simcse", "contrastive_on": "diff"},
+    "SwAV, pairs": {"contrastive": "swav"},
+    "SwAV, differences": {"contrastive": "swav", "contrastive_on": "diff"},
+    "MetaRM": {"meta_data": True},
+}
+# Samples of the policy that PPO has trained: prompts, and responses to each.
+SHIFTED, META = {"limit": 64, "samples": 16}, {"limit": 256, "samples": 4}
+
+
+@dataclass
+class Options:
+    """Study preference strength, contrast and MetaRM in the embedded world."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    """Seeds of the worlds and of every run in them."""
+    parts: list[Part] = field(default_factory=lambda: ["strength", "uses", "shift"])
+    """What to run."""
+    runs: Path = Path("runs/noisy_labels")
+    """Folder for the runs."""
+
+
+class NoisyWorld(World):
+    """One seed's world, and pairs of it of which a known quarter is labelled wrongly."""
+
+    def __init__(self, seed: int, runs: Path):
+        super().__init__("fair", seed, runs)
+        self.noisy = self.folder / "noisy.jsonl"
+        if not self.noisy.exists():
+            write_rows(self.noisy, (turned(row) if wrong else row for row, wrong in zip(self.clean(), self.wrong())))
+
+    def clean(self) -> list[dict]:
+        return read_rows(self.rows("preferences_train"))[:PAIRS]
+
+    def wrong(self) -> list[bool]:
+        """Which of the pairs are labelled wrongly."""
+        rng = random.Random(self.seed)
+        return [rng.random() < WRONG for _ in range(PAIRS)]
+
+    def strength(self, name: str, **flags) -> Path:
+        """The strengths of the noisy pairs by members that are trained on them."""
+        members, target = self.folder / f"{name}-members", self.folder / f"{name}-strength"
+        if not (target / "strength.jsonl").exists():
+            self.reward_model(members.name, data=self.noisy, limit=PAIRS, **flags)
+            stage("strength", reward_model=members, data=self.noisy, output_dir=target, device="cpu")
+        return target / "strength.jsonl"
+
+    def found(self, strength: Path) -> dict[str, float]:
+        """How well a strength below 0 tells the wrong labels."""
+        below = [row[MEAN] < 0 for row in read_rows(strength)]
+        both = sum(a and b for a, b in zip(below, self.wrong(), strict=True))
+        return {"below 0": sum(below) / PAIRS, "recall": both / sum(self.wrong()), "precision": both / max(sum(below), 1)}
+
+    def accuracy(self, name: str, **flags) -> float:
+        """Accuracy on unseen combinations of a model trained on pairs of the world."""
+        model = self.reward_model(name, **{"limit": PAIRS, "epochs": EPOCHS, **flags})
+        return self.accuracy_on(model, self.rows("preferences_test"))
+
+    def accuracy_on(self, model: Path, pairs: Path) -> float:
+        folder = self.folder / "evaluated" / f"{pairs.stem}-{model.name}"
+        if not (folder / "results.json").exists():
+            stage("evaluate", "pairs", pairs, scorer=model, output_dir=folder, device="cpu")
+        return json.loads((folder / "results.json").read_text())["accuracy"]
+
+    def policy_samples(self, prompts: str, **count) -> Path:
+        """Samples of the policy that PPO has trained against the plain model."""
+        folder = self.folder / f"samples-{prompts}"
+        if not (folder / "results.json").exists():
+            self.ppo(METHODS["Bradley-Terry"])
+            source = {"model": self.folder / "ppo/bt", "reward_model": self.folder / "bt", "data": self.rows(prompts)}
+            stage("bon", **{**BON, **count}, **source, output_dir=folder, seed=self.seed)
+        return folder / "samples.jsonl"
+
+    def shifted_pairs(self) -> Path:
+        """Pairs of such samples, the one of the higher true reward chosen."""
+        path = self.folder / "shifted.jsonl"
+        if not path.exists():
+            samples = read_rows(self.policy_samples("prompts_heldout", **SHIFTED))
+            write_rows(path, pairs_by_truth(samples, random.Random(self.seed)))
+        return path
+
+
+def pairs_by_truth(samples: list[dict], rng: random.Random) -> Iterable[dict]:
+    """Each sample beside another one to its prompt, in the order of their true rewards; none of equal ones."""
+    truth = true_reward([row["prompt"] for row in samples], [row["response"] for row in samples])
+    for row, worth in zip(samples, truth):
+        others = [(other, its) for other, its in zip(samples, truth) if other["id"] == row["id"] and its != worth]
+        if others:
+            other, its = rng.choice(others)
+            better, worse = (row, other) if worth > its else (other, row)
+            yield {"prompt": row["prompt"], "chosen": better["response"], "rejected": worse["response"]}
+
+
+def turned(row: dict) -> dict:
+    return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def strengths(world: NoisyWorld) -> dict[str, dict[str, float]]:
+    """How well strengths find wrong labels: after an epoch, after several, and after several on other folds."""
+    several = {"epochs": SEVERAL, "members": FOLDS}
+    ways = {
+        "one epoch": world.strength("once", epochs=1, members=MEMBERS),
+        "three epochs": world.strength("often", **several),
+        "three epochs, other folds": world.strength("folds", **several, strength_folds=FOLDS),
+    }
+    return {name: world.found(path) for name, path in ways.items()}
+
+
+def uses(world: NoisyWorld) -> dict[str, dict[str, float]]:
+    """Accuracy with each use of strength, and how much of what the wrong labels cost it wins back."""
+    clean, noisy = world.accuracy("clean"), world.accuracy("noisy", data=world.noisy)
+    strength = world.strength("once", epochs=1, members=MEMBERS)
+    found = {"right labels": clean, "wrong labels": noisy}
+    for name, flags in USES.items():
+        read = {} if name.startswith("label") else {"strength_from": strength}
+        found[name] = world.accuracy(name.replace(" ", "-"), data=world.noisy, **read, **flags)
+    return {name: {"accuracy": x, "won back": (x - noisy) / (clean - noisy)} for name, x in found.items()}
+
+
+def shift(world: NoisyWorld) -> dict[str, dict[str, float]]:
+    """Accuracy of contrast and MetaRM on unseen combinations, and on samples of the policy that PPO has trained."""
+    found = {}
+    for name, flags in TERMS.items():
+        meta = {"meta_data": world.policy_samples("prompts_train", **META)} if "meta_data" in flags else {}
+        own = "clean" if name == "plain" else name.replace(" ", "-").replace(",", "")
+        unseen = world.accuracy(own, **{**flags, **meta})
+        found[name] = {"unseen": unseen, "shifted": world.accuracy_on(world.folder / own, world.shifted_pairs())}
+    return found
+
+
+def part(measure: Callable[[NoisyWorld], dict[str, dict[str, float]]]) -> Callable[[Options], dict]:
+    return lambda options: tabled([measure(NoisyWorld(seed, options.runs)) for seed in options.seeds])
+
+
+PARTS: dict[str, Callable[[Options], dict]] = {"strength": part(strengths), "uses": part(uses), "shift": part(shift)}
+
+
+def main(options: Options) -> None:
+    path = options.runs / "noisy_labels.json"
+    run_parts(PARTS, options, path)
+    path.with_suffix(".md").write_text(markdown(json.loads(path.read_text())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    ending_well(lambda: main(tyro.cli(Options)))
