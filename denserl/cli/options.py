@@ -31,8 +31,8 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
         UserError: an option that the command does not have, out of bounds, or without effect; it names the flag.
     """
     # The deepspeed launcher adds --local_rank, which the environment says as well.
-    argv = [part for part in argv if not part.startswith("--local_rank=")]
-    argv = expand_config(argv, options_class)
+    given = [part for part in argv if not part.startswith("--local_rank=")]
+    argv = expand_config(given, options_class)
     # Help texts are given; looking for comments in the source of classes that have none takes a third of the time.
     marks = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
     settings: dict[str, Any] = {"prog": f"denserl {command}", "use_underscores": True, "config": marks}
@@ -47,7 +47,7 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
         options = options_class(**{name: value for name, value in values.items() if name != "config"})
         options.check()
     except UserError as error:
-        raise with_flags(error, options_class) from error
+        raise with_file(with_flags(error, options_class), given) from error
     return options
 
 
@@ -62,6 +62,18 @@ def with_flags(error: UserError, options_class: type[Config]) -> UserError:
     return UserError(found, fix, error.one_rank)
 
 
+def with_file(error: UserError, given: list[str]) -> UserError:
+    """The error with the --config file of these words, where the option that it begins with stands in that alone."""
+    words = [part for word in given for part in word.split("=", 1)]
+    flag = error.found.split(" ", 1)[0]
+    if "--config" not in words or not flag.startswith("--") or flag in words:
+        return error
+    file = words[words.index("--config") + 1]
+    return UserError(
+        error.found, f"{error.fix}; {flag} stands in --config {file}, of which a copy may be changed", error.one_rank
+    )
+
+
 @functools.cache
 def grouped_class(options_class: type[Config]) -> type:
     """A dataclass with one field a group, for --help: the options that everyone sets first, then group by group."""
@@ -72,7 +84,8 @@ def grouped_class(options_class: type[Config]) -> type:
     order = sorted(options_of(options_class), key=lambda option: (option.default is not MISSING, rank(option.owner)))
     for option in order:
         groups.setdefault(option.group, []).append(_as_field(option, help_texts[option.name]))
-    help_text = f"YAML file of option: value lines, or a preset of the package ({', '.join(presets())}); later flags win."
+    preset = f", or a preset of the package ({', '.join(names)})" if (names := presets(options_class)) else ""
+    help_text = f"YAML file of option: value lines{preset}; later flags win."
     config = ("config", Annotated[Path | None, tyro.conf.arg(help=help_text)])
     groups[MAIN].append((*config, dataclasses.field(default=None)))
     parts = []

@@ -18,9 +18,13 @@ log = logging.getLogger(__name__)
 PRESETS = Path(__file__).parent.parent / "presets"
 
 
-def presets() -> dict[str, Path]:
-    """The files of options that come with the package, by their names."""
-    return {path.name: path for path in sorted(PRESETS.glob("*.yaml"))}
+def presets(options_class: type[Config] | None = None) -> dict[str, Path]:
+    """The files of options that come with the package, by their names; those that hold options of a class alone."""
+    found = {path.name: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if options_class is None:
+        return found
+    names = {option.name for option in options_of(options_class)}
+    return {name: path for name, path in found.items() if names.issuperset(yaml.safe_load(path.read_text(encoding="utf-8")))}
 
 
 def expand_config(argv: list[str], options_class: type[Config] | None = None) -> list[str]:
@@ -33,7 +37,7 @@ def expand_config(argv: list[str], options_class: type[Config] | None = None) ->
     if "--config" not in argv:
         return argv
     at = argv.index("--config")
-    path = _config_file(argv[at + 1] if at + 1 < len(argv) else "")
+    path = _config_file(argv[at + 1] if at + 1 < len(argv) else "", options_class)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, no such date, nested too deeply
@@ -51,12 +55,14 @@ def expand_config(argv: list[str], options_class: type[Config] | None = None) ->
     return [*argv[:bare], *flags, *argv[bare:at], *argv[at + 2 :]]
 
 
-def _config_file(name: str) -> Path:
+def _config_file(name: str, options_class: type[Config] | None) -> Path:
     """A file that is there, or else the preset of the package by this file name; the log says which. UserError for neither."""
     path = Path(name) if Path(name).is_file() else presets().get(name)
     if path is None:
-        fix = f"give a YAML file of option: value lines, or a preset of the package: {', '.join(presets())}"
-        raise UserError(f"--config: {name or 'nothing'} is no file, and no preset", fix)
+        preset = f", or a preset of the package: {', '.join(names)}" if (names := presets(options_class)) else ""
+        raise UserError(
+            f"--config: {name or 'nothing'} is no file, and no preset", f"give a YAML file of option: value lines{preset}"
+        )
     if os.environ.get("RANK", "0") == "0":
         log.info("options from %s", path)
     return path

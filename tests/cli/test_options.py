@@ -53,11 +53,23 @@ def test_a_preset_of_the_package_is_found_by_its_file_name(tmp_path, monkeypatch
     assert (parsed.advantage_norm, parsed.gamma, parsed.lam) == (None, 0.5, 0.95)
     assert caplog.messages[-1] == "options from ppo_max.yaml"
     with pytest.raises(UserError, match=r"--config: ppo_min.yaml is no file, and no preset(.|\n)*: ppo_max.yaml"):
-        options("--config", "ppo_min.yaml")
+        parse(PPO, "train-ppo", ["--config", "ppo_min.yaml"])
     with pytest.raises(UserError, match="nothing is no file, and no preset"):
         options("--config")
     with pytest.raises(UserError, match="presets/ppo_max.yaml: there is no option kl_coefficient"):
         options("--config", str(presets()["ppo_max.yaml"]))
+    assert list(presets(PPO)) == ["ppo_max.yaml"] and not presets(Options)
+
+
+@pytest.mark.parametrize("config", [["--config", "ppo_max.yaml"], ["--config=ppo_max.yaml"]])
+def test_an_option_without_effect_that_stands_in_a_file_is_said_to_stand_there(config):
+    given = [*NEEDED, "--reward_model", "r", "--advantage", "reinforce", *config]
+    with pytest.raises(UserError, match="--lam 0.9 has no effect") as error:
+        parse(PPO, "train-ppo", given)
+    assert error.value.fix.endswith("; --lam stands in --config ppo_max.yaml, of which a copy may be changed")
+    with pytest.raises(UserError, match="--lam 0.8 has no effect") as error:
+        parse(PPO, "train-ppo", [*given, "--lam", "0.8"])
+    assert "stands in" not in error.value.fix
 
 
 @pytest.mark.parametrize("text, found", [("- a\n", "holds a list"), ("a: [1", "is not YAML")])
