@@ -33,6 +33,7 @@ RUNNING = ("running", "running_scale")
 # Those of a group of samples, of which one alone has no advantage.
 OF_A_GROUP = ("rloo", "grpo")
 
+WITHOUT_KL = Only("with `kl_coefficient` 0", lambda c: c.kl_coefficient)
 WITHOUT_CRITIC = Only("without a critic, which `advantage` gae alone has", lambda c: c.has_critic())
 
 # The normaliser that goes with what an assignment pays: single segments by their place, or the score of the response.
@@ -136,14 +137,16 @@ class KLConfig(Config):
 
     kl_coefficient: Annotated[float, FIRST, Ge(0)] = 0.01
     """Weight of the KL penalty."""
-    kl_in: Literal["reward", "loss"] = "reward"
+    kl_in: Annotated[Literal["reward", "loss"], WITHOUT_KL] = "reward"
     """reward: the KL is taken off the rewards of tokens. loss: its k3 estimate is added to the policy's loss, as in GRPO."""
     kl_estimator: Annotated[
-        Literal["k1", "k2", "k3"], Only("with `kl_in` loss, where the estimate is k3", lambda c: c.kl_in == "reward")
+        Literal["k1", "k2", "k3"],
+        WITHOUT_KL,
+        Only("with `kl_in` loss, where the estimate is k3", lambda c: c.kl_in == "reward"),
     ] = "k1"
     """Per-token KL estimate in the reward."""
-    kl_target: Annotated[float | None, Gt(0)] = None
-    """Adapt the coefficient towards this KL per response."""
+    kl_target: Annotated[float | None, Gt(0), WITHOUT_KL] = None
+    """Multiply the coefficient up or down towards this KL per response."""
     kl_horizon: Annotated[int, Ge(1), Only("without `kl_target`", lambda c: c.kl_target)] = 10000
     """Responses over which the adaptive coefficient moves."""
 
