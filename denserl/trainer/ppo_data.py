@@ -29,7 +29,7 @@ class Schedule(NamedTuple):
 
 
 def check_sizes(config: PPOConfig) -> None:
-    """UserError for batch sizes that do not divide."""
+    """UserError for batch sizes that do not divide, and iterations that are too few."""
     world = distributed.world_size()
     rollout, train = ("rollout_batch_size", config.rollout_batch_size), ("train_batch_size", config.train_batch_size)
     micro, samples = ("micro_batch_size", config.micro_batch_size), ("samples_per_prompt", config.samples_per_prompt)
@@ -39,6 +39,18 @@ def check_sizes(config: PPOConfig) -> None:
             f"`{larger}` {big} is no multiple of `{smaller}` {small}" + (f" x {world} ranks" if factor > 1 else ""),
             f"use a multiple of {small * factor}",
         )
+    # Of episodes it is known with the prompts.
+    if config.iterations:
+        check_warmup(config, config.iterations)
+
+
+def check_warmup(config: PPOConfig, iterations: int) -> None:
+    """UserError where the policy's training would not begin."""
+    require(
+        iterations > config.critic_warmup_iterations,
+        f"`critic_warmup_iterations` {config.critic_warmup_iterations} of {iterations}: the policy would not be trained",
+        f"give `critic_warmup_iterations` below {iterations}, or more `iterations` or `episodes`",
+    )
 
 
 def make_schedule(config: PPOConfig, prompts: int) -> Schedule:
@@ -50,11 +62,7 @@ def make_schedule(config: PPOConfig, prompts: int) -> Schedule:
         f"{prompts} prompts x {config.episodes:g} episodes fill no rollout batch of {per_iteration} prompts",
         "give more prompts, more `episodes`, or a smaller `rollout_batch_size`",
     )
-    require(
-        iterations > config.critic_warmup_iterations,
-        f"`critic_warmup_iterations` {config.critic_warmup_iterations} of {iterations}: the policy would not be trained",
-        "give fewer, or more `iterations` or `episodes`",
-    )
+    check_warmup(config, iterations)
     return Schedule(iterations, config.ppo_epochs * config.rollout_batch_size // config.train_batch_size)
 
 
