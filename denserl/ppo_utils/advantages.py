@@ -91,8 +91,7 @@ def against_group(
     """A token's return less the mean return of its group at that token (docs/ppo_max.md): A_t = G_t - mean_j G_t^j.
 
     Of a response that has ended before t, the return at its last token counts. One reward at the end of each response then
-    gives the published estimates; with dense rewards, what is left to earn is compared token by token, as in SPRO (arXiv
-    2507.01551).
+    gives the published estimates; with dense rewards, what is left to earn is compared token by token.
 
     Args:
         returns: (B, T) of this rank. mask: (B, T), contiguous from t = 0.

@@ -245,9 +245,9 @@ class PPOTrainer:
             log.info("  %s", line)
         if rows and abs(rows[-1].get("reward") or 0.0) >= HUGE_SCORE:
             log.warning("  rewards reach %.1e in magnitude: the reward model, or its normaliser, is off", rows[-1]["reward"])
-        beside = ["critic/"] if self.models.critic is not None else []
-        parts = [*beside, *(["ema/"] if self.ema else []), *(["checkpoints/"] if self.config.save_every else [])]
-        log.info("  policy in %s, beside it %s, metrics.jsonl, samples.jsonl", folder, ", ".join(parts))
+        written = {"critic/": self.models.critic, "ema/": self.ema, "checkpoints/": self.config.save_every}
+        beside = [*(part for part, there in written.items() if there), "metrics.jsonl", "samples.jsonl"]
+        log.info("  policy in %s, beside it %s", folder, ", ".join(beside))
 
     def iterate(self) -> dict[str, float]:
         """One iteration: sample, score, make experience, update; returns its metrics."""

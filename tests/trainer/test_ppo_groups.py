@@ -58,9 +58,15 @@ def test_a_kl_in_the_loss_and_a_constant_in_the_place_of_lengths(ppo, scored, le
         assert row["kl_loss"] == pytest.approx((torch.expm1(-gap) + gap).sum().item() / 64, rel=1e-3, abs=1e-6)
         assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
     assert row["kl_loss"] > 1e-4
-    without = ppo("without", **SAMPLES, **options | {"kl_coefficient": 0.0}, iterations=2)
+    without = ppo("without", **SAMPLES, **options | {"kl_in": "reward", "kl_coefficient": 0.0}, iterations=2)
     assert metrics(without)[0]["policy_loss"] == pytest.approx(metrics(output)[0]["policy_loss"])
     assert metrics(without)[1]["actor_grad_norm"] != pytest.approx(metrics(output)[1]["actor_grad_norm"], rel=1e-4)
+
+
+def test_what_is_written_beside_the_policy_is_said(ppo, caplog):
+    caplog.set_level("INFO")
+    folder = ppo(**SAMPLES, advantage="rloo", save_every=0)
+    assert f"  policy in {folder}, beside it metrics.jsonl, samples.jsonl" in caplog.messages
 
 
 def test_a_resumed_run_without_a_critic_ends_with_the_same_bits(ppo, world):
@@ -78,6 +84,10 @@ def test_a_resumed_run_without_a_critic_ends_with_the_same_bits(ppo, world):
         ({"advantage": "rloo", "group_std": "off"}, "`group_std` off has no effect without `advantage` grpo"),
         ({"average": "constant", "entropy_coef": 0.1, "entropy_target": 1.0}, "no effect with `average` constant"),
         ({"kl_in": "loss", "kl_estimator": "k2"}, "`kl_estimator` k2 has no effect with `kl_in` loss"),
+        *(
+            ({name: value, "kl_coefficient": 0.0}, f"`{name}` {value} has no effect with `kl_coefficient` 0")
+            for name, value in {"kl_in": "loss", "kl_estimator": "k3", "kl_target": 3.0}.items()
+        ),
         ({"advantage": "remax"}, "`advantage` is 'remax'; it must be one of gae, rloo, grpo, reinforce"),
         *(
             ({"advantage": "reinforce", name: value}, f"`{name}` {value} has no effect without a critic")
