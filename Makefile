@@ -30,11 +30,14 @@ faults: .venv/installed
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
 
-# Reward models of noisy labels, over 5 seeds, about an hour on two cores, and preference models of biased pairs.
-# DATA: as for `make real`, whose pairs are a part.
+# Reward models of noisy labels, preference models of biased and of real pairs, and PPO's switches, over 5 seeds, many hours on
+# two cores; a part: .venv/bin/python benchmarks/noisy_labels.py --parts uses. DATA: as for `make real`, whose pairs are a part.
 study: .venv/installed
 	$(BIN)/python benchmarks/study.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/preference_methods.py
+	$(BIN)/python benchmarks/real_pairs.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/noisy_labels.py
+	$(BIN)/python benchmarks/ppo_switches.py
 
 # All rows of the benchmark, about half an hour on two cores, or one: make bench ROW=3
 bench: .venv/installed
