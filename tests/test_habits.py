@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -64,6 +65,12 @@ def test_what_the_guide_names_is_there():
 def test_every_room_has_its_tests_where_the_guide_says():
     rooms = {name.split(".")[1] for name in find_packages(str(ROOT), include=["denserl.*"])}
     assert not [room for room in rooms if not (ROOT / "tests" / room).is_dir()]
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest imports them by their names alone."""
+    counts = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert not [name for name, count in counts.items() if count > 1 and name != "conftest.py"]
 
 
 def test_the_hooks_are_the_lines_of_make_lint():
