@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
-from denserl.data.batching import ResponseBatch
+from denserl.data.batching import ResponseBatch, response_slots
 from denserl.data.reference_cache import file_fingerprint
 from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.measured import check_steady
 from denserl.models.reward_models import load_reward_model, new_reward_model
+from denserl.models.scoring import token_rewards
 from denserl.models.tokenizers import check_same_tokenizer, load_tokenizer
 from denserl.rewards.sources.base import ResponseScorer
 from denserl.rewards.sources.build import Members, source_of
@@ -168,6 +169,20 @@ def load_implicit(config: PPOConfig, tokenizer: PreTrainedTokenizerBase, device:
         disable_dropout(model)
         found.append(frozen_engine(PolicyModule(model), _engine_configs(config, dtype)[1], device))
     return found
+
+
+def logprob_entropy(
+    module: Callable[..., tuple[Tensor, Tensor | None]], batch: ResponseBatch, temperature: float, with_entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """(B, T) log-probabilities of a batch's response tokens by policy or reference, and entropies where they are wanted."""
+    settings = {"temperature": temperature, "shared": batch.shared, "with_entropy": with_entropy}
+    return module(*batch[:3], response_length=batch.response_mask.shape[1], **settings)
+
+
+def state_values(critic: nn.Module, batch: ResponseBatch) -> Tensor:
+    """(B, T) values of the states before each response token: the head at the token before it."""
+    values = token_rewards(critic, batch.input_ids, batch.attention_mask, batch.shared)
+    return response_slots(values, batch.response_start - 1, batch.response_mask.shape[1])
 
 
 def logprobs_of(forward: Callable) -> LogProbs:

@@ -1,6 +1,6 @@
 """The PPO loop: sample, score, make experience, update. It reads like the algorithm; formulas are in denserl/ppo_utils.
 
-What it is made of (models, sources of rewards, metrics) is in the files ppo_*.py beside it.
+What it is made of (models, sources of rewards, losses, metrics) is in the files ppo_*.py beside it.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -17,18 +17,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from denserl import distributed
-from denserl.data.batching import ResponseBatch, in_halves, pad_rows, response_slots
+from denserl.data.batching import ResponseBatch, in_halves, pad_rows
 from denserl.data.order import endless_rows, step_table
 from denserl.data.prompts import LABEL
 from denserl.data.responses import Responses
 from denserl.errors import Stopped
 from denserl.models.gathering import gathered
-from denserl.models.scoring import token_rewards
 from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.advantages import Advantages
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
-from denserl.ppo_utils.kl import KLCoefficient, approx_kl
-from denserl.ppo_utils.losses import average_count, kl_loss, masked_average, policy_loss, value_loss
+from denserl.ppo_utils.kl import KLCoefficient
 from denserl.rewards.pair_metrics import HUGE_SCORE
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.base import ResponseScorer
@@ -51,6 +49,7 @@ from denserl.trainer.ppo_data import (
     make_schedule,
     text_batches,
 )
+from denserl.trainer.ppo_losses import Part, StepLosses
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
 from denserl.trainer.ppo_models import (
     Models,
@@ -58,9 +57,11 @@ from denserl.trainer.ppo_models import (
     gold_scorer,
     load_implicit,
     load_models,
+    logprob_entropy,
     logprobs_of,
     sample_reference,
     save_models,
+    state_values,
 )
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, join_scores
 from denserl.trainer.ppo_sources import Loaded, check_comparisons, check_sources, make_rewards
@@ -77,14 +78,6 @@ VALUE_CLIP = {"bandit": 0.2}  # the published ones
 DEFAULT_VALUE_CLIP = 0.25
 # Options that name the models whose weights a resumed run must have.
 MODELS = ("model", "reward_model", "implicit_reward", "implicit_reference")
-
-
-class Shares(NamedTuple):
-    """What a micro-batch's sums are divided by, so that their mean over an optimiser step is an average over all of it."""
-
-    tokens: Tensor  # of all response tokens, or of responses
-    policy: Tensor  # of those that the policy learns from
-    text: Tensor | None = None
 
 
 class PPOTrainer:
@@ -381,9 +374,9 @@ class PPOTrainer:
     def _score_rows(self, responses: Responses) -> tuple:
         """Mask, log-probabilities, entropies (policy, then reference), values or None, each (b, t); and scores."""
         batch = self._batch(responses)
-        logprobs, entropy = self._logprob_entropy(self.models.actor, batch, self.config.temperature)
-        ref_logprobs, ref_entropy = self._logprob_entropy(self.models.reference, batch, self.config.temperature)
-        values = None if self.models.critic is None else self._values(batch, batch.response_mask.shape[1])
+        logprobs, entropy = logprob_entropy(self.models.actor, batch, self.config.temperature)
+        ref_logprobs, ref_entropy = logprob_entropy(self.models.reference, batch, self.config.temperature)
+        values = None if self.models.critic is None else state_values(self.models.critic, batch)
         scores = self.rewards.score(responses, batch)
         return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, values, scores
 
@@ -393,48 +386,20 @@ class PPOTrainer:
     def _optimiser_step(self, responses: Responses, experience: Experience, rows: list[int], log: Averages) -> None:
         """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch."""
         micro_batches = self._micro_batches(rows)
-        texts = self.ptx_batches(self.steps) if self.ptx_batches else []
-        shares = self._shares(experience, rows, texts, len(micro_batches))
-        parts = [self._micro_batch(responses, experience, micro) for micro in micro_batches]
-        slope = 0.0 if self._actor_is_frozen() else self._entropy_slope(parts, shares.policy)
-        for i, (batch, old) in enumerate(parts):
+        texts = self.ptx_batches(self.steps) if self.ptx_batches else [None] * len(micro_batches)
+        parts = [self._part(responses, experience, *each) for each in zip(micro_batches, texts, strict=True)]
+        losses = StepLosses(self.config, self.models, parts, self.value_clip, self.kl.beta)
+        for part in parts:
             if self.models.critic is not None:
-                log.add(self._critic_step(batch, old, shares.tokens))
+                log.add(_learn(self.models.critic, *losses.of_critic(part)))
             if not self._actor_is_frozen():
-                log.add(self._actor_step(batch, old, shares, texts[i] if texts else None, slope))
+                log.add(_learn(self.models.actor, *losses.of_actor(part)))
         norms = {f"{name}_grad_norm": engine.get_global_grad_norm() for name, engine in self.models.engines.items()}
         log.add({k: torch.as_tensor(v, dtype=torch.float32, device=self.device) for k, v in norms.items() if v is not None})
 
-    def _shares(self, experience: Experience, rows: list[int], texts: list[ResponseBatch], micro_batches: int) -> Shares:
-        config = self.config
-        averaged = ((experience.mask, config.average_of_all()), (experience.policy_mask, config.average))
-        counts = [average_count(mask[rows], average, config.max_new_tokens) for mask, average in averaged]
-        counts += [torch.stack([text.response_mask.sum() for text in texts]).sum()] if texts else []
-        return Shares(*(self._share_of_step(count, micro_batches) for count in counts))
-
-    def _micro_batch(self, responses: Responses, experience: Experience, rows: list[int]) -> tuple[ResponseBatch, Experience]:
+    def _part(self, responses: Responses, experience: Experience, rows: list[int], text: ResponseBatch | None) -> Part:
         batch = self._batch(responses.rows(rows))
-        return batch, experience.rows(torch.tensor(rows, device=self.device), batch.response_mask.shape[1])
-
-    def _entropy_slope(self, parts: Sequence[tuple[ResponseBatch, Experience]], share: Tensor) -> Tensor | float:
-        """The derivative of the entropy term by the mean entropy of the optimiser step; 0 without the term.
-
-        -entropy_coef, or of the distance to a target its sign, for which the whole step is read beforehand.
-        """
-        coef, target = self.config.entropy_coef, self.config.entropy_target
-        if not coef or target is None:
-            return -coef
-        with torch.no_grad():
-            means = torch.stack([self._mean_entropy(self._now(batch, True)[1], old, share) for batch, old in parts])
-        mean = distributed.all_sum(means.sum()) / len(parts) / distributed.world_size()
-        return coef * torch.sign(mean - target)
-
-    def _share_of_step(self, count: Tensor, micro_batches: int) -> Tensor:
-        """What a micro-batch's sum is divided by, given what it counts on this rank.
-
-        DeepSpeed takes the mean over micro-batches and ranks; what remains is division by the whole step's count.
-        """
-        return distributed.all_sum(count.float().to(self.device)) / micro_batches / distributed.world_size()
+        return Part(batch, experience.rows(torch.tensor(rows, device=self.device), batch.response_mask.shape[1]), text)
 
     def _actor_is_frozen(self) -> bool:
         return self.iteration < self.config.critic_warmup_iterations
@@ -446,72 +411,10 @@ class PPOTrainer:
         }
         return {name: engine.was_step_applied() for name, engine in trained.items()}
 
-    def _critic_step(self, batch: ResponseBatch, old: Experience, share: Tensor) -> dict[str, Tensor]:
-        values = self._values(batch, batch.response_mask.shape[1])
-        loss, clipped = value_loss(
-            values, old.values, old.returns, old.mask, self.value_clip, self.config.average_of_all(), share
-        )
-        self.models.critic.backward(self.config.value_coef * loss)
-        self.models.critic.step()
-        return {"value_loss": loss.detach(), "value_clip_fraction": clipped}
-
-    def _actor_step(
-        self, batch: ResponseBatch, old: Experience, shares: Shares, text: ResponseBatch | None, slope: Tensor | float
-    ) -> dict[str, Tensor]:
-        config, average = self.config, self.config.average_of_all()
-        logprobs, entropy = self._now(batch, with_entropy=config.entropy_coef > 0)
-        averaged = (old.policy_mask, config.policy_clip, config.average, shares.policy, config.dual_clip)
-        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, *averaged)
-        now = logprobs.detach()
-        log = {
-            "policy_loss": loss.detach(),
-            "clip_fraction": clipped,
-            "approx_kl": masked_average(approx_kl(old.logprobs, now, "k3"), old.mask, average, shares.tokens),
-            "ratio": masked_average((now - old.logprobs).exp(), old.mask, average, shares.tokens),
-        }
-        if entropy is not None:
-            mean = self._mean_entropy(entropy, old, shares.policy)
-            loss = loss + slope * mean
-            log["entropy_loss"] = slope * (mean.detach() - (config.entropy_target or 0.0))
-        if config.kl_in == "loss":
-            of_reference = kl_loss(logprobs, old.ref_logprobs, old.policy_mask, config.average, shares.policy)
-            loss = loss + self.kl.beta * of_reference
-            log["kl_loss"] = of_reference.detach()
-        if text is not None:
-            ptx_loss = self._ptx_loss(text, shares.text)
-            loss = loss + config.ptx_coef * ptx_loss
-            log["ptx_loss"] = ptx_loss.detach()
-        self.models.actor.backward(loss)
-        self.models.actor.step()
-        return log
-
-    def _now(self, batch: ResponseBatch, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities, and entropies where they are wanted, by the policy as it is."""
-        return self._logprob_entropy(self.models.actor, batch, self.config.temperature, with_entropy)
-
-    def _mean_entropy(self, entropy: Tensor, old: Experience, share: Tensor) -> Tensor:
-        """Of the tokens that the policy learns from, averaged as its loss is."""
-        return masked_average(entropy, old.policy_mask, self.config.average, share)
-
     def _train_mode(self, on: bool) -> None:
         """Training mode is what switches gradient checkpointing on; sampling and scoring run without it."""
         for engine in self.models.engines.values():
             engine.train(on)
-
-    def _ptx_loss(self, text: ResponseBatch, share: Tensor) -> Tensor:
-        """Next-token loss of a micro-batch of text, averaged over the response tokens of the whole step."""
-        batch = text.to(self.device)
-        logprobs, _ = self._logprob_entropy(self.models.actor, batch, 1.0, with_entropy=False)
-        return -masked_average(logprobs, batch.response_mask, "token_mean", share)
-
-    def _logprob_entropy(self, module: Callable, batch: ResponseBatch, temperature: float, with_entropy: bool = True):
-        settings = {"temperature": temperature, "shared": batch.shared, "with_entropy": with_entropy}
-        return module(*batch[:3], response_length=batch.response_mask.shape[1], **settings)
-
-    def _values(self, batch: ResponseBatch, width: int) -> Tensor:
-        """(B, T) values of the states before each response token: the head at the token before it."""
-        values = token_rewards(self.models.critic, batch.input_ids, batch.attention_mask, batch.shared)
-        return response_slots(values, batch.response_start - 1, width)
 
     def _next_prompts(self) -> tuple[dict, list[Stream], list[int]]:
         """This rank's prompts of the iteration, one for each response, the streams to sample the responses with, and groups."""
@@ -559,3 +462,10 @@ def _join_padded(parts: tuple[Tensor, ...]) -> Tensor:
     """(b, t) tensors under one another, padded with zeros to the widest."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def _learn(engine: nn.Module, loss: Tensor, log: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take in the gradient of a micro-batch, at the last one of a step the step; returns what is logged."""
+    engine.backward(loss)
+    engine.step()
+    return log

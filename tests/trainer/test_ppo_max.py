@@ -8,7 +8,7 @@ from test_ppo_trainer import metrics, same_weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from denserl.ppo_utils import experience as experiences
-from denserl.trainer import ppo_trainer
+from denserl.trainer import ppo_losses
 from denserl.trainer.ppo_trainer import PPOTrainer
 from denserl.trainer.reference import PolicyModule
 
@@ -95,8 +95,8 @@ def recorded(monkeypatch) -> list[dict]:
     for name, function in (("score", keep_scores), ("update", keep_experience), ("_optimiser_step", keep_rows)):
         monkeypatch.setattr(PPOTrainer, name, function)
     monkeypatch.setattr(experiences, "penalised_rewards", keep_rewards)
-    monkeypatch.setattr(ppo_trainer, "policy_loss", keeping(ppo_trainer.policy_loss, keep_output("policy")))
-    monkeypatch.setattr(ppo_trainer, "value_loss", keeping(ppo_trainer.value_loss, keep_output("value")))
+    monkeypatch.setattr(ppo_losses, "policy_loss", keeping(ppo_losses.policy_loss, keep_output("policy")))
+    monkeypatch.setattr(ppo_losses, "value_loss", keeping(ppo_losses.value_loss, keep_output("value")))
     return kept
 
 

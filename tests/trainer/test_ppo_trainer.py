@@ -530,9 +530,9 @@ def test_with_adapters_the_policy_without_them_is_the_reference(settings, ppo, w
         for first in range(0, len(responses.texts), 4):
             batch = self._batch(responses.rows(list(range(first, first + 4))))
             with torch.no_grad():
-                own = self._logprob_entropy(self.models.reference, batch, 0.8)
+                own = ppo_models.logprob_entropy(self.models.reference, batch, 0.8)
                 other = PolicyModule(apart)(*batch[:3], batch.response_mask.shape[1], 0.8, batch.shared)
-                policy = self._logprob_entropy(self.models.actor, batch, 0.8)
+                policy = ppo_models.logprob_entropy(self.models.actor, batch, 0.8)
             assert any(map(torch.equal, own, policy)) == (self.iteration == 0)
             seen.append([(a - b).abs().max().item() for a, b in zip(own, other, strict=True)])
         return score(self, responses, **kw)
