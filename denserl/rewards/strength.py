@@ -26,11 +26,6 @@ def parts(mean: ArrayLike) -> np.ndarray:
     return np.searchsorted(ends, ranks(mean), side="right")
 
 
-def lowest(mean: ArrayLike, share: float) -> np.ndarray:
-    """Whether each of N pairs is in the share of them with the lowest means, (N,) bool; parts as of `parts`."""
-    return ranks(mean) < round(share * np.shape(mean)[0])
-
-
 def ranks(mean: ArrayLike) -> np.ndarray:
     """The places of N means when they are sorted, from 0 at the lowest; equal ones in the order given."""
     found = np.empty(np.shape(mean)[0], dtype=np.int64)

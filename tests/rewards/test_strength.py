@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from denserl.data.strength_file import strength_of
-from denserl.rewards.strength import PARTS, agreement, lowest, mean_chance, parts
+from denserl.rewards.strength import PARTS, agreement, mean_chance, parts
 
 # Four members, three pairs.
 DIFFERENCES = np.array([[1, 0, -2], [2, 0.2, -1], [3, -0.2, -3], [2, 0, -2]])
@@ -38,7 +38,6 @@ def test_parts_are_shares_by_rank():
     found = parts(means[order])
     for number, members in enumerate(of.values()):
         assert sorted(means[order][found == number]) == members
-    assert sorted(means[order][lowest(means[order], 0.2)]) == [-2, -1.1]
     # Whatever their number, each pair has one part; of equal means the first are the lowest.
     assert np.bincount(parts(np.zeros(7)), minlength=4).tolist() == [1, 2, 3, 1] and parts(np.zeros(7))[0] == 0
     assert parts(np.zeros(1)).tolist() == [2]
