@@ -21,12 +21,9 @@ def stage(command: str, *words: str | Path, **flags: Any):
 
     Returns: what the command's `run` returns.
     """
-    from denserl.rewards.members import MEMBERS_FILE
-    from denserl.trainer.checkpoint import has_checkpoints
-    from denserl.trainer.self_training_config import ROUNDS
+    from denserl.trainer.several import has_begun
 
-    folder = Path(flags["output_dir"])
-    if has_checkpoints(folder / "checkpoints") or any((folder / name).is_file() for name in (ROUNDS, MEMBERS_FILE)):
+    if has_begun(Path(flags["output_dir"])):
         flags["resume"] = True
     argv = [*map(str, words), *(word for name, value in flags.items() for word in as_flags(name, value))]
     say(f"\n$ denserl {shlex.join([command, *argv])}", sys.stderr)

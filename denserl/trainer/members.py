@@ -14,21 +14,19 @@ from denserl.rewards.objectives import all_labels
 from denserl.trainer.members_config import MembersConfig
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_labels import measured_file, measures_strength
-from denserl.trainer.reward_making import check_trunk, make_objectives
+from denserl.trainer.reward_making import make_objectives
 from denserl.trainer.reward_pairs import load_pairs
 from denserl.trainer.several import (
     Record,
     Train,
+    begin,
     common_settings,
     common_tokenizer,
     evaluation_of,
     let_go,
     own_config,
-    record_before,
     train_once,
 )
-from denserl.trainer.start import start_run
-from denserl.trainer.supervised import check_steps
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +54,7 @@ def train_members(config: RewardConfig, train: Train = train_once) -> dict[str, 
         UserError: options, or data, that do not go together.
     """
     require(config.members, "no `members` are asked for", "say how many to train")
-    _, dtype = start_run(config)
-    check_steps(config)
-    check_trunk(config)
-    before = record_before(config, MEMBERS_FILE, MembersRecord)
+    _, dtype, before = begin(config, MEMBERS_FILE, MembersRecord)
     parts = load_pairs(config, all_labels(make_objectives(config)))
     tokenizer = common_tokenizer(config, before)
     contents = dict(zip(("data", "held-out rows"), parts, strict=True))

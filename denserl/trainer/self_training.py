@@ -25,22 +25,20 @@ from denserl.models.reward_settings import KEY
 from denserl.rewards.objectives import all_labels
 from denserl.trainer.pseudo_labelling import Rows, judge_held_out, label_pairs
 from denserl.trainer.reward_config import RewardConfig
-from denserl.trainer.reward_making import check_trunk, make_objectives
+from denserl.trainer.reward_making import make_objectives
 from denserl.trainer.reward_pairs import load_pairs
 from denserl.trainer.self_training_config import ROUNDS, SelfTrainingConfig
 from denserl.trainer.several import (
     Record,
     Train,
+    begin,
     common_settings,
     common_tokenizer,
     evaluation_of,
     let_go,
     own_config,
-    record_before,
     train_once,
 )
-from denserl.trainer.start import start_run
-from denserl.trainer.supervised import check_steps
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +80,8 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
         UserError: options, or data, that do not go together.
     """
     require(config.unlabelled_data, "no `unlabelled_data` is given", "give pairs to label")
-    device, dtype = start_run(config)
-    check_steps(config)
-    check_trunk(config)
+    device, dtype, before = begin(config, ROUNDS, Rounds)
     folder = Path(config.output_dir)
-    before = record_before(config, ROUNDS, Rounds)
     rows, settings, config = _prepare(config, before, dtype)
     record = Rounds(folder / ROUNDS, settings) if before is None else dataclasses.replace(before, settings=settings)
     record.write()

@@ -21,12 +21,19 @@ from denserl.data.templates import DATE
 from denserl.errors import require
 from denserl.files import replace_whole
 from denserl.models.tokenizers import load_tokenizer
+from denserl.rewards.members import MEMBERS_FILE
 from denserl.trainer.checkpoint import check_settings, has_checkpoints
 from denserl.trainer.reward_config import RewardConfig
+from denserl.trainer.reward_making import check_trunk
 from denserl.trainer.reward_trainer import RewardTrainer
-from denserl.trainer.start import run_settings, template_of_run, with_defaults
+from denserl.trainer.self_training_config import ROUNDS
+from denserl.trainer.start import run_settings, start_run, template_of_run, with_defaults
+from denserl.trainer.supervised import check_steps
 
 Train = Callable[[RewardConfig], dict[str, float]]
+
+# The files that tell of several trainings, and the field of each with a report of all that have ended.
+RECORDS = {ROUNDS: "rounds", MEMBERS_FILE: "members"}
 
 
 @dataclasses.dataclass
@@ -52,21 +59,31 @@ def train_once(config: RewardConfig) -> dict[str, float]:
     return RewardTrainer.from_config(config).run()
 
 
-def record_before(config: RewardConfig, name: str, kind: type[Kind]) -> Kind | None:
-    """What an earlier run has left under the name, which is to go on; None at the start of one.
+def begin(config: RewardConfig, name: str, kind: type[Kind]) -> tuple[torch.device, str, Kind | None]:
+    """Device, precision, and what an earlier run has left under the name, which is to go on; None at the start of one.
 
     Raises:
-        UserError: there is none to go on with, or the folder holds a training that was not to go on.
+        UserError: options that do not go together; there is nothing to go on with, or what the folder holds was not to go on.
     """
+    device, dtype = start_run(config)
+    check_steps(config)
+    check_trunk(config)
     folder = Path(config.output_dir)
     path = folder / name
     if config.resume:
         require(path.is_file(), f"`resume`: {folder} holds no {name}", "leave `resume` out to start anew")
-        return kind(path, **json.loads(path.read_text(encoding="utf-8")))
-    there = path.is_file() or has_checkpoints(folder / "checkpoints")
+        return device, dtype, kind(path, **json.loads(path.read_text(encoding="utf-8")))
     found = f"`output_dir` {folder} holds an earlier training"
-    require(not there, found, "add `resume` to go on with it, or give another `output_dir`")
-    return None
+    require(not has_begun(folder), found, "add `resume` to go on with it, or give another `output_dir`")
+    return device, dtype, None
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a training in the folder, one or several by one command, has ended or has a checkpoint to go on from."""
+    told = {field: folder / name for name, field in RECORDS.items() if (folder / name).is_file()}
+    ended = any(json.loads(path.read_text(encoding="utf-8"))[field] for field, path in told.items())
+    folders = [folder, *(folder.glob("*") if told else ())]
+    return ended or any(has_checkpoints(each / "checkpoints") for each in folders)
 
 
 def common_tokenizer(config: RewardConfig, before: Record | None) -> PreTrainedTokenizerBase:

@@ -21,6 +21,7 @@ from denserl.trainer.group_trainer import GroupTrainer
 from denserl.trainer.members import train_members
 from denserl.trainer.reward_pairs import pairs_of
 from denserl.trainer.reward_trainer import RewardTrainer
+from denserl.trainer.several import has_begun
 
 ROWS = 24
 
@@ -197,6 +198,30 @@ def test_what_cannot_be_is_refused(options, found, files, tmp_path):
     with pytest.raises(UserError, match=found):
         run(files, tmp_path / "rm", **options)
     assert not (tmp_path / "rm/member-0").exists()
+
+
+def test_what_ended_before_it_began_is_no_earlier_training(files, trained, tmp_path):
+    """Its record tells of no training, and there is nothing to go on from: the command may be given again, corrected."""
+    folder, *_ = trained
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm/members.json").write_text(json.dumps({**told(folder), "members": []}))
+    assert not has_begun(tmp_path / "rm") and has_begun(folder)
+    given = []
+
+    def train(own):
+        given.append(own)
+        return {"eval_accuracy": 0.5}
+
+    train_members(train_rm.Options(**options_of_one(files, tmp_path / "rm"), members=2), train)
+    assert [own.resume for own in given] == [False, False] and [one["seed"] for one in told(tmp_path / "rm")["members"]] == [
+        42,
+        43,
+    ]
+    # A checkpoint of the first one is enough.
+    (tmp_path / "rm/members.json").write_text(json.dumps({**told(folder), "members": []}))
+    shutil.copytree(folder / "member-0", tmp_path / "rm/member-0")
+    with pytest.raises(UserError, match="holds an earlier training"):
+        train_members(train_rm.Options(**options_of_one(files, tmp_path / "rm"), members=2), train)
 
 
 def test_members_are_no_single_training(files, tmp_path):
