@@ -109,7 +109,7 @@ def voters_of(models: Sequence[str], pairs: Dataset) -> list[Voter]:
             voters += [Voter(str(folder), row) for folder, row in zip(members.folders, may, strict=True)]
     paths = [os.path.realpath(voter.path) for voter in voters]
     twice = next((path for number, path in enumerate(paths) if path in paths[:number]), None)
-    require(twice is None, f"`reward_model` names {twice} twice, whose votes would count double", "name each once")
+    require(twice is None, f"{twice} stands twice among the models, and its votes would count double", "name each once")
     unseen = np.flatnonzero(~np.any([voter.may_score for voter in voters], axis=0))
     require(
         not len(unseen),

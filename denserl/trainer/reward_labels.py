@@ -15,7 +15,9 @@ from datasets import Dataset
 from denserl import distributed
 from denserl.data.features import NUMBER
 from denserl.data.folds import folds_of
+from denserl.data.hub import split_revision
 from denserl.data.preferences import exchanged, labels_to_turn
+from denserl.data.readers import is_hub_source
 from denserl.data.schemas import MARGIN, P_CHOSEN
 from denserl.data.strength_file import STRENGTH_FILE, Strength, read_strength, write_strength
 from denserl.errors import require
@@ -63,10 +65,19 @@ def strength_of(config: RewardConfig, pairs: Dataset) -> Strength:
 
 
 def measures_strength(config: RewardConfig) -> bool:
-    """Whether `strength_from` names models: several, a folder with one or with members, or a name on the hub."""
+    """Whether `strength_from` names models. UserError for a file among several names."""
     names = config.strength_from or []
-    is_model = any(not Path(name).exists() or (Path(name) / "config.json").is_file() for name in names)
-    return len(names) > 1 or is_model or any((Path(name) / MEMBERS_FILE).is_file() for name in names)
+    files = [name for name in names if not _is_model(name)]
+    found = f"`strength_from` names {', '.join(names)}, of which {', '.join(files)} holds strengths, or is not there"
+    require(not files or len(names) == 1, found, "give one file of strength, or reward models alone")
+    return bool(names) and not files
+
+
+def _is_model(name: str) -> bool:
+    """Whether it is a folder with a model or with members, or a name on the hub."""
+    if Path(name).exists():
+        return any((Path(name) / file).is_file() for file in ("config.json", MEMBERS_FILE))
+    return is_hub_source(split_revision(name)[0])
 
 
 def measured_file(config: RewardConfig) -> Path:

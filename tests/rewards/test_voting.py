@@ -134,7 +134,7 @@ def test_kept_scores_are_those_of_the_very_same(pairs, tmp_path):
 
 def test_what_cannot_be_measured_is_said(pairs, tmp_path):
     path = folder(tmp_path / "a", std=1.0)
-    with pytest.raises(UserError, match="names .*a twice"):
+    with pytest.raises(UserError, match="a stands twice among the models"):
         measure_strength([path, f"{path}/../a"], pairs, {}.__getitem__, SOURCE)
     (tmp_path / "bad.jsonl").write_text(json.dumps({**ROWS[0], "rejected": "refused"}))
     with pytest.raises(UserError, match="bad.jsonl:1: the chat template refuses it"):
