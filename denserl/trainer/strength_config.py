@@ -39,7 +39,7 @@ class StrengthConfig(Config):
         Only(f"without `strength_use` {', '.join((*FLIPS, *SOFTENS))}", lambda c: c.strength_use in (*FLIPS, *SOFTENS)),
     ] = "0.2"
     """The part whose labels are taken for wrong: the share with the lowest mean differences; two shares, such as 0.1-0.2 or
-    0.9-1; negative: those below 0; or incorrect, ambiguous, normal, strong."""
+    0.9-1; negative: those below 0, or positive, the others; or incorrect, ambiguous, normal, strong."""
     strength_scale: Annotated[
         float,
         Gt(0),
