@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from denserl.cli.launch import launch, suggest
+from denserl.config import TemplateConfig, options_of
 from denserl.errors import require
 from denserl.evaluation.config import MeasureConfig as Options
+from denserl.evaluation.config import SolutionConfig
+from denserl.rewards.config import ReadConfig
 from denserl.terminal import say
 
 
@@ -38,8 +41,7 @@ def run(options: Options) -> dict[str, Any]:
         # What compares answers is asked for its log-odds.
         return scorer.model if isinstance(scorer, PairScorer) else scorer
 
-    how_read = json.dumps({name: getattr(options, name) for name in READING})
-    votes = measure_strength(options.reward_model, pairs, load, options, dtype, folder / "scores", how_read)
+    votes = measure_strength(options.reward_model, pairs, load, options, dtype, folder / "scores", _how_read(options, dtype))
     strength, summary = strength_summary(votes)
     summary |= {"options": dataclasses.asdict(options), "precision": dtype, "versions": versions()}
     if distributed.rank() == 0:
@@ -53,12 +55,16 @@ def run(options: Options) -> dict[str, Any]:
     return summary
 
 
-# Options that scores depend on, beside the models and the pairs.
-READING = (
-    *("sft_model", "aggregate", "entropy_threshold", "segmenter", "read_at", "max_length"),
-    *("step_separator", "step_pattern", "max_steps", "skip_cut_step"),
-    *("chat_template", "system_prompt", "template_date"),
-)
+def _how_read(options: Options, dtype: str) -> str:
+    """What scores depend on beside the reward models and the pairs: options, and what is in the files that they name."""
+    from denserl.data.templates import fingerprint
+    from denserl.rewards.sources.reading import sft_fingerprint
+
+    kinds = (SolutionConfig, ReadConfig, TemplateConfig)
+    given = {option.name: getattr(options, option.name) for kind in kinds for option in options_of(kind)}
+    sft = options.sft_model and sft_fingerprint(options.sft_model, dtype)
+    files = {"chat_template": fingerprint(options.chat_template), "sft_model": sft}
+    return json.dumps({**given, **files, "max_length": options.max_length})
 
 
 def main(argv: list[str] | None = None) -> None:

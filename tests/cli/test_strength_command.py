@@ -1,6 +1,7 @@
 """`denserl strength` as a user runs it, and what `denserl evaluate` makes of its file."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -94,3 +95,21 @@ def test_mistakes_are_said_before_anything_is_loaded(folder, tmp_path, capsys):
     assert "has no 'mean preference difference'" in message(*judge, data, command=evaluate)
     rmb = [capsys, folder, tmp_path, "rmb", data, "--scorer", "length", "--strength_from", data]
     assert "--strength_from" in message(*rmb, command=evaluate)
+
+
+def test_kept_scores_are_of_what_is_in_the_files_that_options_name(folder, tmp_path):
+    template, sft = tmp_path / "t.jinja", shutil.copytree(folder / "sft", tmp_path / "sft")
+    template.write_text("{{ messages }}")
+    named = {"chat_template": str(template), "sft_model": str(sft), "max_length": 64}
+
+    def read(**given) -> str:
+        options = strength.Options(reward_model=["rm"], data=["pairs"], output_dir="out", **{**named, **given})
+        return strength._how_read(options, "fp32")
+
+    known = [read(), read(max_length=65), read(aggregate="min"), read(read_at="last_token"), read(system_prompt="Be brief.")]
+    assert read() == known[0]
+    template.write_text("{{ messages[0] }}")
+    known.append(read())
+    (sft / "config.json").write_text((sft / "config.json").read_text() + " ")
+    known.append(read())
+    assert len({*known}) == len(known)
