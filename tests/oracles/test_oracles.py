@@ -12,7 +12,7 @@ import torch
 
 from denserl.ppo_utils.advantages import Advantages, gae, whiten
 from denserl.ppo_utils.kl import KLCoefficient, approx_kl, penalised_rewards
-from denserl.ppo_utils.losses import policy_loss, value_loss
+from denserl.ppo_utils.losses import average_count, kl_loss, policy_loss, value_loss
 
 # Their name for each of our averages.
 MODES = [("sequence", "seq-mean-token-mean"), ("token_mean", "token-mean")]
@@ -91,22 +91,41 @@ def test_whitening(module, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("average, mode", MODES)
-def test_policy_loss_with_verl(seed, average, mode):
+@pytest.mark.parametrize("average, mode", [*MODES, ("constant", "seq-mean-token-sum-norm")])
+@pytest.mark.parametrize("dual_clip", [None, 1.5])
+def test_policy_loss_with_verl(seed, average, mode, dual_clip):
+    """Their constant is the width of the batch, 40."""
     theirs = verl()
     logprobs, old, advantages, mask = batch(seed)
     ours, again = (0.5 * logprobs).requires_grad_(), (0.5 * logprobs).requires_grad_()
-    loss, share = policy_loss(ours, 0.5 * old, advantages, mask, 0.2, average)
-    # A second bound on tokens of negative advantage is theirs alone: far away, it never acts.
-    expected, expected_share, _, _ = theirs.compute_policy_loss(
-        0.5 * old, again, advantages, mask, cliprange=0.2, clip_ratio_c=1e6, loss_agg_mode=mode
+    count = average_count(mask, average, 40)
+    loss, share = policy_loss(ours, 0.5 * old, advantages, mask, 0.2, average, count, dual_clip)
+    # Far away, the second bound on tokens of negative advantage, which theirs always has, never acts.
+    expected, expected_share, _, expected_lower = theirs.compute_policy_loss(
+        0.5 * old, again, advantages, mask, cliprange=0.2, clip_ratio_c=dual_clip or 1e6, loss_agg_mode=mode
     )
     torch.testing.assert_close(loss, expected, **CLOSE)
     loss.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, again.grad, **CLOSE)
+    assert (expected_lower > 0) == (dual_clip is not None)
     if average == "token_mean":
-        torch.testing.assert_close(share, expected_share, **CLOSE)
+        torch.testing.assert_close(share, expected_share + expected_lower, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("average, mode", MODES)
+def test_a_kl_in_the_loss_with_verl(seed, average, mode):
+    """Of gaps that are small: theirs cuts a token's estimate at 10."""
+    theirs = verl()
+    logprobs, ref_logprobs, _, mask = batch(seed)
+    ours, again = (0.5 * logprobs).requires_grad_(), (0.5 * logprobs).requires_grad_()
+    loss = kl_loss(ours, 0.5 * ref_logprobs, mask, average)
+    expected = theirs.agg_loss(theirs.kl_penalty(again, 0.5 * ref_logprobs, "low_var_kl"), mask, mode)
+    torch.testing.assert_close(loss, expected, **CLOSE)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, again.grad, **CLOSE)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
