@@ -95,8 +95,7 @@ def load_models(
     whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor
     # With adapters, the base model inside already runs them; the wrapper is needed for saving.
     inside = actor.get_base_model() if config.lora_rank else actor
-    iterations = max(schedule.iterations - config.critic_warmup_iterations, 1)
-    actor_steps = iterations * schedule.steps_per_iteration
+    actor_steps = (schedule.iterations - config.critic_warmup_iterations) * schedule.steps_per_iteration
     engine = train_engine(PolicyModule(inside), trained, config, lr=config.actor_lr, total_steps=actor_steps)
     if config.lora_rank:
         reference = _without_adapters(engine, actor)
