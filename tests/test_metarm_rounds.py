@@ -12,6 +12,8 @@ from denserl.cli.demo_ways import SFT
 from denserl.cli.options import parse
 from denserl.cli.paper_scripts import read_table
 from denserl.cli.pipeline import stage
+from denserl.cli.record import resolved_settings
+from denserl.errors import UserError
 from denserl.trainer.meta_step import MetaStep
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples/scripts"))
@@ -24,9 +26,10 @@ def options_of(folder: Path, **flags):
     return parse(metarm_rounds.Options, "metarm_rounds", [*argv, "--output_dir", str(folder)])
 
 
-def leaves(folder: Path) -> None:
+def leaves(folder: Path, options) -> None:
     """What is read of a command that has finished."""
-    (folder / "command.json").write_text(json.dumps([{"outcome": "failed"}, {"outcome": "finished"}]))
+    entries = [{"outcome": "failed"}, {"outcome": "finished", "settings": resolved_settings(options)}]
+    (folder / "command.json").write_text(json.dumps(entries))
     rows = [{"step": 1, "separation": 0.4, "reward": 1.0}, {"step": 2, "separation": 0.5, "eval_accuracy": 0.7}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -37,7 +40,7 @@ def test_every_command_is_understood_and_run_once(monkeypatch, tmp_path, capsys)
     def parsed(command, **flags):
         options = parsed_stages.parsed(command, (), flags)
         commands.append((command, options))
-        leaves(Path(options.output_dir))
+        leaves(Path(options.output_dir), options)
 
     monkeypatch.setattr(metarm_rounds, "stage", parsed)
     (tmp_path / "meta.yaml").write_text("meta_lr: 0.125\n")
@@ -52,6 +55,9 @@ def test_every_command_is_understood_and_run_once(monkeypatch, tmp_path, capsys)
     assert meta.meta_data == [f"{runs}/samples-1/samples.jsonl"] and meta.meta_lr == 0.125 and meta.model == "sft"
     assert last_meta.meta_data == [f"{runs}/samples-2/samples.jsonl"] and last_ppo.reward_model == [f"{runs}/rm-2"]
     said = capsys.readouterr().out.splitlines()
+    (tmp_path / "meta.yaml").write_text("meta_lr: 0.25\n")
+    with pytest.raises(UserError, match=r"rm-1 was written with other settings \(meta_lr: 0.125, now 0.25\)"):
+        metarm_rounds.run(options_of(tmp_path / "runs", rounds=2, **flags))
     assert said[-1].startswith("round 2: held-out accuracy 0.7000, last policy's responses told apart 0.4000")
 
 

@@ -1,9 +1,10 @@
 """Rounds of PPO and MetaRM by denserl's commands: reward model -> PPO -> samples -> reward model with a meta step -> PPO -> ...
 
 usage: metarm_rounds.py --model SFT --data PAIRS --prompts PROMPTS [--rounds 3] [--output_dir runs/metarm]
-The same command goes on where it was ended, however that was. --help names the rest.
+The same command goes on where it was ended, however that was; with other options it is refused. --help names the rest.
 """
 
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,15 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from denserl.cli.launch import launch
+from denserl.cli.options import parse
 from denserl.cli.pipeline import stage
-from denserl.config import FIRST, INPUT, Config
+from denserl.cli.record import resolved_settings
+from denserl.cli.words import as_flags
+from denserl.config import FIRST, INPUT, Config, resumable_options
 from denserl.files import COMMAND_FILE
 from denserl.terminal import say
+from denserl.trainer.checkpoint import check_settings
+from denserl.trainer.start import with_defaults
 from denserl.trainer.trackers import read_metrics
 
 
@@ -65,10 +71,21 @@ def run(options: Options) -> None:
 
 
 def finish(command: str, folder: Path, **flags: Any) -> None:
-    """Run a command unless it has finished in its output folder, from where it was stopped."""
+    """Run a command unless it has finished in its output folder, from where it was stopped.
+
+    Raises:
+        UserError: it has finished there with other options.
+    """
+    given = {name: value for name, value in flags.items() if value is not None} | {"output_dir": folder}
     record = folder / COMMAND_FILE
-    if not record.is_file() or json.loads(record.read_text(encoding="utf-8"))[-1]["outcome"] != "finished":
-        stage(command, **{name: value for name, value in flags.items() if value is not None}, output_dir=folder)
+    entry = json.loads(record.read_text(encoding="utf-8"))[-1] if record.is_file() else {"outcome": None}
+    if entry["outcome"] != "finished":
+        stage(command, **given)
+        return
+    argv = [word for name, value in given.items() for word in as_flags(name, value)]
+    options = parse(importlib.import_module(f"denserl.cli.{command.replace('-', '_')}").Options, command, argv)
+    saved, now = with_defaults(entry["settings"], type(options)), json.loads(json.dumps(resolved_settings(options)))
+    check_settings(saved | {"resume": now["resume"]}, now, resumable_options(type(options)), folder)
 
 
 def outcome(folder: Path, number: int) -> str:
