@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -175,6 +176,12 @@ def run_command(module, name: str, argv: list[str]):
         return module.run(parse(module.Options, name, argv))
     except UserError as error:
         raise with_flags(error, module.Options) from error
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether the models in two folders have the same weights, to the bit."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
 def letters(prompts: list[list[dict]], responses: list[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Contrastive terms by the spec's vectors and by loops; and the objective, whose batches add up to the whole gradient."""
+"""Contrastive terms by worked examples and by loops; and the objective, whose batches add up to the whole gradient."""
 
 import math
 from functools import partial
@@ -16,11 +16,11 @@ FIRST, SECOND = torch.tensor([[1.0, 0], [0, 1], [1, 1]]), torch.tensor([[1, 0.1]
 
 
 @pytest.mark.parametrize("temperature, expected", [(0.05, 0.01002645), (0.1, 0.10244558), (0.5, 0.63916798)])
-def test_simcse_is_that_of_the_spec(temperature, expected):
+def test_simcse_of_a_worked_example(temperature, expected):
     assert simcse_terms(FIRST, SECOND, temperature).mean().item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_swav_is_that_of_the_spec():
+def test_swav_of_a_worked_example():
     prototypes = Prototypes(2, 2)
     with torch.no_grad():
         # Of which only the directions count.

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import tiny_models
 import torch
-from safetensors.torch import load_file
 
 from denserl.cli import train_rm
 from denserl.data import reference_cache
@@ -82,15 +81,6 @@ def trained(files, tmp_path_factory):
     return folder, rows, len(asked)
 
 
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def same(one, other):
-    one, other = weights(one), weights(other)
-    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
-
-
 def told(folder):
     return json.loads((folder / "members.json").read_text())
 
@@ -99,7 +89,7 @@ def test_members_have_other_seeds_and_see_the_folds_that_are_not_theirs(files, t
     folder, rows, asked = trained
     members = read_members(folder)
     assert [one["seed"] for one in told(folder)["members"]] == [42, 43] and members.left_out == [0, 1]
-    assert not same(*members.folders)
+    assert not tiny_models.same_weights(*members.folders)
     pairs = load_preferences([str(files / "pairs.jsonl")])
     seen = ~members.may_score(pairs["prompt"])
     assert seen.sum(0).tolist() == [1] * ROWS and [len(part) for part in rows] == seen.sum(1).tolist()
@@ -164,7 +154,7 @@ def test_a_run_goes_on_in_any_member(where, files, trained, tmp_path, monkeypatc
             read_members(tmp_path / "rm")
     run(files, tmp_path / "rm", **FOLDS, resume=True)
     assert told(tmp_path / "rm")["members"] == record["members"]
-    assert all(same(tmp_path / "rm" / part, folder / part) for part in ("member-0", "member-1"))
+    assert all(tiny_models.same_weights(tmp_path / "rm" / part, folder / part) for part in ("member-0", "member-1"))
 
 
 def test_a_run_goes_on_with_what_it_began_with(files, trained, tmp_path):

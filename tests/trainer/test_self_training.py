@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from safetensors.torch import load_file
 
 from denserl.cli import train_rm
 from denserl.data.chat import encode_prompt
@@ -81,15 +80,6 @@ def trained(files, tmp_path_factory):
         return in_rounds(files, tmp_path_factory.mktemp("unbroken") / "rm")
 
 
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def same(one, other):
-    one, other = weights(one), weights(other)
-    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
-
-
 def rounds_of(folder):
     return json.loads((folder / "rounds.json").read_text())["rounds"]
 
@@ -98,7 +88,9 @@ def test_the_best_round_stands_in_the_output_folder(files, trained):
     rounds = rounds_of(trained)
     assert len(rounds) == 3
     best = min(rounds, key=lambda one: one["held_out_loss"])["round"]
-    assert [same(trained, trained / f"round_{number}") for number in range(3)] == [number == best for number in range(3)]
+    assert [tiny_models.same_weights(trained, trained / f"round_{number}") for number in range(3)] == [
+        number == best for number in range(3)
+    ]
     stored = json.loads((trained / "config.json").read_text())["segment_reward"]
     assert (trained / stored["sft_from_here"]).resolve() == (files / "sft").resolve()
 
@@ -138,12 +130,12 @@ def test_withheld_labels_reach_nothing_but_the_report(files, trained, trained_be
 
 @pytest.mark.long
 def test_withheld_labels_leave_the_model_as_it_is_to_the_bit(files, trained, tmp_path):
-    assert same(trained, in_rounds(files, tmp_path / "rm", pool="flipped"))
+    assert tiny_models.same_weights(trained, in_rounds(files, tmp_path / "rm", pool="flipped"))
 
 
 def test_no_sure_pair_ends_the_rounds(files, trained_before, tmp_path, caplog):
     output = in_rounds(files, tmp_path / "rm", pseudo_confidence=0.999999)
-    assert len(rounds_of(output)) == 1 and same(output, output / "round_0")
+    assert len(rounds_of(output)) == 1 and tiny_models.same_weights(output, output / "round_0")
     assert "no pair is sure enough" in caplog.text
 
 
@@ -164,7 +156,7 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(files, trained_before,
 def test_a_round_is_an_ordinary_training(files, trained, tmp_path):
     labelled = tmp_path / "labelled.jsonl"
     shutil.copy(trained / "round_1/pseudo_labelled.jsonl", labelled)
-    assert same(run(files, tmp_path / "rm", pseudo_data=labelled), trained / "round_1")
+    assert tiny_models.same_weights(run(files, tmp_path / "rm", pseudo_data=labelled), trained / "round_1")
     (record,) = json.loads((trained / "round_1/command.json").read_text())
     assert f"--pseudo_data {trained}/round_1/pseudo_labelled.jsonl" in record["command"]
     assert "unlabelled" not in record["command"]
@@ -221,7 +213,7 @@ def test_a_run_goes_on_in_any_round(kill, files, trained, tmp_path, monkeypatch)
         in_rounds(files, tmp_path / "rm", resume=True)
     output = in_rounds(files, tmp_path / "rm", resume=True)
     assert rounds_of(output) == rounds_of(trained)
-    assert all(same(output / part, trained / part) for part in (".", "round_1", "round_2"))
+    assert all(tiny_models.same_weights(output / part, trained / part) for part in (".", "round_1", "round_2"))
 
 
 def test_a_run_goes_on_with_what_it_began_with(files, trained, tmp_path):
@@ -236,7 +228,7 @@ def test_a_run_goes_on_with_what_it_began_with(files, trained, tmp_path):
 def test_a_training_goes_on_from_a_trained_model(files, trained, tmp_path):
     start = trained / "round_1"
     still = run(files, tmp_path / "still", start_from=start, lr=0.0, epochs=1)
-    assert same(still, start)
+    assert tiny_models.same_weights(still, start)
     with pytest.raises(UserError, match="has the head"):
         run(files, tmp_path / "other", start_from=start, head_type="mlp")
 
