@@ -30,6 +30,8 @@ SWITCHES: dict[str, dict] = {
     "critic from the reward model": {"critic_init": "reward_model"},
     "inverse square root": {"lr_schedule": "inverse_sqrt"},
     "entropy": {"entropy_coef": 0.01, "entropy_target": 0.5},
+    "value loss halved": {"value_coef": 0.5},
+    "average over tokens": {"average": "token_mean"},
     "dual clip": {"dual_clip": 3.0},
     # Sizes and rates are those that all runs share, and so is sampling.
     "PPO-max": {"config": "ppo_max.yaml", "temperature": 1.0, "top_p": 1.0},
