@@ -91,7 +91,7 @@ def run(options: Options) -> dict:
     items, left_out = read_items(suite, options.path, options.split, bad_rows, options.limit, parse_columns(options.columns))
     finish(bad_rows, options.path, len(items), left_out.total())
     if options.strength_from:
-        suite = with_strengths(suite, options.strength_from, items, options.on_bad_row)
+        suite = with_strengths(suite, options.strength_from, items, options.split, options.on_bad_row)
     scorer = make_scorer(options, device, dtype)
     judged = suite.judge(items, scorer, refused)
     finish(refused, options.path, len(judged))

@@ -74,8 +74,8 @@ def _in_words(part: dict) -> str:
     return f"{part['n']:7}   {mean}   std {part['std']:.3f}   votes for chosen {part['votes']:.3f}"
 
 
-def strengths_of(path: str, items: Sequence[Item], on_bad_row: str = "stop") -> dict[str, float]:
-    """Place of an item -> the mean difference that a file has for its pair.
+def strengths_of(path: str, items: Sequence[Item], split: str, on_bad_row: str = "stop") -> dict[str, float]:
+    """Place of an item -> the mean difference that a file, or the split of a data set, has for its pair.
 
     Raises:
         UserError: as of `read_strength`.
@@ -84,7 +84,7 @@ def strengths_of(path: str, items: Sequence[Item], on_bad_row: str = "stop") -> 
         {"prompt": item.better[0].prompt, "chosen": item.better[0].text, "rejected": item.worse[0].text, "place": item.place}
         for item in items
     ]
-    found = read_strength(path, pairs, on_bad_row=on_bad_row)
+    found = read_strength(path, pairs, split, on_bad_row)
     return {item.place: float(mean) for item, mean in zip(items, found.mean, strict=True)}
 
 

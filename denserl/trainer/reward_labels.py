@@ -61,7 +61,7 @@ def strength_of(config: RewardConfig, pairs: Dataset) -> Strength:
         if distributed.rank() == 0:
             write_strength(paths[0], pairs, votes.chosen, votes.rejected)
         distributed.barrier()
-    return read_strength(paths[0], pairs, on_bad_row=config.on_bad_row)
+    return read_strength(paths[0], pairs, config.split, config.on_bad_row)
 
 
 def measures_strength(config: RewardConfig) -> bool:

@@ -71,6 +71,13 @@ def test_pairs_are_measured_and_judged_by_strength(folder, tmp_path, capsys, cap
     groups = json.loads((tmp_path / "out/results.json").read_text())["groups"]
     assert sum(groups[f"strength {part}"]["n"] for part in ("incorrect", "ambiguous", "normal", "strong")) == 18
     assert "strength decile 1" in capsys.readouterr().out and (tmp_path / "out/strength.png").is_file()
+    # Of annotated pairs in a folder, those of the same split.
+    (tmp_path / "all").mkdir()
+    shutil.copy(tmp_path / "strength.jsonl", tmp_path / "all/valid.jsonl")
+    (tmp_path / "all/train.jsonl").write_text((tmp_path / "strength.jsonl").read_text().splitlines()[0])
+    split = ["--split", "valid", "--scorer", "length", "--strength_from", tmp_path / "all"]
+    command(folder, tmp_path / "split", "pairs", tmp_path / "all", *split, command=evaluate)
+    assert json.loads((tmp_path / "split/results.json").read_text())["groups"] == groups
     page = (tmp_path / "out/strength.html").read_text()
     assert "Judged otherwise" in page and "accuracy by strength" in page and "<b>" not in page
 

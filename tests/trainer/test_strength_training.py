@@ -176,6 +176,16 @@ def test_pairs_made_of_others_stay_as_they_are(files, tmp_path):
     assert len(made) > ROWS and {row["margin"] for row in made} == {0.0} and {row["p_chosen"] for row in made} == {1.0, 0.5}
 
 
+def test_a_split_of_annotated_pairs_has_their_strength(files, plain, tmp_path):
+    """As they are published: what is learned from, and how strong it is, are one data set of several splits."""
+    lines = (files[0] / "strength.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[8:]))
+    (tmp_path / "valid.jsonl").write_text("".join(lines[:8]))
+    annotated = {"data": [str(tmp_path)], "strength_from": [str(tmp_path)], "split": "valid"}
+    rows = trained_on(files, tmp_path / "rm", **annotated, strength_use="margin")
+    assert list(rows["margin"]) == pytest.approx(files[1].mean(0)[:8])
+
+
 def test_strength_follows_its_pair_into_a_part_that_is_split_off(files, plain, tmp_path):
     rows = trained_on(files, tmp_path, strength_use="margin", eval_data=None, eval_size=4)
     means = {str(sides(one)): mean for one, mean in zip(plain, files[1].mean(0), strict=True)}

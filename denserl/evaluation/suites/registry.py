@@ -125,7 +125,8 @@ def _solutions(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]
         yield from read_split(path, name, bad_rows, name)
 
 
-_PAIRS = Suite(_split("test"), pair_item, unread=_unread_of_pair)
+_SPLIT_OF_PAIRS = "test"
+_PAIRS = Suite(_split(_SPLIT_OF_PAIRS), pair_item, unread=_unread_of_pair)
 _MTBENCH = Suite(_votes, mtbench.item, groups=mtbench.groups, sizes={ALL: mtbench.ROWS})
 SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
     "pairs": _PAIRS,
@@ -232,9 +233,13 @@ def _place_in(path: str, place: str) -> str:
     return place.removeprefix(visible(f"{root if root.is_dir() else root.parent}/", kept=""))
 
 
-def with_strengths(suite: Any, path: str, items: Sequence[Item], on_bad_row: str) -> Suite:
-    """A suite of pairs, with the strengths that a file has for the items. UserError as of `read_strength`."""
-    return suite._replace(strength=strengths_of(path, items, on_bad_row))
+def with_strengths(suite: Any, path: str, items: Sequence[Item], split: str | None, on_bad_row: str) -> Suite:
+    """A suite of pairs, with the strengths that a file, or the pairs' split of a data set, has for the items.
+
+    Raises:
+        UserError: as of `read_strength`.
+    """
+    return suite._replace(strength=strengths_of(path, items, split or _SPLIT_OF_PAIRS, on_bad_row))
 
 
 def account(suite: AnySuite, items: Sequence, left_out: Counter) -> dict:
