@@ -100,9 +100,14 @@ NO_LONGER = {"model_type": "the fit of a reward model is found beside it"}
 def check_names(options_class: type[Config], listing: str, argv: list[str]) -> None:
     """UserError for a flag that the command does not have, with the one that was probably meant. listing: what shows all."""
     for word in argv:
-        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        name = flag_name(word)
         if word.startswith("--") and not name.startswith("tyro_") and name != "help":
             check_name(options_class, listing, name)
+
+
+def flag_name(word: str) -> str:
+    """The option that a word names as --NAME or --NAME=VALUE, with underscores."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
 def check_name(options_class: type[Config], listing: str, name: str, place: str = "") -> None:

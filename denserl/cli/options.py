@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import docstring_parser
 import tyro
 
-from denserl.cli.names import check_names
+from denserl.cli.names import check_names, flag_name
 from denserl.cli.words import expand_config, presets, spelled_out
 from denserl.config import Config, Option, options_of
 from denserl.errors import UserError
@@ -38,17 +38,26 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     settings: dict[str, Any] = {"prog": f"denserl {command}", "use_underscores": True, "config": marks}
     check_names(options_class, f"denserl {command} --help", argv)
     argv = spelled_out(argv, options_class)
-    grouped = grouped_class(options_class)  # type: ignore[arg-type]  # mypy asks for instances that can be hashed
-    if (shown := [visible(word) for word in argv]) != argv:
-        tyro.cli(grouped, args=shown, **settings)  # complains without characters that act on a terminal
-    groups = vars(tyro.cli(grouped, args=argv, **settings))
-    values = {name: value for group in groups.values() for name, value in vars(group).items()}
+    values = _values(options_class, argv, settings)
     try:
-        options = options_class(**{name: value for name, value in values.items() if name != "config"})
+        options = options_class(**values)
         options.check()
     except UserError as error:
         raise with_file(with_flags(error, options_class), given) from error
     return options
+
+
+def _values(options_class: type, argv: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """The values of the options that are named, by tyro; it ends the process where they are not of their types."""
+    if (shown := [visible(word) for word in argv]) != argv:
+        tyro.cli(grouped_class(options_class), args=shown, **settings)  # complains without characters that act on a terminal
+    named = frozenset(flag_name(word).removeprefix("no_") for word in argv if word.startswith("--"))
+    try:
+        # The others have their defaults; a parser of them all takes ten times as long to make.
+        groups = vars(tyro.cli(grouped_class(options_class, named), args=argv, console_outputs=False, **settings))
+    except SystemExit:
+        groups = vars(tyro.cli(grouped_class(options_class), args=argv, **settings))
+    return {name: value for group in groups.values() for name, value in vars(group).items() if name != "config"}
 
 
 def with_flags(error: UserError, options_class: type[Config]) -> UserError:
@@ -75,14 +84,20 @@ def with_file(error: UserError, given: list[str]) -> UserError:
 
 
 @functools.cache
-def grouped_class(options_class: type[Config]) -> type:
-    """A dataclass with one field a group, for --help: the options that everyone sets first, then group by group."""
+def grouped_class(options_class: type, given: frozenset[str] | None = None) -> type:
+    """A dataclass with one field a group, for --help: the options that everyone sets first, then group by group.
+
+    given: flags, of which alone it has the options, beside those that must be given or need no flag.
+    """
     help_texts = help_of(options_class)
     groups: dict[str, list] = {MAIN: []}
     # What must be given, then the options of a class before those that it inherits.
     rank = options_class.__mro__.index
     order = sorted(options_of(options_class), key=lambda option: (option.default is not MISSING, rank(option.owner)))
     for option in order:
+        needed = option.default is MISSING or any(map(_is_tyro, option.marks))
+        if not (given is None or needed or option.flag in given):
+            continue
         groups.setdefault(option.group, []).append(_as_field(option, help_texts[option.name]))
     preset = f", or a preset of the package ({', '.join(names)})" if (names := presets(options_class)) else ""
     help_text = f"YAML file of option: value lines{preset}; later flags win."
