@@ -11,7 +11,7 @@ demo: .venv/installed
 
 # One process for each core, each with one thread; a file's tests share what they have trained.
 test: lint
-	$(BIN)/python -m pytest -q -n logical --dist loadfile tests
+	$(BIN)/python -m pytest -q -n logical --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/installed
 	$(BIN)/ruff check denserl tests benchmarks examples

@@ -54,7 +54,7 @@ def _values(options_class: type, argv: list[str], settings: dict[str, Any]) -> d
     named = frozenset(flag_name(word).removeprefix("no_") for word in argv if word.startswith("--"))
     try:
         # The others have their defaults; a parser of them all takes ten times as long to make.
-        groups = vars(tyro.cli(grouped_class(options_class, named), args=argv, console_outputs=False, **settings))
+        return vars(tyro.cli(named_class(options_class, named), args=argv, console_outputs=False, **settings))
     except SystemExit:
         groups = vars(tyro.cli(grouped_class(options_class), args=argv, **settings))
     return {name: value for group in groups.values() for name, value in vars(group).items() if name != "config"}
@@ -84,20 +84,25 @@ def with_file(error: UserError, given: list[str]) -> UserError:
 
 
 @functools.cache
-def grouped_class(options_class: type, given: frozenset[str] | None = None) -> type:
-    """A dataclass with one field a group, for --help: the options that everyone sets first, then group by group.
+def named_class(options_class: type, flags: frozenset[str]) -> type:
+    """A dataclass of the options of some flags, and of those that must be given or need no flag. Without help texts."""
+    fields = [
+        _as_field(option, "")
+        for option in options_of(options_class)
+        if option.default is MISSING or any(map(_is_tyro, option.marks)) or option.flag in flags
+    ]
+    return dataclasses.make_dataclass(options_class.__name__, fields, kw_only=True)
 
-    given: flags, of which alone it has the options, beside those that must be given or need no flag.
-    """
+
+@functools.cache
+def grouped_class(options_class: type) -> type:
+    """A dataclass with one field a group, for --help: the options that everyone sets first, then group by group."""
     help_texts = help_of(options_class)
     groups: dict[str, list] = {MAIN: []}
     # What must be given, then the options of a class before those that it inherits.
     rank = options_class.__mro__.index
     order = sorted(options_of(options_class), key=lambda option: (option.default is not MISSING, rank(option.owner)))
     for option in order:
-        needed = option.default is MISSING or any(map(_is_tyro, option.marks))
-        if not (given is None or needed or option.flag in given):
-            continue
         groups.setdefault(option.group, []).append(_as_field(option, help_texts[option.name]))
     preset = f", or a preset of the package ({', '.join(names)})" if (names := presets(options_class)) else ""
     help_text = f"YAML file of option: value lines{preset}; later flags win."
