@@ -22,9 +22,10 @@ lint: .venv/installed
 models: .venv/installed
 	$(BIN)/python benchmarks/model_table.py
 
+LONG_TESTS := $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer models cli memory test_*.py)
 # The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.
 faults: .venv/installed
-	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer models)
+	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(LONG_TESTS)
 
 # Every way of paying in every kind of world, many hours on two cores; a part: .venv/bin/python benchmarks/levels.py --parts credit
 levels: .venv/installed

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from harness import ending_well, run_parts
-from preference_methods import BON, METHODS, World, markdown
+from harness import ending_well
+from preference_methods import BON, METHODS, World, run_and_tabulate
 from process import tabled
 
 from denserl.cli.pipeline import stage
@@ -188,9 +188,7 @@ PARTS: dict[str, Callable[[Options], dict]] = {"strength": part(strengths), "use
 
 
 def main(options: Options) -> None:
-    path = options.runs / "noisy_labels.json"
-    run_parts(PARTS, options, path)
-    path.with_suffix(".md").write_text(markdown(json.loads(path.read_text())), encoding="utf-8")
+    run_and_tabulate(PARTS, options, options.runs / "noisy_labels.json")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ finished is not run again. docs/preference_models.md tells what came out.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 from harness import ending_well, run_parts
@@ -263,10 +263,14 @@ def markdown(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main(options: Options) -> None:
-    path = options.runs / "preference_methods.json"
-    run_parts(PARTS, options, path)
+def run_and_tabulate(parts: Mapping[str, Callable[[Any], dict]], options: Any, path: Path) -> None:
+    """`run_parts`, and what it writes once more as tables, in a file of that name that ends in .md."""
+    run_parts(parts, options, path)
     path.with_suffix(".md").write_text(markdown(json.loads(path.read_text())), encoding="utf-8")
+
+
+def main(options: Options) -> None:
+    run_and_tabulate(PARTS, options, options.runs / "preference_methods.json")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Reward models stand on a small language model that was trained from nothing on the chosen answers, since no other is at hand:
 they tell what a method changes, not how well real models judge. Every model is made by an ordinary command, printed as it is
-run. Prints tables and writes RUNS/real_pairs.json; what is finished is not run again. docs/preference_models.md tells what came
-out.
+run. Prints tables and writes RUNS/real_pairs.json and .md; what is finished is not run again. docs/preference_models.md tells
+what came out.
 """
 
 import json
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from harness import REPOSITORY, ending_well, run_parts
+from harness import REPOSITORY, ending_well
 from levels import SFT
-from preference_methods import FEW_LABELS, METHODS, Method, World, trained
+from preference_methods import FEW_LABELS, METHODS, Method, World, run_and_tabulate, trained
 from process import tabled
 
 from denserl.cli.pipeline import stage
@@ -106,4 +106,4 @@ PARTS = {name: (lambda options, name=name: judged(options, name)) for name in SE
 
 if __name__ == "__main__":
     options = tyro.cli(Options)
-    ending_well(lambda: run_parts(PARTS, options, options.runs / "real_pairs.json"))
+    ending_well(lambda: run_and_tabulate(PARTS, options, options.runs / "real_pairs.json"))

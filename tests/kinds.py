@@ -7,10 +7,11 @@ COLUMNS = ("passed", "failed", "skipped")
 
 
 def kind(nodeid: str) -> str:
-    """The folder of a test; for tests/faults, where every file is a kind, the file."""
+    """The folder of a test; for tests/faults, where every file is a kind, and for files beside folders the file."""
     path = PurePath(nodeid.partition("::")[0])
     parts = path.parts[1:] if path.parts[0] == "tests" else path.parts
-    return path.stem.removeprefix("test_").replace("_", " ") if parts[0] == "faults" else parts[0].replace("_", " ")
+    of_file = parts[0] == "faults" or len(parts) == 1
+    return path.stem.removeprefix("test_").replace("_", " ") if of_file else parts[0].replace("_", " ")
 
 
 def table(stats: dict[str, list]) -> list[str]:

@@ -1,11 +1,25 @@
 """What stands in for the running of a benchmark's commands: each is parsed, and leaves the files that others look for."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from denserl.cli.options import parse
 from denserl.cli.words import as_flags
 from denserl.world.make import WorldSizes, write_world
+
+
+def recorder(leave: Callable[[str, Any], None]) -> tuple[list, Callable]:
+    """A list of (command, options), and a `stage` that parses into it. leave: writes what else is read of a command."""
+    commands = []
+
+    def stage(command: str, *words, **flags) -> None:
+        options = parsed(command, words, flags)
+        commands.append((command, options))
+        leave(command, options)
+
+    return commands, stage
 
 
 def parsed(command: str, words: tuple, flags: dict):

@@ -73,6 +73,13 @@ def test_no_two_files_of_tests_have_one_name():
     assert not [name for name, count in counts.items() if count > 1 and name != "conftest.py"]
 
 
+def test_what_is_marked_long_is_run_by_make_faults():
+    (paths,) = re.findall(r"^LONG_TESTS := \$\(addprefix tests/,(.*)\)$", MAKEFILE, re.MULTILINE)
+    run = {path for pattern in paths.split() for path in (ROOT / "tests").glob(pattern)}
+    marked = {path for path in (ROOT / "tests").rglob("test_*.py") if "mark.long" in path.read_text(encoding="utf-8")}
+    assert len(marked) > 30 and not [path for path in marked if not run & {path, *path.parents}]
+
+
 def test_the_hooks_are_the_lines_of_make_lint():
     (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"  # nothing is fetched

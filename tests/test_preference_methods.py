@@ -19,11 +19,8 @@ CURVE = {"n": [1, 2, 4, 64], "gold": [0.1, 0.4, 0.5, 0.3]}
 @pytest.fixture
 def parsed(monkeypatch):
     """The commands that would have been run, each leaving what is read of it."""
-    commands = []
 
-    def stage(command, *words, **flags):
-        options = parsed_stages.parsed(command, words, flags)
-        commands.append((command, options))
+    def leave(command, options):
         folder = Path(options.output_dir)
         if command in ("evaluate", "bon"):
             (folder / "results.json").write_text(json.dumps(JUDGED | CURVE))
@@ -32,6 +29,7 @@ def parsed(monkeypatch):
             rows = [{"step": step, **{f"eval_{name}": step / 20 for name in names}} for step in (0, 40, 20)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    commands, stage = parsed_stages.recorder(leave)
     for module in (preference_methods, levels):
         monkeypatch.setattr(module, "stage", stage)
     return commands
@@ -50,7 +48,7 @@ def test_every_part_runs_the_commands_it_needs_once(parsed, tmp_path):
     made = [options for command, options in parsed if command == "make-world"]
     assert len([command for command, _ in parsed if command == "train-sft"]) == 2
     assert sorted((o.seed, o.length_bias, o.artefact) for o in made) == [
-        (seed, length, artefact) for seed in (0, 1) for length, artefact in ((0, 0), (0, 0.5), (0.5, 0))
+        (seed, length, artefact) for seed in (0, 1) for length, artefact in ((0, 0), (0, 0.5), (1, 0))
     ]
     # What ends rounds is not what they are compared by, and the labels of others are those of the same pairs.
     assert set(results["few labels"]) - {"seeds"} == {

@@ -23,11 +23,8 @@ CURVE = ("true_reward", "kl", "normalised_reward", "response_length", "segments"
 @pytest.fixture
 def parsed(monkeypatch):
     """The commands that would have been run, each leaving what is read of it."""
-    commands = []
 
-    def stage(command, *words, **flags):
-        options = parsed_stages.parsed(command, words, flags)
-        commands.append((command, options))
+    def leave(command, options):
         folder = Path(options.output_dir)
         if command == "evaluate":
             (folder / "results.json").write_text(json.dumps({"accuracy": 0.7 if folder.name.endswith("-noisy") else 0.8}))
@@ -43,6 +40,7 @@ def parsed(monkeypatch):
             rows = [{"step": step, **{f"eval_{name}": step / 20 for name in CURVE}} for step in (0, 40, 120)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    commands, stage = parsed_stages.recorder(leave)
     for module in (noisy_labels, preference_methods, levels):
         monkeypatch.setattr(module, "stage", stage)
     return commands
