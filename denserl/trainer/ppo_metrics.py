@@ -1,5 +1,6 @@
 """What PPO reports of an iteration: means over responses, sample responses with their segments, averages of steps, times."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from denserl.data.responses import Responses
 from denserl.ppo_utils.dense_reward import DenseRewards, weighted_sum
 from denserl.ppo_utils.experience import Experience, ScoredRollouts
 from denserl.ppo_utils.kl import approx_kl
+from denserl.trainer.checkpoint import read_state
+from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_rewards import Rewards
-from denserl.trainer.trackers import Trackers, write_batch
+from denserl.trainer.trackers import Trackers, chosen_trackers, write_batch
 
 # What held-out responses are worth beside the reward that is trained on, by name: a number each.
 Judged = dict[str, list[float]]
@@ -140,6 +143,13 @@ class RunLog(NamedTuple):
             segments.append({"text": text} | {name: round(value, 4) for name, value in zip(columns, numbers, strict=True)})
             cursor += length
         return segments
+
+
+def open_log(config: PPOConfig, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None) -> RunLog:
+    """Where the run of a config writes; files are cut back to what they were at the checkpoint that it goes on from."""
+    folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
+    trackers = Trackers(folder, chosen_trackers(config.report_to), dataclasses.asdict(config), sizes)
+    return RunLog(trackers, tokenizer, folder, config.samples_logged)
 
 
 class Averages:

@@ -3,7 +3,6 @@
 What it is made of (models, sources of rewards, losses, metrics) is in the files ppo_*.py beside it.
 """
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from denserl.rewards.sources.reading import response_text
 from denserl.rollouts.base import Sampler, Stream
 from denserl.rollouts.policy import PolicySampler
 from denserl.streams import Purpose, stream
-from denserl.trainer.checkpoint import load_checkpoint, oldest_number, read_state, save_checkpoint
+from denserl.trainer.checkpoint import load_checkpoint, oldest_number, save_checkpoint
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import (
@@ -50,7 +49,7 @@ from denserl.trainer.ppo_data import (
     text_batches,
 )
 from denserl.trainer.ppo_losses import Part, StepLosses
-from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, rollout_metrics
+from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, open_log, rollout_metrics
 from denserl.trainer.ppo_models import (
     Models,
     freeze,
@@ -68,7 +67,7 @@ from denserl.trainer.ppo_sources import Loaded, check_comparisons, check_sources
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import StopRequest
 from denserl.trainer.summaries import in_words, policy_lines
-from denserl.trainer.trackers import Trackers, chosen_trackers, not_finite, read_metrics
+from denserl.trainer.trackers import not_finite, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -166,15 +165,13 @@ class PPOTrainer:
         remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": prompts}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
         models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit], compares)
-        folder, sizes = Path(config.output_dir), read_state(checkpoint)["files"] if checkpoint else {}
-        trackers = Trackers(folder, chosen_trackers(config.report_to), dataclasses.asdict(config), sizes)
         trainer = cls(
             config,
             schedule,
             models,
             rewards,
             sampler(config, models.current_policy, tokenizer),
-            RunLog(trackers, tokenizer, folder, config.samples_logged),
+            open_log(config, tokenizer, checkpoint),
             tokenizer=tokenizer,
             prompts=prompts,
             eval_prompts=held_out,
