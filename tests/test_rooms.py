@@ -28,6 +28,7 @@ ROOMS = [
     "memory",
     "rollouts",
     "rewards",
+    "judging",
     "ppo_utils",
     "trainer",
     "evaluation",
