@@ -15,11 +15,12 @@ from typing import Literal
 
 import tyro
 from harness import ending_well
-from preference_methods import BON, METHODS, World, run_and_tabulate
+from preference_methods import BON, METHODS, RM, World, run_and_tabulate
 from process import tabled
 
 from denserl.cli.pipeline import stage
 from denserl.data.strength_file import MEAN
+from denserl.trainer.trackers import read_metrics
 from denserl.world.language import true_reward
 
 Part = Literal["strength", "uses", "shift"]
@@ -45,7 +46,10 @@ TERMS: dict[str, dict] = {
     "SimCSE, differences": {"contrastive": "simcse", "contrastive_on": "diff"},
     "SwAV, pairs": {"contrastive": "swav"},
     "SwAV, differences": {"contrastive": "swav", "contrastive_on": "diff"},
+    # Weights moved ten times as far as a step's rate, and a hundred times.
     "MetaRM": {"meta_data": True},
+    "MetaRM, 100": {"meta_data": True, "meta_lr": 100 * float(RM["lr"])},
+    "MetaRM and SimCSE, .02": {"meta_data": True, "contrastive": "simcse", "contrastive_coef": 0.02},
 }
 # Samples of the policy that PPO has trained: prompts, and responses to each.
 SHIFTED, META = {"limit": 64, "samples": 16}, {"limit": 256, "samples": 4}
@@ -170,14 +174,28 @@ def uses(world: NoisyWorld) -> dict[str, dict[str, float]]:
 
 
 def shift(world: NoisyWorld) -> dict[str, dict[str, float]]:
-    """Accuracy of contrast and MetaRM on unseen combinations, and on samples of the policy that PPO has trained."""
+    """Accuracy of contrast and MetaRM on unseen combinations, and on samples of the policy that PPO has trained.
+
+    Of such samples to held-out prompts also how far apart they are scored (J).
+    """
     found = {}
     for name, flags in TERMS.items():
-        meta = {"meta_data": world.policy_samples("prompts_train", **META)} if "meta_data" in flags else {}
-        own = "clean" if name == "plain" else name.replace(" ", "-").replace(",", "")
+        meta: dict = {"meta_eval": world.policy_samples("prompts_heldout", **SHIFTED)}
+        if "meta_data" in flags:
+            meta["meta_data"] = world.policy_samples("prompts_train", **META)
+        own = name.replace(" ", "-").replace(",", "")
         unseen = world.accuracy(own, **{**flags, **meta})
-        found[name] = {"unseen": unseen, "shifted": world.accuracy_on(world.folder / own, world.shifted_pairs())}
+        found[name] = {
+            "unseen": unseen,
+            "shifted": world.accuracy_on(world.folder / own, world.shifted_pairs()),
+            "J": last_separation(world.folder / own),
+        }
     return found
+
+
+def last_separation(model: Path) -> float:
+    """How far apart a trained model scores the samples of its `meta_eval`."""
+    return next(row["eval_separation"] for row in reversed(read_metrics(model / "metrics.jsonl")) if "eval_separation" in row)
 
 
 def part(measure: Callable[[NoisyWorld], dict[str, dict[str, float]]]) -> Callable[[Options], dict]:

@@ -36,6 +36,8 @@ def parsed(monkeypatch):
             prompt = [{"role": "user", "content": "Topic: tea\nTone: kind"}]
             rows = [{"id": 0, "prompt": prompt, "response": text} for text in ("one", "two")]
             (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if command == "train-rm":
+            (folder / "metrics.jsonl").write_text('{"eval_separation": 0.5}\n{"loss": 0.1}\n')
         if command == "train-ppo":
             rows = [{"step": step, **{f"eval_{name}": step / 20 for name in CURVE}} for step in (0, 40, 120)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
