@@ -27,6 +27,8 @@ from denserl.rollouts.config import SamplingConfig
 
 # New rows join when this share of the batch is left under way.
 REFILL = 0.75
+# A temperature below this is none: the most likely token is taken.
+GREEDY_BELOW = 1e-4
 
 
 def pick(scores: Tensor, uniforms: Tensor) -> Tensor:
@@ -62,6 +64,7 @@ class PolicySampler:
 
     Args:
         model: returns the policy as it is now, an ordinary causal language model in evaluation mode.
+        temperature: below GREEDY_BELOW the most likely token is taken, and no random number used.
         batch_size: rows under way at a time.
     """
 
@@ -124,7 +127,8 @@ class PolicySampler:
                 new, waiting = waiting[: size - len(alive)], waiting[size - len(alive) :]
                 logits.append(decoder.admit([rows[row][0] for row in new]))
                 alive, count = torch.cat([alive, alive.new_tensor(new)]), torch.cat([count, count.new_zeros(len(new))])
-            token = pick(warpers(None, torch.cat(logits)), uniforms[alive, count])
+            scores = torch.cat(logits)
+            token = scores.argmax(1) if self._is_greedy else pick(warpers(None, scores), uniforms[alive, count])
             tokens[alive, count] = token
             count = count + 1
             going = (~torch.isin(token, stop_ids) & (count < self.max_new_tokens)).nonzero().squeeze(1)
@@ -142,14 +146,14 @@ class PolicySampler:
     def _generate_batch(self, model: PreTrainedModel, rows: list[tuple[list[int], Stream]]) -> Tensor:
         reversed_ids = pad_rows([prompt[::-1] for prompt, _ in rows], self.pad_id)
         reversed_mask = pad_rows([[1] * len(prompt) for prompt, _ in rows], 0)
-        choose = InverseCDF(self._uniforms(rows).to(model.device), reversed_ids.shape[1])
+        choose = [] if self._is_greedy else [InverseCDF(self._uniforms(rows).to(model.device), reversed_ids.shape[1])]
         with plain_settings(model):
             output = model.generate(
                 input_ids=reversed_ids.flip(1).to(model.device),
                 attention_mask=reversed_mask.flip(1).to(model.device),
-                # Greedy over what the last processor leaves, which is the token that was drawn.
+                # Greedy over what the last processor leaves, which is the token that was drawn, if one was.
                 do_sample=False,
-                logits_processor=LogitsProcessorList([*self._warpers(), choose]),
+                logits_processor=LogitsProcessorList([*self._warpers(), *choose]),
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=self.stop_ids,
                 pad_token_id=self.pad_id,
@@ -161,6 +165,12 @@ class PolicySampler:
     def _uniforms(self, rows: list[tuple[list[int], Stream]]) -> Tensor:
         return torch.from_numpy(np.stack([np.random.default_rng(stream).random(self.max_new_tokens) for _, stream in rows]))
 
+    @property
+    def _is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
     def _warpers(self) -> list[LogitsProcessor]:
+        if self._is_greedy:
+            return []
         temperature = [TemperatureLogitsWarper(float(self.temperature))] if self.temperature != 1 else []
         return temperature + ([TopPLogitsWarper(self.top_p)] if self.top_p < 1 else [])

@@ -98,13 +98,14 @@ def greedy(model, prompt: list[int], stops: list[int], longest: int) -> list[int
     return row[len(prompt) :]
 
 
+@pytest.mark.parametrize("how", [{"top_p": 1e-6}, {"temperature": 0.0}, {"temperature": 9e-5, "top_p": 0.5}])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_padding_does_not_change_what_is_most_probable(policy, batch_size):
+def test_padding_does_not_change_what_is_most_probable(policy, batch_size, how):
     longest = 9
     free = [greedy(policy, prompt, [], longest) for prompt in PROMPTS]
     # End tokens that do come: the fourth of one response, the first of another.
     stops = [free[0][3], free[1][0]]
-    found = sampler(policy, stops, max_new_tokens=longest, top_p=1e-6, batch_size=batch_size)(PROMPTS)
+    found = sampler(policy, stops, max_new_tokens=longest, batch_size=batch_size, **how)(PROMPTS)
     assert found.responses == [greedy(policy, prompt, stops, longest) for prompt in PROMPTS]
     assert found.ended == [response[-1] in stops for response in found.responses]
     assert found.ended[:2] == [True, True]
@@ -185,9 +186,11 @@ class Small:
         return self.model.generate(input_ids=input_ids, **kw)
 
 
-def test_without_packing_and_short_of_memory_responses_are_the_same(policy, caplog):
-    expected, small = sampler(policy, max_new_tokens=6)(PROMPTS), Small(policy, 2)
-    assert sampler(small, max_new_tokens=6)(PROMPTS) == expected
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_without_packing_and_short_of_memory_responses_are_the_same(policy, temperature, caplog):
+    how = {"max_new_tokens": 6, "temperature": temperature}
+    expected, small = sampler(policy, **how)(PROMPTS), Small(policy, 2)
+    assert sampler(small, **how)(PROMPTS) == expected
     assert small.sizes == [5, 2, 2, 1]
     assert "out of memory with 5 rows at once; repeated with 2" in caplog.text
     with pytest.raises(torch.OutOfMemoryError):
