@@ -1,0 +1,72 @@
+"""What a judge's verdicts say of the judge: how often it holds to them, what places do, what could not be read."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from denserl.judging.contract import Judgement, Verdict
+
+VALID: tuple[Verdict, ...] = ("first", "second", "tie")
+SHOWN_FIRST = ("first", "second")  # the answer that stands first, in either order
+
+
+def tally(judgements: Sequence[Judgement]) -> dict:
+    """Counts and shares of the verdicts of comparisons; a share of nothing is None.
+
+    Returns:
+        comparisons, undecided: how many, and of them without a valid verdict.
+        verdicts, invalid, cut, ties: texts that were read, and what they are.
+        position_consistency: of comparisons with valid verdicts in both orders, the share in which both prefer the same
+            answer, or none.
+        first_share: of verdicts that prefer an answer, the share that prefers the one shown first.
+        agreement: of pairs of the first two valid votes in one order, the share that says the same. Of later votes, which are
+            asked where these differ, nothing could be told without bias.
+    """
+    votes = [verdict for judgement in judgements for order in judgement.verdicts for verdict in order]
+    found = Counter(votes)
+    both = [majorities for majorities in map(_majorities, judgements) if len(majorities) == 2 and None not in majorities]
+    placed = [verdict == first for first, verdict in _placed(judgements) if verdict in SHOWN_FIRST]
+    first_two = [valid[:2] for valid in _valid_orders(judgements) if len(valid) > 1]
+    return {
+        "comparisons": len(judgements),
+        "undecided": sum(judgement.score is None for judgement in judgements),
+        "verdicts": len(votes),
+        "invalid": found["invalid"],
+        "cut": found["cut"],
+        "ties": found["tie"],
+        "position_consistency": _share(first == second for first, second in both),
+        "first_share": _share(placed),
+        "agreement": _share(one == other for one, other in first_two),
+    }
+
+
+def majority(votes: Sequence[Verdict]) -> Verdict | None:
+    """The side that more valid votes prefer, else a tie; None where no vote is valid."""
+    found = Counter(votes)
+    if not any(found[verdict] for verdict in VALID):
+        return None
+    lead = found["first"] - found["second"]
+    return "first" if lead > 0 else "second" if lead < 0 else "tie"
+
+
+def _majorities(judgement: Judgement) -> list[Verdict | None]:
+    """Of each order in which it was asked."""
+    return [majority(order) for order in judgement.verdicts if order]
+
+
+def _placed(judgements: Iterable[Judgement]) -> Iterator[tuple[str, Verdict]]:
+    """Each verdict after the answer that stood first where it was given."""
+    for judgement in judgements:
+        for first, order in zip(SHOWN_FIRST, judgement.verdicts):
+            yield from ((first, verdict) for verdict in order)
+
+
+def _valid_orders(judgements: Iterable[Judgement]) -> Iterator[list[Verdict]]:
+    """The valid votes of each order of each comparison."""
+    for judgement in judgements:
+        for order in judgement.verdicts:
+            yield [verdict for verdict in order if verdict in VALID]
+
+
+def _share(values: Iterable[bool]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
