@@ -65,12 +65,15 @@ class Backend(Protocol):
         """Tokens of the messages: counted, or where that is not possible estimated."""
 
 
+Said = str | Messages  # an answer: a text, or all turns from an assistant's on, which the last one ends
+
+
 class Comparison(NamedTuple):
-    """Two answers to one prompt."""
+    """Two answers to one prompt. Where earlier turns are not the same, they are part of the answers, and not of the prompt."""
 
     prompt: Messages
-    first: str
-    second: str
+    first: Said
+    second: Said
 
 
 class Judgement(NamedTuple):
