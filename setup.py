@@ -30,6 +30,7 @@ setup(
         "denserl.ppo_utils": ["param.json"],
         "denserl.cli": ["*.yaml"],
         "denserl.evaluation": ["*.html"],
+        "denserl.judging": ["template_files/*.yaml"],
     },
     install_requires=[
         "torch>=2.6",

@@ -84,6 +84,18 @@ def response_of(message: dict) -> str | dict:
     return message if message.keys() - {"role", "content"} else message["content"]
 
 
+def whole_text(message: str | dict) -> str:
+    """A text as it is; of a message its content, and what else it holds under its name, as JSON where it is no text."""
+    if isinstance(message, str):
+        return message
+    others = [name for name in EXTRAS if name in message]
+    shown = [
+        f"[{name.upper()}]\n{value if isinstance(value := message[name], str) else json.dumps(value, ensure_ascii=False)}"
+        for name in others
+    ]
+    return "\n".join([message["content"], *shown] if message["content"] or not shown else shown)
+
+
 def texts_in(message: dict) -> Iterator[str]:
     """The content of a message, and whatever else it holds, as texts."""
     for name, value in message.items():

@@ -4,7 +4,6 @@ Training and inference read the same ids, which are made here alone. Whatever is
 again at what stands between the responses.
 """
 
-import json
 import logging
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -14,7 +13,7 @@ from denserl.data.bad_rows import BadRow
 from denserl.data.chat import encode_pieces, encode_prompt, end_of_turn_id
 from denserl.data.chat_format import common_start, own_marks
 from denserl.data.features import IDS, NUMBER
-from denserl.data.messages import EXTRAS
+from denserl.data.messages import whole_text
 from denserl.data.readers import map_rows
 
 if TYPE_CHECKING:
@@ -120,25 +119,13 @@ def tokenize_orders(
 def _own_text(
     tokenizer: "PreTrainedTokenizerBase", prompt: list[dict], responses: tuple[Answer, Answer], ended: tuple[bool, bool]
 ) -> _Text:
-    context = [piece for message in prompt for piece in (f"{message['role']}\n", _whole_text(message))]
-    one, other = map(_whole_text, responses)
+    context = [piece for message in prompt for piece in (f"{message['role']}\n", whole_text(message))]
+    one, other = map(whole_text, responses)
     head, *middle, a, first, b, second, tail = encode_pieces(tokenizer, ["", *context, "A\n", one, "B\n", other, "A or B?"])
     end = [end_of_turn_id(tokenizer)]
     opened = [i for role, text in zip(middle[::2], middle[1::2], strict=True) for i in (*role, *text, *end)]
     closed = [ids + end if whole else ids for ids, whole in zip((first, second), ended, strict=True)]
     return _Text(head, opened, a, (closed[0], closed[1]), b, tail)
-
-
-def _whole_text(message: Answer) -> str:
-    """The content of a message, and what else it holds under its name."""
-    if isinstance(message, str):
-        return message
-    others = [name for name in EXTRAS if name in message]
-    shown = [
-        f"[{name.upper()}]\n{value if isinstance(value := message[name], str) else json.dumps(value, ensure_ascii=False)}"
-        for name in others
-    ]
-    return "\n".join([message["content"], *shown] if message["content"] or not shown else shown)
 
 
 def _cut_orders(text: _Text, max_length: int) -> tuple[PairIds, PairIds]:
