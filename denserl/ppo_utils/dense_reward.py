@@ -39,6 +39,7 @@ class DenseRewards(NamedTuple):
     """Rewards of the same batch with T token slots; the fields that have their names from `Payments` are as there."""
 
     tokens: Tensor  # (B, T) reward of each token, before the clip of tokens and the KL penalty
+    clipped: Tensor  # (B,) share of the numbers that a response is paid which `score_clip` held
     segments: Segments
     raw: Tensor
     normalised: Tensor
@@ -115,13 +116,16 @@ class DenseReward:
         paid = found.paid
         if moments is not None:
             paid = valid_scores(self.normalizer(paid, moments), found.segments.counts)
+        clipped = torch.zeros_like(paid[:, 0])
         if self.score_clip is not None:
             # Clipping would make an infinite number look like a large one.
-            paid = torch.where(paid.isfinite(), paid.clamp(-self.score_clip, self.score_clip), paid)
+            beyond = paid.isfinite() & (paid.abs() > self.score_clip)
+            paid = torch.where(beyond, paid.clamp(-self.score_clip, self.score_clip), paid)
+            clipped = beyond.sum(1) / is_within(paid, found.segments.counts).sum(1).clamp(min=1)
         tokens = spread(paid, found.segments, canonical_kind(self.assignment), response_mask)
         if self.length_norm:
             tokens = tokens / response_mask.sum(1, keepdim=True).clamp(min=1)
-        return DenseRewards(tokens, *found[:-1])
+        return DenseRewards(tokens, clipped, *found[:-1])
 
     def _normalised(self, raw: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K_max) normalised segment rewards, and what each segment changes in the response's normalised score."""

@@ -64,6 +64,9 @@ def of_responses(scored: ScoredRollouts, rewards: Rewards, max_new_tokens: int) 
         "ended": scored.ended.float(),
         "capped": (~scored.ended & (tokens >= max_new_tokens)).float(),
     }
+    held = [source.clipped for paid, source in zip(rewards.sources, sources, strict=True) if paid.dense.score_clip is not None]
+    if held:
+        per_response["score_clipped"] = torch.stack(held).mean(0)
     if len(sources) > 1:
         for paid, source in zip(rewards.sources, sources, strict=True):
             per_response |= {f"reward/{paid.name}": source.score, f"segments/{paid.name}": source.segments.counts.float()}

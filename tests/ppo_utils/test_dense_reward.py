@@ -242,8 +242,11 @@ def test_what_is_paid_is_clipped_before_it_is_put_on_tokens():
     got = on_tokens(2.0, "even", True, moments(1.0, 2.0), score_clip=1.0)
     close(got.tokens, [[0.25, 0.25, 0.5, 0.5, 0.0], [0.5, 0.5, 1.0, 0.0, 0.0]])
     close(got.score, [3.0, 7.5])
+    close(got.clipped, [0.5, 1.0])
     close(rewards(2.0, "end", LOCATION, score_clip=1.5).tokens[1], [0.0, 1.5, 1.5, 0.0, 0.0])
-    close(rewards(1000.0, "mean_last", SCALAR, score_clip=2.5).tokens[1], [0.0, 0.0, 2.5, 0.0, 0.0])
+    one = rewards(1000.0, "mean_last", SCALAR, score_clip=2.5)
+    close(one.tokens[1], [0.0, 0.0, 2.5, 0.0, 0.0])
+    assert one.clipped[1] == 1 and not rewards(1000.0, "mean_last", SCALAR).clipped.any()
 
 
 def test_the_published_numbers_of_running_moments():

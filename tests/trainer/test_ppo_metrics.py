@@ -13,14 +13,14 @@ from denserl.trainer.ppo_metrics import rollout_metrics
 from denserl.trainer.ppo_rewards import PaidSource, Rewards
 
 
-def reported(nll, ref_nll, ended, scores, counted=None, cap=3) -> dict[str, float]:
+def reported(nll, ref_nll, ended, scores, counted=None, cap=3, clip=None) -> dict[str, float]:
     """Metrics of responses whose tokens have these negative log-probabilities; off the mask stand numbers of no meaning."""
     width = max(map(len, nll)) + 1
     logprobs, ref_logprobs = (
         torch.tensor([[-x for x in row] + [9.0] * (width - len(row)) for row in rows]) for rows in (nll, ref_nll)
     )
     mask = torch.tensor([[t < len(row) for t in range(width)] for row in nll])
-    dense, entropy = DenseReward("mean_last", None), torch.ones(mask.shape)
+    dense, entropy = DenseReward("mean_last", None, score_clip=clip), torch.ones(mask.shape)
     segments = segment_by_entropy(entropy, mask, BANDIT_THRESHOLD)
     found = dense(torch.tensor(scores)[:, None], segments, mask)
     scored = ScoredRollouts(mask, torch.tensor(ended), logprobs, ref_logprobs, entropy, found.tokens, [found])
@@ -42,6 +42,16 @@ def test_the_share_at_the_cap_is_of_responses_that_did_not_end_there():
     nll = [[1.0] * 3, [1.0] * 3, [1.0] * 2, [1.0]]
     row = reported(nll, nll, [True, False, False, True], [0.0] * 4)
     assert row["capped"] == 0.25 and row["ended"] == 0.5 and row["perplexity"] == pytest.approx(math.e)
+
+
+def test_the_share_that_a_clip_holds():
+    """Of 1, -3, 2 and 5 at 2: two. A row that only fills up a batch does not count."""
+    nll = [[1.0]] * 4
+    assert reported(nll, nll, [True] * 4, [1.0, -3.0, 2.0, 5.0], clip=2.0)["score_clipped"] == 0.5
+    counted = torch.tensor([True, True, True, False])
+    row = reported(nll, nll, [True] * 4, [1.0, -3.0, 2.0, 5.0], counted, clip=2.0)
+    assert row["score_clipped"] == pytest.approx(1 / 3)
+    assert "score_clipped" not in reported(nll, nll, [True] * 4, [1.0, -3.0, 2.0, 5.0])
 
 
 def test_quantiles_of_rewards():
