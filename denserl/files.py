@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 
 COMMAND_FILE = "command.json"  # in every output folder: the command that wrote it
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+_BLOCK = 2**16  # bytes that are looked through at a time
 
 
 def without_outputs(files: Iterable[Path], root: Path) -> list[Path]:
@@ -45,6 +46,21 @@ def replace_whole(path: Path, text: str) -> None:
     write_flushed(aside, text)
     os.replace(aside, path)
     flush(path.parent)
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut off a file's last line where it does not end, as a kill may have left it; the number of bytes that are kept."""
+    with open(path, "r+b") as file:
+        whole = end = file.seek(0, os.SEEK_END)
+        found = -1
+        while whole and found < 0:
+            start = max(whole - _BLOCK, 0)
+            file.seek(start)
+            found = file.read(whole - start).rfind(b"\n")
+            whole = start + found + 1
+        if whole < end:
+            file.truncate(whole)
+    return whole
 
 
 def make_folder(option: str, path: str) -> None:

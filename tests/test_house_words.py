@@ -10,6 +10,7 @@ import pytest
 
 from denserl.cli.main import COMMANDS
 from denserl.config import options_of
+from denserl.judging.config import JudgeConfig
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "denserl").rglob("*.py"))
@@ -81,7 +82,7 @@ def test_messages_of_the_library_name_options_without_dashes(path):
 def options() -> set[str]:
     """The names of all commands' options."""
     modules = [importlib.import_module(f"denserl.cli.{name.replace('-', '_')}") for name in COMMANDS]
-    return {option.name for module in modules for option in options_of(module.Options)}
+    return {option.name for config in (JudgeConfig, *(module.Options for module in modules)) for option in options_of(config)}
 
 
 @on_library

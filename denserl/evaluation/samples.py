@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from denserl import distributed
 from denserl.errors import Stopped, UserError
-from denserl.files import write_flushed
+from denserl.files import cut_torn_line, write_flushed
 from denserl.rollouts.base import Sampler
 from denserl.streams import Purpose, stream
 from denserl.trainer.checkpoint import check_settings
@@ -81,13 +81,11 @@ class SampleFile:
     def _read(self, prompts: list[list[dict]]) -> dict[Key, Sample]:
         # Without settings beside it the file is none of these, and is not touched.
         settings = self._read_settings() if self.path.exists() else {}
-        whole = self.path.read_bytes().rfind(b"\n") + 1 if settings else 0
-        if not whole:
+        if not settings or not cut_torn_line(self.path):
             for left in (self.path, self.settings_path):
                 if left.exists():  # of no folder, which unlink would not pass over
                     left.unlink()
             return {}
-        os.truncate(self.path, whole)
         check_settings(settings, self.settings, frozenset(), self.path)
         samples = [self._sample(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
         for sample in samples:

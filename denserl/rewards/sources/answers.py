@@ -9,6 +9,7 @@ from pathlib import Path
 
 from denserl import distributed
 from denserl.errors import UserError
+from denserl.files import cut_torn_line
 
 NAME = re.compile(r"[a-z]+-(\d+)-rank-\d+\.jsonl")
 
@@ -62,8 +63,7 @@ def _whole_lines(path: Path) -> list[dict]:
     """The rows of a file, of which a torn last line, which a kill has left, is cut off."""
     if not path.exists():
         return []
-    whole = path.read_bytes().rfind(b"\n") + 1
-    os.truncate(path, whole)
+    cut_torn_line(path)
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
