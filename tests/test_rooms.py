@@ -20,6 +20,7 @@ ROOMS = [
     "distributed",
     "plugins",
     "streams",
+    "http",
     "config",
     "steps",
     "segmentation",

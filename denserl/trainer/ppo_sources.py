@@ -1,7 +1,6 @@
 """The sources of rewards that a PPO run's options name: a builder for each kind, and what does not go together."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.config import options_of
 from denserl.errors import require
+from denserl.http import Patience, new_client, post_json, token_in
 from denserl.models.tokenizers import check_same_tokenizer
 from denserl.plugins import load_named
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
@@ -19,7 +19,6 @@ from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.build import Members, check_scores, compares, reward_model_source, source_of
 from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.function import FunctionSource
-from denserl.rewards.sources.http import new_client, post_json
 from denserl.rewards.sources.implicit import ImplicitSource, LogProbs
 from denserl.rewards.sources.pair_model import pair_model_of
 from denserl.rewards.sources.pair_source import PairSource, ReferenceAnswers
@@ -96,8 +95,9 @@ def endpoint(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     """The server, or several, as one source."""
     if not config.reward_url:
         return []
-    client = new_client(_token(config.reward_url_token_env))
-    post = functools.partial(post_json, client, timeout=config.reward_url_timeout, tries=config.reward_url_tries)
+    client = new_client(token_in("reward_url_token_env", config.reward_url_token_env))
+    patience = Patience(config.reward_url_timeout, config.reward_url_tries)
+    post = functools.partial(post_json, client, patience=patience)
     render, asked = loaded.tokenizer.decode, config.reward_url
     source = EndpointSource(asked, post, config.reward_url_batch, loaded.answers, loaded.decode, render)
     return [PaidSource("reward_url", source, Segmenter(BANDIT_THRESHOLD), plain_reward(config, config.reward_model))]
@@ -175,17 +175,6 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
     for name in ("fit", "length_norm", "step_reward") if config.prefix_differences else ():
         value = getattr(config, name)
         require(not value, f"`{name}` {value} has no effect with `prefix_differences`", f"leave `{name}` out")
-
-
-def _token(variable: str | None) -> str | None:
-    """What an environment variable holds, if one is named. UserError where it is not set, or holds what no header can."""
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "")
-    sound = token and token.isascii() and token.isprintable()
-    found = "is not set" if not token else "holds other characters than a token has"
-    require(sound, f"`reward_url_token_env`: the environment variable {variable} {found}", f"export {variable}, as one line")
-    return token
 
 
 def check_comparisons(config: PPOConfig) -> bool:

@@ -11,11 +11,11 @@ import pytest
 import tiny_models
 from reward_server import of_function, serving
 
+from denserl import http
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.responses import Responses
 from denserl.errors import UserError
 from denserl.rewards.config import check_url
-from denserl.rewards.sources import http
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.function import FunctionSource
@@ -44,10 +44,10 @@ def quickly(monkeypatch):
 def source(tmp_path):
     """(URLs, options) -> a source with the answers of a new run, or of the last one."""
 
-    def make(*urls, together=64, timeout=5.0, tries=2, token=None, resumed=False, place="iteration-000000"):
+    def make(*urls, together=64, timeout=5.0, tries=2, token=None, resumed=False, place="iteration-000000", wait=time.sleep):
         answers = Answers(tmp_path / "answers", resumed)
         answers.begin(place)
-        post = functools.partial(http.post_json, http.new_client(token), timeout=timeout, tries=tries)
+        post = functools.partial(http.post_json, http.new_client(token), patience=http.Patience(timeout, tries, wait))
         return EndpointSource(urls, post, together, answers, decode, TOKENIZER.decode)
 
     return make
@@ -82,7 +82,7 @@ def test_what_is_sent():
     """The fields of the contract, each a list of one entry a response; several servers are asked about shares in order."""
     responses = rollouts()
     with serving(of_function(lengths)) as first, serving(of_function(lengths)) as second:
-        post = functools.partial(http.post_json, http.new_client(), timeout=5.0, tries=1)
+        post = functools.partial(http.post_json, http.new_client(), patience=http.Patience(5.0, 1))
 
         class Unkept:
             def get(self, *key):
@@ -103,10 +103,11 @@ def test_what_is_sent():
 
 
 def test_a_token_is_sent_and_shown_nowhere(source, caplog):
-    with serving(lambda body: (401, {}, b"who are you?")) as requests, caplog.at_level(logging.DEBUG):
-        with pytest.raises(UserError, match="answered 401: 'who are you\\?'") as error:
+    replies = [(503, {}, b"busy, s3cret"), (401, {}, b"who is s3cret?")]
+    with serving(lambda body: replies.pop(0)) as requests, caplog.at_level(logging.DEBUG):
+        with pytest.raises(UserError, match="answered 401: 'who is \\(token\\)\\?'") as error:
             source(requests.url, token="s3cret").values(rollouts())
-    assert requests.headers[0]["authorization"] == "Bearer s3cret" and len(requests) == 1
+    assert requests.headers[0]["authorization"] == "Bearer s3cret" and not replies
     assert "s3cret" not in str(error.value) + caplog.text
 
 
@@ -161,13 +162,12 @@ def test_an_answer_without_end_is_not_read_to_its_end(source, monkeypatch):
             source(requests.url).values(rollouts())
 
 
-def test_a_busy_server_is_asked_again_when_it_says(source, monkeypatch):
+def test_a_busy_server_is_asked_again_when_it_says(source):
     """Not before the wait has grown: a server that asks for a second each time would soon have used up all tries."""
     replies = [(503, {"retry-after": "0"}, b"starting"), (429, {"retry-after": "soon"}, b""), (500, {"retry-after": "2"}, b"")]
     paused = []
-    monkeypatch.setattr(http.time, "sleep", paused.append)
     with serving(lambda body: replies.pop(0) if replies else {"rewards": one_each(body)}) as requests:
-        assert source(requests.url, tries=4).values(rollouts()) == [1.0] * 5
+        assert source(requests.url, tries=4, wait=paused.append).values(rollouts()) == [1.0] * 5
     assert len(requests) == 4 and paused == [0.01, 0.02, 2.0]
     assert requests[0] == requests[3]
 

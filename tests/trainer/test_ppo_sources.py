@@ -17,7 +17,6 @@ from denserl.cli import train_ppo
 from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.models.tokenizers import load_tokenizer
-from denserl.rewards.sources import http
 from denserl.trainer import ppo_sources
 from denserl.trainer.ppo_models import LastBatch
 from denserl.trainer.ppo_trainer import PPOTrainer
@@ -166,7 +165,7 @@ def test_a_server_is_as_good_as_the_function_also_after_it_failed(ppo, scored, o
     with serving(failing) as asked, pytest.raises(UserError, match=f"--reward_url {asked.url} answered 400: 'out of order'"):
         ppo("endpoint", reward_url=asked.url, **url, **options)
     answered = [text for body in asked[:4] for text in body["responses"]]
-    seen, post = [], http.post_json
+    seen, post = [], ppo_sources.post_json
     monkeypatch.setattr(ppo_sources, "post_json", lambda client, *args, **kw: seen.append(args) or post(client, *args, **kw))
     resumed = ppo("endpoint", reward_url=other_process, resume=True, **url, **options)
     assert policy(resumed) == policy(undisturbed)

@@ -9,8 +9,8 @@ from typing import Any
 
 from denserl.data.responses import Responses
 from denserl.errors import UserError
+from denserl.http import SHOWN, NoAnswer
 from denserl.rewards.sources.answers import Answers
-from denserl.rewards.sources.http import SHOWN, NoAnswer
 from denserl.rewards.sources.texts import TextSource, Value, checked_values
 
 GO_ON = "mend or start the server, then go on with `resume` from the last checkpoint: what has been answered since is kept"

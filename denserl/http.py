@@ -2,18 +2,19 @@
 
 import json
 import logging
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import httpx2
 
+from denserl.errors import require
+
 log = logging.getLogger(__name__)
 
-# A server is overloaded, starting or behind a gateway that waits for it: the same request may succeed later.
-PASSING = (408, 429, 500, 502, 503, 504)
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries, doubled each time
 MOST_BYTES = 2**26  # of an answer
 SHOWN = 200  # characters of an answer that a message quotes
@@ -24,14 +25,20 @@ class NoAnswer(Exception):
 
 
 class Reply(NamedTuple):
-    """An HTTP response, read whole."""
+    """An HTTP response, read whole. token: what was sent to the server as such, which is not shown where it is sent back."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    token: str = ""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the server is overloaded, starting, or behind a gateway that waits for it: it may answer the same later."""
+        return self.status in (408, 429) or self.status >= 500
 
     def __str__(self) -> str:
-        text = self.body.decode("utf-8", "replace")
+        text = without(self.token, self.body.decode("utf-8", "replace"))
         return f"{self.status}" + (f": {text[:SHOWN]!r}" + ("..." if len(text) > SHOWN else "") if text else "")
 
 
@@ -40,29 +47,71 @@ def new_client(token: str | None = None) -> httpx2.Client:
     headers = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
     if token is not None:
         headers["authorization"] = f"Bearer {token}"
-    return httpx2.Client(headers=headers, trust_env=False, follow_redirects=False)
+    # As many connections as are asked for at a time.
+    limits = httpx2.Limits(max_connections=None)
+    return httpx2.Client(headers=headers, trust_env=False, follow_redirects=False, limits=limits)
 
 
-def post_json(client: httpx2.Client, url: str, body: dict, timeout: float, tries: int) -> Any:
-    """The JSON that a server answers to JSON.
+def without(token: str | None, text: str) -> str:
+    """The text, with a word in the place of the token."""
+    return text.replace(token, "(token)") if token else text
 
-    Connections that fail, answers that take longer than `timeout` seconds and statuses that pass (PASSING) are tried again
-    after growing waits, or later if the server says (Retry-After), up to `tries` tries and `tries` times `timeout` seconds in
-    all.
+
+def token_in(option: str, variable: str | None) -> str | None:
+    """The token that an environment variable holds, if one is named by an option.
 
     Raises:
-        NoAnswer: nothing came in these, or what came is a redirect, a refusal, too long or no JSON.
+        UserError: it is not set, or holds what no header can.
     """
-    content, deadline, wait = json.dumps(body).encode(), time.monotonic() + timeout * tries, FIRST_WAIT
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "")
+    sound = token and token.isascii() and token.isprintable()
+    found = "is not set" if not token else "holds other characters than a token has"
+    require(sound, f"`{option}`: the environment variable {variable} {found}", f"export {variable}, as one line")
+    return token
+
+
+class Patience(NamedTuple):
+    """How long a server is asked, `timeout` seconds a try, `tries` tries and tries x timeout seconds in all.
+
+    wait: what waits for some seconds between two tries.
+    """
+
+    timeout: float
+    tries: int
+    wait: Callable[[float], object] = time.sleep
+
+
+def post_json(client: httpx2.Client, url: str, body: dict, patience: Patience) -> Any:
+    """The JSON that a server answers to JSON (see `get_json`)."""
+    return _answer(client, "POST", url, json.dumps(body).encode(), patience)
+
+
+def get_json(client: httpx2.Client, url: str, patience: Patience) -> Any:
+    """The JSON that a server has at an address.
+
+    Connections that fail, answers that take too long and statuses that pass (`Reply.passes`) are tried again after growing
+    waits, or later if the server says (Retry-After), as long as there is patience.
+
+    Raises:
+        NoAnswer: nothing came meanwhile, or what came is a redirect, a refusal, too long or no JSON.
+    """
+    return _answer(client, "GET", url, None, patience)
+
+
+def _answer(client: httpx2.Client, method: str, url: str, content: bytes | None, patience: Patience) -> Any:
+    timeout, tries, wait_for = patience
+    deadline, wait = time.monotonic() + timeout * tries, FIRST_WAIT
     for number in range(1, tries + 1):
         asked_to_wait = None
         try:
             # A wait may have ended a moment late.
-            reply = _post(client, url, content, max(min(timeout, deadline - time.monotonic()), 0.001))
+            reply = _try(client, method, url, content, max(min(timeout, deadline - time.monotonic()), 0.001))
         except httpx2.RequestError as error:
             found = f"gave no answer ({type(error).__name__}: {error})"
         else:
-            if reply.status not in PASSING:
+            if not reply.passes:
                 return _json_of(reply)
             found, asked_to_wait = f"answered {reply}", _retry_after(reply.headers)
         pause = max(wait, asked_to_wait or 0.0)
@@ -70,14 +119,14 @@ def post_json(client: httpx2.Client, url: str, body: dict, timeout: float, tries
             said = "" if asked_to_wait is None else f"; it asks to be tried again after {asked_to_wait:g} s"
             raise NoAnswer(f"{found}, at try {number} of {tries} within {timeout * tries:g} s{said}")
         log.warning("%s %s; tried again in %g s", url, found, pause)
-        time.sleep(pause)
+        wait_for(pause)
         wait = min(2 * wait, LONGEST_WAIT)
 
 
-def _post(client: httpx2.Client, url: str, content: bytes, timeout: float) -> Reply:
+def _try(client: httpx2.Client, method: str, url: str, content: bytes | None, timeout: float) -> Reply:
     """One try. httpx2.RequestError where nothing comes, or not all of it in time; NoAnswer for too much of it."""
     until, body = time.monotonic() + timeout, bytearray()
-    with client.stream("POST", url, content=content, timeout=timeout) as response:
+    with client.stream(method, url, content=content, timeout=timeout) as response:
         for part in response.iter_bytes():
             body += part
             if len(body) > MOST_BYTES:
@@ -85,7 +134,8 @@ def _post(client: httpx2.Client, url: str, content: bytes, timeout: float) -> Re
             if time.monotonic() > until:
                 # The client's own limit is of each wait for more, which a slow server never reaches.
                 raise httpx2.ReadTimeout("not all of it came in time")
-    return Reply(response.status_code, response.headers, bytes(body))
+    token = client.headers.get("authorization", "").removeprefix("Bearer ")
+    return Reply(response.status_code, response.headers, bytes(body), token)
 
 
 def _json_of(reply: Reply) -> Any:
