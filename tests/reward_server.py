@@ -45,13 +45,19 @@ def serving(answer: Callable[[dict], object]) -> Iterator[Requests]:
         def log_message(self, *args):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with listening(Handler) as port:
+        seen.url = f"http://127.0.0.1:{port}/get_reward"
+        yield seen
+
+
+@contextlib.contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Serves while the context lasts; yields the port, on this machine alone."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        seen.url = f"http://127.0.0.1:{server.server_port}/get_reward"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         try:
-            yield seen
+            yield server.server_port
         finally:
             server.shutdown()
 
