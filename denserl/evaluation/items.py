@@ -34,12 +34,18 @@ class Item(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """An item and the scores of its answers, in their order."""
+    """An item and the scores of its answers, in their order.
+
+    log_odds: of a model that compares answers, see ListScores; the better ones first.
+    wins: of a judge (judge_scorer.py), (better, worse): 1 where it prefers the better answer, 0.5 where neither, 0 where the
+        worse, a number between them where it says how sure it is; NaN where it gives no valid verdict.
+    """
 
     item: Item
     better: np.ndarray
     worse: np.ndarray
-    log_odds: np.ndarray | None = None  # of a scorer that compares answers, see ListScores; the better ones first
+    log_odds: np.ndarray | None = None
+    wins: np.ndarray | None = None
 
 
 class Scorer(Protocol):
@@ -152,9 +158,28 @@ def strict_win(judged: Judged) -> float:
     return float(judged.better.min() > judged.worse.max())
 
 
+def by_verdicts(judged: Judged, tie: float = 0.5, invalid: float = 0.5) -> float:
+    """What the verdicts of a judge earn: of a pair 1 where it prefers the better answer, `tie` or `invalid` where it says so.
+
+    A list is won, 1, where it prefers every better answer to every worse one, else lost, 0.
+    """
+    assert judged.wins is not None
+    if judged.wins.size > 1:
+        return float((judged.wins > 0.5).all())
+    win = judged.wins.item()
+    return invalid if np.isnan(win) else tie if win == 0.5 else float(win > 0.5)
+
+
 def is_tie(judged: Judged) -> bool:
-    """Whether the least of the better answers scores just what the best of the worse ones does."""
+    """Whether the least of the better answers scores just what the best of the worse ones does, or a judge prefers neither."""
+    if judged.wins is not None:
+        return bool(judged.wins.min() == 0.5)
     return bool(judged.better.min() == judged.worse.max())
+
+
+def told(scores: np.ndarray) -> list[float | None]:
+    """Scores as files hold them: None in the place of NaN."""
+    return [None if np.isnan(score) else score for score in scores.tolist()]
 
 
 def largest_score(judged: Sequence[Judged]) -> float:

@@ -18,6 +18,7 @@ from denserl.evaluation.items import (
     Judged,
     ListScorer,
     Scorer,
+    by_verdicts,
     is_tie,
     judge,
     largest_score,
@@ -27,6 +28,7 @@ from denserl.evaluation.items import (
     strict_win,
     with_scores,
 )
+from denserl.evaluation.judge_scorer import ComparingJudge, JudgeScorer, write_verdicts
 from denserl.evaluation.reasons import attribute_means, write_reasons
 from denserl.evaluation.statistics import (
     bootstrap_means,
@@ -69,6 +71,8 @@ class Suite(NamedTuple):
     rows: (path, split or None, BadRows) -> parts, places and rows.
     item: (row, part) -> Item.
     credit: what an item's scores earn, 0 to 1.
+    by_judge: what the verdicts of a judge on it earn.
+    rated: a judge rates each answer, and compares none.
     headline: (score of each subset, items of each) -> the suite's own numbers; scores may be arrays of one length.
     special: subset -> how it is scored where that is not the mean credit of its items.
     groups: subset -> the names under which its items are pooled as well.
@@ -88,18 +92,24 @@ class Suite(NamedTuple):
     writers: Sequence[Callable] = ()
     unread: Callable[[object], set[str]] = lambda row: set()
     strength: Mapping[str, float] = {}
+    by_judge: Credit = by_verdicts
+    rated: bool = False
 
     def read(self, row: dict, part: str) -> Item:
         """The item of a row. BadRow where it lacks a better or a worse answer."""
         return checked(self.item(row, part))
 
-    def judge(self, items: Sequence[Item], scorer: Scorer | ListScorer, bad_rows: BadRows) -> list[Judged]:
-        """The items with the scores of their answers."""
-        return judge(items, scorer, bad_rows)
+    def earned(self, judged: Judged) -> float:
+        """What an item earns, 0 to 1."""
+        return self.credit(judged) if judged.wins is None else self.by_judge(judged)
 
-    def summarise(self, judged: Sequence[Judged], scorer: Scorer, resamples: int, seed: int) -> dict:
+    def judge(self, items: Sequence[Item], scorer: Scorer | ListScorer | JudgeScorer, bad_rows: BadRows) -> list[Judged]:
+        """The items with the scores of their answers, or a judge's verdicts on them."""
+        return scorer.of_items(items, bad_rows) if isinstance(scorer, JudgeScorer) else judge(items, scorer, bad_rows)
+
+    def summarise(self, judged: Sequence[Judged], scorer: Scorer | JudgeScorer, resamples: int, seed: int) -> dict:
         """All numbers, and what a reader of them has to know."""
-        found = summarise(self, judged, resamples, seed)
+        found = summarise(self, judged, resamples, seed, not isinstance(scorer, JudgeScorer) or scorer.calibrated)
         largest = largest_score(judged) if scorer.is_model else 0.0
         about = remarks(found["accuracy"], found["questions"], largest, found["intervals"]["accuracy"], "questions")
         reasons = reasons_of(scorer)
@@ -116,13 +126,17 @@ class Suite(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The n judged items, and of each what its scores and what the lengths of its answers in characters earn, (n,) each."""
+    """The n judged items, and of each what its scores and what the lengths of its answers in characters earn, (n,) each.
+
+    calibrated: whether it can be asked how often scores are as right as they are sure.
+    """
 
     judged: Sequence[Judged]
     by_length: Sequence[Judged]  # with lengths for scores
     credits: np.ndarray
     length_credits: np.ndarray
     questions: np.ndarray  # number of the question that is asked
+    calibrated: bool
 
     def rows(self, numbers: Sequence[int]) -> "Scored":
         """Some of them."""
@@ -130,17 +144,17 @@ class Scored(NamedTuple):
         credits, by_lengths, questions = (
             column[list(numbers)] for column in (self.credits, self.length_credits, self.questions)
         )
-        return Scored(judged, by_length, credits, by_lengths, questions)
+        return Scored(judged, by_length, credits, by_lengths, questions, self.calibrated)
 
 
-def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int) -> dict:
+def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int, calibrated: bool = True) -> dict:
     """All numbers of a suite, its headline first; intervals are 95 % percentile bootstrap intervals (docs/evaluation.md).
 
     Questions are drawn anew, each with all its items: for the headline and the macro accuracy within each subset, for the
     others among all that they are of. Each number draws from the same seed, so that equal items have equal intervals, and a
-    subset or group that is also a number of the headline has its interval.
+    subset or group that is also a number of the headline has its interval. calibrated: as of `Scored`.
     """
-    items, parts = _scored(suite, judged), grouped(judged, lambda subset: (subset,))
+    items, parts = _scored(suite, judged, calibrated), grouped(judged, lambda subset: (subset,))
     groups = grouped(judged, suite.groups) | by_strength(suite.strength, [entry.item.place for entry in judged])
     whole = _tally(items, resamples, seed)
     pooled, subsets = (
@@ -178,12 +192,12 @@ def summarise(suite: Suite, judged: Sequence[Judged], resamples: int, seed: int)
     }
 
 
-def _scored(suite: Suite, judged: Sequence[Judged]) -> Scored:
+def _scored(suite: Suite, judged: Sequence[Judged], calibrated: bool) -> Scored:
     items = [entry.item for entry in judged]
     lengths = [len(answer.text) for item in items for answer in (*item.better, *item.worse)]
     by_length = with_scores(items, np.array(lengths, dtype=np.float64))
-    credits, of_length = (np.array([suite.credit(entry) for entry in each]) for each in (judged, by_length))
-    return Scored(judged, by_length, credits, of_length, numbered(map(question_of, items)))
+    credits, of_length = (np.array([suite.earned(entry) for entry in each]) for each in (judged, by_length))
+    return Scored(judged, by_length, credits, of_length, numbered(map(question_of, items)), calibrated)
 
 
 def _draws(
@@ -228,21 +242,23 @@ def write(folder: Path, model: str, suite: Suite, judged: Sequence[Judged], scor
     """
     from denserl.evaluation.plots import plot_by_strength, plot_reliability
 
-    credits = [suite.credit(entry) for entry in judged]
-    plot_reliability(summary["calibration"], folder / "reliability.png")
+    credits = [suite.earned(entry) for entry in judged]
+    if "calibration" in summary:
+        plot_reliability(summary["calibration"], folder / "reliability.png")
     _write_table(folder / "results.csv", summary)
     if suite.strength:
         groups, picture = summary["groups"], folder / "strength.png"
         plot_by_strength(groups, picture)
-        write_accuracy_page(folder / "strength.html", model, judged, suite.credit, suite.strength, groups, picture)
-    for writer in (write_outputs, *suite.writers):
+        write_accuracy_page(folder / "strength.html", model, judged, suite.earned, suite.strength, groups, picture)
+    own = [write_verdicts] if isinstance(scorer, ComparingJudge) else []
+    for writer in (write_outputs, *suite.writers, *own):
         writer(folder, model, judged, credits, scorer, summary)
     if reasons := reasons_of(scorer):
         write_reasons(folder, model, judged, reasons)
     write_summary(folder, summary)
 
 
-def reasons_of(scorer: Scorer | ListScorer) -> Reasons | None:
+def reasons_of(scorer: Scorer | ListScorer | JudgeScorer) -> Reasons | None:
     """Why the answers that were judged last have their scores, by a scorer that says it."""
     return scorer.reasons if isinstance(scorer, RewardScorer) else None
 
@@ -273,11 +289,19 @@ def format_summary(summary: dict) -> str:
         for name, value, n, bounds, length in rows
     ]
     lines = in_columns(cells).splitlines()
-    lines.insert(len(above), f"calibration error (ECE) {summary['calibration']['ece']:.4f}")
+    lines[len(above) : len(above)] = _notes(summary)
+    return "\n".join(lines + [f"  {count} subsets: in results.csv"] * (count > LISTED))
+
+
+def _notes(summary: dict) -> list[str]:
+    """What is said below the headline: how sure scores are, what places do."""
+    lines = []
+    if "calibration" in summary:
+        lines.append(f"calibration error (ECE) {summary['calibration']['ece']:.4f}")
     if "position_consistency" in summary:
         shown = [f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in OF_COMPARISONS]
-        lines.insert(len(above) + 1, f"{', '.join(shown)}; lists ranked by {summary['rank']}")
-    return "\n".join(lines + [f"  {count} subsets: in results.csv"] * (count > LISTED))
+        lines.append(f"{', '.join(shown)}; lists ranked by {summary['rank']}")
+    return lines
 
 
 def format_remarks(summary: dict) -> list[str]:
@@ -350,19 +374,21 @@ def _tally(items: Scored, resamples: int, seed: int) -> dict:
         "accuracy": accuracy,
         "interval": share_interval(accuracy, draws, questions),
         "length_accuracy": float(items.length_credits.mean()),
-        **_pair_statistics(items.judged),
+        **_pair_statistics(items.judged, items.calibrated),
     }
 
 
-def _pair_statistics(judged: Sequence[Judged]) -> dict:
+def _pair_statistics(judged: Sequence[Judged], calibrated: bool) -> dict:
     """Statistics of pairs alone: margin, scores, calibration and length bias; of answers that were compared also position bias.
 
-    What these are sure of is the probability of each pair, and no difference of scores.
+    What these are sure of is the probability of each pair, and no difference of scores. Of a judge's verdicts the valid ones
+    count.
     """
     pairs = pairs_of(judged)
+    if all(entry.wins is not None for entry in judged):
+        return _verdict_statistics(judged, pairs, calibrated)
     scores = [(judged[i].better[b], judged[i].worse[w]) for i, b, w in pairs]
-    lengths = [(len(judged[i].item.better[b].text), len(judged[i].item.worse[w].text)) for i, b, w in pairs]
-    (chosen, rejected), (long, short) = np.array(scores).T, np.array(lengths, dtype=np.float64).T
+    (chosen, rejected), (long, short) = np.array(scores).T, _lengths(judged, pairs)
     margin = chosen - rejected
     found = {"pairs": len(pairs), "mean_margin": float(margin.mean())}
     bias = {"length_bias": length_bias(chosen, rejected, long, short)}
@@ -376,6 +402,24 @@ def _pair_statistics(judged: Sequence[Judged]) -> dict:
     accuracy = float(((gap > 0) + 0.5 * (gap == 0)).mean())
     of_orders = {"pair_accuracy": accuracy, **position_bias(orders)}
     return {**found, **of_orders, "calibration": calibration(gap, np.zeros_like(gap)), **bias}
+
+
+def _verdict_statistics(judged: Sequence[Judged], pairs: Sequence[tuple[int, int, int]], calibrated: bool) -> dict:
+    wins = np.array([judged[i].wins[b, w] for i, b, w in pairs])
+    valid = ~np.isnan(wins)
+    if not valid.any():
+        return {"pairs": len(pairs)}
+    chances, (long, short) = wins[valid], _lengths(judged, pairs)[:, valid]
+    found = {"pairs": len(pairs), "pair_accuracy": float(((chances > 0.5) + 0.5 * (chances == 0.5)).mean())}
+    gap = log_odds(chances)
+    sure = {"calibration": calibration(gap, np.zeros_like(gap))} if calibrated else {}
+    return {**found, **sure, "length_bias": length_bias(chances, 1 - chances, long, short)}
+
+
+def _lengths(judged: Sequence[Judged], pairs: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """(2, pairs): characters of the better and the worse answer."""
+    lengths = [(len(judged[i].item.better[b].text), len(judged[i].item.worse[w].text)) for i, b, w in pairs]
+    return np.array(lengths, dtype=np.float64).T
 
 
 def _write_table(path: Path, summary: dict) -> None:

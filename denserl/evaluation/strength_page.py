@@ -52,7 +52,7 @@ def write_accuracy_page(
     """
     known = sorted(judged, key=lambda entry: -means[entry.item.place])
     lost = [entry for entry in known if means[entry.item.place] > 0 and not credit(entry)]
-    won = [entry for entry in reversed(known) if means[entry.item.place] < 0 and credit(entry)]
+    won = [entry for entry in reversed(known) if means[entry.item.place] < 0 and credit(entry) == 1]
     own = {name: group for name, group in groups.items() if name.startswith(GROUP)}
     table = [["part", "pairs", "accuracy", "from", "to", "length alone"]]
     for name, group in own.items():
@@ -71,7 +71,8 @@ def write_accuracy_page(
 def _judged(entry: Judged, means: Mapping[str, float]) -> dict[str, str]:
     (better,), (worse,) = entry.item.better, entry.item.worse
     margin = float(entry.better[0] - entry.worse[0])
-    verdict = f"members' mean {means[entry.item.place]:+.3f}; the model's difference {margin:+.3f}"
+    own = "no valid verdict" if np.isnan(margin) else f"the model's difference {margin:+.3f}"
+    verdict = f"members' mean {means[entry.item.place]:+.3f}; {own}"
     return _pair(entry.item.id or entry.item.place, verdict, better.prompt, better.text, worse.text)
 
 

@@ -3,6 +3,7 @@
 Scoring, intervals and result files are the same for all suites (denserl/evaluation/items.py, results.py).
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from denserl.data.columns import Columns
 from denserl.data.readers import not_read
 from denserl.data.schemas import P_CHOSEN, SIDES, WEIGHT, as_preference, unread
 from denserl.errors import UserError, require
-from denserl.evaluation.items import Answer, Item
+from denserl.evaluation.items import Answer, Item, by_verdicts
 from denserl.evaluation.results import Special, Suite
 from denserl.evaluation.step_errors import StepSuite
 from denserl.evaluation.stored_answers import AnswerSuite
@@ -145,6 +146,8 @@ SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
         special={rewardbench.TIES: Special(rewardbench.score_of_ties, rewardbench.draws_of_ties)},
         sizes=rewardbench.SIZES_2,
         writers=[rewardbench.write_eval_set],
+        by_judge=rewardbench.best_of_all,
+        rated=True,
     ),
     "rmb": Suite(
         _rmb_files,
@@ -153,6 +156,7 @@ SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
         groups=rmb.groups,
         sizes={**rmb.SIZES, **rmb.TASKS, **rmb.SCENARIOS},
         writers=[rmb.write_results],
+        by_judge=functools.partial(by_verdicts, invalid=0.0),
     ),
     "hhh": Suite(_choices, hhh.item, sizes=hhh.SIZES),
     "mtbench": _MTBENCH,

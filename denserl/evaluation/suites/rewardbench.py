@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from denserl.data.schemas import BadRow
-from denserl.evaluation.items import Answer, Item, Judged, Scorer, strict_win
+from denserl.evaluation.items import Answer, Item, Judged, Scorer, strict_win, told
 from denserl.evaluation.suites.rows import answer, field, identity, messages
 
 # Rows of each subset of the filtered split of RewardBench 1.
@@ -177,9 +177,7 @@ def write_eval_set(
     folder: Path, model: str, judged: Sequence[Judged], credits: Sequence[float], scorer: Scorer, summary: dict
 ) -> None:
     """`eval-set/MODEL.json` and `eval-set-scores/MODEL.json`, as RewardBench's scripts write them, columns and all."""
-    # As these scripts call a model that compares two answers.
-    kind = "Seq. Classifier" if all(entry.log_odds is None for entry in judged) else "Custom Classifier"
-    about = {"model": model, "model_type": kind, "chat_template": "tokenizer"}
+    about = {"model": model, "model_type": _kind(judged[0]), "chat_template": "tokenizer"}
     scores = {name: part.get("score", part["accuracy"]) for name, part in summary["subsets"].items()}
     _write(folder / "eval-set" / f"{model}.json", json.dumps({**scores, **about}, indent=4, sort_keys=True))
     pairs = all(len(entry.better) == len(entry.worse) == 1 for entry in judged)
@@ -189,6 +187,13 @@ def write_eval_set(
     _write(folder / "eval-set-scores" / f"{model}.json", json.dumps({**columns, **about}, indent=4, sort_keys=True))
 
 
+def _kind(judged: Judged) -> str:
+    """What these scripts call a judge, a model that compares two answers, and any other."""
+    if judged.wins is not None:
+        return "Generative RM"
+    return "Seq. Classifier" if judged.log_odds is None else "Custom Classifier"
+
+
 def _sides(judged: Judged, scorer: Scorer) -> dict:
     """Scores and texts of both sides: one each for a pair, else lists."""
     sides: dict[str, Any] = {}
@@ -196,7 +201,7 @@ def _sides(judged: Judged, scorer: Scorer) -> dict:
         ("chosen", judged.item.better, judged.better),
         ("rejected", judged.item.worse, judged.worse),
     ):
-        texts, values = [scorer.text(*each) for each in answers], scores.tolist()
+        texts, values = [scorer.text(*each) for each in answers], told(scores)
         is_pair = len(judged.better) == len(judged.worse) == 1
         sides |= {f"scores_{name}": values[0] if is_pair else values, f"text_{name}": texts[0] if is_pair else texts}
     return sides
@@ -204,7 +209,7 @@ def _sides(judged: Judged, scorer: Scorer) -> dict:
 
 def _unrolled(judged: Judged, scorer: Scorer) -> dict:
     answers = (*judged.item.better, *judged.item.worse)
-    scores = [*judged.better.tolist(), *judged.worse.tolist()]
+    scores = [*told(judged.better), *told(judged.worse)]
     return {"text": [scorer.text(*each) for each in answers], "scores": scores, "num_correct": len(judged.better)}
 
 

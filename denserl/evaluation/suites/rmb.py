@@ -10,7 +10,7 @@ from pathlib import Path
 from denserl.data.messages import kind_of
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
-from denserl.evaluation.items import Answer, Item, Judged, Scorer
+from denserl.evaluation.items import Answer, Item, Judged, Scorer, told
 from denserl.evaluation.suites.rows import field, identity, messages
 
 SETS = {"Pairwise_set": "pairwise", "BoN_set": "best_of_n"}
@@ -83,14 +83,16 @@ def write_results(
 ) -> None:
     """`MODEL_result.json` of the pairs, `MODEL_bon_result.json` of the lists, and the model's place in `rm_rank.json`."""
     rows: dict[str, list[dict]] = {"pairwise": [], "best_of_n": []}
-    for (each, better, worse, _), credit in zip(judged, credits, strict=True):
+    for entry, credit in zip(judged, credits, strict=True):
+        each, (better,), worse = entry.item, told(entry.better), told(entry.worse)
         kind = SETS[each.subset.partition("/")[0]]
-        where, correct = {"category_path": each.subset}, {"is_correct": int(credit)}
+        # A judge's tie is half of a pair.
+        where, correct = {"category_path": each.subset}, {"is_correct": int(credit) if credit in (0, 1) else credit}
         if kind == "pairwise":
-            scores = {"chosen_reward": float(better[0]), "reject_reward": float(worse[0])}
+            scores = {"chosen_reward": better, "reject_reward": worse[0]}
             rows[kind].append({"pair_uid": each.id, **where, **scores, **correct})
         else:
-            scores = {"best_reward": float(better[0]), "loser_rewards": worse.tolist()}
+            scores = {"best_reward": better, "loser_rewards": worse}
             rows[kind].append({"bon_uid": each.id, **where, **scores, **correct})
     for kind, name in (("pairwise", "result"), ("best_of_n", "bon_result")):
         path = folder / f"{model}_{name}.json"

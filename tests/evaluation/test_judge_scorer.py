@@ -1,0 +1,172 @@
+"""Judges as scorers of suites: what their verdicts earn by the rule of each suite, and what is reported of them."""
+
+import gzip
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from denserl.data.bad_rows import BadRow, BadRows
+from denserl.evaluation.items import Answer, Item, by_verdicts
+from denserl.evaluation.judge_scorer import ComparingJudge, RatingJudge, comparisons
+from denserl.evaluation.results import format_summary, write
+from denserl.evaluation.suites.registry import SUITES
+from denserl.judging.contract import Comparison, Judgement
+
+PROMPT = [{"role": "user", "content": "Q?"}]
+
+
+class Rule:
+    """A judge that knows what each answer is worth: a number, or None of which it says nothing."""
+
+    def __init__(self, worth, verdicts=()):
+        self.worth, self.verdicts, self.asked = worth, verdicts, []
+
+    def compare(self, comparisons):
+        self.asked += comparisons
+        return [self.judgement(self.worth[each.first], self.worth[each.second]) for each in comparisons]
+
+    def judgement(self, first, second):
+        if first is None or second is None:
+            return Judgement(None, (("invalid",), ("cut",)))
+        verdict = "first" if first > second else "second" if first < second else "tie"
+        return Judgement(0.5 + 0.5 * float(np.sign(first - second)), ((verdict,), (verdict,)))
+
+    def rate(self, answers):
+        self.asked += answers
+        return [self.worth[text] for _, text in answers]
+
+    def describe(self):
+        return {"model": "rule"}
+
+
+def item(number, better, worse, subset="all", prompt=PROMPT):
+    sides = ([Answer(prompt, text) for text in side.split()] for side in (better, worse))
+    return Item(str(number), subset, *sides)
+
+
+def judged(suite, items, scorer, resamples=20):
+    found = SUITES[suite].judge(items, scorer, BadRows("stop"))
+    return found, SUITES[suite].summarise(found, scorer, resamples, 0)
+
+
+WORTH = {"a": 3, "b": 2, "c": 2, "d": 1, "?": None}
+PAIRS = [("a", "b", 1), ("b", "c", "tie"), ("d", "a", 0), ("a", "?", "invalid"), ("?", "?", "invalid")]
+BON = [("a", "b c", 1), ("b", "c d", 0), ("a", "b ?", 0), ("?", "a b", 0)]
+CODE, LIST = "Pairwise_set/Helpfulness/Code/X", "BoN_set/Harmlessness/S1"
+
+
+@pytest.mark.parametrize(
+    "suite, tie, invalid, subset",
+    [("rewardbench", 0.5, 0.5, "hep-go"), ("rmb", 0.5, 0.0, CODE), ("llmbar", 0.5, 0.5, "Natural"), ("pairs", 0.5, 0.5, "all")],
+)
+def test_a_pair_earns_what_its_suite_says(suite, tie, invalid, subset):
+    earns = {"tie": tie, "invalid": invalid}
+    items = [item(number, *pair[:2], subset) for number, pair in enumerate(PAIRS)]
+    found, summary = judged(suite, items, ComparingJudge(Rule(WORTH), False))
+    expected = [earns.get(credit, credit) for *_, credit in PAIRS]
+    assert [SUITES[suite].earned(entry) for entry in found] == expected
+    assert summary["accuracy"] == pytest.approx(np.mean(expected)) and summary["ties"] == 1
+    # Without a probability nothing can be said of how sure it is; ties are half of a pair, what is not valid none.
+    assert "calibration" not in summary and summary["pairs"] == 5 and summary["pair_accuracy"] == 0.5
+    assert summary["length_baseline"]["accuracy"] == 0.0
+
+
+def test_a_list_is_won_only_against_every_loser():
+    items = [item(number, *pair[:2], LIST) for number, pair in enumerate(BON)]
+    rule = Rule(WORTH)
+    found, summary = judged("rmb", items, ComparingJudge(rule, False))
+    assert [SUITES["rmb"].earned(entry) for entry in found] == [credit for *_, credit in BON]
+    assert summary["harmless_best_of_n"] == 0.25
+    # Pair by pair, all of them.
+    assert [(each.first, each.second) for each in rule.asked] == [
+        ("a", "b"), ("a", "c"), ("b", "c"), ("b", "d"), ("a", "b"), ("a", "?"), ("?", "a"), ("?", "b")
+    ]  # fmt: skip
+    assert found[0].better == [1.0] and found[1].worse.tolist() == [0.5, 0.0]
+    assert found[2].better == [1.0] and np.isnan(found[2].worse[1]) and np.isnan(found[3].better[0])
+
+
+def test_ratings_make_pairs_and_the_four_of_rewardbench_2():
+    items = [item(number, *pair[:2]) for number, pair in enumerate(PAIRS)]
+    found, summary = judged("pairs", items, RatingJudge(Rule(WORTH)))
+    # An answer without a rating is below every other.
+    assert [SUITES["pairs"].earned(entry) for entry in found] == [1, 0.5, 0, 1, 0.5]
+    four = [("a", "b c d", 1), ("b", "c d d", 1 / 2), ("d", "b c a", 0), ("?", "? ? ?", 1 / 4), ("a", "? ? ?", 1)]
+    items = [item(number, *row[:2], "Math") for number, row in enumerate(four)]
+    found, summary = judged("rewardbench2", items, RatingJudge(Rule(WORTH)))
+    assert [SUITES["rewardbench2"].earned(entry) for entry in found] == [credit for *_, credit in four]
+    assert summary["Math"] == pytest.approx(np.mean([credit for *_, credit in four]))
+
+
+def test_ties_are_scored_by_ratings():
+    """The check rows of the formula, as ratings of a judge."""
+    rows = [("ref:0", "30", "10 5"), ("tied:0", "30 25 22", "10 0"), ("ref:1", "2", "4 1"), ("tied:1", "20 11", "15 0"),
+            ("ref:2", "20", "0"), ("tied:2", "20 5", "0")]  # fmt: skip
+    worth = {str(number): number + 0.0 for number in range(31)}
+    items = [item(0, better, worse, "Ties")._replace(id=name) for name, better, worse in rows]
+    found, summary = judged("rewardbench2", items, RatingJudge(Rule(worth)))
+    assert summary["Ties"] == pytest.approx(0.5299491511, abs=1e-10)
+
+
+def test_a_judge_that_says_how_sure_it_is_is_asked_how_right_it_is():
+    class Sure(Rule):
+        def judgement(self, first, second):
+            return Judgement(1 / (1 + np.exp(second - first)), (("first",), ("first",)))
+
+    items = [item(number, *pair[:2]) for number, pair in enumerate(PAIRS[:3])]
+    found, summary = judged("pairs", items, ComparingJudge(Sure(WORTH), True))
+    p = [1 / (1 + np.exp(-gap)) for gap in (1, 0, -2)]
+    assert summary["accuracy"] == 0.5 and summary["calibration"]["brier"] == pytest.approx(np.mean([(1 - x) ** 2 for x in p]))
+
+
+def test_a_summary_of_nothing_valid_is_one():
+    found, summary = judged("pairs", [item(0, "?", "?")], ComparingJudge(Rule(WORTH), True))
+    assert summary["accuracy"] == 0.5 and "length_bias" not in summary and "calibration" not in summary
+    assert "accuracy" in format_summary(summary)
+
+
+def test_conversations_are_compared_from_where_they_part():
+    turns = [[*PROMPT, {"role": "assistant", "content": own}, {"role": "user", "content": "And?"}] for own in ("x", "y")]
+    [found] = comparisons(Item("0", "all", [Answer(turns[0], "a")], [Answer(turns[1], "b")]))
+    first, second = ([*turn[1:], {"role": "assistant", "content": text}] for turn, text in zip(turns, "ab"))
+    assert found == Comparison(PROMPT, first, second)
+    other = [{"role": "user", "content": "Else?"}]
+    with pytest.raises(BadRow, match="different prompts"):
+        comparisons(Item("0", "all", [Answer(PROMPT, "a")], [Answer(other, "b")]))
+    with pytest.raises(BadRow, match="different prompts"):
+        comparisons(Item("0", "all", [Answer(PROMPT, "a")], [Answer([*PROMPT, *other], "b")]))
+
+
+def test_every_verdict_is_in_a_file(tmp_path):
+    items = [item(number, *pair[:2], CODE) for number, pair in enumerate(PAIRS)] + [item(9, "a", "b ?", LIST)]
+    scorer = ComparingJudge(Rule(WORTH), False)
+    found, summary = judged("rmb", items, scorer)
+    write(tmp_path, "judge", SUITES["rmb"], found, scorer, summary)
+    rows = [json.loads(line) for line in gzip.open(tmp_path / "judge_verdicts.jsonl.gz")]
+    assert [row["results"] for row in rows] == [1, 0.5, 0, 0, 0, 0]
+    assert rows[0]["pairs"] == [{"score": 1.0, "verdicts": [["first"], ["first"]]}]
+    assert rows[3]["pairs"] == [{"score": None, "verdicts": [["invalid"], ["cut"]]}] and len(rows[5]["pairs"]) == 2
+    pairs, lists = (json.loads((tmp_path / f"judge_{name}.json").read_text()) for name in ("result", "bon_result"))
+    assert [row["is_correct"] for row in pairs] == [1, 0.5, 0, 0, 0] and pairs[3]["chosen_reward"] is None
+    assert lists[0]["loser_rewards"] == [0.0, None]
+    assert json.loads((tmp_path / "rm_rank.json").read_text())["judge"]["ACC"] == pytest.approx(0.3)
+    assert not (tmp_path / "reliability.png").exists()
+
+
+def test_calls_are_as_many_as_the_suites_have_pairs():
+    """2985 pairs of RewardBench; of RMB 17131 pairs, and the 8714 losers of its 3786 lists."""
+    rule = Rule(WORTH)
+    ComparingJudge(rule, False).of_items([item(0, "a", "b")] * 2985, BadRows("stop"))
+    assert len(rule.asked) == 2985
+    losers = Counter({2: 2878, 3: 712, 4: 165, 5: 24, 6: 7})
+    lists = [item(0, "a", "b " * count) for count, number in losers.items() for _ in range(number)]
+    rule = Rule(WORTH)
+    ComparingJudge(rule, False).of_items([item(0, "a", "b")] * 17131 + lists, BadRows("stop"))
+    assert len(lists) == 3786 and len(rule.asked) == 25845
+
+
+@pytest.mark.parametrize("win, expected", [(1, 1), (0.6, 1), (0.5, 0), (0.4, 0), (np.nan, 0.25)])
+def test_a_suite_may_have_rules_of_its_own(win, expected):
+    entry = SUITES["pairs"].judge([item(0, "a", "b")], ComparingJudge(Rule(WORTH), False), BadRows("stop"))[0]
+    assert by_verdicts(entry._replace(wins=np.array([[win]])), tie=0.0, invalid=0.25) == expected
