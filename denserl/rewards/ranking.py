@@ -70,21 +70,23 @@ def list_scores(probabilities: ArrayLike, rule: str) -> np.ndarray:
     raise ValueError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
 
 
-def bradley_terry(probabilities: ArrayLike) -> np.ndarray:
-    """The scores s, (..., n) of mean 0, with sum_j sigmoid(s_i - s_j) = sum_j P_ij: those of maximum likelihood.
+def bradley_terry(wins: ArrayLike) -> np.ndarray:
+    """The scores s, (..., n) of mean 0, with sum_j (W_ij + W_ji) sigmoid(s_i - s_j) = sum_j W_ij: those of maximum likelihood.
 
     By Newton's method; no step changes a difference of scores by more than 1, which for logistic losses always gains (Bach,
     arXiv 0910.4627, section 2).
 
-    Args: as of `list_scores`.
+    Args:
+        wins: (..., n, n), W_ij how often i beats j, a tie half to both, or the probability of it; the diagonal is not read.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
-    n = p.shape[-1]
-    wanted, scores, identity = _sum_over_others(p), np.zeros(p.shape[:-1]), np.eye(n)
+    w = np.asarray(wins, dtype=np.float64)
+    n = w.shape[-1]
+    wanted, scores, identity = _sum_over_others(w), np.zeros(w.shape[:-1]), np.eye(n)
+    games = np.where(identity, 0.0, w + np.swapaxes(w, -1, -2))
     for _ in range(NEWTON_STEPS):
-        expected = 0.5 + 0.5 * np.tanh((scores[..., :, None] - scores[..., None, :]) / 2)
-        slope = expected * (1 - expected) * (1 - identity)
-        gradient = wanted - _sum_over_others(expected) - RIDGE * scores
+        chance = 0.5 + 0.5 * np.tanh((scores[..., :, None] - scores[..., None, :]) / 2)
+        slope = games * chance * (1 - chance)
+        gradient = wanted - _sum_over_others(games * chance) - RIDGE * scores
         curvature = (slope.sum(-1) + RIDGE)[..., None] * identity - slope
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
         step /= np.maximum(np.ptp(step, axis=-1, keepdims=True), 1)

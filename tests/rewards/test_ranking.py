@@ -74,6 +74,15 @@ def test_scores_of_maximum_likelihood_fulfil_their_equation(n):
     assert scores == pytest.approx(by_fixed_point, abs=1e-6)
 
 
+def test_of_two_that_met_often_the_difference_is_the_log_odds_of_wins():
+    wins = np.array([[np.nan, 7.5], [2.5, np.nan]])
+    assert bradley_terry(wins) == pytest.approx([math.log(3) / 2, -math.log(3) / 2], abs=1e-9)
+    # A third that met the second alone.
+    wins = np.array([[0, 7.5, 0], [2.5, 0, 1], [0, 4, 0]])
+    scores = bradley_terry(wins)
+    assert scores - scores[1] == pytest.approx([math.log(3), 0, math.log(4)], abs=1e-7)
+
+
 def test_certain_probabilities_have_finite_scores_in_order():
     certain = np.triu(np.ones((4, 4)), 1)
     for rule in ("win_rate", "logit", "wins", "bt"):
