@@ -22,7 +22,7 @@ lint: .venv/installed
 models: .venv/installed
 	$(BIN)/python benchmarks/model_table.py
 
-LONG_TESTS := $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer models cli memory test_*.py)
+LONG_TESTS := $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer models cli memory evaluation/test_clusters.py test_*.py)
 # The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.
 faults: .venv/installed
 	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(LONG_TESTS)
