@@ -1,0 +1,181 @@
+"""Win rates at equal lengths: small sets solved elsewhere, AlpacaEval's numbers of recorded preferences, closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+from test_win_rate import recorded
+
+from denserl.evaluation.policies.length_control import (
+    LENGTH_WEIGHT,
+    PENALTIES,
+    Gamed,
+    length_controlled,
+    length_feature,
+    length_remarks,
+)
+from denserl.evaluation.policies.logistic import logistic
+
+BASELINE = np.array([100, 200, 150, 400, 300, 120, 500, 80, 250, 60])
+POLICY = np.array([150, 100, 160, 500, 100, 240, 450, 300, 260, 90])
+CREDITS = np.array([0.9, 0.2, 0.5, 0.7, 0.1, 0.8, 0.3, 0.95, 0.6, 0.75])
+DIFFICULTY = np.array([0.5, -1, 0, 2, -0.5, 1, -2, 0.3, 0, -0.7])
+GAMED = Gamed(
+    np.array([1.5, 0.8, 0.3, 2, -1.5, -0.6, -0.2, -1]),
+    np.array([0.5, -1, 0, 2, 0.5, -1, 0, 2]),
+    np.array([0.2, 0.3, 0.45, 0.1, 0.7, 0.6, 0.55, 0.65]),
+)
+LENGTH = length_feature(BASELINE, POLICY)
+# Of C = 100: coefficients of length, difficulty and policy; win rate; AlpacaEval's standard error.
+SOLVED = {
+    "minimal": (-2.22431063, None, 0.12072503, 53.01446535, None),
+    "noreg": (-2.67371842, -0.28965525, 0.03524950, 51.14949836, 2.48500789),
+    "v1": (-2.37619803, -0.19388521, 0.07749526, 52.10978026, 1.68084793),
+    "fixed": (-1.1, None, 0.21612369, 55.38215866, None),
+}
+# Of recorded preferences, made-up difficulties and gamed rows: AlpacaEval's own numbers. Its solver stops earlier, on which the
+# choice of the penalty turns.
+ORIGINAL = {
+    "FuseChat-Llama-3.1-8B-Instruct": {"minimal": 65.0032, "noreg": 65.0053, "v1": 64.9290, "fixed": 65.4502},
+    "claude-2.1": {"minimal": 32.4052, "noreg": 32.4313, "v1": 28.4752, "fixed": 24.5477},
+}
+
+
+def controlled(variant: str, **options) -> dict:
+    given = {"difficulty": DIFFICULTY, "gamed": GAMED, "resamples": 20, **options}
+    return length_controlled(CREDITS, LENGTH, variant, **given)
+
+
+@pytest.fixture
+def weight_of_100(monkeypatch):
+    monkeypatch.setattr("denserl.evaluation.policies.length_control.PENALTIES", np.array([100.0]))
+
+
+def test_lengths_are_measured_in_deviations_that_are_not_centred():
+    longer = [a - b for a, b in zip(BASELINE.tolist(), POLICY.tolist())]
+    mean = sum(longer) / 10
+    spread = math.sqrt(sum((x - mean) ** 2 for x in longer) / 9)
+    assert spread == pytest.approx(117.98775831, abs=5e-9)
+    assert LENGTH == pytest.approx([math.tanh(x / spread) for x in longer])
+    # Differences that do not vary: none, or far from none in their deviations.
+    assert length_feature([5, 6], [5, 6]).tolist() == [0, 0] and length_feature([5, 6], [2, 3]).tolist() == [1, 1]
+    assert length_feature([3], [9]).tolist() == [-1]
+
+
+@pytest.mark.parametrize("variant", SOLVED)
+def test_small_sets_have_the_solved_coefficients(variant, weight_of_100):
+    found = controlled(variant)
+    *weights, rate, error = SOLVED[variant]
+    for name, value in zip(("length", "difficulty", "policy"), weights, strict=True):
+        assert found["weights"][name] == (value if value is None else pytest.approx(value, abs=1e-8))
+    assert found["length_controlled_winrate"] == pytest.approx(rate, abs=1e-8)
+    assert found["lc_standard_error"] == (error if error is None else pytest.approx(error, abs=1e-8))
+    assert found["penalty"] == (None if variant == "fixed" else 100)
+
+
+def test_a_penalty_that_takes_the_policy_away_leaves_50(monkeypatch):
+    monkeypatch.setattr("denserl.evaluation.policies.length_control.PENALTIES", np.array([1.0]))
+    found = controlled("minimal")
+    assert found["weights"]["policy"] == 0 and found["length_controlled_winrate"] == 50
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_recorded_preferences_have_the_originals_win_rates(shared_data, name):
+    preferences, baseline, policy = recorded(shared_data, name)
+    index, length = np.arange(805), length_feature(baseline, policy)
+    difficulty = 2 * np.sin(index + 1)
+    x, d = np.concatenate([np.cos(index), -1 + np.cos(2 * index) / 2]), np.concatenate([difficulty, difficulty])
+    gamed = Gamed(x, d, 1 / (1 + np.exp(1.5 * np.tanh(x) - 0.8 * d)))
+    for variant, rate in ORIGINAL[name].items():
+        found = length_controlled(np.array(preferences) - 1, length, variant, difficulty, gamed, resamples=10)
+        tolerance = 5e-5 if variant == "fixed" else 0.1
+        assert found["length_controlled_winrate"] == pytest.approx(rate, abs=tolerance), variant
+        assert found["interval"][0] < found["length_controlled_winrate"] < found["interval"][1]
+    assert bool(length_remarks(length)) == (name == "claude-2.1")
+
+
+def test_fixed_solves_its_one_equation(shared_data):
+    """The sum of credits is that of chances, found by bisection."""
+    preferences, baseline, policy = recorded(shared_data, "claude-2.1")
+    credits, length = np.array(preferences) - 1, length_feature(baseline, policy)
+    low, high = -9.0, 9.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected = (1 / (1 + np.exp(-LENGTH_WEIGHT * length - middle))).sum()
+        low, high = (middle, high) if expected < credits.sum() else (low, middle)
+    found = length_controlled(credits, length, resamples=10)
+    assert found["length_controlled_winrate"] == pytest.approx(100 / (1 + math.exp(-low)), abs=1e-7)
+
+
+def test_rows_without_judgement_are_asked_for_but_not_learned_from(weight_of_100):
+    credits, more = np.append(CREDITS, np.nan), np.append(LENGTH, 0.9)
+    found = length_controlled(credits, more, "noreg", np.append(DIFFICULTY, 4.0), resamples=5)
+    alone = controlled("noreg")
+    assert found["weights"] == alone["weights"]
+    chance = 1 / (1 + math.exp(-(alone["weights"]["difficulty"] * 4 + alone["weights"]["policy"])))
+    assert found["length_controlled_winrate"] == pytest.approx((10 * alone["length_controlled_winrate"] + 100 * chance) / 11)
+    unjudged = Gamed(*(np.append(part, value) for part, value in zip(GAMED, (0.1, 0.2, np.nan))))
+    assert controlled("v1", gamed=unjudged)["weights"] == controlled("v1")["weights"]
+
+
+@pytest.mark.parametrize("variant", ["minimal", "noreg", "v1"])
+def test_the_penalty_is_that_of_the_least_loss_on_folds_dealt_from_the_last_row(variant):
+    """By a loop over penalties, folds and rows."""
+    generator = np.random.default_rng(5)
+    n = 43
+    length, difficulty = np.tanh(generator.normal(0, 1, n)), generator.normal(0, 1, n)
+    credits = 1 / (1 + np.exp(length - 0.7 * difficulty + generator.normal(0.5, 1, n)))
+    columns = {"minimal": [0, 2], "noreg": [0, 1, 2], "v1": [0, 1, 2]}[variant]
+    rows = [([math.tanh(x), d, 0], y, 0.1) for x, d, y in zip(*GAMED)] if variant == "v1" else []
+    rows += [([x, d, 1], y, 1.0) for x, d, y in zip(length, difficulty, credits)]
+    folds: list[list[int]] = [[] for _ in range(5)]
+    for place, number in enumerate(reversed(range(len(rows)))):
+        folds[place % 5].append(number)
+    losses = []
+    for penalty in PENALTIES:
+        of_folds = []
+        for fold in folds:
+            features, labels, weights = map(np.array, zip(*(row for i, row in enumerate(rows) if i not in fold)))
+            found = logistic(features[:, columns], labels, penalty * weights, lasso=True)
+            z = {i: float(np.array(rows[i][0])[columns] @ found) for i in fold}
+            chance = {i: 1 / (1 + math.exp(-z[i])) for i in fold}
+            own = [-rows[i][2] * (rows[i][1] * math.log(chance[i]) + (1 - rows[i][1]) * math.log(1 - chance[i])) for i in fold]
+            of_folds.append(sum(own) / len(own))
+        losses.append(sum(of_folds) / 5)
+    found = length_controlled(credits, length, variant, difficulty, GAMED, resamples=5)
+    assert found["penalty"] == PENALTIES[int(np.argmin(losses))]
+
+
+def test_intervals_draw_questions_with_all_their_rows():
+    twice = length_controlled(np.tile(CREDITS, 2), np.tile(LENGTH, 2), questions=np.tile(np.arange(10), 2), resamples=300)
+    once = length_controlled(CREDITS, LENGTH, resamples=300)
+    assert twice["interval"] == pytest.approx(once["interval"], abs=1e-6)
+    # Of the delta method at rows of their own: the logit's standard error, by the score equation's sandwich.
+    chance = 1 / (1 + np.exp(-(LENGTH_WEIGHT * LENGTH + once["weights"]["policy"])))
+    error = math.sqrt(((CREDITS - chance) ** 2).sum()) / (chance * (1 - chance)).sum()
+    rate = once["length_controlled_winrate"] / 100
+    width = 100 * 2 * 1.96 * rate * (1 - rate) * error
+    assert once["interval"][1] - once["interval"][0] == pytest.approx(width, rel=0.15)
+
+
+def test_too_few_rows_have_no_number():
+    assert set(length_controlled(CREDITS[:4], LENGTH[:4]).values()) == {None}
+
+
+def test_all_won_is_100():
+    assert length_controlled(np.ones(10), LENGTH, resamples=5)["length_controlled_winrate"] == pytest.approx(100, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variant", "missing"), [("v2", "unknown variant 'v2'"), ("noreg", "noreg needs"), ("v1", "v1 needs the difficulties")]
+)
+def test_what_a_variant_needs_is_asked_for(variant, missing):
+    with pytest.raises(ValueError, match=missing):
+        length_controlled(CREDITS, LENGTH, variant)
+
+
+def test_only_one_sided_lengths_are_remarked_on():
+    assert length_remarks(LENGTH) == []
+    (line,) = length_remarks(np.array([0.5, 0.2]))
+    assert "nearly all shorter" in line and "0.35" in line
+    assert "longer" in length_remarks(np.array([-0.5]))[0]
