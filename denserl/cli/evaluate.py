@@ -31,9 +31,9 @@ class Options(SuiteConfig, ReadConfig, ScoringConfig):
     group: ClassVar[str] = "suite"
 
     suite: Annotated[Positional[str], FIRST, arg(metavar="SUITE")]
-    """What is judged: preferences of one's own (pairs), or a published suite: rewardbench, rewardbench2, rmb, hhh, mtbench,
-    llmbar; first wrong steps (processbench), a choice among stored answers (bon_answers); or module:NAME of a Suite of one's
-    own (docs/extending.md)."""
+    """What is judged: preferences of one's own (pairs), two answers and a vote (votes), or a published suite: rewardbench,
+    rewardbench2, mrewardbench, rmb, rmbench, judgebench, ppe, hhh, mtbench, llmbar; first wrong steps (processbench), a choice
+    among stored answers (bon_answers); or module:NAME of a Suite of one's own (docs/extending.md)."""
     path: Annotated[Positional[str], INPUT, FIRST, arg(metavar="PATH")]
     """File, folder or hub name (NAME or NAME:CONFIG) of the suite's rows."""
     scorer: Annotated[
@@ -57,7 +57,7 @@ class Options(SuiteConfig, ReadConfig, ScoringConfig):
         str | None,
         Only(
             "where there are no splits: folders and hub datasets have some, files do not",
-            lambda c: c.suite not in ("rmb", "llmbar") and has_splits([c.path]),
+            lambda c: c.suite not in ("rmb", "llmbar", "ppe") and has_splits([c.path]),
         ),
     ] = None
     """Split of a hub dataset or folder; default: the suite's own (pairs: test)."""

@@ -69,7 +69,7 @@ class Suite(NamedTuple):
     """What is particular to a suite of better and worse answers.
 
     rows: (path, split or None, BadRows) -> parts, places and rows.
-    item: (row, part) -> Item.
+    item: (row, part) -> Item, or a list of several.
     credit: what an item's scores earn, 0 to 1.
     by_judge: what the verdicts of a judge on it earn.
     rated: a judge rates each answer, and compares none.
@@ -83,7 +83,7 @@ class Suite(NamedTuple):
     """
 
     rows: Callable[[str, str | None, BadRows], Iterator[Row]]
-    item: Callable[[dict, str], Item]
+    item: Callable[[dict, str], Item | list[Item]]
     credit: Credit = strict_win
     headline: Callable[[Mapping, Mapping], dict] = lambda scores, counts: {}
     special: Mapping[str, Special] = {}
@@ -95,9 +95,10 @@ class Suite(NamedTuple):
     by_judge: Credit = by_verdicts
     rated: bool = False
 
-    def read(self, row: dict, part: str) -> Item:
-        """The item of a row. BadRow where it lacks a better or a worse answer."""
-        return checked(self.item(row, part))
+    def read(self, row: dict, part: str) -> list[Item]:
+        """The items of a row. BadRow where one lacks a better or a worse answer."""
+        found = self.item(row, part)
+        return [checked(item) for item in (found if isinstance(found, list) else [found])]
 
     def earned(self, judged: Judged) -> float:
         """What an item earns, 0 to 1."""

@@ -20,7 +20,20 @@ from denserl.evaluation.results import Special, Suite
 from denserl.evaluation.step_errors import StepSuite
 from denserl.evaluation.stored_answers import AnswerSuite
 from denserl.evaluation.strength import strengths_of
-from denserl.evaluation.suites import bon_answers, hhh, llmbar, mtbench, processbench, rewardbench, rmb
+from denserl.evaluation.suites import (
+    bon_answers,
+    hhh,
+    judgebench,
+    llmbar,
+    mrewardbench,
+    mtbench,
+    ppe,
+    processbench,
+    rewardbench,
+    rmb,
+    rmbench,
+    votes,
+)
 from denserl.evaluation.suites.rows import ALL, Row, as_items, identity, local, read_files, read_parts, read_split, text_alone
 from denserl.plugins import load_object
 from denserl.terminal import visible
@@ -104,31 +117,40 @@ def _llmbar_files(path: str, split: str | None, bad_rows: BadRows) -> Iterator[R
     return read_files(path, bad_rows, lambda part: llmbar.subset_of(part) is not None, [llmbar.JUDGEMENTS], above=2)
 
 
-def _choices(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
-    return read_parts(path, list(hhh.SIZES), split or "test", bad_rows)
+def _parts(names: Sequence[str]):
+    """A configuration of the hub, or a folder, of each name."""
+    return lambda path, split, bad_rows: read_parts(path, names, split or "test", bad_rows)
 
 
-def _votes(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
-    """Both splits of the hub's data set, or all files of a folder, unless one split is asked for."""
-    if split is None and local(path) is not None:
-        yield from read_files(path, bad_rows)
+def _files(splits: Sequence[str], known: Callable[[str], bool] = lambda part: False, without: Sequence[str] = ()):
+    """The files of a folder that are known, or all splits of the hub's data set, unless one split is asked for."""
+
+    def rows(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+        if local(path) is not None and split is None:
+            yield from read_files(path, bad_rows, known, without)
+            return
+        for name in [split] if split else splits:
+            yield from read_split(path, name, bad_rows, name)
+
+    return rows
+
+
+def _ppe_sets(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
+    """The files below folders that are named after a set, one data set of the hub, or all six of an owner."""
+    if local(path) is not None:
+        yield from read_files(path, bad_rows, lambda part: ppe.set_of(part) is not None, above=2)
         return
-    for name in [split] if split else mtbench.SPLITS:
-        yield from read_split(path, name, bad_rows)
-
-
-def _solutions(path: str, split: str | None, bad_rows: BadRows) -> Iterator[Row]:
-    """All splits of the hub's data set, or the files of a folder that are named after one, unless one split is asked for."""
-    if local(path) is not None and split is None:
-        yield from read_files(path, bad_rows, lambda part: processbench.split_of(part) is not None)
+    if path and "/" not in path and ":" not in path:
+        for name, (hub, default) in ppe.SETS.items():
+            yield from read_split(f"{path}/{hub}", default, bad_rows, name)
         return
-    for name in [split] if split else processbench.SIZES:
-        yield from read_split(path, name, bad_rows, name)
+    name = ppe.set_of(path)
+    yield from read_split(path, ppe.SETS[name][1] if name else "test", bad_rows, name or path)
 
 
 _SPLIT_OF_PAIRS = "test"
 _PAIRS = Suite(_split(_SPLIT_OF_PAIRS), pair_item, unread=_unread_of_pair)
-_MTBENCH = Suite(_votes, mtbench.item, groups=mtbench.groups, sizes={ALL: mtbench.ROWS})
+_MTBENCH = Suite(_files(mtbench.SPLITS), mtbench.item, groups=mtbench.groups, sizes={ALL: mtbench.ROWS})
 SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
     "pairs": _PAIRS,
     "rewardbench": Suite(
@@ -158,10 +180,30 @@ SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
         writers=[rmb.write_results],
         by_judge=functools.partial(by_verdicts, invalid=0.0),
     ),
-    "hhh": Suite(_choices, hhh.item, sizes=hhh.SIZES),
+    "hhh": Suite(_parts(list(hhh.SIZES)), hhh.item, sizes=hhh.SIZES),
     "mtbench": _MTBENCH,
     "llmbar": Suite(_llmbar_files, llmbar.item, groups=llmbar.groups, sizes=llmbar.SIZES),
-    "processbench": StepSuite(_solutions, processbench.item, sizes=processbench.SIZES),
+    "rmbench": Suite(
+        _files(["train"], lambda part: part.endswith(rmbench.WHOLE)),
+        rmbench.item,
+        headline=rmbench.headline,
+        groups=rmbench.groups,
+    ),
+    "judgebench": Suite(
+        _files(judgebench.SPLITS, without=[judgebench.JUDGEMENTS]),
+        judgebench.item,
+        headline=judgebench.headline,
+        groups=judgebench.groups,
+        sizes=judgebench.SIZES,
+    ),
+    "ppe": Suite(_ppe_sets, ppe.item, headline=ppe.headline),
+    "mrewardbench": Suite(_parts(mrewardbench.LANGUAGES), mrewardbench.item, headline=mrewardbench.headline),
+    "votes": Suite(_split("test"), votes.item, unread=votes.unread),
+    "processbench": StepSuite(
+        _files(list(processbench.SIZES), lambda part: processbench.split_of(part) is not None),
+        processbench.item,
+        sizes=processbench.SIZES,
+    ),
     "bon_answers": AnswerSuite(_split("test"), bon_answers.item),
 }
 KINDS = (Suite, StepSuite, AnswerSuite)

@@ -14,7 +14,7 @@ import numpy as np
 
 from denserl.data.schemas import BadRow
 from denserl.evaluation.items import Answer, Item, Judged, Scorer, strict_win, told
-from denserl.evaluation.suites.rows import answer, field, identity, messages
+from denserl.evaluation.suites.rows import answer, field, identity, messages, texts
 
 # Rows of each subset of the filtered split of RewardBench 1.
 SIZES_1 = {
@@ -140,7 +140,7 @@ def item_2(row: dict, part: str) -> Item:
     """A row of RewardBench 2: lists of correct and of wrong texts."""
     subset = _known(row, SIZES_2)
     prompt = messages(row.get("prompt"), "prompt")
-    better, worse = ([Answer(prompt, text) for text in _texts(row, key)] for key in ("chosen", "rejected"))
+    better, worse = ([Answer(prompt, text) for text in texts(row, key)] for key in ("chosen", "rejected"))
     if row.get("num_correct") not in (None, len(better)):
         raise BadRow(f"'num_correct' is {row['num_correct']!r}, and there are {len(better)} chosen answers")
     name = identity(row)
@@ -218,13 +218,6 @@ def _known(row: dict, subsets: Mapping[str, int]) -> str:
     if subset not in subsets:
         raise BadRow(f"{subset!r} is no subset of this suite ({', '.join(list(subsets)[:6])}, ...)")
     return subset
-
-
-def _texts(row: dict, key: str) -> list[str]:
-    texts = field(row, key, list)
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise BadRow(f"{key!r} is no list of texts")
-    return texts
 
 
 def _mean(values: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from denserl.data.messages import kind_of
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item, Judged, Scorer, told
+from denserl.evaluation.suites.means import pooled
 from denserl.evaluation.suites.rows import field, identity, messages
 
 SETS = {"Pairwise_set": "pairwise", "BoN_set": "best_of_n"}
@@ -50,7 +51,7 @@ def overall(pairwise: Mapping[str, float] | Sequence[float], best_of_n: Mapping[
 
 def headline(scores: Mapping[str, float], counts: Mapping[str, int]) -> dict:
     """The four numbers, each pooled over all items of its set, and their mean; None where a set is missing."""
-    found = {name: _pooled(name, scores, counts) for name in SIZES}
+    found = {name: pooled([subset for subset in scores if groups(subset)[0] == name], scores, counts) for name in SIZES}
     if any(value is None for value in found.values()):
         return {**found, "overall": None}
     sides = ({half: found[f"{half}_{name}"] for half in HALVES.values()} for name in SETS.values())
@@ -123,12 +124,6 @@ def _halves(part: Mapping[str, float] | Sequence[float]) -> list[float]:
     if set(spelled) != set(HALVES.values()):
         raise ValueError(f"the halves are {sorted(part)}; expected helpful and harmless")
     return [spelled[half] for half in HALVES.values()]
-
-
-def _pooled(name: str, scores: Mapping[str, float], counts: Mapping[str, int]):
-    there = [subset for subset in scores if groups(subset)[0] == name]
-    total = sum(counts[subset] for subset in there)
-    return sum(scores[subset] * counts[subset] for subset in there) / total if there else None
 
 
 def is_part(part: str) -> bool:

@@ -109,12 +109,15 @@ def _without_suffix(name: str) -> str:
 
 
 def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Any], bad_rows: BadRows, left_out: Counter) -> Iterator[Any]:
-    """The items that `convert` makes of rows and their parts; BadRow: a bad row, LeftOut: one that is counted by its reason."""
+    """The items, one or a list, that `convert` makes of rows and their parts.
+
+    BadRow: a bad row. LeftOut: one that is counted by its reason.
+    """
     for part, place, row in rows:
         try:
             if not isinstance(row, dict):
                 raise BadRow("the row is not an object")
-            item = convert(row, part)
+            found = convert(row, part)
         except BadRow as error:
             bad_rows.add(place, str(error), error.fix)
         except LeftOut as reason:
@@ -122,8 +125,9 @@ def as_items(rows: Iterator[Row], convert: Callable[[dict, str], Any], bad_rows:
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # of a suite of the user's own
             bad_rows.add(place, f"the suite makes no item of it: {type(error).__name__}: {error}")
         else:
-            # Names come from the data, and go to files and terminals.
-            yield item._replace(place=place, subset=visible(item.subset, kept=""))
+            for item in found if isinstance(found, list) else [found]:
+                # Names come from the data, and go to files and terminals.
+                yield item._replace(place=place, subset=visible(item.subset, kept=""))
 
 
 def checked(item: Item) -> Item:
@@ -147,6 +151,14 @@ def field(row: dict, key: str, kind: type = str):
 def identity(row: dict, key: str = "id") -> str:
     """A row's own number or name, or nothing."""
     return str(row[key]) if row.get(key) is not None else ""
+
+
+def texts(row: dict, key: str) -> list[str]:
+    """A list of texts under a key. BadRow where it is none, or empty."""
+    found = field(row, key, list)
+    if not found or not all(isinstance(text, str) for text in found):
+        raise BadRow(f"{key!r} is no list of texts")
+    return found
 
 
 def messages(value: object, key: str) -> list[dict]:
