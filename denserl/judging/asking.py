@@ -108,7 +108,8 @@ class Asker:
             keys = map(self._key, map(requests.__getitem__, range(len(requests))))
             return [read(self._count(own)) if own in self._store else None for own in keys]
 
-        return of_rank_0(of_store)
+        found, self.cost = of_rank_0(lambda: (of_store(), self.cost))
+        return found
 
     def describe(self) -> dict[str, Any]:
         """The judge, and what its answers cost, whenever they were given."""

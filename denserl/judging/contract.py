@@ -45,14 +45,15 @@ class Reply(NamedTuple):
 
 
 class Backend(Protocol):
-    """A language model that answers. A request that fails is never an answer: what goes wrong is a UserError.
+    """A language model that answers. A request that fails is never an answer: what goes wrong is a UserError."""
 
-    name, version: the model's, as keys of the store hold them: version is a fingerprint of its weights, or what a server says
-        of itself.
-    """
+    @property
+    def name(self) -> str:
+        """The model's, as keys of the store hold it."""
 
-    name: str
-    version: str
+    @property
+    def version(self) -> str:
+        """A fingerprint of its weights; empty where a server has them. Told, like the name, without loading them."""
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """The number of a request and its answer, as they come, in any order.

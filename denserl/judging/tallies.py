@@ -40,12 +40,11 @@ def tally(judgements: Sequence[Judgement]) -> dict:
 
 
 def majority(votes: Sequence[Verdict]) -> Verdict | None:
-    """The side that more valid votes prefer, else a tie; None where no vote is valid."""
-    found = Counter(votes)
-    if not any(found[verdict] for verdict in VALID):
+    """The commonest valid vote; a tie where several are, None where there is none."""
+    found = Counter(vote for vote in votes if vote in VALID).most_common(2)
+    if not found:
         return None
-    lead = found["first"] - found["second"]
-    return "first" if lead > 0 else "second" if lead < 0 else "tie"
+    return "tie" if len(found) > 1 and found[0][1] == found[1][1] else found[0][0]
 
 
 def _majorities(judgement: Judgement) -> list[Verdict | None]:
