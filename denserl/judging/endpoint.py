@@ -1,7 +1,6 @@
 """A language model behind a server that speaks the chat completions of OpenAI's API, as vLLM and others do."""
 
 import functools
-import hashlib
 import json
 import math
 import queue
@@ -13,10 +12,11 @@ from denserl.data.responses import Messages
 from denserl.errors import UserError, require
 from denserl.http import SHOWN, NoAnswer, Patience, get_json, new_client, post_json, without
 from denserl.judging.contract import Reply, Request
+from denserl.judging.seeds import seed_of
 
 # Where a server counts no tokens, or before it has: of English text, by the usual tokenizers, and around a message.
 BYTES_PER_TOKEN, TOKENS_AROUND = 4, 4
-LARGEST_SEED = 2**31  # some servers keep it in 32 bits
+SEED_BITS = 31  # some servers keep 32, with a sign
 # Why an answer ends that is one, as OpenAI and text-generation-inference say it; other words, such as error, say it failed.
 ENDINGS = ("stop", "length", "content_filter", "eos_token", "stop_sequence")
 
@@ -85,6 +85,7 @@ class Endpoint:
                 except (queue.Empty, _Left):
                     return
                 except BaseException as error:  # for the one who waits
+                    left.set()
                     answered.put((None, error))
 
         # A pool's threads would be waited for, also by a program that ends.
@@ -120,20 +121,14 @@ class Endpoint:
 
 
 def body_of(name: str, request: Request) -> dict:
-    """What is sent: the messages, and how an answer is sampled, each with random numbers of its own."""
+    """What is sent: the messages, and how an answer is sampled."""
     max_new_tokens, temperature, top_p, top_logprobs = request.decoding
     body = {"model": name, "messages": request.messages, "max_tokens": max_new_tokens, "temperature": temperature}
     if temperature > 0:
-        body |= {"top_p": top_p, "seed": seed_of(request)}
+        body |= {"top_p": top_p, "seed": seed_of(request, SEED_BITS)}
     if top_logprobs:
         body |= {"logprobs": True, "top_logprobs": top_logprobs}
     return body
-
-
-def seed_of(request: Request) -> int:
-    """A seed that says nothing of when or beside what the request is sent: a hash of its messages and sample number."""
-    asked = json.dumps([request.messages, request.sample], sort_keys=True)
-    return int.from_bytes(hashlib.sha256(asked.encode()).digest()[:8], "big") % LARGEST_SEED
 
 
 def reply_of(said: Any, request: Request, prompt_tokens: int) -> Reply:

@@ -134,6 +134,21 @@ def token_logprob_entropy(
     return _of_response_tokens(head, logit_map(stock), hidden, *tokens, temperature, with_entropy)
 
 
+def next_logprobs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Log-probability of each token behind the last one of each row: (B, V) fp32.
+
+    Args:
+        model: a causal language model (stock class); may be wrapped, and runs its own forward.
+        input_ids: (B, S), padded on the right. attention_mask: (B, S), best on the host.
+    """
+    stock = stock_model(model)
+    inputs, places = lay_out(stock, input_ids, attention_mask, None)
+    head = stock.get_output_embeddings()
+    hidden = _read_by_head(head, model, inputs)
+    last = places.gather(1, attention_mask.sum(1, keepdim=True).to(places.device) - 1).squeeze(1)
+    return logit_map(stock)(head(hidden.flatten(0, 1).index_select(0, last)).float()).log_softmax(1)
+
+
 def response_entropies(model: nn.Module, batch: ResponseBatch) -> Tensor:
     """Entropy (nats) of the distribution that predicts each response token of a batch: (B, T) fp32."""
     return token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1], shared=batch.shared)[1]

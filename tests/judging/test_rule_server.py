@@ -85,7 +85,7 @@ def test_faults_that_pass_change_nothing(monkeypatch):
     """A busy server, one that hangs, one that cuts its answer short, one that is broken for a moment, and a gateway's page."""
     monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
     template = find_template("pairwise")
-    rule, asked = Rule(template, noise=0.3, invalid=0.1), requests(template, (BEST, WORST), 30)
+    rule, asked = Rule(template, noise=0.3, invalid=0.2), requests(template, (BEST, WORST), 30)
     undisturbed = dict(RuleBackend(rule).replies(asked))
     assert len({reply.text for reply in undisturbed.values()}) == 3
     faults = ("busy", "hang", "cut", (500, "out of memory"), (529, "overloaded"), (408, ""), None)

@@ -9,7 +9,7 @@ from denserl.data.batching import pad_responses
 from denserl.models import logprob as chunks
 from denserl.models.measured import Measured, logit_map, measured, remember
 from denserl.models.packing import is_packed, position_ids
-from denserl.models.scoring import read_rewards, token_logprob_entropy, token_rewards
+from denserl.models.scoring import next_logprobs, read_rewards, token_logprob_entropy, token_rewards
 
 PROMPTS, RESPONSES = [3, 5, 1, 4], [6, 2, 7, 1]
 ROWS = tiny_models.random_rows([p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)])
@@ -58,6 +58,16 @@ def test_every_family_gives_what_its_own_logits_give(family, prepared, monkeypat
     # Gemma 2 caps attention scores, which sdpa does not.
     assert is_packed(model) == (prepared is tiny_models.probed and family != "gemma2")
     check_rows(model, *tiny_models.padded(ROWS), PROMPTS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "gpt2"])
+def test_what_may_come_next_is_what_its_own_logits_say(family, prepared):
+    model, (ids, mask) = prepared(tiny_models.language_model(family)), tiny_models.padded(ROWS)
+    with torch.no_grad():
+        found = next_logprobs(model, ids, mask)
+        expected = [model(input_ids=torch.tensor([row])).logits[0, -1].double().log_softmax(0) for row in ROWS]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
