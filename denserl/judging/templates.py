@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,21 +17,23 @@ import yaml
 from denserl.data.messages import whole_text
 from denserl.data.responses import Messages
 from denserl.errors import UserError, require
+from denserl.judging.contract import Said
 
 Kind = Literal["compare", "rate"]
 # What a mark says of a comparison; by far: where a template tells that apart.
 Mark = Literal["first", "second", "tie", "first by far", "second by far"]
-# A text, one message, or all that follows the prompt, with the turns of the user in between.
-Answer = str | dict | Messages
+# A text, all turns that follow the prompt, or one message, which may hold tool calls and the like.
+Answer = Said | dict
 
 BUILT_IN = Path(__file__).parent / "template_files"
 ANSWERS: dict[str, tuple[str, ...]] = {"compare": ("answer_1", "answer_2"), "rate": ("answer",)}
 _KEYS = {"compare": {"kind", "messages", "marks", "again", "one_token"}, "rate": {"kind", "messages", "scale"}}
 _PLACEHOLDER = re.compile(r"\{([A-Za-z]\w*)\}")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
+_QUOTES = re.compile(r"([\"'`])\1{2,}")
 _LONGEST_FILE = 1_000_000  # bytes
 _SHORTEST_CLOSING = 3  # characters; fewer stand in any text
-_LABEL = "[turn "
+_LABEL = "[turn"
 # What chat templates close turns with. A server may take them for its own tokens, also inside a message.
 _CHAT_MARKS = (
     r"<[|｜][^|｜<>\s]{1,40}[|｜]>",
@@ -73,8 +75,10 @@ class Template(NamedTuple):
 
         Texts are shown as they are but for three things, in which a backslash is put behind the first character: what opens or
         closes a placeholder in the template (the lines around it), labels of turns, and marks that chat templates set. So no
-        text looks like what stands around it. A prompt of one user's turn is shown bare, turns of others under numbered labels.
-        A paragraph of the template with {reference} is left out where there is none.
+        text looks like what stands around it, in whatever case and blanks.
+
+        A prompt of one user's turn is shown bare, turns of others under numbered labels. A paragraph of the template with
+        {reference} is left out where there is none.
 
         reference: a right answer to the last turn, or a whole conversation as it should go.
 
@@ -142,24 +146,34 @@ def _template(name: str, content: Any) -> Template:
     unknown = sorted(map(str, content.keys() - _KEYS[kind]))
     _check(not unknown, f"a template that is to {kind} has no key {', '.join(unknown)}")
     turns = tuple(_turns(content.get("messages")))
-    known = {"prompt", "reference", *ANSWERS[kind]}
-    _check(
-        _names(turns) <= known,
-        f"unknown placeholder {{{next(iter(_names(turns) - known), '')}}}; known: {', '.join(sorted(known))}",
-    )
-    missing = sorted(known - {"reference"} - _names(turns))
-    _check(not missing, f"no message has the placeholder {{{missing[0] if missing else ''}}}")
-    for with_reference in (False, True):
-        list(_closings(_form(turns, with_reference)))
+    for with_reference in (True, False):
+        _check_placeholders(_form(turns, with_reference), {"prompt", *ANSWERS[kind]})
     marks = _marks(content.get("marks")) if kind == "compare" else {}
-    again = content.get("again")
-    _check(again is None or (isinstance(again, str) and again.strip()), "`again` is no text")
+    scale = _scale(content.get("scale")) if kind == "rate" else None
     one_token = content.get("one_token", False)
     _check(isinstance(one_token, bool), "`one_token` is neither true nor false")
-    scale = _scale(content.get("scale")) if kind == "rate" else None
+    again = content.get("again")
+    _check(again is None or (isinstance(again, str) and again.strip()), "`again` is no text")
     said = json.dumps([kind, turns, list(marks.items()), scale, one_token, again], ensure_ascii=False)
     digest = hashlib.sha256(said.encode()).hexdigest()[:16]
-    return Template(name, digest, kind, turns, marks, scale, one_token, again.strip() if again else None)
+    return Template(name, digest, kind, turns, marks, scale, one_token, again and again.strip())
+
+
+def _check_placeholders(turns: Sequence[tuple[str, str]], needed: set[str]) -> None:
+    """ValueError unless the turns have those that are needed, no other one, and something behind each that closes it."""
+    names = _names(turns)
+    unknown, missing = sorted(names - needed - {"reference"}), sorted(needed - names)
+    _check(
+        not unknown, f"{_braced(unknown)} is no placeholder; those of this kind are {_braced([*sorted(needed), 'reference'])}"
+    )
+    _check(not missing, f"no message has {_braced(missing)}, or not without the paragraphs that hold {{reference}}")
+    _check(turns[-1][0] == "user", f"the last message is of role {turns[-1][0]}, expected user")
+    for _ in _closings(turns):
+        pass
+
+
+def _braced(names: Iterable[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)
 
 
 def _check(condition: object, found: str) -> None:
@@ -175,15 +189,16 @@ def _turns(messages: Any) -> Iterator[tuple[str, str]]:
         _check(role in ("system", "user", "assistant"), f"a message is of role {role!r}, expected system, user or assistant")
         _check(isinstance(text, str) and text.strip(), f"a message of role {role} has no text")
         yield role, text.strip()
-    _check(role == "user", f"the last message is of role {role}, expected user")
 
 
 def _marks(marks: Any) -> dict[str, Mark]:
-    _check(isinstance(marks, dict) and all(isinstance(mark, str) and mark.strip() for mark in marks), "`marks` has no texts")
+    _check(isinstance(marks, dict) and marks, "`marks` is no list of `mark: what it says`")
     known = get_args(Mark)
-    _check(all(says in known for says in marks.values()), f"a mark says none of: {', '.join(known)}")
-    said = {says.split()[0] for says in marks.values()}
-    _check({"first", "second"} <= said, "`marks` has none for the first answer, or none for the second")
+    for mark, says in marks.items():
+        _check(isinstance(mark, str) and mark.strip(), f"the mark {mark!r} is no text; write it in quotes")
+        _check(says in known, f"the mark {mark} says {says!r}, expected one of: {', '.join(known)}")
+    missing = sorted({"first", "second"} - {says.split()[0] for says in marks.values()})
+    _check(not missing, f"no mark says {' or '.join(missing)}")
     return {mark.strip(): says for mark, says in marks.items()}
 
 
@@ -206,19 +221,20 @@ def _form(turns: Sequence[tuple[str, str]], with_reference: bool) -> tuple[tuple
 
 
 def _closings(turns: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """What stands behind each placeholder: the rest of its line, or the next line that is not empty.
+    """What stands behind each placeholder: quotes, the rest of its line, or the next line that is not empty.
 
     ValueError where that is nothing that could close it. The end of a message closes what ends with it.
     """
     for _, text in turns:
         _, *parts = _PLACEHOLDER.split(text)
-        for name, behind in zip(parts[::2], parts[1::2]):
-            closing = behind.strip().split("\n")[0].strip()
-            _check(
-                len(closing) >= _SHORTEST_CLOSING and "\\" not in closing or behind is parts[-1] and not closing,
-                f"{closing!r} behind {{{name}}} is too short to close it, or holds a backslash; put a line of its own there",
-            )
-            yield from [closing] if closing else []
+        names, behind = parts[::2], [part.strip() for part in parts[1::2]]
+        for place, (name, after) in enumerate(zip(names, behind), 1):
+            quotes = _QUOTES.match(after)
+            closing = quotes[0] if quotes else after.split("\n")[0].strip()
+            if closing or place < len(names):
+                fits = len(closing) >= _SHORTEST_CLOSING and "\\" not in closing
+                _check(fits, f"{closing!r} behind {{{name}}} cannot close it; put a line of its own there, without a backslash")
+                yield closing
 
 
 def _openings(turns: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -232,16 +248,21 @@ def _openings(turns: Sequence[tuple[str, str]]) -> Iterator[str]:
 @functools.lru_cache(maxsize=64)
 def _breaker(turns: tuple[tuple[str, str], ...]) -> re.Pattern:
     """Finds the first character of whatever no text may hold; it has no backslash, so that one put behind it breaks it."""
-    closing = [text.lower() for text in _closings(turns)]
+    closings = list(_closings(turns))
     # The end of a text that would make up a closing with the beginning of the true one: one quote before three.
-    begun = [text[:end] for text in closing for end in range(1, len(text)) if (text[:end] + text).startswith(text)]
+    begun = [text[:end] for text in closings for end in range(1, len(text)) if (text[:end] + text).startswith(text)]
     unwanted = [
-        *map(re.escape, [*closing, _LABEL]),
-        *(rf"{re.escape(text)}\Z" for text in begun),
-        *(rf"{re.escape(line)}[ \t]*$" for line in _openings(turns)),
+        *map(_loosely, [*closings, _LABEL]),
+        *(rf"{_loosely(text)}\Z" for text in begun),
+        *(rf"{_loosely(line)}[^\S\n]*$" for line in _openings(turns)),
         *_CHAT_MARKS,
     ]
     return re.compile(rf"(?=(?:{'|'.join(unwanted)}))(.)", re.IGNORECASE | re.DOTALL | re.MULTILINE)
+
+
+def _loosely(text: str) -> str:
+    """A pattern of a text with any blanks between its words."""
+    return r"\s+".join(map(re.escape, text.split()))
 
 
 def _shown(said: Answer, number: int, broken: Callable[[str], str]) -> str:
@@ -251,6 +272,6 @@ def _shown(said: Answer, number: int, broken: Callable[[str], str]) -> str:
     if len(said) == 1 and said[0]["role"] == ("user" if number == 1 else "assistant"):
         return broken(whole_text(said[0]))
     labelled = (
-        f"{_LABEL}{place}: {message['role']}]\n{broken(whole_text(message))}" for place, message in enumerate(said, number)
+        f"{_LABEL} {place}: {message['role']}]\n{broken(whole_text(message))}" for place, message in enumerate(said, number)
     )
     return "\n\n".join(labelled)
