@@ -37,7 +37,7 @@ class OptimisationConfig(TrackingConfig, AdapterConfig):
         float, Interval(ge=0, le=1), Only("without `lr_schedule` cosine", lambda c: c.lr_schedule == "cosine")
     ] = 0.1
     """The cosine schedule ends at this share of the peak."""
-    warmup_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.03
+    warmup_ratio: Annotated[float, Interval(ge=0, lt=1)] = 0.03
     """Share of the steps with linear warm-up."""
     adam_betas: Annotated[tuple[float, float], Interval(ge=0, lt=1)] = (0.9, 0.95)
     """Betas of AdamW."""

@@ -816,6 +816,7 @@ MISTAKES = [
         "--assignment difference",
     ),
     ({"entropy_threshold": -1}, "--entropy_threshold is -1.0; it must be at least 0", "leave --entropy_threshold out"),
+    ({"warmup_ratio": 1}, "--warmup_ratio is 1.0; it must be at least 0 and below 1", "leave --warmup_ratio out"),
     ({"iterations": None}, "fill no rollout batch of 8", "--episodes"),
     ({"true_reward": "no_such_module:f", "eval_prompts": "not-read"}, "no_such_module", "module:name"),
 ]
