@@ -246,8 +246,9 @@ class ModelSourceConfig(Config):
         return [option.name for option in options_of(type(self)) if MODEL in option.marks]
 
     def _pinned(self, name: str | None) -> str | None:
-        """A hub name with the revision, as `data.hub.split_revision` reads it; a folder, or a name that has one, as it is."""
-        return name if not name or "@" in name or os.path.exists(name) else f"{name}@{self.revision}"
+        """A hub name with the revision, as `data.hub.split_revision` reads it; a folder, an address, or a name that has one, as
+        it is."""
+        return name if not name or "@" in name or "://" in name or os.path.exists(name) else f"{name}@{self.revision}"
 
     def tokenizer_source(self) -> dict[str, Any]:
         """The arguments that the loading of tokenizers and configs takes."""

@@ -5,7 +5,7 @@ What judges are asked, and what their answers mean, is in comparing.py.
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ from denserl.judging.store import Store, key
 log = logging.getLogger(__name__)
 
 TOGETHER = 1024  # requests that are in memory at a time
+SHARE = 64  # of them, what a rank answers before answers are kept
 Made = TypeVar("Made")
 
 
@@ -50,16 +51,18 @@ class Limit:
 
 
 class Asker:
-    """A judge and the store of its answers. On several ranks all ask together: rank 0 has the store, and asks the judge.
+    """A judge and the store of its answers. On several ranks all ask together, and rank 0 has the store.
 
     Args:
         backend: says its name and version without loading a model.
         judge: what it is called on the command line.
         store: None on the other ranks. limit: may be shared by several judges.
+        shared: every rank has the model, and is asked for a share; otherwise rank 0 asks for all.
     """
 
-    def __init__(self, backend: Backend, judge: str, store: Store | None, limit: Limit | None = None):
+    def __init__(self, backend: Backend, judge: str, store: Store | None, limit: Limit | None = None, shared: bool = False):
         self.backend, self.judge, self.store, self.limit = backend, judge, store, limit or Limit()
+        self.shared = shared
         self.cost = Cost()  # of all that was asked for, each once, whether the store held it or not
         self._planned: set[bytes] = set()  # keys of what is known to be missing
         self._used: set[bytes] = set()
@@ -97,7 +100,8 @@ class Asker:
         with tqdm(total=len(requests), desc="answers", disable=distributed.rank() > 0) as bar:
             for first in range(0, len(requests), TOGETHER):
                 part = [requests[number] for number in range(first, min(first + TOGETHER, len(requests)))]
-                made += of_rank_0(functools.partial(self._answers, part, read or _whole, about or {}, bar))
+                self._fill(part, about or {}, bar)
+                made += of_rank_0(functools.partial(self._read, part, read or _whole))
         self.cost = of_rank_0(lambda: self.cost)
         return made
 
@@ -139,28 +143,53 @@ class Asker:
                 found[own] = Cost(1, self.backend.prompt_tokens(request.messages), request.decoding.max_new_tokens)
         return found
 
-    def _answers(
-        self, requests: Sequence[Request], read: Callable[[Reply], Made], about: Mapping[str, Any], bar: tqdm
-    ) -> list[Made]:
-        keys = list(map(self._key, requests))
-        missing = {own: request for own, request in zip(keys, requests, strict=True) if own not in self._store}
-        bar.update(len(keys) - len(missing))
-        self._fill(missing, about, bar)
-        return [read(self._count(own)) for own in keys]
-
-    def _fill(self, missing: Mapping[bytes, Request], about: Mapping[str, Any], bar: tqdm) -> None:
+    def _fill(self, requests: Sequence[Request], about: Mapping[str, Any], bar: tqdm) -> None:
         """Ask for what is missing, and keep each answer as it comes."""
-        keys, requests, store = list(missing), list(missing.values()), self._store
-        who = {"judge": self.judge, "model": self.backend.name, "version": self.backend.version}
+        missing = of_rank_0(lambda: self._first_of_missing(requests))
+        bar.update(len(requests) - len(missing))
+        if not self.shared:
+            of_rank_0(lambda: self._keep(requests, self._replies(requests, missing), about, bar))
+            return
+        size = SHARE * distributed.world_size()
+        for first in range(0, len(missing), size):
+            mine = missing[first : first + size][distributed.rank() :: distributed.world_size()]
+            found = of_all_ranks(functools.partial(self._share, requests, mine))
+            of_rank_0(functools.partial(self._keep, requests, [entry for share in found for entry in share], about, bar))
+
+    def _first_of_missing(self, requests: Sequence[Request]) -> list[int]:
+        """The numbers of the requests that the store does not answer, of equal ones the first."""
+        missing: dict[bytes, int] = {}
+        for number, own in enumerate(map(self._key, requests)):
+            if own not in self._store:
+                missing.setdefault(own, number)
+        return list(missing.values())
+
+    def _replies(self, requests: Sequence[Request], numbers: Sequence[int]) -> Iterator[tuple[int, Reply]]:
+        """The judge's answers to some of the requests, with their numbers."""
         try:
-            for number, reply in self.backend.replies(requests) if requests else ():
-                store.add(keys[number], requests[number], reply, who | dict(about))
-                bar.update()
+            for place, reply in self.backend.replies([requests[number] for number in numbers]) if numbers else ():
+                yield numbers[place], reply
         except UserError as error:
-            kept = f"what has been answered is kept in {store.path}, and the same command goes on"
+            kept = "what has been answered is kept, and the same command goes on"
             raise UserError(error.found, f"{error.fix}; {kept}", error.one_rank) from error
+
+    def _share(self, requests: Sequence[Request], numbers: Sequence[int]) -> list[tuple[int, Reply]]:
+        return list(self._replies(requests, numbers))
+
+    def _keep(
+        self, requests: Sequence[Request], replies: Iterable[tuple[int, Reply]], about: Mapping[str, Any], bar: tqdm
+    ) -> None:
+        """Add answers to the store, as they come."""
+        who = {"judge": self.judge, "model": self.backend.name, "version": self.backend.version, **about}
+        try:
+            for number, reply in replies:
+                self._store.add(self._key(requests[number]), requests[number], reply, who)
+                bar.update()
         finally:
-            store.sync()
+            self._store.sync()
+
+    def _read(self, requests: Sequence[Request], read: Callable[[Reply], Made]) -> list[Made]:
+        return [read(self._count(self._key(request))) for request in requests]
 
     def _count(self, own: bytes) -> Reply:
         """An answer, which counts once."""
@@ -188,13 +217,19 @@ def _whole(reply: Reply) -> Reply:
 
 def of_rank_0(make: Callable[[], Made]) -> Made:
     """What rank 0 makes, on every rank. A UserError of it is raised by all."""
-    made: tuple[Any, UserError | None] = (None, None)
-    if distributed.rank() == 0:
-        try:
-            made = make(), None
-        except UserError as error:
-            made = None, error
-    found, error = distributed.gather_objects(made)[0]
-    if error is not None:
-        raise error
-    return found
+    return of_all_ranks(lambda: make() if distributed.rank() == 0 else None)[0]
+
+
+def of_all_ranks(make: Callable[[], Made]) -> list[Made]:
+    """What each rank makes, on every rank. A UserError of one of them is raised by all."""
+    made: Made | None = None
+    error: UserError | None = None
+    try:
+        made = make()
+    except UserError as raised:
+        error = raised
+    told = distributed.gather_objects((made, error))
+    first = next((error for _, error in told if error is not None), None)
+    if first is not None:
+        raise first
+    return [found for found, _ in told]

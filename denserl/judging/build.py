@@ -4,16 +4,20 @@ Nothing is asked here, and no model loaded: that waits for the first question th
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from denserl.errors import UserError, require
 from denserl.http import Patience, token_in
 from denserl.judging.asking import Asker, Limit, of_rank_0
 from denserl.judging.comparing import Orders, Rater, TextJudge, chance_vote, rating, text_vote
 from denserl.judging.config import STORE, AskingConfig, is_url
-from denserl.judging.contract import Backend, Decoding
+from denserl.judging.contract import Decoding
 from denserl.judging.endpoint import Endpoint
+from denserl.judging.local import LocalModel
 from denserl.judging.store import Store
 from denserl.judging.templates import Template
 
@@ -65,24 +69,36 @@ def decoding_of(config: AskingConfig, own: Decoding | None = None) -> Decoding:
     return own._replace(max_new_tokens=length, temperature=temperature)
 
 
-def build_askers(config: AskingConfig, folder: str | Path) -> list[Asker]:
+def build_askers(
+    config: AskingConfig,
+    folder: str | Path,
+    device: torch.device,
+    dtype: str,
+    template: Mapping[str, Any] | None = None,
+) -> list[Asker]:
     """The judges that the options name, with the one store of their answers.
 
     Args:
         folder: in which the store is, where the options do not say otherwise.
+        device, dtype: where and how models of this machine run. template: what their chat template is to be, if not as it is
+            saved with them (the arguments of `set_template`).
 
     Raises:
         UserError: the store or the key cannot be read, a judge is none, or two are the same.
     """
-    require(config.judge, "`judge` names nothing", "give a folder or hub name, or the address of a server")
-    store = open_store(Path(config.judge_store or Path(folder) / STORE))
-    limit, names = Limit(config.judge_limit), iter(config.judge_model or [])
-    backends = [_server(config, judge, next(names, None), store) for judge in config.judge or []]
-    for number, backend in enumerate(backends):
-        same = (backend.name, backend.version) in [(other.name, other.version) for other in backends[:number]]
+    judges, names = config.judge or [], iter(config.judge_model or [])
+    require(judges, "`judge` names nothing", "give a folder or hub name, or the address of a server")
+    store, limit = open_store(Path(config.judge_store or Path(folder) / STORE)), Limit(config.judge_limit)
+    askers: list[Asker] = []
+    for judge in judges:
+        local = not is_url(judge)
+        how = (config, device, dtype, config.judge_concurrency, template)
+        backend = LocalModel(judge, *how) if local else _server(config, judge, next(names, None), store)
+        same = (backend.name, backend.version) in [(other.backend.name, other.backend.version) for other in askers]
         found = f"`judge` names the model {backend.name} twice, whose answers are the same"
         require(not same, found, "name each once, and ask for several answers with `judge_votes`")
-    return [Asker(backend, judge, store, limit) for backend, judge in zip(backends, config.judge or [], strict=True)]
+        askers.append(Asker(backend, judge, store, limit, shared=local))
+    return askers
 
 
 def open_store(path: Path) -> Store | None:
@@ -92,9 +108,8 @@ def open_store(path: Path) -> Store | None:
     return opened[0] if opened else None
 
 
-def _server(config: AskingConfig, url: str, model: str | None, store: Store | None) -> Backend:
+def _server(config: AskingConfig, url: str, model: str | None, store: Store | None) -> Endpoint:
     """The model behind a server: the one that is named, or the one that it serves, as rank 0 is told."""
-    require(is_url(url), f"`judge` {url} is no address of a server", "give one, http://HOST:PORT/v1")
     key = token_in("judge_key_env", config.judge_key_env)
     patience = Patience(config.judge_timeout, config.judge_tries)
 

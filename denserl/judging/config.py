@@ -6,14 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, INPUT, RESUMABLE, Config, Only
+from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, DeviceConfig, Only
 from denserl.errors import require
 from denserl.rewards.config import check_url
 
 STORE = "judge_answers.jsonl"  # in the output folder
 WITH_JUDGE = Only("without `judge`", lambda c: c.judge)
 OF_SERVERS = Only("where no `judge` is the address of a server", lambda c: any(map(is_url, c.judge or [])))
-OF_TEXTS = Only("with `judge_verdict` logprob, which one token gives", lambda c: c.judge_verdict == "text")
+OF_TEXTS = Only("with `judge_verdict` logprob, which one token gives", lambda c: c.judge_verdict != "logprob")
 # What a judge is asked for, a verdict in words or the log-probabilities of one.
 VerdictKind = Literal["text", "logprob"]
 
@@ -24,12 +24,12 @@ def is_url(judge: str) -> bool:
 
 
 @dataclass(kw_only=True)
-class AskingConfig(Config):
-    """Judges, and how they are asked. In which orders is each command's own choice."""
+class AskingConfig(DeviceConfig):
+    """Judges, and how they are asked. In which orders is each command's own choice; those of this machine run as any model."""
 
     group: ClassVar[str] = "judge"
 
-    judge: Annotated[list[str] | None, FIRST, RESUMABLE] = None
+    judge: Annotated[list[str] | None, MODEL, FIRST, RESUMABLE] = None
     """Language model that judges: folder or hub name, or the address of an OpenAI-compatible server (http://HOST:PORT/v1).
     Several vote."""
     judge_model: Annotated[list[str] | None, WITH_JUDGE, OF_SERVERS] = None

@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import pytest
+import tiny_models
+import torch
 from rule_server import MODEL, Rule, serving
 
 from denserl.errors import UserError
@@ -25,9 +27,9 @@ def rule_of(name: str, **how) -> Rule:
 
 def judged(folder, kind: str = "pairwise", **options):
     """What a judge says of the comparisons, and of itself."""
-    config = JudgeConfig(judge_tries=1, **options)
+    config = JudgeConfig(**options, **({"judge_tries": 1} if "http" in str(options["judge"]) else {}))
     config.check()
-    askers = build_askers(config, folder)
+    askers = build_askers(config, folder, torch.device("cpu"), "fp32")
     judge = build_judge(config, find_template(config.judge_template or kind), askers, config.judge_orders)
     found = judge.compare(COMPARISONS)
     askers[0].store.close()
@@ -101,11 +103,21 @@ def test_log_probabilities_are_of_a_template_of_one_token(tmp_path):
         assert "pairwise-token" in error.value.fix
 
 
+def test_a_judge_of_this_machine_is_loaded_for_what_the_store_does_not_hold(tmp_path):
+    sft = str(tiny_models.save_language_model(tmp_path / "lm"))
+    short = {"judge": sft, "judge_max_new_tokens": 8}
+    found, described = judged(tmp_path, **short)
+    # An untrained model says nothing that is a verdict.
+    assert {order for each in found for order in each.verdicts} <= {("invalid",), ("cut",)} and len(found) == 3
+    assert described["judges"][0]["judge"] == sft and described["judges"][0]["calls"] == 6
+    assert judged(tmp_path, judge_limit=0, **short) == (found, described)
+
+
 def test_a_rater_reads_texts_alone(tmp_path):
     rating = find_template("rating")
     with serving(rule_of("rating")) as server:
         config = JudgeConfig(judge=server.url, judge_tries=1)
-        rater = build_rater(config, rating, build_askers(config, tmp_path))
+        rater = build_rater(config, rating, build_askers(config, tmp_path, torch.device("cpu"), "fp32"))
         found = rater.rate([(PROMPT, text) for text in ANSWERS])
         # Values of 0.42, 0.05 and 0.21 on a scale from -1 to 1, as whole numbers from 1 to 10.
         assert found == [7, 6, 6] and rater.describe()["judges"][0]["calls"] == 3
