@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     KNOCKOUT = 20  # the order in which the answers of a list meet
     SUBSETS = 21  # of the samples of best-of-n
     OPPONENTS = 22  # answers of the reference model
+    ANSWERS = 23  # of a policy to the questions of a suite
     JUDGING = 24  # answers of a judge
 
 

@@ -19,7 +19,7 @@ from denserl.data.step_records import parts_between
 from denserl.errors import require
 from denserl.evaluation.config import BestOfNConfig
 from denserl.evaluation.samples import Sample
-from denserl.evaluation.sampling import as_responses, drawn, policy_tokenizer
+from denserl.evaluation.sampling import as_responses, drawn, policy_tokenizer, samples_path
 from denserl.rewards.sources.function import FunctionSource
 from denserl.rewards.sources.reading import chosen_rule, response_text
 from denserl.steps import StepRule, step_spans
@@ -61,7 +61,7 @@ def label_steps(
     Raises:
         UserError: the verifier gives a number that is no chance, no sample says anything; see `sampling.drawn`.
     """
-    tokenizer = policy_tokenizer(config)
+    tokenizer = policy_tokenizer(config, samples_path(config))
     decode, rule = response_text(tokenizer), chosen_rule(config)
     cuts = [cut for cut in (cut_sample(sample, decode, rule) for sample in samples) if cut.steps]
     require(cuts, f"none of the {len(samples)} samples says anything", "give another `model`, or more `max_new_tokens`")

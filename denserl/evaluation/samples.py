@@ -6,25 +6,28 @@ Scoring them is done elsewhere.
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from denserl import distributed
 from denserl.errors import Stopped, UserError
 from denserl.files import cut_torn_line, write_flushed
-from denserl.rollouts.base import Sampler
-from denserl.streams import Purpose, stream
+from denserl.rollouts.base import Sampler, Stream
 from denserl.trainer.checkpoint import check_settings
 from denserl.trainer.stopping import StopRequest
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 log = logging.getLogger(__name__)
 Key = tuple[int, int]  # the prompt's row in the data, the number of the sample
+
+
+class Prompt(NamedTuple):
+    """What a response is sampled to."""
+
+    messages: list[dict]
+    ids: list[int]
 
 
 class Sample(NamedTuple):
@@ -50,13 +53,13 @@ class SampleFile:
     def __init__(self, path: Path, settings: dict):
         self.path, self.settings = path, settings
 
-    def read(self, prompts: list[list[dict]]) -> dict[Key, Sample]:
-        """The samples of the prompts that are there, the same on every rank. A torn last line is cut off.
+    def read(self, wanted: Mapping[Key, Prompt]) -> dict[Key, Sample]:
+        """The samples that are wanted and there, the same on every rank. A torn last line is cut off.
 
         Raises:
             UserError: they were sampled with other settings, or for other prompts, or the file holds something else.
         """
-        found = self._read(prompts) if distributed.rank() == 0 else None
+        found = self._read(wanted) if distributed.rank() == 0 else None
         return distributed.gather_objects(found)[0]
 
     def append(self, samples: list[Sample]) -> None:
@@ -78,7 +81,7 @@ class SampleFile:
         """What the samples were drawn with."""
         return self.path.with_suffix(".settings.json")
 
-    def _read(self, prompts: list[list[dict]]) -> dict[Key, Sample]:
+    def _read(self, wanted: Mapping[Key, Prompt]) -> dict[Key, Sample]:
         # Without settings beside it the file is none of these, and is not touched.
         settings = self._read_settings() if self.path.exists() else {}
         if not settings or not cut_torn_line(self.path):
@@ -88,10 +91,11 @@ class SampleFile:
             return {}
         check_settings(settings, self.settings, frozenset(), self.path)
         samples = [self._sample(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-        for sample in samples:
-            if sample.id < len(prompts) and sample.prompt != prompts[sample.id]:
+        found = {(sample.id, sample.sample): sample for sample in samples if (sample.id, sample.sample) in wanted}
+        for key, sample in found.items():
+            if sample.prompt != wanted[key].messages:
                 raise UserError(f"{self.path}: samples of id {sample.id} are of another prompt", "give the data they are of")
-        return {(sample.id, sample.sample): sample for sample in samples if sample.id < len(prompts)}
+        return found
 
     def _read_settings(self) -> dict:
         try:
@@ -111,30 +115,22 @@ class SampleFile:
             raise UserError(f"{self.path} holds a row that is no sample ({error})", fix) from error
 
 
-def missing_samples(done: dict[Key, Sample], prompts: int, samples: int) -> list[Key]:
-    """What is still to be sampled, prompt by prompt."""
-    return [(row, number) for row in range(prompts) for number in range(samples) if (row, number) not in done]
-
-
 def draw_samples(
     file: SampleFile,
-    missing: list[Key],
-    prompts: "Dataset",
+    missing: Mapping[Key, Prompt],
     sampler: Sampler,
     decode: Callable[[list[int]], str],
     *,
-    seed: int,
+    numbers: Callable[[Key], Stream],
     at_once: int,
-    purpose: Purpose = Purpose.BEST_OF_N,
 ) -> dict[Key, Sample]:
     """Sample what is missing and append it to the file, `at_once` responses at a time on each rank.
 
-    The random numbers of a response are a function of seed, purpose, prompt and sample alone: they are the same on any number
-    of ranks and after any stop.
+    The random numbers of a response are a function of its key alone: they are the same on any number of ranks and after any
+    stop.
 
     Args:
-        prompts: rows with `prompt` (messages) and `prompt_ids`.
-        decode: token ids -> text.
+        decode: token ids -> text. numbers: key -> stream of random numbers.
 
     Returns: all that was sampled, on every rank.
 
@@ -142,22 +138,21 @@ def draw_samples(
         Stopped: SIGTERM or SIGINT asked for it; what was being sampled was finished and written.
     """
     drawn: dict[Key, Sample] = {}
-    size = at_once * distributed.world_size()
-    with StopRequest() as stop, tqdm(total=len(missing), desc="samples", disable=distributed.rank() > 0) as bar:
-        for first in range(0, len(missing), size):
-            part = missing[first : first + size]
+    keys, size = list(missing), at_once * distributed.world_size()
+    with StopRequest() as stop, tqdm(total=len(keys), desc="samples", disable=distributed.rank() > 0) as bar:
+        for first in range(0, len(keys), size):
+            part = keys[first : first + size]
             mine = part[distributed.rank() :: distributed.world_size()]
-            rows = prompts[[row for row, _ in mine]]
-            rollouts = sampler(rows["prompt_ids"], [stream(seed, purpose, *key) for key in mine])
+            rollouts = sampler([missing[key].ids for key in mine], [numbers(key) for key in mine])
             found = [
-                Sample(*key, prompt, decode(ids), ended, prompt_ids, ids)
-                for key, prompt, prompt_ids, ids, ended in zip(mine, rows["prompt"], *rollouts, strict=True)
+                Sample(*key, missing[key].messages, decode(ids), ended, prompt_ids, ids)
+                for key, prompt_ids, ids, ended in zip(mine, *rollouts, strict=True)
             ]
             found = sorted((s for share in distributed.gather_objects(found) for s in share), key=lambda s: (s.id, s.sample))
             file.append(found)
             drawn |= {(sample.id, sample.sample): sample for sample in found}
             bar.update(len(part))
-            if stop.requested() and len(drawn) < len(missing):
-                left = len(missing) - len(drawn)
+            if stop.requested() and len(drawn) < len(keys):
+                left = len(keys) - len(drawn)
                 raise Stopped(f"stopped with {left} responses still to sample; {file.path} keeps the others")
     return drawn

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.data.prompts import LABEL, load_prompts, tokenize_prompts
 from denserl.data.reference_cache import file_fingerprint
@@ -20,7 +20,8 @@ from denserl.errors import UserError, require
 from denserl.evaluation.best_of_n import ESTIMATORS, Estimator, estimators_of_pairs
 from denserl.evaluation.config import BestOfNConfig
 from denserl.evaluation.pair_scorer import PairScorer, compares_answers, load_answer_scorer
-from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
+from denserl.evaluation.policies.config import AnswerConfig
+from denserl.evaluation.samples import Prompt, Sample, SampleFile, draw_samples
 from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.files import make_folder
 from denserl.models.folders import read_settings
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # Responses between two writes to the file of samples, in batches: some, since a batch is filled up as its rows end.
 BATCHES_AT_ONCE = 4
+DRAWN_BY = ("temperature", "top_p", "max_prompt_length", "max_new_tokens")
+Sampled = BestOfNConfig | AnswerConfig
 
 
 def check_models(config: BestOfNConfig) -> None:
@@ -64,7 +67,7 @@ def check_models(config: BestOfNConfig) -> None:
 
 def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sample]:
     """The samples of all prompts, prompt by prompt, drawn now as far as the file does not hold them (see `drawn`)."""
-    tokenizer = policy_tokenizer(config)
+    tokenizer = policy_tokenizer(config, samples_path(config))
     prompts = load_prompts(**config.source(), seed=config.seed, label=config.label_column)
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
     prompts = tokenize_prompts(prompts, tokenizer, **limits)
@@ -86,55 +89,51 @@ def drawn(
     Raises:
         UserError: the file holds some, but not all, and going on was not asked for.
     """
-    file = SampleFile(path, sampling_settings(config, dtype, tokenizer))
-    samples = file.read(list(prompts["prompt"]))
-    missing = missing_samples(samples, len(prompts), count)
-    whole = len(prompts) * count
+    file = SampleFile(path, sampling_settings(config, dtype, tokenizer, {name: getattr(config, name) for name in DRAWN_BY}))
+    rows = [Prompt(*row) for row in zip(prompts["prompt"], prompts["prompt_ids"])]
+    wanted = {(number, sample): row for number, row in enumerate(rows) for sample in range(count)}
+    samples = file.read(wanted)
+    missing = {key: prompt for key, prompt in wanted.items() if key not in samples}
     require(
         config.resume or not samples or not missing,
-        f"{path} holds {whole - len(missing)} of the {whole} samples that are asked for",
+        f"{path} holds {len(samples)} of the {len(wanted)} samples that are asked for",
         "add `resume` to sample the others, or give another `output_dir` or `samples_file`",
     )
-    log.info("%s: %d of %d samples are there", path, whole - len(missing), whole)
+    log.info("%s: %d of %d samples are there", path, len(samples), len(wanted))
     if missing:
         check_rollout_lengths([prompts], config.max_new_tokens, [config.model], config)
         make_folder("samples_file", str(path.parent))
+        policy = load_sampled(config, tokenizer, device, dtype)
         samples |= draw_samples(
             file,
             missing,
-            prompts,
-            policy_sampler(config, tokenizer, device, dtype),
+            PolicySampler.from_config(config, lambda: policy, tokenizer),
             response_text(tokenizer),
-            seed=config.seed,
+            numbers=lambda key: stream(config.seed, purpose, *key),
             at_once=BATCHES_AT_ONCE * config.sample_batch_size,
-            purpose=purpose,
         )
     labels = prompts[LABEL] if LABEL in prompts.column_names else [""] * len(prompts)
     return [samples[row, number]._replace(label=labels[row]) for row in range(len(prompts)) for number in range(count)]
 
 
-def sampling_settings(config: BestOfNConfig, dtype: str, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """What samples depend on beside their prompts."""
+def sampling_settings(
+    config: Sampled, dtype: str, tokenizer: PreTrainedTokenizerBase, drawn_by: Mapping[str, object]
+) -> dict[str, Any]:
+    """What samples depend on beside their prompts. drawn_by: how they are drawn from what the policy says."""
     template = {"chat_template": fingerprint(config.chat_template), **template_settings(tokenizer)}
     return {
         **{name: value for name, value in template.items() if value is not None},
         "weights of model": file_fingerprint(local_folder(config.model), dtype)[:16],
         "seed": config.seed,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_prompt_length": config.max_prompt_length,
-        "max_new_tokens": config.max_new_tokens,
+        **drawn_by,
     }
 
 
-def policy_sampler(
-    config: BestOfNConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str
-) -> PolicySampler:
-    """The policy, loaded, behind the sampler that PPO uses."""
+def load_sampled(config: Sampled, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: str) -> PreTrainedModel:
+    """The policy, ready to be sampled from."""
     policy = load_policy(config.model, dtype, **config.model_source())
     match_embeddings(policy, tokenizer)
-    policy.eval().to(device)
-    return PolicySampler.from_config(config, lambda: policy, tokenizer)
+    return policy.eval().to(device)
 
 
 def as_responses(samples: list[Sample]) -> Responses:
@@ -176,7 +175,7 @@ def golds_of(config: BestOfNConfig, device: torch.device, dtype: str, samples: l
 
 def _scores(scorer: RewardScorer | StepModelScorer, config: BestOfNConfig, samples: list[Sample]) -> np.ndarray:
     with _told(scorer.paths):
-        return scorer.of_responses(as_responses(samples), policy_tokenizer(config))
+        return scorer.of_responses(as_responses(samples), policy_tokenizer(config, samples_path(config)))
 
 
 @contextlib.contextmanager
@@ -190,9 +189,9 @@ def _told(models: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
-def policy_tokenizer(config: BestOfNConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer whose ids the samples hold, of the date that those have which are there."""
-    settings = SampleFile(samples_path(config), {}).settings_path
+def policy_tokenizer(config: Sampled, samples: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer whose ids the file of samples holds, of the date that those have which are there."""
+    settings = SampleFile(samples, {}).settings_path
     saved = read_settings(settings).get(DATE) if settings.is_file() else None
     return load_tokenizer(config.model, {**config.template(), "default_date": saved}, **config.tokenizer_source())
 

@@ -35,7 +35,13 @@ def check_rollout_lengths(
     prompts: Iterable[Dataset], new_tokens: int, models: Iterable[str], source: ModelSourceConfig
 ) -> None:
     """The same of prompts (`prompt_ids`) with responses of `new_tokens`."""
-    longest = max((len(ids) for rows in prompts for ids in rows["prompt_ids"]), default=0)
-    sequence = f"the longest prompt, of {longest} tokens, with a response of `max_new_tokens` {new_tokens}"
+    check_rollout_length(
+        max((len(ids) for rows in prompts for ids in rows["prompt_ids"]), default=0), new_tokens, models, source
+    )
+
+
+def check_rollout_length(prompt_tokens: int, new_tokens: int, models: Iterable[str], source: ModelSourceConfig) -> None:
+    """The same of the longest prompt with a response of `new_tokens`."""
+    sequence = f"the longest prompt, of {prompt_tokens} tokens, with a response of `max_new_tokens` {new_tokens}"
     fix = "lower `max_new_tokens` or `max_prompt_length`, to at most {} together"
-    check_positions(longest + new_tokens, models, source, sequence, fix)
+    check_positions(prompt_tokens + new_tokens, models, source, sequence, fix)

@@ -26,6 +26,7 @@ NEEDED = {
     "plan": "--model m",
     "merge": "--model m --adapter a --output_dir o",
     "export": "--reward_model m --layout hf --output_dir o",
+    "answer": "alpacaeval --model m --output_dir o",
     "bon": "--model m --reward_model r --true_reward a:b --data d.jsonl --output_dir o",
     "evaluate": "pairs d.jsonl --scorer m --output_dir o",
 }

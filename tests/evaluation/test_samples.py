@@ -1,5 +1,6 @@
 """The file of samples: what is drawn depends on seed, prompt and sample alone, and a stopped run goes on from what is there."""
 
+import functools
 import json
 import os
 import signal
@@ -7,10 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from datasets import Dataset
 
 from denserl.errors import Stopped, UserError
-from denserl.evaluation.samples import Sample, SampleFile, draw_samples, missing_samples
+from denserl.evaluation.samples import Prompt, Sample, SampleFile, draw_samples
 from denserl.rollouts.base import Rollouts
 from denserl.streams import Purpose, stream
 
@@ -24,13 +24,21 @@ def sampler(prompts, streams) -> Rollouts:
     return Rollouts(prompts, responses, [response[0] % 2 == 0 for response in responses])
 
 
+def wanted(prompts: int, samples: int) -> dict:
+    """So many samples of the first prompts."""
+    return {(row, number): Prompt(PROMPTS[row], [row + 1]) for row in range(prompts) for number in range(samples)}
+
+
 def draw(path, samples=2, at_once=2, sampler=sampler, settings=SETTINGS) -> dict:
     """Sample what is missing in a file, and give all that it then has."""
     file = SampleFile(path, settings)
-    done = file.read(PROMPTS)
-    rows = Dataset.from_dict({"prompt": PROMPTS, "prompt_ids": [[1], [2], [3]]})
-    missing = missing_samples(done, len(PROMPTS), samples)
-    return done | draw_samples(file, missing, rows, sampler, lambda ids: f"<{ids[0]}>", seed=7, at_once=at_once)
+    asked = wanted(len(PROMPTS), samples)
+    done = file.read(asked)
+    missing = {key: prompt for key, prompt in asked.items() if key not in done}
+    numbers = functools.partial(stream, 7, Purpose.BEST_OF_N)
+    return done | draw_samples(
+        file, missing, sampler, lambda ids: f"<{ids[0]}>", numbers=lambda key: numbers(*key), at_once=at_once
+    )
 
 
 def test_samples_are_a_function_of_seed_prompt_and_number(tmp_path):
@@ -114,4 +122,4 @@ def test_a_file_of_something_else_is_not_touched(tmp_path):
 
 def test_samples_of_prompts_beyond_the_limit_are_left_out(tmp_path):
     draw(tmp_path / "s.jsonl")
-    assert {row for row, _ in SampleFile(tmp_path / "s.jsonl", SETTINGS).read(PROMPTS[:2])} == {0, 1}
+    assert {row for row, _ in SampleFile(tmp_path / "s.jsonl", SETTINGS).read(wanted(2, 2))} == {0, 1}

@@ -42,6 +42,8 @@ class Kind(NamedTuple):
     hub: str | None = None
     in_one_file: bool = False  # all samples; otherwise each of them has a file
     shapes: bool = False  # whether answers have more than one
+    counted: bool = False  # whether answers say how long and how marked up they are
+    stripped: bool = True  # whether answers have no blanks around them
 
 
 KINDS: dict[str, Kind] = {
@@ -53,7 +55,7 @@ KINDS: dict[str, Kind] = {
         split="eval",
         hub="tatsu-lab/alpaca_eval:alpaca_eval_gpt4_baseline",
     ),
-    "arenahard": Kind(arenahard.question, arenahard.answers, arenahard.answer_row, shapes=True),
+    "arenahard": Kind(arenahard.question, arenahard.answers, arenahard.answer_row, shapes=True, counted=True),
     "mtbench": Kind(
         arenahard.question,
         arenahard.choices,
@@ -64,6 +66,7 @@ KINDS: dict[str, Kind] = {
         prompts.answers,
         lambda question, answer, name, shape: prompts.answer_row(question, answer),
         in_one_file=True,
+        stripped=False,
     ),
 }
 
@@ -80,7 +83,7 @@ def read_questions(suite: str, source: str) -> list[Question]:
     def add(row: dict, number: int) -> None:
         question = KINDS[suite].question(row, number)
         if question.id in found:
-            raise BadRow(f"the question {_shown(question.id)} is there already")
+            raise BadRow(f"the question {shown(question.id)} is there already")
         found[question.id] = question
 
     _each_row(str(inside) if inside.is_file() else source, add, KINDS[suite].split)
@@ -105,7 +108,7 @@ def read_answers(suite: str, path: str) -> Answers:
         for answer in found_here:
             found.setdefault(answer.question, []).append(answer if number == 0 else answer._replace(sample=number))
     fix = "give each a file of its own"
-    require(manifest or len(names) < 2, f"{path} holds answers of several: {', '.join(map(_shown, names))}", fix)
+    require(manifest or len(names) < 2, f"{path} holds answers of several: {', '.join(map(shown, names))}", fix)
     name = manifest["name"] if manifest else next(iter(names), without_suffix(Path(path).name))
     return Answers(name, {id: sorted(samples, key=lambda answer: answer.sample) for id, samples in found.items()})
 
@@ -172,7 +175,7 @@ def _read_file(suite: str, path: str) -> tuple[list[PolicyAnswer], dict[str, Non
         null.extend([number] if not answers else [])
         for answer in answers:
             if (answer.question, answer.sample) in found:
-                raise BadRow(f"the question {_shown(answer.question)} is answered already")
+                raise BadRow(f"the question {shown(answer.question)} is answered already")
             found[answer.question, answer.sample] = answer
 
     _each_row(path, add)
@@ -218,6 +221,7 @@ def _read_manifest(folder: Path, suite: str) -> dict:
     return found
 
 
-def _shown(id: Id) -> str:
+def shown(id: Id) -> str:
+    """An id as messages show it."""
     text = visible(str(id), kept="")
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

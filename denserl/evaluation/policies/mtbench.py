@@ -8,14 +8,6 @@ from denserl.evaluation.policies.answers import Id
 from denserl.evaluation.policies.arenahard import id_of
 from denserl.evaluation.suites.rows import field
 
-# Of sampling, by category; others have that of UNKNOWN.
-TEMPERATURES = {
-    **dict.fromkeys(("writing", "roleplay"), 0.7),
-    **dict.fromkeys(("stem", "humanities"), 0.1),
-    **dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0),
-}
-UNKNOWN = 0.7
-
 
 class Grade(NamedTuple):
     """What a judge says of one answer (<judge>_single.jsonl). Fields and their order are the file's.
