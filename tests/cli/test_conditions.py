@@ -28,6 +28,7 @@ NEEDED = {
     "export": "--reward_model m --layout hf --output_dir o",
     "answer": "alpacaeval --model m --output_dir o",
     "bon": "--model m --reward_model r --true_reward a:b --data d.jsonl --output_dir o",
+    "judge": "alpacaeval a.json --baseline b.json --annotations j.json --output_dir o",
     "evaluate": "pairs d.jsonl --scorer m --output_dir o",
 }
 

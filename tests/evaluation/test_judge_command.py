@@ -1,0 +1,151 @@
+"""`denserl judge` as a user runs it: recorded judgements, and a judge that follows a rule, on every suite."""
+
+import json
+
+import pytest
+from policy_files import PROMPTS, write_alpacaeval, write_arenahard, write_mtbench, write_prompts
+from rule_server import Rule, serving
+from test_win_rate import recorded
+
+from denserl.cli import judge
+from denserl.judging.templates import find_template
+from denserl.judging.verdicts import alpacaeval_switched
+
+
+def run(output, suite, *words):
+    judge.main([suite, *map(str, words), "--output_dir", str(output), "--bootstrap", "20"])
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "name, published, headline",
+    [
+        ("FuseChat-Llama-3.1-8B-Instruct", (63.331583, 1.422507, 518, 286, 1, 64.409938, 2033), 65.4502),
+        ("claude-2.1", (15.733507, 1.120316, 115, 688, 2, 14.409938, 1096), 24.5477),
+    ],
+)
+def test_recorded_annotations_have_the_published_numbers(shared_data, tmp_path, name, published, headline):
+    preferences, baseline, policy = recorded(shared_data, name)
+    prompts = [f"instruction {number}" for number in range(len(preferences))]
+    texts = [["x" * length for length in lengths] for lengths in (baseline, policy)]
+    files = [write_alpacaeval(tmp_path / f"{k}.json", prompts, texts[k], ("gpt4_1106_preview", name)[k]) for k in (0, 1)]
+    rows = [
+        {"instruction": prompt, "output_1": first, "generator_1": "gpt4_1106_preview", "output_2": second, "generator_2": name}
+        | {"annotator": "weighted", "preference": preference, "dataset": "d"}
+        for prompt, first, second, preference in zip(prompts, *texts, preferences, strict=True)
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(rows))
+    found = run(
+        tmp_path / "out", "alpacaeval", files[1], "--baseline", files[0], "--annotations", tmp_path / "annotations.json"
+    )
+    own = found["policies"][name]
+    keys = ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "discrete_win_rate", "avg_length")
+    assert [own["original"][key] for key in keys] == pytest.approx(published, abs=1e-6)
+    assert own["headline"]["value"] == pytest.approx(headline, abs=0.01) and "fixed" in own["headline"]["name"]
+    assert own["win_rate"]["value"] == pytest.approx(published[0], abs=1e-6)
+
+
+def value(prompt: str, text: str) -> float:
+    """What the judge of the tests takes an answer for: the length of its last word of digits, which no place says."""
+    return float(text.rsplit("worth ", 1)[1].split()[0]) if "worth " in text else -1.0
+
+
+@pytest.fixture(scope="module")
+def server():
+    names = ("pairwise", "alpacaeval", "pairwise-verdict", "arenahard", "mtbench-single", "mtbench-pair")
+    first, *more = (Rule(find_template(name), value) for name in names)
+    with serving(first, *more) as found:
+        yield found
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Twelve questions; the good policy's answers are worth more in three quarters of them than the baseline's."""
+    prompts = PROMPTS[:12]
+    worth = {"base": [0.2] * 12, "good": [0.6 if i % 4 else -0.5 for i in range(12)], "bad": [-0.2] * 12}
+    return tmp_path, prompts, {name: [f"worth {own} <b>{i}</b>" for i, own in enumerate(all)] for name, all in worth.items()}
+
+
+def test_prompts_are_judged_and_nothing_is_asked_twice(world, server, capsys):
+    folder, prompts, texts = world
+    files = {name: write_prompts(folder / f"{name}.jsonl", prompts, own) for name, own in texts.items()}
+    words = (files["good"], files["bad"], "--baseline", files["base"], "--judge", server.url)
+    found = run(folder / "out", "prompts", *words)
+    assert {name: own["win_rate"]["value"] for name, own in found["policies"].items()} == {"good": 75.0, "bad": 0.0}
+    (difference,) = found["differences"]
+    assert difference["value"] == pytest.approx(75.0) and difference["questions"] == 12
+    assert found["judge"]["judges"][0]["calls"] == 2 * 2 * 12 == len(server.bodies)
+    said = capsys.readouterr().out
+    assert "good - bad" in said and "75.00" in said
+    rows = [json.loads(line) for line in (folder / "out/judgements.jsonl").read_text().splitlines()]
+    assert len(rows) == 24 and [game["policy_first"] for game in rows[0]["games"]] == [True, False]
+
+
+def test_alpacaeval_plays_one_game_and_a_complete_store_needs_no_judge(world):
+    folder, prompts, texts = world
+    files = {name: write_alpacaeval(folder / f"{name}.json", prompts, own, name) for name, own in texts.items()}
+    words = (files["good"], "--baseline", files["base"])
+    rule = Rule(find_template("alpacaeval"), value, noise=0.2, position_bias=0.3)
+    with serving(rule) as server:
+        found = run(folder / "out", "alpacaeval", *words, "--judge", server.url)
+        assert len(server.bodies) == 12 and {body["max_tokens"] for body in server.bodies} == {1}
+    own = found["policies"]["good"]
+    # In closed form: the chance of what is shown first, by the rule, in the order that each instruction draws.
+    firsts = [alpacaeval_switched(prompt) for prompt in prompts]
+    better = [number % 4 > 0 for number in range(12)]
+    chances = [0.3 + 0.7 * (0.8 if first == good else 0.2) for first, good in zip(firsts, better, strict=True)]
+    worths = [chance if first else 1 - chance for chance, first in zip(chances, firsts, strict=True)]
+    assert own["win_rate"]["value"] == pytest.approx(100 * sum(worths) / 12)
+    assert own["original"]["n_wins"] == sum(worth > 0.5 for worth in worths) and own["games"] == 12
+    annotations = folder / "out/good/rule/annotations.json"
+    rows = json.loads(annotations.read_text())
+    assert [row["preference"] for row in rows] == pytest.approx([1 + worth for worth in worths])
+    assert {(row["generator_1"], row["generator_2"]) for row in rows} == {("base", "good")}
+    # Its own annotations give its own numbers, and a second run asks nobody.
+    again = run(folder / "recorded", "alpacaeval", *words, "--annotations", annotations)
+    assert again["policies"]["good"]["original"] == pytest.approx(own["original"])
+    before = {path: path.read_bytes() for path in (annotations, folder / "out/results.json", folder / "out/report.html")}
+    run(folder / "out", "alpacaeval", *words, "--judge", server.url, "--judge_model", "rule")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_arenahard_plays_two_games_and_asks_again_for_a_mark(world):
+    folder, prompts, texts = world
+    files = write_arenahard(folder, prompts, texts)
+    with serving(Rule(find_template("arenahard"), value)) as server:
+        words = (files["good"], files["bad"], "--baseline", files["base"], "--questions", files["questions"], "--style_control")
+        found = run(folder / "out", "arenahard", *words, "--judge", server.url)
+    own = found["policies"]["good"]
+    assert own["win_rate"]["value"] == 75.0 and own["original"]["v0.1"]["win_rate"] == pytest.approx(75.0)
+    assert {"newer", "v0.1 style control", "newer style control"} <= own["original"].keys() and own["games"] == 24
+    judgments = folder / "out/model_judgment/rule/good.jsonl"
+    rows = [json.loads(line) for line in judgments.read_text().splitlines()]
+    assert [game["score"] for game in rows[1]["games"]] == ["B>A", "A>B"] and rows[0]["games"][0]["score"] == "A>B"
+    again = run(folder / "recorded", "arenahard", *words[:1], *words[2:6], "--annotations", judgments)
+    alone, beside = (entry["original"]["v0.1"] for entry in (again["policies"]["good"], own))
+    assert alone["rating"] == pytest.approx(beside["rating"]) and alone["win_rate"] == pytest.approx(75.0)
+
+
+def test_mtbench_grades_both_turns_and_compares_conversations(world):
+    folder, prompts, texts = world
+    turns = [(prompt, f"And more of {number}?") for number, prompt in enumerate(prompts)]
+    files = write_mtbench(folder, turns, {name: [(text, text[::-1]) for text in own] for name, own in texts.items()})
+    # A grade is 1 + 9 (value + 1) / 2, rounded: of the first turn by its text, of the second, which is turned round, 1.
+    with serving(Rule(find_template("mtbench-single"), value), Rule(find_template("mtbench-pair"), value)) as server:
+        found = run(folder / "out", "mtbench", files["good"], "--questions", files["questions"], "--judge", server.url)
+        words = (files["good"], "--questions", files["questions"], "--judge", server.url)
+        pairs = run(folder / "pairs", "mtbench", *words, "--mode", "pair", "--baseline", files["base"])
+    original = found["policies"]["good"]["original"]
+    first = [round(1 + 9 * ((0.6 if number % 4 else -0.5) + 1) / 2) for number in range(12)]
+    assert original["turn_1"] == pytest.approx(sum(first) / 12) and original["turn_2"] == 1
+    average = pytest.approx((sum(first) / 12 + 1) / 2)
+    assert original["average"] == average and found["policies"]["good"]["average"]["value"] == average
+    # In the second turn the judge is shown the whole conversation, and the worth of its first answer decides again.
+    rates = pairs["policies"]["good"]["original"]
+    assert {key: rates[key] for key in ("win", "loss", "tie", "error")} == {"win": 18, "loss": 6, "tie": 0, "error": 0}
+    grades = folder / "out/model_judgment/rule_single.jsonl"
+    rows = [json.loads(line) for line in grades.read_text().splitlines()]
+    assert [(row["question_id"], row["turn"]) for row in rows[:3]] == [(81, 1), (81, 2), (82, 1)]
+    assert rows[0]["judge"] == ["rule", "mtbench-single"]
+    again = run(folder / "again", "mtbench", files["good"], "--questions", files["questions"], "--annotations", grades)
+    assert again["policies"]["good"]["original"] == original
