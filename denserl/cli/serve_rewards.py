@@ -75,8 +75,8 @@ def make_service(options: Options):
 
         return FunctionService(options.reward_function)
 
-    from denserl.evaluation.step_scorer import load_scorer
     from denserl.rewards.scorer import RewardScorer
+    from denserl.rewards.step_scorer import load_scorer
     from denserl.serving.models import ModelService
     from denserl.serving.step_models import StepModelService
     from denserl.trainer.start import device_and_precision

@@ -8,18 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from denserl.config import options_of
 from denserl.data.chat import as_text
 from denserl.data.responses import Messages, Responses
 from denserl.data.templates import template_settings
-from denserl.errors import require
 from denserl.evaluation.items import ListScorer, ListScores
-from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.ranking import chances, knockouts, list_scores
 from denserl.rewards.scorer import RewardScorer
-from denserl.rewards.sources.build import compares, load_members
+from denserl.rewards.sources.build import load_members
 from denserl.rewards.sources.pair_model import PairModel, PairOrders, pair_model_of
+from denserl.rewards.step_scorer import StepModelScorer, compares_answers, load_scorer
 from denserl.streams import Purpose, stream
 
 log = logging.getLogger(__name__)
@@ -169,27 +167,3 @@ def load_answer_scorer(
     members.models[0].to(device)
     length: dict[str, Any] = {"max_length": config.max_length, "score_tokens": config.score_tokens}
     return PairScorer(pair_model_of(members, device=device, **length), paths[0], rank or DEFAULT_RANK, seed)
-
-
-def compares_answers(
-    paths: Sequence[str], config: ScorerConfig, *, rank: str | None = None, read: ReadConfig | None = None, **how: Any
-) -> bool:
-    """Whether `load_answer_scorer` gives a scorer that compares answers; no model is loaded.
-
-    Raises:
-        UserError: models that do not go together, or an option that is given and that they have no use for.
-    """
-    if compares(paths, config):
-        _check_idle(paths[0], read, how)
-        return True
-    found = f"`rank` {rank} has no effect: {', '.join(paths)} scores responses one by one"
-    require(rank is None, found, "leave `rank` out")
-    return False
-
-
-def _check_idle(path: str, read: ReadConfig | None, how: dict[str, Any]) -> None:
-    """UserError for an option that a model which compares responses has no use for."""
-    of_reading = {option.name: getattr(read, option.name) for option in options_of(ReadConfig)} if read else {}
-    for option, value in {**of_reading, **{name: how.get(name) for name in ("sft_model", "aggregate")}}.items():
-        fix = f"leave `{option}` out"
-        require(value in (None, False), f"`{option}` {value} has no effect: {path} compares whole responses", fix)

@@ -22,7 +22,6 @@ from denserl.evaluation.config import BestOfNConfig
 from denserl.evaluation.pair_scorer import PairScorer, compares_answers, load_answer_scorer
 from denserl.evaluation.policies.config import AnswerConfig
 from denserl.evaluation.samples import Prompt, Sample, SampleFile, draw_samples
-from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.files import make_folder
 from denserl.models.folders import read_settings
 from denserl.models.loading import load_policy, local_folder, match_embeddings
@@ -33,6 +32,7 @@ from denserl.rewards.ranking import list_scores
 from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.build import check_scores
 from denserl.rewards.sources.reading import check_sft_model, check_trusted, chosen_rule, response_text
+from denserl.rewards.step_scorer import StepModelScorer, load_scorer
 from denserl.rollouts.policy import PolicySampler
 from denserl.segmentation import level_of
 from denserl.streams import Purpose, stream

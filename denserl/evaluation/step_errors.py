@@ -23,7 +23,7 @@ from denserl.rewards.pair_metrics import FEW_PAIRS
 
 @runtime_checkable
 class StepScorer(Protocol):
-    """What gives a number for each step (denserl/rewards/scorer.py, evaluation/step_scorer.py)."""
+    """What gives a number for each step (denserl/rewards/scorer.py, rewards/step_scorer.py)."""
 
     def encode_steps(self, prompt: list[dict], steps: Sequence[str]) -> object: ...
 

@@ -9,9 +9,9 @@ from denserl.data.bad_rows import BadRow
 from denserl.data.batching import in_length_batches
 from denserl.data.rendered import encode_rendered, is_own
 from denserl.data.step_encoding import StepIds
-from denserl.evaluation.step_scorer import StepModelScorer
 from denserl.rewards.aggregation import aggregate_steps
 from denserl.rewards.sources.reading import response_text
+from denserl.rewards.step_scorer import StepModelScorer
 from denserl.serving.rows import Rendered, Row, Scored
 from denserl.steps import scored_ends, step_spans
 

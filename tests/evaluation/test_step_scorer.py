@@ -15,10 +15,10 @@ from denserl.data.chat import encode_prompt
 from denserl.data.responses import Responses, encode
 from denserl.data.schemas import BadRow
 from denserl.errors import UserError
-from denserl.evaluation.step_scorer import StepModelScorer, load_scorer
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.scorer import RewardScorer
+from denserl.rewards.step_scorer import StepModelScorer, load_scorer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "rewards"))
 from reward_folders import save_reward_model, stock_score  # noqa: E402

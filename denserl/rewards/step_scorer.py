@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from denserl.config import options_of
 from denserl.data.chat import as_text
 from denserl.data.responses import Messages, Responses
 from denserl.data.step_encoding import StepIds
@@ -16,7 +17,7 @@ from denserl.errors import UserError, require
 from denserl.rewards.aggregation import aggregate_steps
 from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.scorer import RewardScorer
-from denserl.rewards.sources.build import Members, check_scores, judges_steps, load_members, step_model_of
+from denserl.rewards.sources.build import Members, check_scores, compares, judges_steps, load_members, step_model_of
 from denserl.rewards.sources.reading import STEP, chosen_rule
 from denserl.rewards.sources.step_model import StepModel, StepSource
 from denserl.steps import scored_ends, with_separators
@@ -115,7 +116,7 @@ def load_scorer(
 ) -> RewardScorer | StepModelScorer:
     """The scorer of the reward models at the paths: models that were trained on labels judge the steps of a text.
 
-    Those that compare responses have another (pair_scorer.py).
+    Those that compare responses have none (`compares_answers`).
 
     Args:
         read, sft_model, template, trusted: as of `RewardScorer`. aggregate: how the chances of steps make the score of a
@@ -139,6 +140,30 @@ def load_scorer(
     how = {"how": config.ensemble, "weight": config.ensemble_weight, "rule": rule, "device": device}
     model = step_model_of(members, max_length=config.max_length, score_tokens=config.score_tokens, **how)
     return StepModelScorer(model, paths, aggregate or _stored_aggregate(members))
+
+
+def compares_answers(
+    paths: Sequence[str], config: ScorerConfig, *, rank: str | None = None, read: ReadConfig | None = None, **how: Any
+) -> bool:
+    """Whether the model at the paths compares answers two by two, and needs no scorer of these; no model is loaded.
+
+    Raises:
+        UserError: models that do not go together, or an option that is given and that they have no use for.
+    """
+    if compares(paths, config):
+        _check_of_pairs(paths[0], read, how)
+        return True
+    found = f"`rank` {rank} has no effect: {', '.join(paths)} scores responses one by one"
+    require(rank is None, found, "leave `rank` out")
+    return False
+
+
+def _check_of_pairs(path: str, read: ReadConfig | None, how: dict[str, Any]) -> None:
+    """UserError for an option that a model which compares responses has no use for."""
+    of_reading = {option.name: getattr(read, option.name) for option in options_of(ReadConfig)} if read else {}
+    for option, value in {**of_reading, **{name: how.get(name) for name in ("sft_model", "aggregate")}}.items():
+        fix = f"leave `{option}` out"
+        require(value in (None, False), f"`{option}` {value} has no effect: {path} compares whole responses", fix)
 
 
 def _check_idle(names: str, read: ReadConfig, sft_model: str | None) -> None:
