@@ -34,14 +34,19 @@ _QUOTES = re.compile(r"([\"'`])\1{2,}")
 _LONGEST_FILE = 1_000_000  # bytes
 _SHORTEST_CLOSING = 3  # characters; fewer stand in any text
 _LABEL = "[turn"
-# What chat templates close turns with. A server may take them for its own tokens, also inside a message.
+# With what chat templates part messages. A server may take them for its own tokens, also inside a message.
 _CHAT_MARKS = (
-    r"<[|｜][^|｜<>\s]{1,40}[|｜]>",
+    r"<[|｜][^|｜<>\s]{1,40}[|｜]?>",
+    r"<[^|｜<>\s]{1,40}[|｜]>",
+    r"\[\|[a-z]{1,40}\|\]",
     r"</?s>",
-    r"\[/?INST\]",
     r"<</?SYS>>",
-    r"<(?:start|end)_of_turn>",
-    r"<(?:bos|eos|pad|unk)>",
+    r"<(?:start|end)_of_(?:turn|utterance)>",
+    r"<(?:bos|eos|pad|unk|sop|bos_token|special_\d+)>",
+    r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
+    r"\[(?:BOS|gMASK)\]",
+    r"\]~!?b[\[\]]",
+    r"\[e~\[",
 )
 
 

@@ -1,0 +1,6 @@
+"""The chat templates of tests/data are used here too."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent.parent / "data"))
