@@ -29,14 +29,17 @@ class Options(PolicyJudgingConfig):
 def run(options: Options) -> dict[str, Any]:
     """Returns what is written to results.json."""
     from denserl import distributed
-    from denserl.evaluation.policies.judging import read_given, said_by_files, said_by_judges
+    from denserl.evaluation.policies.judging import read_given, said_by_files, said_by_judges, said_by_reward_models
     from denserl.evaluation.policies.report import counting, format_summary, summary_of, write_all
     from denserl.trainer.start import start_run
 
     given = read_given(options)
     how = counting(options, given)
     device, dtype = start_run(options)
-    said = said_by_files(options, given) if options.annotations else said_by_judges(options, given, device, dtype)
+    if options.annotations:
+        said = said_by_files(options, given)
+    else:
+        said = (said_by_judges if options.judge else said_by_reward_models)(options, given, device, dtype)
     summary = summary_of(options, said, how)
     if distributed.rank() == 0:
         folder = Path(options.output_dir)

@@ -1,6 +1,7 @@
 """command.json in every output folder: the commands that wrote there, with settings, versions, inputs and times.
 
-It is for people and their scripts; denserl reads nothing from it. What a resumed run must agree with is in its checkpoints.
+It is for people and their scripts; denserl reads nothing from it but where a warning says what trained a policy. What a
+resumed run must agree with is in its checkpoints.
 """
 
 import contextlib

@@ -143,7 +143,17 @@ def test_every_option_that_names_what_is_read_is_an_input(command):
     found = {option.name for option in options_of(module.Options) if {INPUT, MODEL} & set(option.marks)}
     named = {"data", "eval_data", "eval_prompts", "ptx_data", "model", "reward_model", "gold_reward_model", "sft_model"}
     named |= {"unlabelled_data", "start_from", "pseudo_data", "augment_filter", "strength_from", "meta_data", "meta_eval"}
-    named |= {"answers", "baseline", "questions", "references", "annotations", "lc_files", "judge", "judge_template"}
+    named |= {
+        "answers",
+        "baseline",
+        "questions",
+        "references",
+        "annotations",
+        "lc_files",
+        "judge",
+        "judge_template",
+        "judge_reward_model",
+    }
     named |= {"scorer", "path", "adapter", "with_", "chat_template", "implicit_reward", "implicit_reference"} | (
         {"fit"} if command == "train-ppo" else set()
     )

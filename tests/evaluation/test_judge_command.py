@@ -1,8 +1,12 @@
 """`denserl judge` as a user runs it: recorded judgements, and a judge that follows a rule, on every suite."""
 
 import json
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny_models
 from policy_files import PROMPTS, write_alpacaeval, write_arenahard, write_mtbench, write_prompts
 from rule_server import Rule, serving
 from test_win_rate import recorded
@@ -10,6 +14,16 @@ from test_win_rate import recorded
 from denserl.cli import judge
 from denserl.judging.templates import find_template
 from denserl.judging.verdicts import alpacaeval_switched
+from denserl.rewards.scorer import RewardScorer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "rewards"))
+from reward_folders import save_reward_model  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    with tiny_models.restored_environment():
+        yield
 
 
 def run(output, suite, *words):
@@ -149,3 +163,54 @@ def test_mtbench_grades_both_turns_and_compares_conversations(world):
     assert rows[0]["judge"] == ["rule", "mtbench-single"]
     again = run(folder / "again", "mtbench", files["good"], "--questions", files["questions"], "--annotations", grades)
     assert again["policies"]["good"]["original"] == original
+
+
+def test_a_reward_model_is_a_stand_in_and_is_told_where_it_trained_the_policy(world, caplog):
+    folder, prompts, texts = world
+    sft = tiny_models.save_language_model(folder / "sft")
+    model = save_reward_model(folder / "rm", sft, 3, entropy_threshold=1000.0, read_at="end_of_turn")
+    ppo = folder / "ppo"
+    ppo.mkdir()
+    files = {name: write_prompts(ppo / f"{name}.jsonl", prompts, own) for name, own in texts.items()}
+    record = [{"command": "denserl train-ppo", "inputs": {"reward_model": {"rm": {"path": str(model)}}}}]
+    (ppo / "command.json").write_text(json.dumps(record))
+    (ppo / "answers.json").write_text(json.dumps({"model": str(ppo / "policy")}))
+    words = (files["good"], "--baseline", files["base"], "--judge_reward_model", model, "--device", "cpu")
+    found = run(folder / "out", "prompts", *words)
+    own = found["policies"]["good"]
+    assert found["stand_in"] is True and "win_rate" not in own and own["headline"]["name"] == "rm_win_rate"
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    good, base = (RewardScorer([model])(messages, texts[name]) for name in ("good", "base"))
+    worths = 1 / (1 + np.exp(base - good))
+    assert own["rm_win_rate"]["value"] == pytest.approx(100 * worths.mean(), abs=1e-3)
+    assert found["judge"]["trained"] == {str(files["good"]): [model]} and "the policy was trained with" in caplog.text
+    assert not (folder / "out/judgements.jsonl").exists()
+    hard = run(folder / "hard", "prompts", *words, "--hard")["policies"]["good"]["rm_win_rate"]["value"]
+    assert hard == pytest.approx(100 * (worths > 0.5).mean())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run but the record of the command, and the judge's answers, which have dates and come in any order."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("command.json", "judge_answers.jsonl")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_busy_servers_cut_connections_and_a_refusal_in_the_middle_end_in_the_same_files(world, capsys):
+    folder, prompts, texts = world
+    files = {name: write_prompts(folder / f"{name}.jsonl", prompts[:5], own[:5]) for name, own in texts.items()}
+    words = (files["good"], "--baseline", files["base"], "--judge_votes", 3)
+    rule = Rule(find_template("pairwise"), value, noise=0.3, position_bias=0.3, invalid=0.1)
+    with serving(rule) as server:
+        run(folder / "clean", "prompts", *words, "--judge", server.url)
+    clean = contents(folder / "clean")
+    assert len(clean) == 3
+    with serving(rule, faults=[None, "busy", "cut", (400, "no room for more")]) as server:
+        for _ in range(100):
+            try:
+                run(folder / "faults", "prompts", *words, "--judge", server.url, "--judge_concurrency", 2)
+                break
+            except SystemExit as end:
+                assert end.code == 2 and "no room for more" in capsys.readouterr().err
+        # Each was answered once, but for those whose answer was under way when the run ended.
+        assert len(server.bodies) < 1.5 * len({json.dumps(body) for body in server.bodies})
+    assert contents(folder / "faults") == clean

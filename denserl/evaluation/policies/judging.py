@@ -13,13 +13,15 @@ from denserl.evaluation.policies.games import way_of
 from denserl.evaluation.policies.joining import check_names, joined, with_references
 from denserl.evaluation.policies.judge_config import PolicyJudgingConfig
 from denserl.evaluation.policies.judgements import Names
+from denserl.evaluation.policies.origins import rewards_of_policy
 from denserl.evaluation.policies.outcomes import Judged, Match, Outcome
 from denserl.evaluation.policies.playing import Play, ask_games, differing, outcomes_of, outcomes_of_scores
 from denserl.evaluation.policies.reading import Rule
 from denserl.evaluation.policies.recorded import read_recorded, recorded_outcomes
 from denserl.judging.build import build_askers, decoding_of
 from denserl.judging.comparing import describe
-from denserl.judging.contract import Judge, Reply
+from denserl.judging.contract import Reply
+from denserl.judging.models import load_model_judge
 from denserl.judging.templates import find_template
 
 log = logging.getLogger(__name__)
@@ -95,10 +97,17 @@ def said_by_files(options: PolicyJudgingConfig, given: Given) -> Said:
     return Said([judged(*entry) for entry in given.policies], names, {"judges": [{"judge": names.judge}], "recorded": True})
 
 
-def said_by_scores(judge: Judge, given: Given, names: Names) -> Said:
-    """What a reward model says."""
+def said_by_reward_models(options: PolicyJudgingConfig, given: Given, device: torch.device, dtype: str) -> Said:
+    """What reward models say. UserError of `load_model_judge` and of its judge."""
+    paths = options.judge_reward_model or []
+    trained = {path: own for path in options.answers if (own := rewards_of_policy(path, paths))}
+    for path, own in trained.items():
+        log.warning("%s: the policy was trained with %s, and pleases it more than others", path, ", ".join(own))
+    how: dict[str, Any] = {"sft_model": options.sft_model, "aggregate": options.aggregate, "template": options.template()}
+    judge = load_model_judge(paths, options, device, dtype, options.hard, read=options, **how)
     matches = [match for _, own, _ in given.policies for match in own]
-    return Said(_split(given, outcomes_of_scores(matches, judge)), names, judge.describe())
+    found = outcomes_of_scores(matches, judge)
+    return Said(_split(given, found), Names(" + ".join(paths), "", given.baseline), judge.describe() | {"trained": trained})
 
 
 def _play(options: PolicyJudgingConfig) -> Play:

@@ -20,7 +20,7 @@ RESULTS, PAGE = "results.json", "report.html"
 def counting(options: PolicyJudgingConfig, given: Given) -> Counting:
     """How judgements are counted, as the options say."""
     lengths = read_length_files(options.lc_files, given.questions) if options.lc_files else None
-    mode, stand_in = options.judged_mode, False
+    mode, stand_in = options.judged_mode, options.judge_reward_model is not None
     mean = "average" if mode == "single" else "win_rate"
     if stand_in:
         mean = "rm_win_rate"
@@ -48,7 +48,7 @@ def summary_of(options: PolicyJudgingConfig, said: Said, how: Counting) -> dict[
 
 def write_all(folder: Path, options: PolicyJudgingConfig, said: Said, summary: Mapping[str, Any]) -> None:
     """The original's files of judgements, results.json and the page."""
-    if not options.annotations:
+    if not options.annotations and not options.judge_reward_model:
         _write_judgements(folder, options, said)
     replace_whole(folder / RESULTS, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     tables = {"Numbers": table(summary), "Differences": differences(summary), "Categories": categories(summary)}
