@@ -4,29 +4,23 @@ import dataclasses
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from tyro.conf import Positional, arg
 
 from denserl.cli.launch import launch
-from denserl.config import FIRST, INPUT, MODEL, Only
+from denserl.config import FIRST, INPUT, Only
 from denserl.data.columns import parse_columns
 from denserl.data.config import has_splits
 from denserl.errors import require
-from denserl.evaluation.config import SuiteConfig
-from denserl.rewards.config import ReadConfig, ScoringConfig
+from denserl.evaluation.config import JudgedConfig
 from denserl.terminal import say
-
-if TYPE_CHECKING:
-    import torch
-
-WORDS = {"length", "random"}
 
 
 @dataclass(kw_only=True)
-class Options(SuiteConfig, ReadConfig, ScoringConfig):
-    """Score the answers of a suite with a reward model and write how often the better ones win, and how surely."""
+class Options(JudgedConfig):
+    """Score the answers of a suite with a reward model, or ask a judge of them, and write how often the better ones win."""
 
     group: ClassVar[str] = "suite"
 
@@ -36,23 +30,6 @@ class Options(SuiteConfig, ReadConfig, ScoringConfig):
     among stored answers (bon_answers); or module:NAME of a Suite of one's own (docs/extending.md)."""
     path: Annotated[Positional[str], INPUT, FIRST, arg(metavar="PATH")]
     """File, folder or hub name (NAME or NAME:CONFIG) of the suite's rows."""
-    scorer: Annotated[
-        list[str],
-        MODEL,
-        FIRST,
-        Only(
-            "with `scorer` length or random",
-            lambda c: not WORDS & {name.partition("@")[0] for name in c.scorer},
-            of=(
-                *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
-                *("chat_template", "system_prompt", "template_date", "revision"),
-                *("step_separator", "step_pattern", "max_steps", "skip_cut_step", "aggregate", "rank"),
-            ),
-        ),
-    ]
-    """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random."""
-    sft_model: Annotated[str | None, MODEL] = None
-    """Model whose entropies cut the responses; default: the one in the reward model's config."""
     split: Annotated[
         str | None,
         Only(
@@ -68,15 +45,14 @@ class Options(SuiteConfig, ReadConfig, ScoringConfig):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be used stops the run, or is dropped and counted."""
 
-    def members(self) -> list[str]:
-        return self.scorer
-
 
 def run(options: Options) -> dict:
     """Returns what is written to results.json."""
     from denserl import distributed
     from denserl.data.bad_rows import BadRows, finish
+    from denserl.evaluation.judge_scorer import format_judge
     from denserl.evaluation.results import format_remarks, versions
+    from denserl.evaluation.scorers import make_scorer, outputs_name
     from denserl.evaluation.suites.registry import account, find_suite, read_items, with_strengths
     from denserl.trainer.start import start_run
 
@@ -92,7 +68,7 @@ def run(options: Options) -> dict:
     finish(bad_rows, options.path, len(items), left_out.total())
     if options.strength_from:
         suite = with_strengths(suite, options.strength_from, items, options.split, options.on_bad_row)
-    scorer = make_scorer(options, device, dtype)
+    scorer = make_scorer(options, suite, device, dtype)
     judged = suite.judge(items, scorer, refused)
     finish(refused, options.path, len(judged))
     summary = {
@@ -103,39 +79,17 @@ def run(options: Options) -> dict:
         "bad_rows": dict(bad_rows.reasons + refused.reasons),
         "options": dataclasses.asdict(options),
         **scorer.describe(),
-        "precision": dtype,
+        **({"precision": dtype} if options.has_models() else {}),
         "versions": versions(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     if distributed.rank() == 0:
         folder = Path(options.output_dir)
-        suite.write(folder, scorer_name(options.scorer), judged, scorer, summary)
-        say(f"{options.suite}, {len(judged)} items, {' '.join(options.scorer)}\n{suite.format(summary)}")
-        say("\n".join([*format_remarks(summary), f"written to {folder}"]))
+        suite.write(folder, outputs_name(options, summary), judged, scorer, summary)
+        say(f"{options.suite}, {len(judged)} items, {' '.join(options.scorer or options.judge or [])}\n{suite.format(summary)}")
+        say("\n".join([*format_judge(summary), *format_remarks(summary), f"written to {folder}"]))
     distributed.barrier()
     return summary
-
-
-def make_scorer(options: Options, device: "torch.device", dtype: str):
-    """The scorer that the words or folders of --scorer name."""
-    from denserl.evaluation.baselines import BASELINES, BaselineScorer
-    from denserl.evaluation.pair_scorer import load_answer_scorer
-
-    require(options.scorer, "`scorer` names nothing", "give a reward model, or length, or random")
-    named = [word for word in options.scorer if word in BASELINES]
-    if not named:
-        how: dict[str, Any] = {"sft_model": options.sft_model, "aggregate": options.aggregate, "template": options.template()}
-        how |= {"rank": options.rank, "seed": options.seed}
-        return load_answer_scorer(options.scorer, options, device, dtype, read=options, **how)
-    require(len(options.scorer) == 1, f"`scorer` has {named[0]} beside others", "give it alone, or reward models alone")
-    return BaselineScorer(named[0], options.seed)
-
-
-def scorer_name(scorers: list[str]) -> str:
-    """The name under which a scorer's outputs are kept: that of its folder, or its hub name."""
-    names = [Path(path).resolve().name if Path(path).exists() else path for path in scorers]
-    name = "+".join(names)
-    return f"{name}-model" if name == "results" else name
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,12 +8,20 @@ from annotated_types import Ge, Gt, Interval
 from denserl.config import FIRST, INPUT, MODEL, Config, Only
 from denserl.data.config import DataConfig
 from denserl.errors import require
+from denserl.judging.config import JudgeConfig, is_url
 from denserl.plugins import load_named
 from denserl.rewards.config import ReadConfig, RewardModelConfig, ScoringConfig
 from denserl.rollouts.config import SamplingConfig
 
 ON_PROCESSBENCH = Only("but on processbench", lambda c: c.suite == "processbench")
 ON_BON_ANSWERS = Only("but on bon_answers", lambda c: c.suite == "bon_answers")
+WORDS = {"length", "random"}  # in the place of reward models
+# What only reward models have a use for.
+OF_MODELS = (
+    *("sft_model", "entropy_threshold", "segmenter", "read_at", "max_length", "score_tokens"),
+    *("step_separator", "step_pattern", "max_steps", "skip_cut_step", "aggregate", "rank"),
+)
+OF_TEMPLATES = ("chat_template", "system_prompt", "template_date", "revision")
 OF_PROXIES = (
     "sft_model",
     "gold_reward_model",
@@ -87,6 +95,43 @@ class SuiteConfig(SolutionConfig, RankConfig):
             return {"threshold": self.step_threshold, "threshold_from": self.threshold_from}
         own = {"final_answer": load_named(self.final_answer, "final_answer")} if self.final_answer else {}
         return {"choose": self.choose, **own} if name == "bon_answers" else {}
+
+
+@dataclass(kw_only=True)
+class JudgedConfig(JudgeConfig, SuiteConfig, ReadConfig, ScoringConfig):
+    """What judges the answers of a suite: reward models, a word, or a judge."""
+
+    group: ClassVar[str] = "suite"
+
+    scorer: Annotated[
+        list[str] | None,
+        MODEL,
+        FIRST,
+        Only("with `scorer` length or random", lambda c: not c.words_of_scorer(), of=(*OF_MODELS, *OF_TEMPLATES)),
+        Only("with `judge`, which is no reward model", lambda c: not c.judge, of=OF_MODELS),
+        Only("where a server judges", lambda c: c.has_models(), of=OF_TEMPLATES),
+    ] = None
+    """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random. In its place a
+    `judge` may be asked."""
+    sft_model: Annotated[str | None, MODEL] = None
+    """Model whose entropies cut the responses; default: the one in the reward model's config."""
+
+    def members(self) -> list[str]:
+        return self.scorer or []
+
+    def has_models(self) -> bool:
+        """Whether something is judged by a model that is read here, or by a word."""
+        return not self.judge or not all(map(is_url, self.judge))
+
+    def words_of_scorer(self) -> set[str]:
+        """The words among the scorers."""
+        return WORDS & {name.partition("@")[0] for name in self.scorer or []}
+
+    def check(self) -> None:
+        fix = "give a reward model, length or random as `scorer`, or a `judge`"
+        require(self.scorer or self.judge, "neither `scorer` nor `judge` is given", fix)
+        require(not (self.scorer and self.judge), "both `scorer` and `judge` are given", "leave one of them out")
+        super().check()
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from denserl.evaluation.items import Answer, Item, Judged, encode_all, judge
 from denserl.judging.contract import Comparison, Judge, Judgement
 from denserl.judging.tallies import tally
 
+SHARES = ("position_consistency", "first_share", "first_share_of_verdicts", "agreement")
 UNRATED = 0.0  # the rating of an answer to which no valid one was given: below all others
 
 
@@ -119,6 +120,36 @@ def write_verdicts(
             own = [next(found)._asdict() for _ in range(entry.wins.size)]
             row = {"id": entry.item.id, "subset": entry.item.subset, "results": credit, "pairs": own}
             packed.write(json.dumps(row).encode() + b"\n")
+
+
+def format_judge(summary: dict) -> list[str]:
+    """Who judged, and what the verdicts say of the judge, for the terminal; nothing where none did."""
+    if "judge" not in summary:
+        return []
+    lines = [_judged_by(summary["judge"])]
+    if "verdicts" in summary:
+        found = summary["verdicts"]
+        shares = (f"{name.replace('_', ' ')} {found[name]:.4f}" for name in SHARES if found[name] is not None)
+        counts = f"of {found['verdicts']} verdicts {found['invalid']} are invalid and {found['cut']} cut"
+        lines.append("; ".join([", ".join(shares), counts, f"{found['undecided']} pairs undecided"]).removeprefix("; "))
+        if found["cut"]:
+            lines.append("texts are cut where they reach `judge_max_new_tokens` before a verdict")
+    elif summary["ratings"]["unrated"]:
+        lines.append(
+            "{unrated} of {answers} answers have no valid rating: they count as below all others".format(**summary["ratings"])
+        )
+    return lines
+
+
+def _judged_by(about: dict) -> str:
+    """The judges, the template, and what was asked."""
+    orders = f", {about['orders']} order{'s' * (about['orders'] == 'both')}" if "orders" in about else ""
+    votes = f", {about['votes']} votes" if about["votes"] > 1 else ""
+    asked = "; ".join(
+        f"{each['judge']}: {each['calls']} answers, {each['prompt_tokens']} + {each['tokens']} tokens"
+        for each in about["judges"]
+    )
+    return f"template {about['template']} {about['template_hash']}{orders}{votes}; {asked}"
 
 
 def _comparison(first: Answer, second: Answer) -> Comparison:

@@ -246,6 +246,8 @@ def write(folder: Path, model: str, suite: Suite, judged: Sequence[Judged], scor
     credits = [suite.earned(entry) for entry in judged]
     if "calibration" in summary:
         plot_reliability(summary["calibration"], folder / "reliability.png")
+    else:
+        (folder / "reliability.png").unlink(missing_ok=True)  # of another scorer
     _write_table(folder / "results.csv", summary)
     if suite.strength:
         groups, picture = summary["groups"], folder / "strength.png"

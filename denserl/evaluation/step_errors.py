@@ -46,6 +46,7 @@ class StepSuite(NamedTuple):
     unread: Callable[[object], set[str]] = lambda row: set()
     threshold: float = 0.5
     threshold_from: str | None = None
+    rated: bool = False  # no judge says anything of steps
 
     def read(self, row: dict, part: str) -> Solution:
         """The solution of a row."""

@@ -62,6 +62,7 @@ class AnswerSuite(NamedTuple):
     unread: Callable[[object], set[str]] = lambda row: set()
     final_answer: Callable[[str], str | None] = final_answer
     choose: str = "best"
+    rated: bool = True  # a judge rates each answer, and compares none
 
     def read(self, row: dict, part: str) -> StoredAnswers:
         """The problem of a row, with its final answers."""

@@ -17,7 +17,9 @@ def tally(judgements: Sequence[Judgement]) -> dict:
         verdicts, invalid, cut, ties: texts that were read, and what they are.
         position_consistency: of comparisons with valid verdicts in both orders, the share in which both prefer the same
             answer, or none.
-        first_share: of verdicts that prefer an answer, the share that prefers the one shown first.
+        first_share: of comparisons with a verdict, the share that is decided for the answer shown first; a half where both
+            orders decide. 0.5 is what a judge has that does not look at the place, or that is asked in both orders.
+        first_share_of_verdicts: of verdicts that prefer an answer, the share that prefers the one shown first.
         agreement: of pairs of the first two valid votes in one order, the share that says the same. Of later votes, which are
             asked where these differ, nothing could be told without bias.
     """
@@ -33,9 +35,10 @@ def tally(judgements: Sequence[Judgement]) -> dict:
         "invalid": found["invalid"],
         "cut": found["cut"],
         "ties": found["tie"],
-        "position_consistency": _share(first == second for first, second in both),
-        "first_share": _share(placed),
-        "agreement": _share(one == other for one, other in first_two),
+        "position_consistency": _mean([first == second for first, second in both]),
+        "first_share": _mean([share for share in map(_place, judgements) if share is not None]),
+        "first_share_of_verdicts": _mean(placed),
+        "agreement": _mean([one == other for one, other in first_two]),
     }
 
 
@@ -66,6 +69,14 @@ def _valid_orders(judgements: Iterable[Judgement]) -> Iterator[list[Verdict]]:
             yield [verdict for verdict in order if verdict in VALID]
 
 
-def _share(values: Iterable[bool]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None
+def _place(judgement: Judgement) -> float | None:
+    """How much of the judgement is for what stood first; None without a valid verdict."""
+    valid = [(first, found) for first, order in zip(SHOWN_FIRST, judgement.verdicts) if (found := majority(order))]
+    if len(valid) != 1:
+        return 0.5 if valid else None
+    [(first, found)] = valid
+    return 0.5 if found == "tie" else float(found == first)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -12,6 +12,7 @@ import torch
 from denserl.cli import evaluate
 from denserl.cli.options import parse
 from denserl.errors import UserError
+from denserl.evaluation.scorers import scorer_name
 from denserl.models.reward_models import new_reward_model
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.sources.pair_model import PairModel
@@ -182,10 +183,10 @@ def test_a_mistake_is_met_with_a_message(folder, tmp_path, capsys, words, said):
 
 def test_outputs_are_named_by_their_scorers(tmp_path):
     (tmp_path / "results").mkdir()
-    assert evaluate.scorer_name(["length"]) == "length"
-    assert evaluate.scorer_name(["user/model"]) == "user/model"
-    assert evaluate.scorer_name([str(tmp_path / "results")]) == "results-model"
-    assert evaluate.scorer_name([str(tmp_path), "user/model"]) == f"{tmp_path.name}+user/model"
+    assert scorer_name(["length"]) == "length"
+    assert scorer_name(["user/model"]) == "user/model"
+    assert scorer_name([str(tmp_path / "results")]) == "results-model"
+    assert scorer_name([str(tmp_path), "user/model"]) == f"{tmp_path.name}+user/model"
 
 
 def test_suite_and_path_stand_without_a_flag():

@@ -6,13 +6,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import rule_server
 
 from denserl.data.bad_rows import BadRow, BadRows
 from denserl.evaluation.items import Answer, Item, by_verdicts
 from denserl.evaluation.judge_scorer import ComparingJudge, RatingJudge, comparisons
 from denserl.evaluation.results import format_summary, write
 from denserl.evaluation.suites.registry import SUITES
-from denserl.judging.contract import Comparison, Judgement
+from denserl.judging.asking import Asker
+from denserl.judging.comparing import TextJudge, text_vote
+from denserl.judging.contract import Comparison, Decoding, Judgement
+from denserl.judging.store import Store
+from denserl.judging.templates import find_template
 
 PROMPT = [{"role": "user", "content": "Q?"}]
 
@@ -136,6 +141,27 @@ def test_conversations_are_compared_from_where_they_part():
         comparisons(Item("0", "all", [Answer(PROMPT, "a")], [Answer(other, "b")]))
     with pytest.raises(BadRow, match="different prompts"):
         comparisons(Item("0", "all", [Answer(PROMPT, "a")], [Answer([*PROMPT, *other], "b")]))
+
+
+def test_a_place_is_seen_in_one_order_and_not_in_both(tmp_path):
+    """The better answers stand first in all items: what a judge does with places must not become accuracy."""
+    template = find_template("pairwise")
+    faults = {"noise": 0.2, "position_bias": 0.3, "invalid": 0.05}
+    backend = rule_server.RuleBackend(rule_server.Rule(template, lambda prompt, text: float(text == "good"), **faults))
+    asker = Asker(backend, "rule", Store(tmp_path / "answers.jsonl"))
+    items = [item(n, "good", "bad", prompt=[{"role": "user", "content": str(n)}]) for n in range(800)]
+    found = {}
+    for orders in ("one", "both"):
+        scorer = ComparingJudge(TextJudge(template, [asker], Decoding(64), text_vote(template), orders), False)
+        found[orders] = judged("pairs", items, scorer)[1] | scorer.describe()["verdicts"]
+    assert len(backend.asked) == 1600 and found["one"]["verdicts"] == 800  # one order is part of both
+    # Shown first the better answer is preferred with .3 + .7 x .8, shown second with .7 x .8: .86 and .56.
+    assert found["one"]["first_share"] == pytest.approx(0.65, abs=0.05)
+    assert found["both"]["first_share_of_verdicts"] == pytest.approx(0.65, abs=0.04)
+    assert found["both"]["first_share"] == pytest.approx(0.5, abs=0.03)
+    # Where nothing is valid it is a half; in both orders one valid verdict decides, and orders that differ are a half.
+    assert found["one"]["accuracy"] == pytest.approx(0.95 * 0.71 + 0.05 / 2, abs=0.05)
+    assert found["both"]["accuracy"] == pytest.approx((1 - 0.05**2) * 0.71 + 0.05**2 / 2, abs=0.04)
 
 
 def test_every_verdict_is_in_a_file(tmp_path):

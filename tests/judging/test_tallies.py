@@ -37,8 +37,16 @@ def test_verdicts_are_counted():
     )
     assert found == {
         "comparisons": 5, "undecided": 1, "verdicts": 10, "invalid": 2, "cut": 1, "ties": 2,
-        "position_consistency": 2 / 3, "first_share": 3 / 5, "agreement": None,
+        "position_consistency": 2 / 3, "first_share": (0.5 + 0.5 + 0.5 + 0) / 4,
+        "first_share_of_verdicts": 3 / 5, "agreement": None,
     }  # fmt: skip
+
+
+def test_what_one_order_decides_has_a_place():
+    shown_first, shown_second = Judgement(1.0, (("first",), ("invalid",))), Judgement(1.0, (("cut",), ("first",)))
+    tie, nothing = Judgement(0.5, (("tie",), ())), Judgement(None, ((), ("invalid",)))
+    found = tally([shown_first, shown_first, shown_second, tie, nothing])
+    assert found["first_share"] == (1 + 1 + 0 + 0.5) / 4 and found["first_share_of_verdicts"] == 2 / 3
 
 
 def test_agreement_is_of_the_first_two_valid_votes_in_an_order():

@@ -57,6 +57,9 @@ class AnySuite(Protocol):
     def sizes(self) -> Mapping[str, int]: ...
 
     @property
+    def rated(self) -> bool: ...
+
+    @property
     def unread(self) -> Callable[[object], set[str]]: ...
 
     def read(self, row: dict, part: str) -> Any: ...
@@ -195,6 +198,7 @@ SUITES: dict[str, Suite | StepSuite | AnswerSuite] = {
         headline=judgebench.headline,
         groups=judgebench.groups,
         sizes=judgebench.SIZES,
+        by_judge=functools.partial(by_verdicts, tie=0.0, invalid=0.0),
     ),
     "ppe": Suite(_ppe_sets, ppe.item, headline=ppe.headline),
     "mrewardbench": Suite(_parts(mrewardbench.LANGUAGES), mrewardbench.item, headline=mrewardbench.headline),

@@ -1,0 +1,73 @@
+"""The scorer that options of a suite name: reward models, a word, or a judge."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from denserl.errors import require
+from denserl.evaluation.baselines import BASELINES, BaselineScorer
+from denserl.evaluation.judge_scorer import ComparingJudge, JudgeScorer, RatingJudge
+from denserl.evaluation.pair_scorer import load_answer_scorer
+from denserl.evaluation.step_errors import StepSuite
+from denserl.judging.build import build_askers, build_judge, build_rater
+from denserl.judging.templates import find_template
+
+if TYPE_CHECKING:
+    from denserl.evaluation.config import JudgedConfig
+    from denserl.evaluation.suites.registry import AnySuite
+
+# Templates by what is to be read.
+RATES, TOKEN, TEXT = "rating", "pairwise-token", "pairwise"
+
+
+def make_scorer(config: "JudgedConfig", suite: "AnySuite", device: torch.device, dtype: str) -> Any:
+    """What scores the answers of the suite.
+
+    Raises:
+        UserError: it cannot be made, or says nothing of what the suite judges.
+    """
+    if config.judge:
+        return make_judge(config, suite, device, dtype)
+    scorers = config.scorer or []
+    named = [word for word in scorers if word in BASELINES]
+    if not named:
+        how: dict[str, Any] = {"sft_model": config.sft_model, "aggregate": config.aggregate, "template": config.template()}
+        how |= {"rank": config.rank, "seed": config.seed}
+        return load_answer_scorer(scorers, config, device, dtype, read=config, **how)
+    require(len(scorers) == 1, f"`scorer` has {named[0]} beside others", "give it alone, or reward models alone")
+    return BaselineScorer(named[0], config.seed)
+
+
+def make_judge(config: "JudgedConfig", suite: "AnySuite", device: torch.device, dtype: str) -> JudgeScorer:
+    """The judge of a suite; nothing is asked and no model loaded yet."""
+    fix = "give a `scorer` that was trained on labels of steps"
+    require(not isinstance(suite, StepSuite), "`judge` says how good answers are, and this suite judges their steps", fix)
+    own = RATES if suite.rated else TOKEN if config.judge_verdict == "logprob" else TEXT
+    template = find_template(config.judge_template or own, "rate" if suite.rated else None)
+    rates = template.kind == "rate"
+    found = f"`judge_orders` one has no effect: the template {template.name} rates answers one by one"
+    require(not rates or config.judge_orders == "both", found, "leave `judge_orders` out")
+    askers = build_askers(config, config.output_dir, device, dtype, config.template())
+    if rates:
+        return RatingJudge(build_rater(config, template, askers))
+    judge = build_judge(config, template, askers, config.judge_orders)
+    return ComparingJudge(judge, calibrated=config.judge_verdict == "logprob")
+
+
+def outputs_name(config: "JudgedConfig", summary: dict) -> str:
+    """The name under which a scorer's outputs are kept: that of its folder, its hub name, or what a judge calls itself."""
+    if config.judge:
+        # What a server calls its model may be any text.
+        served = [re.sub(r"[^\w.-]+", "_", asked["judge"]).strip("._") or "judge" for asked in summary["judge"]["judges"]]
+        return scorer_name(served)
+    return scorer_name(config.scorer or [])
+
+
+def scorer_name(scorers: Sequence[str]) -> str:
+    """Names of folders and hub names joined, in a form that no file of every run has."""
+    names = [Path(path).resolve().name if Path(path).exists() else path for path in scorers]
+    name = "+".join(names)
+    return f"{name}-model" if name == "results" else name
