@@ -147,7 +147,7 @@ class Asker:
         """Ask for what is missing, and keep each answer as it comes."""
         missing = of_rank_0(lambda: self._first_of_missing(requests))
         bar.update(len(requests) - len(missing))
-        if not self.shared:
+        if not self.shared or distributed.world_size() == 1:
             of_rank_0(lambda: self._keep(requests, self._replies(requests, missing), about, bar))
             return
         size = SHARE * distributed.world_size()

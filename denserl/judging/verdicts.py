@@ -177,8 +177,15 @@ def mtbench_verdict(text: str) -> Verdict:
 def _finder(marks: tuple[str, ...]) -> re.Pattern:
     """Finds marks that are no bare words, the longest at each place; one that is part of a longer word is none."""
     known = sorted((mark for mark in marks if not mark.isalnum()), key=len, reverse=True)
-    edge = r"(?:(?<!\w)|(?!\w))"
-    return re.compile("|".join(f"{edge}{re.escape(mark)}{edge}" for mark in known) or r"(?!)")
+    return re.compile("|".join(map(_whole_mark, known)) or r"(?!)")
+
+
+def _whole_mark(mark: str) -> str:
+    """Finds a mark, where it begins or ends with a letter no part of a longer word."""
+    before, behind = (
+        edge if re.match(r"\w", letter) else "" for letter, edge in ((mark[0], r"(?<!\w)"), (mark[-1], r"(?!\w)"))
+    )
+    return before + re.escape(mark) + behind
 
 
 def _of(side: str, first: FirstTokens, marks: Mapping[str, Mark]) -> float | None:

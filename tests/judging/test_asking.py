@@ -2,10 +2,13 @@
 
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from judges import DECODING, RuleBackend, question
 
+from denserl import distributed
 from denserl.errors import UserError
 from denserl.judging.asking import TOGETHER, Asker, Cost, Limit
 from denserl.judging.contract import Reply
@@ -130,3 +133,61 @@ def test_what_is_remembered_is_of_the_store_alone(tmp_path):
     asker.ask(QUESTIONS[1:3])
     assert asker.recall(QUESTIONS, lambda reply: reply.first) == [None, (("A", -1.0),), (("A", -1.0),), (("A", -1.0),), None]
     assert len(backend.asked) == 2
+
+
+@pytest.fixture
+def on_ranks(monkeypatch):
+    """Runs a function of the rank on three of them, threads that meet where ranks exchange objects."""
+    own, count = threading.local(), 3
+    barrier, told = threading.Barrier(count, timeout=20), [None] * count
+
+    def gather(entry):
+        told[own.rank] = entry
+        barrier.wait()
+        found = list(told)
+        barrier.wait()
+        return found
+
+    monkeypatch.setattr(distributed, "rank", lambda: own.rank)
+    monkeypatch.setattr(distributed, "world_size", lambda: count)
+    monkeypatch.setattr(distributed, "gather_objects", gather)
+
+    def run(function):
+        def of_rank(rank: int):
+            own.rank = rank
+            return function(rank)
+
+        with ThreadPoolExecutor(count) as threads:
+            return list(threads.map(of_rank, range(count)))
+
+    return run
+
+
+@pytest.mark.parametrize("shared, expected", [(False, [200, 0, 0]), (True, [67, 67, 66])])
+def test_ranks_are_told_the_same_and_share_the_work_of_a_model_that_each_has(tmp_path, on_ranks, shared, expected):
+    # More than they answer before answers are kept, each twice.
+    questions = [question(f"{number % 200}") for number in range(400)]
+    backends, store = [RuleBackend(echo) for _ in range(3)], Store(tmp_path / "s")
+
+    def ask(rank: int):
+        asker = Asker(backends[rank], "rule", store if rank == 0 else None, shared=shared)
+        asker.plan(questions[:10])
+        return [reply.text for reply in asker.ask(questions)], asker.cost
+
+    one, *others = on_ranks(ask)
+    assert [len(backend.asked) for backend in backends] == expected
+    assert one == ([f"to {number % 200}" for number in range(400)], Cost(200, 2000, 400)) and others == [one, one]
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_what_goes_wrong_on_one_rank_ends_all(tmp_path, on_ranks, failing):
+    store = Store(tmp_path / "s")
+
+    def ask(rank: int) -> str:
+        backend = RuleBackend(echo, fails_at=0 if rank == failing else None)
+        asker = Asker(backend, "rule", store if rank == 0 else None, shared=True)
+        with pytest.raises(UserError) as error:
+            asker.ask([question(f"{number}") for number in range(10)])
+        return error.value.found
+
+    assert on_ranks(ask) == ["the server is away"] * 3
