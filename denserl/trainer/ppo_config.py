@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Interval
 from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.errors import require
+from denserl.judging.config import JudgeConfig
 from denserl.ppo_utils.config import WITHOUT_CRITIC, DenseRewardConfig, KLConfig, LossConfig
 from denserl.rewards.config import RewardModelConfig, SourcesConfig
 from denserl.rollouts.config import SamplingConfig
@@ -28,6 +29,7 @@ class PPOConfig(
     SamplingConfig,
     LossConfig,
     OptimisationConfig,
+    JudgeConfig,
     DataConfig,
     RunConfig,
 ):
@@ -94,6 +96,20 @@ class PPOConfig(
     """module:function of (prompts, responses) -> true rewards of held-out rollouts, where they are known; only reported."""
     gold_reward_model: Annotated[str | None, MODEL, RESUMABLE, HELD_OUT] = None
     """Reward model that only judges held-out rollouts, at the level in its config, by this run's entropies."""
+    judge_reward_model: Annotated[
+        list[str] | None, MODEL, RESUMABLE, HELD_OUT, Only("beside `judge`", lambda c: not c.judge)
+    ] = None
+    """Reward model that judges in the place of a language model, by the probability that its scores make of two answers: folder
+    or hub name; several are an ensemble."""
+    eval_judge: Annotated[
+        int,
+        Ge(1),
+        RESUMABLE,
+        Only("without `judge` or `judge_reward_model`", lambda c: c.judge or c.judge_reward_model),
+        Only(HELD_OUT.when, HELD_OUT.has_effect, of=("judge",)),
+    ] = 1
+    """Let the judge compare every so many held-out rollouts, and the last one, with answers of the reference model to the same
+    prompts: a win rate (docs/judging.md)."""
     save_every: Annotated[int, Ge(0), RESUMABLE] = 5
     """Iterations between checkpoints; 0 none."""
     keep_checkpoints: Annotated[int, Ge(1), RESUMABLE] = 2

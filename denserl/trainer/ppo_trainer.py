@@ -48,6 +48,7 @@ from denserl.trainer.ppo_data import (
     make_schedule,
     text_batches,
 )
+from denserl.trainer.ppo_judging import HeldOutJudge, make_judge
 from denserl.trainer.ppo_losses import Part, StepLosses
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, open_log, rollout_metrics
 from denserl.trainer.ppo_models import (
@@ -87,6 +88,7 @@ class PPOTrainer:
         prompts, eval_prompts: rows with `prompt` (messages) and `prompt_ids`.
         ptx_batches: optimiser step -> this rank's micro-batches of text for the pretraining loss, or None.
         true_reward, gold: what held-out responses are worth beside the reward that is trained on, only reported, or None.
+        judging: compares them with the reference model's.
         settings: kept with every checkpoint, to be compared when a run is resumed.
 
     Random numbers depend on seed, iteration and the response's number alone, so that a run goes the same way on any number
@@ -109,12 +111,13 @@ class PPOTrainer:
         ptx_batches: Callable[[int], list[ResponseBatch]] | None = None,
         true_reward: FunctionSource | None = None,
         gold: ResponseScorer | None = None,
+        judging: HeldOutJudge | None = None,
         settings: dict | None = None,
     ):
         self.config, self.schedule, self.models, self.rewards = config, schedule, models, rewards
         self.sampler, self.log, self.tokenizer, self.device = sampler, log, tokenizer, device
         self.prompts, self.eval_prompts, self.ptx_batches = prompts, eval_prompts, ptx_batches
-        self.true_reward, self.gold, self.settings = true_reward, gold, settings or {}
+        self.true_reward, self.gold, self.judging, self.settings = true_reward, gold, judging, settings or {}
         self.kl = KLCoefficient(config.kl_coefficient, config.kl_target, config.kl_horizon)
         first = rewards.sources[0].segmenter.level if config.reward_model else ""
         self.value_clip = config.value_clip or VALUE_CLIP.get(first, DEFAULT_VALUE_CLIP)
@@ -142,6 +145,7 @@ class PPOTrainer:
         device, dtype = start_run(config)
         check_sizes(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
+        judge = make_judge(config, device, dtype)
         template = template_of_run(config, checkpoint, config.reward_model[0] if config.reward_model else None)
         tokenizer = load_tokenizer(config.model, template, **config.tokenizer_source())
         decode = response_text(tokenizer)
@@ -164,7 +168,7 @@ class PPOTrainer:
         check_lengths(config, filter(None, (prompts, held_out)), text.get("ptx"))
         remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": prompts}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
-        models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit], compares)
+        models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit], compares or judge is not None)
         trainer = cls(
             config,
             schedule,
@@ -179,6 +183,7 @@ class PPOTrainer:
             ptx_batches=text_batches(config, text["ptx"], tokenizer.pad_token_id) if text else None,
             true_reward=true_reward,
             gold=gold and gold_scorer(gold, freeze(gold, config, device, dtype), models.reference, [config.segmenter]),
+            judging=HeldOutJudge(judge, of_reference) if judge else None,
             settings=settings,
         )
         if checkpoint is not None:
@@ -340,6 +345,9 @@ class PPOTrainer:
         judged = self.judge(responses)
         counted = torch.tensor([row < count for row in mine], device=self.device)
         metrics = rollout_metrics(scored, self.rewards, judged, counted, self.config.max_new_tokens)
+        # Before the first iteration both models are the same.
+        if self.judging is not None and place and self._every(self.config.eval_every * self.config.eval_judge):
+            metrics |= self.judging(responses, mine, count)
         self.log.log_samples("eval_samples", self.iteration, responses, scored, self.rewards, judged)
         return {f"eval_{key}": value for key, value in metrics.items()}
 
