@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
-VOID_TAGS = {"meta", "img"}
+VOID_TAGS = {"meta", "img", "input"}
 RESULTS = {
     "best_accuracy": 0.85,
     "seed": 7,

@@ -154,11 +154,11 @@ def _lengths(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def _positions(games: Sequence[Played]) -> dict[str, Any]:
-    """Win rates where the policy's answer is shown first, and second; of games with a winner, the share that the first wins."""
+    """Win rates where the policy's answer is shown first, and second; and how much of all games goes to what is shown first."""
     asked = [played for played in games if played.state == "valid" and played.worth is not None]
-    rates = win_rate.by_position([played.worth for played in asked], [played.game.policy_first for played in asked])
-    decided = [(played.worth > 0.5) == played.game.policy_first for played in asked if played.worth != 0.5]
-    return {**rates, "first_share": sum(decided) / len(decided) if decided else None}
+    worths, first = np.array([played.worth for played in asked]), np.array([played.game.policy_first for played in asked], bool)
+    share = float(np.where(first, worths, 1 - worths).mean()) if asked else None
+    return {**win_rate.by_position(worths, first), "first_share": share}
 
 
 def _alpacaeval(outcomes: Sequence[Outcome]) -> dict[str, Any]:
