@@ -37,7 +37,7 @@ def test_battles_are_counted_by_hand():
 
 def test_one_policy_against_the_baseline_has_its_mean_score():
     scores, questions = battles(GAMES)
-    (row,) = arena(scores, np.zeros(21, dtype=int), rounds=4000)
+    (row,) = arena(scores, np.zeros(21, dtype=int), rounds=2000)
     assert (len(scores), scores.sum()) == (21, 10)
     assert row["win_rate"] == pytest.approx(47.61904762, abs=5e-8) and row["rating"] == pytest.approx(983.44292594, abs=1e-6)
     estimate = mean_of_questions(100 * scores, questions)
@@ -45,20 +45,23 @@ def test_one_policy_against_the_baseline_has_its_mean_score():
     assert 100 * scores.std(ddof=1) / math.sqrt(21) == pytest.approx(10.62128956, abs=5e-8)
     # Battles drawn one by one: 21 of them give steps of 2.4.
     generator, scores = random.Random(0), scores.tolist()
-    means = [100 * sum(generator.choices(scores, k=21)) / 21 for _ in range(4000)]
+    means = [100 * sum(generator.choices(scores, k=21)) / 21 for _ in range(2000)]
     assert row["interval"] == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist(), abs=2.5)
 
 
-def test_the_newer_headline_is_the_mean_of_its_rounds():
+def test_the_newer_headline_is_the_mean_of_its_rounds(monkeypatch):
     scores, _ = battles(GAMES, "newer")
     (row,) = arena(scores, np.zeros(20, dtype=int), "newer", rounds=20000)
     # Standard error of a mean of 20000 rounds: 0.08.
     assert 100 * scores.mean() == 45 and row["win_rate"] == pytest.approx(45, abs=0.3) and "rating" not in row
-    (few,) = arena(scores, np.zeros(20, dtype=int), "newer", seed=1)
-    assert few["win_rate"] != 45
-    generator, scores = random.Random(0), scores.tolist()
-    means = [100 * sum(generator.choices(scores, k=20)) / 20 for _ in range(4000)]
-    assert row["interval"] == pytest.approx(np.percentile(means, [5, 95]).tolist(), abs=2.6)
+    scores, _, _ = many(4)
+    (row,) = arena(scores, np.zeros(600, dtype=int), "newer", rounds=4000)
+    error = 100 * scores.std() / math.sqrt(600)
+    assert row["interval"] == pytest.approx([100 * scores.mean() + z * error for z in (-1.645, 1.645)], abs=0.15 * error)
+    rounds = np.array([[3, 0, 0], [0, 2, 1], [0, 1, 2]])
+    monkeypatch.setattr("denserl.evaluation.policies.arena._drawn", lambda count, many, rng: rounds)
+    (row,) = arena(np.array([1, 0, 0.5]), np.zeros(3, dtype=int), "newer")
+    assert row["win_rate"] == pytest.approx(100 * (1 + 0.5 / 3 + 1 / 3) / 3)
 
 
 def test_policies_that_meet_the_baseline_alone_are_rated_each_alone():
@@ -76,7 +79,7 @@ def test_policies_that_meet_the_baseline_alone_are_rated_each_alone():
 def test_three_models_have_the_ratings_of_zermelo():
     wins = np.array([[0, 7, 8], [3, 0, 6.5], [2, 4.5, 0]])
     strength = np.ones(3)
-    for _ in range(20000):
+    for _ in range(2000):
         strength = np.array(
             [
                 wins[i].sum() / sum((wins[i, j] + wins[j, i]) / (strength[i] + strength[j]) for j in range(3) if j != i)
@@ -105,6 +108,8 @@ def test_style_is_measured_as_by_hand():
     assert new[0] == pytest.approx([1.27169755, 0.44082604, 0.33657228, 0.13565550], abs=5e-9)
     assert old.std(axis=0) == pytest.approx(np.ones(4)) and new.std(axis=0, ddof=1) == pytest.approx(np.ones(4))
     same = np.ones((3, 4)) * [9, 0, 1, 0]
+    assert np.abs(style_features(same, same + 1, "newer")).max() < 1e-9  # not of rounding
+    assert style_features(*(counts[:1] for counts in COUNTS), "newer").tolist() == [[0] * 4]
     assert style_features(same, same, "newer").tolist() == style_features(same, same, "v0.1").tolist() == [[0] * 4] * 3
     empty = np.zeros((2, 4))
     assert style_features(empty, empty, "newer").tolist() == [[0] * 4] * 2
@@ -145,6 +150,27 @@ def test_style_control_is_the_regression_of_scipy():
     found, coefficients = arena_by_style(scores, policies, style)
     assert coefficients == pytest.approx(best[4:], abs=1e-6)
     assert [row["rating"] for row in found] == pytest.approx(1114 + 400 * (best[1:4] - best[0]), abs=1e-3)
+
+
+def test_the_newer_style_control_has_medians_of_its_rounds(monkeypatch):
+    """Each round by scipy, of the battles that it draws, the baseline at 0."""
+    scores, policies, style = many(3, 90)
+    rounds = np.random.default_rng(0).multinomial(90, np.full(90, 1 / 90), size=5)
+    monkeypatch.setattr("denserl.evaluation.policies.arena._drawn", lambda count, many, rng: rounds)
+    features = np.concatenate([np.eye(3)[policies], style], axis=1)
+    fits = []
+    for drawn in rounds:
+        x, y = np.repeat(features, drawn, axis=0), np.repeat(scores, drawn)
+
+        def loss(t, x=x, y=y):
+            return (np.logaddexp(0, x @ t) - y * (x @ t)).sum()
+
+        fits.append(minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-7}).x)
+    rates = 100 / (1 + np.exp(-np.array(fits)[:, :3]))
+    rows, coefficients = arena_by_style(scores, policies, style, "newer")
+    assert [row["win_rate"] for row in rows] == pytest.approx(np.median(rates, axis=0).tolist(), abs=1e-4)
+    assert [row["interval"] for row in rows] == [pytest.approx(b, abs=1e-4) for b in np.percentile(rates, [5, 95], axis=0).T]
+    assert coefficients == pytest.approx(np.median(np.array(fits)[:, 3:], axis=0).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["v0.1", "newer"])

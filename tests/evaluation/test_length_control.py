@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_win_rate import recorded
 
+from denserl.evaluation.policies.clusters import times_drawn
 from denserl.evaluation.policies.length_control import (
     LENGTH_WEIGHT,
-    PENALTIES,
     Gamed,
     length_controlled,
     length_feature,
@@ -118,32 +118,65 @@ def test_rows_without_judgement_are_asked_for_but_not_learned_from(weight_of_100
     assert controlled("v1", gamed=unjudged)["weights"] == controlled("v1")["weights"]
 
 
-@pytest.mark.parametrize("variant", ["minimal", "noreg", "v1"])
-def test_the_penalty_is_that_of_the_least_loss_on_folds_dealt_from_the_last_row(variant):
-    """By a loop over penalties, folds and rows."""
+def written_out(variant: str, credits, length, difficulty) -> list[tuple[list[float], float, float]]:
+    """Rows as they are learned from: features, label and weight."""
+    rows = [([math.tanh(x), d, 0.0], y, 0.1) for x, d, y in zip(*GAMED)] if variant == "v1" else []
+    rows += [([x, d, 1.0], y, 1.0) for x, d, y in zip(length, difficulty, credits)]
+    return [([x, one], y, w) if variant == "minimal" else ([x, d, one], y, w) for (x, d, one), y, w in rows]
+
+
+def fitted(rows: list, penalty: float) -> np.ndarray:
+    features, labels, weights = map(np.array, zip(*rows))
+    return logistic(features, labels, penalty * weights, lasso=True)
+
+
+def chance_of(features: list[float], found: np.ndarray) -> float:
+    return 1 / (1 + math.exp(-sum(x * t for x, t in zip(features, found.tolist(), strict=True))))
+
+
+def made(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Credits, length features and difficulties of n questions."""
     generator = np.random.default_rng(5)
-    n = 43
     length, difficulty = np.tanh(generator.normal(0, 1, n)), generator.normal(0, 1, n)
-    credits = 1 / (1 + np.exp(length - 0.7 * difficulty + generator.normal(0.5, 1, n)))
-    columns = {"minimal": [0, 2], "noreg": [0, 1, 2], "v1": [0, 1, 2]}[variant]
-    rows = [([math.tanh(x), d, 0], y, 0.1) for x, d, y in zip(*GAMED)] if variant == "v1" else []
-    rows += [([x, d, 1], y, 1.0) for x, d, y in zip(length, difficulty, credits)]
+    return 1 / (1 + np.exp(length - 0.7 * difficulty + generator.normal(0.5, 1, n))), length, difficulty
+
+
+@pytest.mark.parametrize("variant", ["minimal", "noreg", "v1"])
+def test_the_penalty_is_that_of_the_least_loss_on_folds(variant, monkeypatch):
+    """By a loop over penalties, folds, dealt from the last row on, and rows; on other folds another penalty has the least."""
+    penalties = np.logspace(-1, 2, 25)
+    monkeypatch.setattr("denserl.evaluation.policies.length_control.PENALTIES", penalties)
+    credits, length, difficulty = made(43)
+    rows = written_out(variant, credits, length, difficulty)
     folds: list[list[int]] = [[] for _ in range(5)]
     for place, number in enumerate(reversed(range(len(rows)))):
         folds[place % 5].append(number)
     losses = []
-    for penalty in PENALTIES:
+    for penalty in penalties:
         of_folds = []
         for fold in folds:
-            features, labels, weights = map(np.array, zip(*(row for i, row in enumerate(rows) if i not in fold)))
-            found = logistic(features[:, columns], labels, penalty * weights, lasso=True)
-            z = {i: float(np.array(rows[i][0])[columns] @ found) for i in fold}
-            chance = {i: 1 / (1 + math.exp(-z[i])) for i in fold}
-            own = [-rows[i][2] * (rows[i][1] * math.log(chance[i]) + (1 - rows[i][1]) * math.log(1 - chance[i])) for i in fold]
-            of_folds.append(sum(own) / len(own))
+            found = fitted([row for number, row in enumerate(rows) if number not in fold], penalty)
+            held = [(chance_of(rows[number][0], found), *rows[number][1:]) for number in fold]
+            of_folds.append(sum(-w * (y * math.log(p) + (1 - y) * math.log(1 - p)) for p, y, w in held) / len(held))
         losses.append(sum(of_folds) / 5)
     found = length_controlled(credits, length, variant, difficulty, GAMED, resamples=5)
-    assert found["penalty"] == PENALTIES[int(np.argmin(losses))]
+    assert found["penalty"] == penalties[int(np.argmin(losses))]
+
+
+@pytest.mark.parametrize("variant", ["minimal", "noreg", "v1"])
+def test_bootstraps_fit_anew_on_the_questions_drawn(variant):
+    """With the penalty as it is; gamed rows are drawn each once; a row that was not judged is asked for where it is drawn."""
+    credits, length, difficulty = made(24)
+    credits[5], questions = np.nan, np.arange(24) // 2
+    found = length_controlled(credits, length, variant, difficulty, GAMED, questions, resamples=30, seed=3)
+    rates = []
+    for drawn in times_drawn(questions, 30, 3):
+        copies = np.repeat(np.arange(24), drawn)
+        judged = copies[~np.isnan(credits[copies])]
+        own = fitted(written_out(variant, credits[judged], length[judged], difficulty[judged]), found["penalty"])
+        level = [features for features, *_ in written_out(variant, credits[copies], 0 * length[copies], difficulty[copies])]
+        rates.append(100 * np.mean([chance_of(features, own) for features in level[-len(copies) :]]))
+    assert found["interval"] == pytest.approx(np.quantile(rates, [0.025, 0.975]).tolist(), abs=1e-6)
 
 
 def test_intervals_draw_questions_with_all_their_rows():

@@ -71,6 +71,12 @@ def test_a_constant_alone_is_the_log_odds_of_the_mean():
     assert logistic(np.ones((3, 1)), labels, [1, 2, 1]) == pytest.approx([math.log(2.7 / 1.3)], abs=1e-8)
 
 
+def test_a_start_where_the_loss_is_nearly_straight_does_not_throw_it_off():
+    """There Newton's own step is 1500, beyond which the loss is straight the other way."""
+    assert logistic(np.ones((2, 1)), np.array([0.4, 0.6]), offset=-8.0) == pytest.approx([8.0], abs=1e-7)
+    assert logistic(np.ones((2, 1)), np.array([0.4, 0.6]), 1e4, offset=-8.0, lasso=True) == pytest.approx([8.0], abs=1e-3)
+
+
 def test_labels_that_are_told_apart_wholly_have_large_but_finite_coefficients():
     found = logistic(np.array([[1.0], [-1.0]]), np.array([1.0, 0.0]))
     # Where the slope of the loss, 2 exp(-t), is that of the ridge, 1e-9 t.

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from denserl.evaluation.policies.logistic import logistic
+from denserl.evaluation.statistics import SAME
 from denserl.judging.verdicts import ARENAHARD_NEWER
 from denserl.rewards.ranking import bradley_terry
 
@@ -104,8 +105,8 @@ def style_features(policy: np.ndarray, baseline: np.ndarray, rule: Rule) -> np.n
         tokens = policy[:, :1] + baseline[:, :1]
         length = (policy[:, :1] - baseline[:, :1]) / np.where(tokens > 0, tokens, 1)
         found, freedom = np.concatenate([length, (dense - base) / (dense + base + 1)], axis=1), 1
-    spread = found.std(axis=0, ddof=freedom)
-    return (found - found.mean(0)) / np.where(spread > 0, spread, np.inf)
+    spread = found.std(axis=0, ddof=min(freedom, len(found) - 1))
+    return (found - found.mean(0)) / np.where(spread > SAME, spread, np.inf)
 
 
 def arena_by_style(

@@ -69,8 +69,8 @@ def length_controlled(
 
     a, c and b are of the logistic regression of credits on a length_i + c d_i + b, with the sum of their magnitudes as penalty.
     v1: gamed rows, of which b says nothing, at a tenth of the weight. noreg: without them. minimal: without d too. fixed: a is
-    `LENGTH_WEIGHT`, no d and no penalty. The penalty is that of the least log loss in five folds, the rows dealt out in turn
-    from the last one on; a bootstrap draws questions anew, and fits anew, with the penalty as it is.
+    `LENGTH_WEIGHT`, no d and no penalty. The penalty is that of the least log loss in five folds, the rows dealt out in
+    turn; a bootstrap draws questions anew, and fits anew, with the penalty as it is.
 
     Args:
         credits: (n,) of one policy, NaN: not judged. length: (n,), see `length_feature`. difficulty: (n,), for v1 and noreg.
@@ -144,7 +144,7 @@ def _with_gamed(drawn: np.ndarray, count: int) -> np.ndarray:
 
 def _penalty(rows: _Rows) -> float:
     """Of `PENALTIES` the first with the least mean over folds of the mean weighted log loss on a fold, fitted on the others."""
-    held = np.arange(len(rows.labels))[::-1] % FOLDS == np.arange(FOLDS)[:, None]
+    held = np.arange(len(rows.labels)) % FOLDS == np.arange(FOLDS)[:, None]
     z = _fit(rows, PENALTIES[:, None, None] * rows.weights * ~held) @ rows.features.T
     losses = rows.weights * (np.logaddexp(0, z) - rows.labels * z)
     return float(PENALTIES[((losses * held).sum(-1) / held.sum(-1)).mean(-1).argmin()])
