@@ -133,14 +133,14 @@ def find_template(name: str, kind: Kind | None = None) -> Template:
 
 def read_template(path: Path, name: str) -> Template:
     """The template of a file (docs/judging.md). UserError where it is none."""
-    fix = "write it as docs/judging.md shows"
+    fix = "write it as docs/judging.md shows, with marks in quotes"
     require(path.stat().st_size <= _LONGEST_FILE, f"{path} is too large for a template", fix)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        template = _template(name, content)
+        return _template(name, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{path} is no template: line {error.problem_mark.line + 1}: {error.problem}", fix) from error
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is no template: {error}", fix) from error
-    return template
 
 
 def _template(name: str, content: Any) -> Template:

@@ -322,11 +322,20 @@ def test_what_is_no_template_is_refused(content, found, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["marks: {[[A]]: first}", "a: [", "!!python/object/apply:os.system ['true']", "\x00", "[" * 1000, "&a [*a, *a]"]
+    ("text", "found"),
+    [
+        ("marks: {[[A]]: first}", "line 1: found unhashable key"),
+        ("kind: rate\na: [", "line 2: expected the node content"),
+        ("!!python/object/apply:os.system ['true']", "line 1: could not determine a constructor"),
+        ("\x00", "special characters are not allowed"),
+        ("[" * 1000, ""),
+        ("&a [*a, *a]", ""),
+    ],
 )
-def test_what_is_no_yaml_is_refused(text, tmp_path):
-    with pytest.raises(UserError, match="mine.yaml is no template"):
+def test_what_is_no_yaml_is_refused(text, found, tmp_path):
+    with pytest.raises(UserError, match=f"mine.yaml is no template: .*{found}") as error:
         find_template(written(tmp_path, text))
+    assert "marks in quotes" in error.value.fix
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
