@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from denserl.errors import UserError
-from denserl.evaluation.policies.answers import Answers, PolicyAnswer, Question
+from denserl.evaluation.policies.answers import Answers, Gaps, PolicyAnswer, Question
 from denserl.evaluation.policies.credits import arena_marks, credits_of, settled
 from denserl.evaluation.policies.games import games_of, shown, way_of
 from denserl.evaluation.policies.joining import equal_answers, joined, with_references
-from denserl.evaluation.policies.outcomes import Game, Match, Played
+from denserl.evaluation.policies.outcomes import Game, Judged, Match, Played
 from denserl.evaluation.policies.playing import Play, ask_games, differing, outcomes_of
 from denserl.evaluation.policies.reading import Read, goes_on, is_certain, read, together
+from denserl.evaluation.policies.results import Counting, results_of
 from denserl.judging.asking import Asker, Limit
 from denserl.judging.contract import Decoding, Reply
 from denserl.judging.store import Store
@@ -91,18 +92,19 @@ def test_a_comparison_shows_each_conversation_in_its_place():
 
 
 @pytest.mark.parametrize(
-    "text, original, strict",
+    "text, original, newer, strict",
     [
-        ("so: [[A>>B]]", ("A>>B", 1.0, 3), ("A>>B", 1.0, 3)),
-        ("[[A>B]] or [[B>A]]", ("", None, 1), ("B>A", 0.0, 1)),
-        ("[[A=B]] and again [[A=B]]", ("A=B", 0.5, 1), ("A=B", 0.5, 1)),
-        ("<think>[[A>B]]</think> none", ("A>B", 1.0, 1), ("", None, 1)),
-        ("nothing", ("", None, 1), ("", None, 1)),
+        ("so: [[A>>B]]", ("A>>B", 1.0, 3), ("A>>B", 1.0, 3), ("A>>B", 1.0, 3)),
+        ("[[A>B]] or [[B>A]]", ("", None, 1), ("B>A", 0.0, 1), ("B>A", 0.0, 1)),
+        ("[[A=B]] and again [[A=B]]", ("A=B", 0.5, 1), ("A=B", 0.5, 1), ("A=B", 0.5, 1)),
+        ("<think>[[A>B]]</think> none", ("A>B", 1.0, 1), ("A>B", 1.0, 1), ("", None, 1)),
+        ("so [a<<b]", ("", None, 1), ("A<<B", 0.0, 3), ("", None, 1)),
+        ("nothing", ("", None, 1), ("", None, 1), ("", None, 1)),
     ],
 )
-def test_arena_hards_marks_by_both_rules(text, original, strict):
+def test_arena_hards_marks_by_all_rules(text, original, newer, strict):
     template = find_template("arenahard")
-    for rule, (mark, says, battles) in (("original", original), ("strict", strict)):
+    for rule, (mark, says, battles) in (("original", original), ("newer", newer), ("strict", strict)):
         found = read("arenahard", "pair", rule, template, reply(text))
         assert (found.mark, found.says, found.battles) == (mark, says, battles)
 
@@ -116,6 +118,21 @@ def test_what_has_no_verdict_is_invalid_or_cut():
     # The second text goes on where the first one ended.
     both = reply("I think") + reply("[[B>A]]")
     assert read("arenahard", "pair", "original", template, both) == Read(0.0, "B>A", "valid")
+    assert read("arenahard", "pair", "newer", template, both).state == "invalid"
+
+
+def test_arena_hards_newer_numbers_are_of_its_own_reading(tmp_path):
+    """Both games' marks: v0.1 has two of them in each, and no verdict; the newer program takes the last one."""
+    play = Play("arenahard", "pair", "suite", find_template("arenahard"), Decoding(9))
+    words = {False: "[[A>B]], no, [[B>>A]]", True: "[[A=B]] or [[B>A]]"}
+    turned = {shown(play.template, match(), Game(1, first))[-1]["content"]: said for first, said in words.items()}
+    heard = ask_games([match()], play, [asker(tmp_path, lambda request: turned[request.messages[-1]["content"]])])
+    own, newer = (outcomes_of([match()], play, heard, rule) for rule in ("original", "newer"))
+    counting = Counting("arenahard", "pair", "win_rate", 10, 0)
+    found = results_of([Judged("p", own, Gaps([], [], []), newer)], counting)["policies"]["p"]["original"]
+    # The policy wins the first game by far, three battles, and loses the second.
+    assert "v0.1" not in found and found["newer"]["win_rate"] == pytest.approx(75.0, abs=15)
+    assert arena_marks(newer[0].games) == ["B>>A", "B>A"] and own[0].credits == ()
 
 
 @pytest.mark.parametrize(

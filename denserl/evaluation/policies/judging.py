@@ -82,7 +82,9 @@ def said_by_judges(options: PolicyJudgingConfig, given: Given, device: torch.dev
     found, other = (outcomes_of(matches, play, heard, rule) for rule in rules)
     names = Names(" + ".join(asker.backend.name for asker in askers), play.template.name, given.baseline)
     about = describe(play.template, askers, play.decoding, play.votes) | {"orders": play.orders}
-    return Said(_split(given, found), names, about, (rules[1], _split(given, other), differing(found, other)))
+    own = options.suite == "arenahard" and options.parse == "original"
+    newer = outcomes_of(matches, play, heard, "newer") if own else []
+    return Said(_split(given, found, newer), names, about, (rules[1], _split(given, other), differing(found, other)))
 
 
 def said_by_files(options: PolicyJudgingConfig, given: Given) -> Said:
@@ -130,10 +132,11 @@ def _check_logprobs(replies: Sequence[Reply]) -> None:
     require(not silent, f"{silent} of {len(replies)} answers of the judge came without log-probabilities", fix)
 
 
-def _split(given: Given, outcomes: Sequence[Outcome]) -> list[Judged]:
+def _split(given: Given, outcomes: Sequence[Outcome], newer: Sequence[Outcome] = ()) -> list[Judged]:
     """The outcomes of all matches, policy by policy."""
     found, place = [], 0
     for name, matches, gaps in given.policies:
-        found.append(Judged(name, outcomes[place : place + len(matches)], gaps))
+        own = slice(place, place + len(matches))
+        found.append(Judged(name, outcomes[own], gaps, newer[own]))
         place += len(matches)
     return found

@@ -59,11 +59,15 @@ class Outcome(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A policy, what was said of its answers, and the questions that it has none to."""
+    """A policy, what was said of its answers, and the questions that it has none to.
+
+    newer: the outcomes as Arena-Hard's newer program reads them, where that is another way than theirs.
+    """
 
     name: str
     outcomes: Sequence[Outcome]
     gaps: Gaps
+    newer: Sequence[Outcome] = ()
 
     def games(self) -> Iterator[tuple[Match, Played]]:
         """All games, each with its match."""

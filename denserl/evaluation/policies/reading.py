@@ -10,7 +10,8 @@ from denserl.judging.comparing import SCORES
 from denserl.judging.contract import Reply, Verdict
 from denserl.judging.templates import Template
 
-Rule = Literal["original", "strict"]
+# newer: as Arena-Hard's program of 2025 does, where `original` is that of 2024.
+Rule = Literal["original", "newer", "strict"]
 BY_FAR = 3  # equal battles of Arena-Hard that an answer is which is better by far
 
 
@@ -31,7 +32,9 @@ def read(suite: Suite, mode: Mode, rule: Rule, template: Template, said: Sequenc
     """What the replies of a judge say, the second of which goes on where the first one ended without a verdict.
 
     Suites without a rule of their own, and a template's marks in the place of a suite's log-probabilities, are read strictly.
+    The newer program asks nobody to go on.
     """
+    said = said[:1] if rule == "newer" else said
     text, cut = "\n".join(reply.text for reply in said), said[-1].cut
     if template.one_token:
         return _of_tokens(rule if suite == "alpacaeval" else "strict", template, said[0])
@@ -89,6 +92,9 @@ def _arenahard(rule: Rule, template: Template, text: str, cut: bool) -> Read:
     if rule == "original":
         mark = verdicts.arenahard_v01(text)[0]
         meant = verdicts.ARENAHARD[mark] if mark else None
+    elif rule == "newer":
+        mark = verdicts.arenahard_newer(text)
+        meant = verdicts.ARENAHARD_NEWER[mark] if mark else None
     else:
         meant = verdicts.last_mark(text, template.marks)
         mark = next((mark.strip("[]") for mark, means in template.marks.items() if means == meant), None)

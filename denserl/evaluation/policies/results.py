@@ -206,7 +206,8 @@ def _arena(policies: Sequence[Judged], how: Counting) -> list[dict[str, Any]]:
     """Arena-Hard's rows of each policy in both ways, with style control where it is asked for."""
     found: list[dict[str, Any]] = [{} for _ in policies]
     for rule in ("v0.1", "newer"):
-        own = [arena.battles([arena_marks(outcome.games) for outcome in judged.outcomes], rule) for judged in policies]
+        read = [judged.newer or judged.outcomes if rule == "newer" else judged.outcomes for judged in policies]
+        own = [arena.battles([arena_marks(outcome.games) for outcome in outcomes], rule) for outcomes in read]
         there = [number for number, battles in enumerate(own) if len(battles.scores)]
         scores = np.concatenate([battles.scores for battles in own])
         whose = np.repeat(np.arange(len(there)), [len(own[number].scores) for number in there])
