@@ -265,11 +265,11 @@ def test_answers_are_joined_in_the_order_of_the_questions_sample_by_sample():
 
 def test_what_is_missing_or_of_other_questions_is_said():
     base, own = policy("base", a=["1"], b=["2"]), policy("p", a=["x"])
-    with pytest.raises(UserError, match="`answers`: p has no answer to 1 of 2 questions, e.g. 'b'"):
+    with pytest.raises(UserError, match="p has no answer to 1 of 2 questions, e.g. 'b'"):
         joined(questions("a", "b"), own, base)
     matches, gaps = joined(questions("a", "b"), own, base, allow_missing=True)
     assert len(matches) == 1 and gaps.missing == ["b"]
-    with pytest.raises(UserError, match="`baseline`: base answers 1 questions that are not asked"):
+    with pytest.raises(UserError, match="`baseline` base answers 1 questions that are not asked"):
         joined(questions("a"), own, base, allow_missing=True)
     with pytest.raises(UserError, match="no question has an answer"):
         joined(questions("a", "b"), own, policy("base", b=["2"]), allow_missing=True)

@@ -22,10 +22,10 @@ def joined(
         UserError: questions without an answer, unless these are allowed; answers to other questions.
     """
     found = gaps(questions, answers)
-    _check(found, answers, len(questions), "answers", allow_missing)
+    _check(found, answers.name, len(questions), allow_missing)
     against = gaps(questions, baseline) if baseline else Gaps([], [], [])
     if baseline:
-        _check(against, baseline, len(questions), "baseline", allow_missing)
+        _check(against, f"`baseline` {baseline.name}", len(questions), allow_missing)
     left_out = {*found.missing, *against.missing}
     matches = []
     for question in questions:
@@ -72,8 +72,7 @@ def check_names(answers: Sequence[Answers], baseline: Answers | None) -> None:
         log.warning("the baseline %s is among the policies: against itself it is worth one half", baseline.name)
 
 
-def _check(found: Gaps, answers: Answers, count: int, option: str, allow_missing: bool) -> None:
-    who = f"`{option}`: {answers.name}"
+def _check(found: Gaps, who: str, count: int, allow_missing: bool) -> None:
     if found.unknown:
         what = f"{who} answers {len(found.unknown)} questions that are not asked, e.g. {_shown(found.unknown)}"
         raise UserError(what, "give all questions with `questions`, and answers and baseline of the same set")
