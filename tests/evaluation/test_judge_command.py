@@ -1,5 +1,6 @@
 """`denserl judge` as a user runs it: recorded judgements, and a judge that follows a rule, on every suite."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -115,6 +116,8 @@ def test_alpacaeval_plays_one_game_and_a_complete_store_needs_no_judge(world):
     rows = json.loads(annotations.read_text())
     assert [row["preference"] for row in rows] == pytest.approx([1 + worth for worth in worths])
     assert {(row["generator_1"], row["generator_2"]) for row in rows} == {("base", "good")}
+    (board,) = csv.DictReader(annotations.with_name("leaderboard.csv").open())
+    assert board[""] == "good" and float(board["win_rate"]) == own["original"]["win_rate"] and board["n_total"] == "12"
     # Its own annotations give its own numbers, and a second run asks nobody.
     again = run(folder / "recorded", "alpacaeval", *words, "--annotations", annotations)
     assert again["policies"]["good"]["original"] == pytest.approx(own["original"])

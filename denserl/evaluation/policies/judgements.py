@@ -1,6 +1,7 @@
 """Judgements written as the originals' programs write them, beside their tables, and those of one's own prompts as rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -10,7 +11,7 @@ from denserl.evaluation.policies.credits import arena_marks
 from denserl.evaluation.policies.files import write_rows
 from denserl.evaluation.policies.outcomes import Judged, Match, Outcome, Played, called
 
-ANNOTATIONS, JUDGMENTS, JUDGEMENTS = "annotations.json", "model_judgment", "judgements.jsonl"
+ANNOTATIONS, LEADERBOARD, JUDGMENTS, JUDGEMENTS = "annotations.json", "leaderboard.csv", "model_judgment", "judgements.jsonl"
 
 
 class Names(NamedTuple):
@@ -21,11 +22,14 @@ class Names(NamedTuple):
     baseline: str = ""
 
 
-def write_alpacaeval(folder: Path, policies: Sequence[Judged], names: Names) -> None:
-    """`<policy>/<judge>/annotations.json` of each policy's samples."""
+def write_alpacaeval(folder: Path, policies: Sequence[Judged], names: Names, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+    """`<policy>/<judge>/annotations.json` of each policy's samples, and `leaderboard.csv` with its numbers, of all of them."""
     for name, outcomes in _samples(policies):
         rows = [alpacaeval.annotation_row(_annotation(name, outcome, names)) for outcome in outcomes]
         write_rows(_made(folder / file_name(name) / file_name(names.judge)) / ANNOTATIONS, rows)
+    for name, entry in numbers.items():
+        with open(folder / file_name(name) / file_name(names.judge) / LEADERBOARD, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["", *entry], [name, *entry.values()]])
 
 
 def write_arenahard(folder: Path, policies: Sequence[Judged], names: Names, shape: arenahard.Shape) -> None:

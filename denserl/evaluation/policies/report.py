@@ -49,23 +49,30 @@ def summary_of(options: PolicyJudgingConfig, said: Said, how: Counting) -> dict[
 def write_all(folder: Path, options: PolicyJudgingConfig, said: Said, summary: Mapping[str, Any]) -> None:
     """The original's files of judgements, results.json and the page."""
     if not options.annotations and not options.judge_reward_model:
-        _write_judgements(folder, options, said)
+        _write_judgements(folder, options, said, summary)
     replace_whole(folder / RESULTS, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     tables = {"Numbers": table(summary), "Differences": differences(summary), "Categories": categories(summary)}
     shown = {name: rows for name, rows in tables.items() if len(rows) > 1}
     write_page(folder / PAGE, title(summary, said), remarks(summary), shown, said.policies, said.names.baseline or None)
 
 
-def _write_judgements(folder: Path, options: PolicyJudgingConfig, said: Said) -> None:
+def _write_judgements(folder: Path, options: PolicyJudgingConfig, said: Said, summary: Mapping[str, Any]) -> None:
     policies, names = said.policies, said.names
     if options.suite == "alpacaeval":
-        write_alpacaeval(folder, policies, names)
+        write_alpacaeval(folder, policies, names, {name: _leaderboard(entry) for name, entry in summary["policies"].items()})
     elif options.suite == "arenahard":
         write_arenahard(folder, policies, names, options.shape)
     elif options.suite == "mtbench":
         write_mtbench(folder, policies, names, options.judged_mode)
     else:
         write_prompts(folder, policies, names)
+
+
+def _leaderboard(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """AlpacaEval's numbers of a policy: those at equal lengths only where they are made as AlpacaEval makes them."""
+    published = entry["length_control"].get("v1") or {}
+    names = ("length_controlled_winrate", "lc_standard_error")
+    return {**entry["original"], **{name: published[name] for name in names if name in published}}
 
 
 def title(summary: Mapping[str, Any], said: Said) -> str:
