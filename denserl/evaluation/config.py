@@ -15,6 +15,7 @@ from denserl.rollouts.config import SamplingConfig
 
 ON_PROCESSBENCH = Only("but on processbench", lambda c: c.suite == "processbench")
 ON_BON_ANSWERS = Only("but on bon_answers", lambda c: c.suite == "bon_answers")
+RATED = ("rewardbench2", "bon_answers")  # suites of which a judge compares no answers
 WORDS = {"length", "random"}  # in the place of reward models
 # What only reward models have a use for.
 OF_MODELS = (
@@ -110,6 +111,8 @@ class JudgedConfig(JudgeConfig, SuiteConfig, ReadConfig, ScoringConfig):
         Only("with `scorer` length or random", lambda c: not c.words_of_scorer(), of=(*OF_MODELS, *OF_TEMPLATES)),
         Only("with `judge`, which is no reward model", lambda c: not c.judge, of=OF_MODELS),
         Only("where a server judges", lambda c: c.has_models(), of=OF_TEMPLATES),
+        Only("on processbench, which judges steps", lambda c: c.suite != "processbench", of=("judge",)),
+        Only("where a judge rates each answer", lambda c: c.suite not in RATED, of=("judge_orders",)),
     ] = None
     """Reward model: folder or hub name; several are an ensemble. Or a word: length (in characters), random. In its place a
     `judge` may be asked."""

@@ -142,7 +142,7 @@ def test_log_probabilities_are_calibrated(tmp_path):
         (("pairs", "{pairs}", "--judge", "{url}", "--ensemble", "min"), "no effect with a single reward model"),
         (("pairs", "{pairs}", "--judge", "{url}", "--judge_template", "none"), "there is no template 'none'"),
         (("pairs", "{pairs}", "--judge", "{url}", "--judge_tries", "1"), "Connection refused"),
-        (("processbench", "{steps}", "--judge", "{url}"), "judges their steps"),
+        (("processbench", "{steps}", "--judge", "{url}"), "no effect on processbench, which judges steps"),
     ],
 )
 def test_a_mistake_is_met_with_a_message(tmp_path, words, said):

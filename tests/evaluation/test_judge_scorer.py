@@ -9,11 +9,12 @@ import pytest
 import rule_server
 
 from denserl.data.bad_rows import BadRow, BadRows
+from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item, by_verdicts
 from denserl.evaluation.judge_scorer import ComparingJudge, RatingJudge, comparisons
 from denserl.evaluation.results import format_summary, write
 from denserl.evaluation.suites.registry import SUITES
-from denserl.judging.asking import Asker
+from denserl.judging.asking import Asker, Limit
 from denserl.judging.comparing import TextJudge, text_vote
 from denserl.judging.contract import Comparison, Decoding, Judgement
 from denserl.judging.store import Store
@@ -180,16 +181,17 @@ def test_every_verdict_is_in_a_file(tmp_path):
     assert not (tmp_path / "reliability.png").exists()
 
 
-def test_calls_are_as_many_as_the_suites_have_pairs():
-    """2985 pairs of RewardBench; of RMB 17131 pairs, and the 8714 losers of its 3786 lists."""
-    rule = Rule(WORTH)
-    ComparingJudge(rule, False).of_items([item(0, "a", "b")] * 2985, BadRows("stop"))
-    assert len(rule.asked) == 2985
+def test_calls_are_counted_before_the_first_one(tmp_path):
+    """2985 pairs of RewardBench, in both orders; of RMB 17131 pairs, and the 8714 losers of its 3786 lists."""
+    template = find_template("pairwise-token")
+    asker = Asker(rule_server.RuleBackend(rule_server.Rule(template)), "rule", Store(tmp_path / "answers.jsonl"), Limit(0))
+    judge = TextJudge(template, [asker], Decoding(1), text_vote(template))
+    items = [item(n, "a", "b", prompt=[{"role": "user", "content": str(n)}]) for n in range(2985)]
+    with pytest.raises(UserError, match="5970 answers .* `judge_limit` is 0"):
+        ComparingJudge(judge, False).of_items(items, BadRows("stop"))
     losers = Counter({2: 2878, 3: 712, 4: 165, 5: 24, 6: 7})
     lists = [item(0, "a", "b " * count) for count, number in losers.items() for _ in range(number)]
-    rule = Rule(WORTH)
-    ComparingJudge(rule, False).of_items([item(0, "a", "b")] * 17131 + lists, BadRows("stop"))
-    assert len(lists) == 3786 and len(rule.asked) == 25845
+    assert len(lists) == 3786 and sum(map(len, map(comparisons, items[:1] * 17131 + lists))) == 25845
 
 
 @pytest.mark.parametrize("win, expected", [(1, 1), (0.6, 1), (0.5, 0), (0.4, 0), (np.nan, 0.25)])
