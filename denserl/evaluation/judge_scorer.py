@@ -19,7 +19,7 @@ from denserl.judging.contract import Comparison, Judge, Judgement
 from denserl.judging.tallies import tally
 
 SHARES = ("position_consistency", "first_share", "first_share_of_verdicts", "agreement")
-UNRATED = 0.0  # the rating of an answer to which no valid one was given: below all others
+UNRATED = -1.0  # the rating of an answer to which no valid one was given: below all others
 
 
 class Rater(Protocol):
@@ -48,6 +48,10 @@ class JudgeScorer(ABC):
     def describe(self) -> dict[str, Any]:
         """How the verdicts came about, and what they say of the judge, for a file of results."""
 
+    @abstractmethod
+    def remarks(self) -> list[str]:
+        """What a reader of the numbers has to know of the verdicts, a line each; often nothing."""
+
     def text(self, prompt: Messages, response: str) -> str:
         """What is judged."""
         return response
@@ -74,6 +78,16 @@ class ComparingJudge(JudgeScorer):
     def describe(self) -> dict[str, Any]:
         """See `JudgeScorer.describe`."""
         return {"judge": self.judge.describe(), "verdicts": tally(self.judgements)}
+
+    def remarks(self) -> list[str]:
+        """See `JudgeScorer.remarks`."""
+        found = tally(self.judgements)
+        lines = []
+        if found["undecided"]:
+            lines.append("{undecided} of {comparisons} pairs have no valid verdict".format(**found))
+        if found["cut"]:
+            lines.append("{cut} of {verdicts} verdicts are cut: see `judge_max_new_tokens`".format(**found))
+        return lines
 
 
 class RatingJudge(JudgeScorer):
@@ -103,6 +117,12 @@ class RatingJudge(JudgeScorer):
         invalid = sum(rating is None for rating in self.ratings)
         return {"judge": self.judge.describe(), "ratings": {"answers": len(self.ratings), "unrated": invalid}}
 
+    def remarks(self) -> list[str]:
+        """See `JudgeScorer.remarks`."""
+        unrated = sum(rating is None for rating in self.ratings)
+        found = f"{unrated} of {len(self.ratings)} answers have no valid rating, and count as below all others"
+        return [found] if unrated else []
+
 
 def comparisons(item: Item) -> list[Comparison]:
     """Each better answer against each worse one. BadRow where two are to different prompts."""
@@ -131,13 +151,7 @@ def format_judge(summary: dict) -> list[str]:
         found = summary["verdicts"]
         shares = (f"{name.replace('_', ' ')} {found[name]:.4f}" for name in SHARES if found[name] is not None)
         counts = f"of {found['verdicts']} verdicts {found['invalid']} are invalid and {found['cut']} cut"
-        lines.append("; ".join([", ".join(shares), counts, f"{found['undecided']} pairs undecided"]).removeprefix("; "))
-        if found["cut"]:
-            lines.append("texts are cut where they reach `judge_max_new_tokens` before a verdict")
-    elif summary["ratings"]["unrated"]:
-        lines.append(
-            "{unrated} of {answers} answers have no valid rating: they count as below all others".format(**summary["ratings"])
-        )
+        lines.append("; ".join([", ".join(shares), counts]).removeprefix("; "))
     return lines
 
 

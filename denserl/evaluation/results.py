@@ -113,6 +113,7 @@ class Suite(NamedTuple):
         found = summarise(self, judged, resamples, seed, not isinstance(scorer, JudgeScorer) or scorer.calibrated)
         largest = largest_score(judged) if scorer.is_model else 0.0
         about = remarks(found["accuracy"], found["questions"], largest, found["intervals"]["accuracy"], "questions")
+        about += scorer.remarks() if isinstance(scorer, JudgeScorer) else []
         reasons = reasons_of(scorer)
         attributes = {"attributes": attribute_means(judged, reasons)} if reasons else {}
         return {**found, **attributes, "remarks": about}

@@ -1,6 +1,5 @@
 """The scorer that options of a suite name: reward models, a word, or a judge."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,10 @@ from denserl.errors import require
 from denserl.evaluation.baselines import BASELINES, BaselineScorer
 from denserl.evaluation.judge_scorer import ComparingJudge, JudgeScorer, RatingJudge
 from denserl.evaluation.pair_scorer import load_answer_scorer
+from denserl.evaluation.policies.judgements import file_name
 from denserl.evaluation.step_errors import StepSuite
 from denserl.judging.build import build_askers, build_judge, build_rater
+from denserl.judging.config import is_url
 from denserl.judging.templates import find_template
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def make_judge(config: "JudgedConfig", suite: "AnySuite", device: torch.device, 
 def outputs_name(config: "JudgedConfig", summary: dict) -> str:
     """The name under which a scorer's outputs are kept: that of its folder, its hub name, or what a judge calls itself."""
     if config.judge:
+        asked = zip(config.judge, summary["judge"]["judges"], strict=True)
         # What a server calls its model may be any text.
-        served = [re.sub(r"[^\w.-]+", "_", asked["judge"]).strip("._") or "judge" for asked in summary["judge"]["judges"]]
-        return scorer_name(served)
+        return scorer_name([file_name(about["judge"]) if is_url(judge) else judge for judge, about in asked])
     return scorer_name(config.scorer or [])
 
 

@@ -18,6 +18,7 @@ from denserl.errors import require
 from denserl.evaluation.best_of_n import subsets_of, unbiased_curve
 from denserl.evaluation.final_answers import final_answer
 from denserl.evaluation.items import Answer, ListScorer, Scorer, encode_all
+from denserl.evaluation.judge_scorer import JudgeScorer
 from denserl.evaluation.results import grouped, in_columns, numbered, random_numbers, span, write_summary
 from denserl.evaluation.statistics import bootstrap_parts, share_interval
 from denserl.evaluation.suites.rows import Row
@@ -87,7 +88,7 @@ class AnswerSuite(NamedTuple):
             JudgedAnswers(*row) for row in zip(kept, np.split(scorer.score(encoded), ends[:-1]) if kept else [], strict=True)
         ]
 
-    def summarise(self, judged: Sequence[JudgedAnswers], scorer: Scorer, resamples: int, seed: int) -> dict:
+    def summarise(self, judged: Sequence[JudgedAnswers], scorer: Scorer | JudgeScorer, resamples: int, seed: int) -> dict:
         """All numbers; intervals are bootstrap intervals over problems, each with all its answers."""
         everything = _estimates(numbers_of(judged), judged, resamples, seed)
         whole = {"accuracy": everything[self.choose], **everything}
@@ -96,6 +97,7 @@ class AnswerSuite(NamedTuple):
         largest = max(float(np.abs(entry.scores).max()) for entry in judged) if scorer.is_model else 0.0
         accuracy, bounds = whole["accuracy"]
         questions = len(set(_questions(judged).tolist()))
+        of_judge = scorer.remarks() if isinstance(scorer, JudgeScorer) else []
         return {
             **_flat(whole),
             "choose": self.choose,
@@ -106,7 +108,7 @@ class AnswerSuite(NamedTuple):
             "curves": _curves(judged, resamples, seed),
             "distinct": _of_distinct(judged, resamples, seed),
             "subsets": {name: _of_subset(part, resamples, seed) for name, part in parts.items()},
-            "remarks": [*remarks(accuracy, questions, largest, bounds, "questions"), *_remarks(judged)],
+            "remarks": [*remarks(accuracy, questions, largest, bounds, "questions"), *_remarks(judged), *of_judge],
         }
 
     def write(self, folder: Path, model: str, judged: Sequence[JudgedAnswers], scorer: Scorer, summary: dict) -> None:

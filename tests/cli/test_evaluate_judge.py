@@ -119,6 +119,16 @@ def test_the_key_is_in_no_file_and_a_wrong_one_ends_the_run(tmp_path, monkeypatc
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
 
+def test_a_server_chooses_no_path(tmp_path):
+    path = suite_files.pairs(tmp_path)
+    with serving(*rules(), model="../../a judge\x1b") as server:
+        assert not command("pairs", path, "--judge", server.url, "--output_dir", tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir() if "judge%1B" in file.name) == [
+        "..%2F..%2Fa judge%1B.json", "..%2F..%2Fa judge%1B_outputs.jsonl.gz", "..%2F..%2Fa judge%1B_verdicts.jsonl.gz"
+    ]  # fmt: skip
+    assert {file.name for file in tmp_path.iterdir()} == {"out", "pairs.jsonl"}
+
+
 def test_log_probabilities_are_calibrated(tmp_path):
     path = suite_files.pairs(tmp_path)
     with serving(*rules(noise=0.2)) as server:

@@ -130,6 +130,10 @@ def test_a_summary_of_nothing_valid_is_one():
     found, summary = judged("pairs", [item(0, "?", "?")], ComparingJudge(Rule(WORTH), True))
     assert summary["accuracy"] == 0.5 and "length_bias" not in summary and "calibration" not in summary
     assert "accuracy" in format_summary(summary)
+    assert summary["remarks"][1:] == [
+        "1 of 1 pairs have no valid verdict",
+        "1 of 2 verdicts are cut: see `judge_max_new_tokens`",
+    ]
 
 
 def test_conversations_are_compared_from_where_they_part():
