@@ -8,7 +8,8 @@ import pytest
 from scipy.optimize import minimize
 
 from denserl.evaluation.policies.arena import arena, arena_by_style, battles, ratings, style_features, win_rates
-from denserl.evaluation.policies.clusters import mean_of_questions
+from denserl.evaluation.policies.clusters import mean_of_questions, times_drawn
+from denserl.evaluation.policies.logistic import logistic
 
 GAMES = [("A>>B", "B>>A"), ("A=B", "A>B"), ("B>A", "A=B"), ("B>>A", "A>>B"), (None, "A>B"), ("A>B", "B>>A")]
 BASELINE = np.array([(120, 1, 4, 3), (300, 0, 0, 2), (80, 2, 6, 0), (200, 0, 3, 5)])
@@ -116,7 +117,7 @@ def test_style_is_measured_as_by_hand():
 
 
 def test_style_control_of_2024_gives_the_solved_ratings():
-    rows, style = arena_by_style(SCORES, POLICIES, style_features(*COUNTS, "v0.1"))
+    rows, style = arena_by_style(SCORES, POLICIES, style_features(*COUNTS, "v0.1"), np.arange(8) % 4)
     assert [row["rating"] for row in rows] == pytest.approx([1123.1283, 1093.2686], abs=1e-4)
     assert [row["win_rate"] for row in rows] == pytest.approx([51.31337, 47.02004], abs=5e-6)
     assert style == pytest.approx([0.76776622, 1.42512065, 0.16200342, 0.17273055], abs=2e-8)
@@ -125,9 +126,9 @@ def test_style_control_of_2024_gives_the_solved_ratings():
 
 def test_style_control_of_2025_gives_the_solved_win_rates(monkeypatch):
     """Of all battles once: rounds that draw each battle once."""
-    everything = np.ones((3, len(SCORES)))
+    everything = np.ones((100, len(SCORES)))
     monkeypatch.setattr("denserl.evaluation.policies.arena._drawn", lambda count, rounds, rng: everything)
-    rows, style = arena_by_style(SCORES, POLICIES, style_features(*COUNTS, "newer")[:, :1], "newer")
+    rows, style = arena_by_style(SCORES, POLICIES, style_features(*COUNTS, "newer")[:, :1], np.arange(8) % 4, "newer")
     assert [row["win_rate"] for row in rows] == pytest.approx([53.77417, 46.76526], abs=5e-6)
     assert style == pytest.approx([1.12786903], abs=5e-9)
     logits = [math.log(row["win_rate"] / (100 - row["win_rate"])) for row in rows]
@@ -147,7 +148,7 @@ def test_style_control_is_the_regression_of_scipy():
         return (np.logaddexp(0, z) - won * z).sum() + t @ t / 2
 
     best = minimize(loss, np.zeros(6), method="BFGS", options={"gtol": 1e-8}).x
-    found, coefficients = arena_by_style(scores, policies, style)
+    found, coefficients = arena_by_style(scores, policies, style, np.arange(120), resamples=5)
     assert coefficients == pytest.approx(best[4:], abs=1e-6)
     assert [row["rating"] for row in found] == pytest.approx(1114 + 400 * (best[1:4] - best[0]), abs=1e-3)
 
@@ -167,7 +168,7 @@ def test_the_newer_style_control_has_medians_of_its_rounds(monkeypatch):
 
         fits.append(minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-7}).x)
     rates = 100 / (1 + np.exp(-np.array(fits)[:, :3]))
-    rows, coefficients = arena_by_style(scores, policies, style, "newer")
+    rows, coefficients = arena_by_style(scores, policies, style, np.arange(90), "newer", rounds=5, resamples=5)
     assert [row["win_rate"] for row in rows] == pytest.approx(np.median(rates, axis=0).tolist(), abs=1e-4)
     assert [row["interval"] for row in rows] == [pytest.approx(b, abs=1e-4) for b in np.percentile(rates, [5, 95], axis=0).T]
     assert coefficients == pytest.approx(np.median(np.array(fits)[:, 3:], axis=0).tolist(), abs=1e-5)
@@ -177,12 +178,40 @@ def test_the_newer_style_control_has_medians_of_its_rounds(monkeypatch):
 def test_style_is_taken_out_again(rule):
     """Policies of known strength, of many battles: standard errors are about 2."""
     scores, policies, style = many(2, 6000)
-    found, coefficients = arena_by_style(scores, policies, style if rule == "newer" else -style, rule, rounds=50)
+    found, coefficients = arena_by_style(
+        scores, policies, style if rule == "newer" else -style, np.arange(6000), rule, 50, resamples=5
+    )
     expected = [100 / (1 + math.exp(-logit)) for logit in (-1, 0, 0.5)]
     # Ties of a tenth pull a little to the middle.
     assert [row["win_rate"] for row in found] == pytest.approx(expected, abs=4)
     assert [row["interval"][0] < row["win_rate"] < row["interval"][1] for row in found] == [True] * 3
     assert coefficients == pytest.approx([0.75, -0.28], abs=0.08)
+
+
+@pytest.mark.parametrize("rule", ["v0.1", "newer"])
+def test_questions_are_drawn_with_the_battles_of_all_policies(rule):
+    """Each draw fitted alone, of battles as often as their question is drawn; five in a row are of one question."""
+    scores, policies, style = many(5, 60)
+    questions = np.array(["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"])[np.arange(60) // 5]
+    rows, _ = arena_by_style(scores, policies, style, questions, rule, rounds=3, seed=9, resamples=20)
+    rates = []
+    for drawn in times_drawn(questions, 20, 9):
+        picked = np.repeat(np.arange(60), drawn)
+        if rule == "newer":
+            found = logistic(np.concatenate([np.eye(3)[policies], style], axis=1)[picked], scores[picked])[:3]
+            rates.append(100 / (1 + np.exp(-found)))
+        else:
+            alone, _ = arena_by_style(scores[picked], policies[picked], style[picked], picked, rounds=1, resamples=1)
+            rates.append([row["win_rate"] for row in alone])
+    bounds = np.percentile(rates, [2.5, 97.5], axis=0).T
+    assert [row["question_interval"] for row in rows] == [pytest.approx(own.tolist(), abs=1e-5) for own in bounds]
+
+
+def test_draws_without_a_policy_say_nothing_of_it():
+    scores, policies, style = np.array([1.0, 0.5, 0.0, 1.0, 0.5]), np.array([0, 0, 0, 0, 1]), np.arange(5.0)[:, None] / 5 - 0.4
+    rows, _ = arena_by_style(scores, policies, style, np.arange(5), rounds=30)
+    # Alone it ties, whatever the draw; the penalty holds it near the baseline.
+    assert rows[1]["interval"][1] < 90 and np.isfinite(rows[1]["question_interval"]).all()
 
 
 def test_the_newer_code_reads_marks_turned_round():

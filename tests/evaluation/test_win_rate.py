@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from denserl.evaluation.policies.win_rate import average_length, by_position, credits, win_rate, win_rate_if_missing_lost
+from denserl.evaluation.policies.win_rate import average_length, by_position, credits, win_rate
 
 # What the leaderboard has of its recorded annotations.
 PUBLISHED = {
@@ -56,10 +56,6 @@ def test_recorded_preferences_have_the_published_win_rates(shared_data, name):
     assert (found["n_wins"], found["n_wins_base"], found["n_draws"]) == PUBLISHED[name][2:5]
     assert (round(found["discrete_win_rate"], 6), average_length(lengths)) == PUBLISHED[name][5:]
     assert found["n_total"] == 805
-
-
-def test_missing_answers_may_count_as_lost():
-    assert win_rate_if_missing_lost(np.array([1.0, 0.5, np.nan]), 5) == pytest.approx(30)
 
 
 def test_places_have_win_rates_of_their_own():

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from denserl.evaluation.policies.clusters import RESAMPLES, times_drawn
 from denserl.evaluation.policies.logistic import logistic
 from denserl.evaluation.statistics import SAME
 from denserl.judging.verdicts import ARENAHARD_NEWER
@@ -110,28 +111,42 @@ def style_features(policy: np.ndarray, baseline: np.ndarray, rule: Rule) -> np.n
 
 
 def arena_by_style(
-    scores: np.ndarray, policies: np.ndarray, style: np.ndarray, rule: Rule = "v0.1", rounds: int = ROUNDS, seed: int = SEED
+    scores: np.ndarray,
+    policies: np.ndarray,
+    style: np.ndarray,
+    questions: np.ndarray,
+    rule: Rule = "v0.1",
+    rounds: int = ROUNDS,
+    seed: int = SEED,
+    resamples: int = RESAMPLES,
 ) -> tuple[list[dict], list[float]]:
     """The table with style control, as of `arena`, and the coefficients of the style's features.
 
     One logistic regression of all policies' scores on who plays and on style. v0.1: (ln 10) (the baseline less the policy), of
     the baseline's score, each battle twice, with half the squares of all coefficients as penalty; win rates of its ratings.
-    newer: the policy less the baseline, no penalty, and the medians over rounds. Rounds draw battles of all policies anew.
+    newer: the policy less the baseline, no penalty, and the medians over rounds. Rounds draw battles of all policies anew;
+    `question_interval` has percentiles 2.5 and 97.5 of fits on questions drawn anew, each with all battles of all policies.
 
-    Args: scores, policies: as of `arena`. style: (n, k), see `style_features`.
+    Args: scores, policies: as of `arena`. style: (n, k), see `style_features`. questions: (n,) numbers or names.
     """
-    count = policies.max() + 1
-    players = np.concatenate([-np.ones((len(scores), 1)), np.eye(count)[policies]], axis=1)
-    old = rule == "v0.1"
+    own, old = np.eye(policies.max() + 1)[policies], rule == "v0.1"
     unit, copies, won = (-math.log(10), 2.0, 1 - scores) if old else (1.0, 1.0, scores)
-    features = np.concatenate([unit * players, style], axis=1)
-    drawn = np.concatenate([np.ones((1, len(scores))), _drawn(len(scores), rounds, np.random.default_rng(seed))])
-    fits = logistic(features, won, copies * drawn, ridge=STYLE_RIDGE[rule])
-    rated = STYLE_ANCHOR + SCALE * abs(unit) * (fits[:, : count + 1] - fits[:, :1])
-    rates = win_rates(rated)[:, 1:]
+    features = np.concatenate([-unit * np.ones((len(scores), 1)), unit * own, style], axis=1)
+    rng = np.random.default_rng(seed)
+    drawn = np.concatenate([_drawn(len(scores), rounds, rng), times_drawn(questions, resamples, seed)])
+    fit = logistic(features, won, copies, ridge=STYLE_RIDGE[rule])
+    fits = np.vstack([fit, logistic(features, won, copies * drawn, ridge=STYLE_RIDGE[rule], start=fit)])
+    players, weights = np.split(fits, [own.shape[1] + 1], axis=1)
+    rated = STYLE_ANCHOR + SCALE * abs(unit) * (players - players[:, :1])
+    there = np.vstack([own.sum(0), drawn @ own]) > 0
+    rates = np.where(there, win_rates(rated)[:, 1:], np.nan)
+    whole, again, anew = np.split(rates, [1, 1 + rounds])
     if old:
-        return _rows(rates[0], rates[1:], rule, rated[0, 1:]), fits[0, count + 1 :].tolist()
-    return _rows(np.median(rates[1:], axis=0), rates[1:], rule), np.median(fits[1:, count + 1 :], axis=0).tolist()
+        rows, shown = _rows(whole[0], again, rule, rated[0, 1:]), weights[0]
+    else:
+        rows, shown = _rows(np.nanmedian(again, axis=0), again, rule), np.median(weights[1 : 1 + rounds], axis=0)
+    bounds = np.nanpercentile(anew, PERCENTILES["v0.1"], axis=0).T.tolist()
+    return [row | {"question_interval": own} for row, own in zip(rows, bounds, strict=True)], shown.tolist()
 
 
 def _read(mark: str) -> tuple[float, int]:

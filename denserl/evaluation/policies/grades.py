@@ -31,13 +31,6 @@ def grades(scores: ArrayLike, turns: ArrayLike, categories: Sequence[str]) -> di
     }
 
 
-def winner(first_game: Winner, second_game: Winner) -> Winner:
-    """Of two games with the places exchanged: who won both, else a tie; an error where one is."""
-    if "error" in (first_game, second_game):
-        return "error"
-    return first_game if first_game == second_game else "tie"
-
-
 def pair_rates(winners: Sequence[Winner]) -> dict:
     """Of the first model, in shares of the pairs that are no errors: `win_rate`, `loss_rate`, `win_rate_adjusted` (a tie half).
 

@@ -22,6 +22,7 @@ def logistic(
     offset: ArrayLike = 0.0,
     ridge: float = RIDGE,
     lasso: bool = False,
+    start: ArrayLike = 0.0,
 ) -> np.ndarray:
     """Coefficients t that minimise sum_i w_i [-y_i ln s(z_i) - (1 - y_i) ln s(-z_i)] + ridge |t|^2 / 2, with z = X t + offset.
 
@@ -32,6 +33,7 @@ def logistic(
     Args:
         features: (n, p), X; no column of ones is added. labels: (n,) in [0, 1]. offset: (n,) or one number.
         weights: (..., n), of one fit or of many; a row of weight 0 is not there.
+        start: coefficients, (p,), near which the best ones are thought to be.
         lasso: add the sum of |t|. Each step then tries all signs of the coefficients, 3^p: for a few features.
 
     Returns: (..., p).
@@ -39,7 +41,7 @@ def logistic(
     weights = np.broadcast_to(weights, np.broadcast_shapes(np.shape(weights), labels.shape))
     n, p = features.shape
     squares = (features[:, :, None] * features[:, None, :]).reshape(n, p * p)
-    found = np.zeros((*weights.shape[:-1], p))
+    found: np.ndarray = np.zeros((*weights.shape[:-1], p)) + np.asarray(start, dtype=np.float64)
     for _ in range(STEPS):
         chance = expit(found @ features.T + offset)
         slope = (weights * (chance - labels)) @ features + ridge * found

@@ -99,6 +99,11 @@ def _credits(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def _ids(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """The question of each."""
+    return np.array([str(outcome.match.question.id) for outcome in outcomes])
+
+
 def _figures(estimate: Estimate, how: Counting) -> dict[str, Any]:
     """An estimate in the suite's unit. The interval of a share ends at 0 and 1; where nothing varies it is Wilson's."""
     bounds, value = estimate.interval, estimate.mean
@@ -173,7 +178,7 @@ def _length_control(outcomes: Sequence[Outcome], how: Counting) -> dict[str, Any
     lengths = [[len(answer.turns[0]) for answer in (outcome.match.baseline, outcome.match.policy)] for outcome in outcomes]
     feature = length_feature(*np.array(lengths, dtype=np.float64).T)
     worths = np.array([outcome.worth for outcome in outcomes], dtype=np.float64)
-    ids = np.array([str(outcome.match.question.id) for outcome in outcomes])
+    ids = _ids(outcomes)
     files = how.lengths
     variants: tuple[Any, ...] = ("v1", "noreg") if files else ("fixed", "minimal")
     difficulty = files.difficulty([outcome.match.question.id for outcome in outcomes]) if files else None
@@ -218,7 +223,8 @@ def _arena(policies: Sequence[Judged], how: Counting) -> list[dict[str, Any]]:
             counts = [_styles(policies[number].outcomes, own[number].questions) for number in there]
             own_counts, base_counts = np.concatenate(counts, axis=1)
             style = arena.style_features(own_counts, base_counts, rule)
-            table, weights = arena.arena_by_style(scores, whose, style, rule, seed=how.seed)
+            asked = np.concatenate([_ids(policies[number].outcomes)[own[number].questions] for number in there])
+            table, weights = arena.arena_by_style(scores, whose, style, asked, rule, seed=how.seed, resamples=how.resamples)
             weights_by_name = dict(zip(arena.STYLE, weights, strict=True))
             tables[f"{rule} style control"] = [{**row, "weights": weights_by_name} for row in table]
         for name, rows in tables.items():

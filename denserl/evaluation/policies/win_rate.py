@@ -52,11 +52,6 @@ def average_length(characters: Sequence[int]) -> int | None:
     return sum(characters) // len(characters) if characters else None
 
 
-def win_rate_if_missing_lost(credits: ArrayLike, questions: int) -> float:
-    """The win rate, in percent, if each of `questions` that has no credit were lost. credits: one for each question, or NaN."""
-    return 100 * float(np.nansum(credits)) / questions
-
-
 def by_position(credits: ArrayLike, policy_first: ArrayLike) -> dict[str, float | None]:
     """Win rates, in percent, where the judge saw the policy's answer first, and second; equal where the place says nothing.
 
