@@ -155,6 +155,14 @@ def test_each_sample_has_a_file_and_a_folder_is_read_with_all(tmp_path):
         read_answers("mtbench", str(tmp_path))
 
 
+def test_a_folder_of_answers_that_hold_their_questions_is_read_as_these(tmp_path):
+    question = Question(3, [{"role": "user", "content": "Greet."}])
+    found = Answers("m", {3: [PolicyAnswer(3, (text,), number) for number, text in enumerate(("a", "b"))]})
+    files = write_answers("prompts", tmp_path, "m", [question], found)
+    (tmp_path / MANIFEST).write_text(json.dumps({"suite": "prompts", "name": "m", "files": files}))
+    assert [(asked.id, asked.messages) for asked in read_questions("prompts", str(tmp_path))] == [(3, question.messages)]
+
+
 def test_missing_empty_and_unknown_answers_are_noticed(tmp_path, caplog):
     questions = [Question(text, [{"role": "user", "content": text}]) for text in ("a", "b", "c", "d")]
     rows = [

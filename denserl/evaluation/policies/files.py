@@ -72,12 +72,14 @@ KINDS: dict[str, Kind] = {
 
 
 def read_questions(suite: str, source: str) -> list[Question]:
-    """The questions of a file, of the original's folder, or of a hub data set, in their order.
+    """The questions of a file, of the original's folder, of answers that hold them, or of a hub data set, in their order.
 
     Raises:
         UserError: there are none, a row is none, or two have one id.
     """
-    inside = Path(source) / _QUESTIONS
+    folder = Path(source)
+    answered = (folder / MANIFEST).is_file() and not (folder / _QUESTIONS).is_file()
+    inside = folder / (_read_manifest(folder, suite)["files"][0] if answered else _QUESTIONS)
     found: dict[Id, Question] = {}
 
     def add(row: dict, number: int) -> None:

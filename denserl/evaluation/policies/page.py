@@ -1,12 +1,12 @@
 """The page of judged policies: the table of numbers, and all answers side by side with what the judge said of them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from denserl.evaluation.pages import render
-from denserl.evaluation.policies.answers import PolicyAnswer
+from denserl.evaluation.policies.answers import Id, PolicyAnswer, Question
 from denserl.evaluation.policies.outcomes import Judged, Outcome, Played
 from denserl.files import write_flushed
 from denserl.terminal import visible
@@ -26,6 +26,7 @@ def write_page(
     entries = [(judged.name, outcome) for judged in policies for outcome in judged.outcomes]
     known = [{name: visible(value, kept="") for name, value in _properties(*entry).items()} for entry in entries]
     filters = [_filter(f"f{number}", name, [values[name] for values in known]) for number, name in enumerate(known[0])]
+    numbers = _names(outcome.match.question for _, outcome in entries)
     ids = {entry["name"]: {option["name"]: option["id"] for option in entry["options"]} for entry in filters}
     page = {
         "title": visible(title),
@@ -34,7 +35,11 @@ def write_page(
         # Of one value there is nothing to choose.
         "filters": [entry for entry in filters if len(entry["options"]) > 1],
         "items": [
-            _item(name, baseline, outcome) | {"classes": " ".join(ids[key][value] for key, value in values.items())}
+            _item(name, baseline, outcome)
+            | {
+                "name": numbers[outcome.match.question.id],
+                "classes": " ".join(ids[key][value] for key, value in values.items()),
+            }
             for (name, outcome), values in zip(entries, known, strict=True)
         ],
     }
@@ -57,6 +62,12 @@ def _properties(policy: str, outcome: Outcome) -> dict[str, str]:
     return {"policy": policy, "verdict": result_of(outcome), "category": category, "answer": "cut off" if cut else "whole"}
 
 
+def _names(questions: Iterable[Question]) -> dict[Id, str]:
+    """What questions are called: by their ids, or where these are their texts by their numbers."""
+    known = {question.id: question.id != question.turns[0] for question in questions}
+    return {id: visible(str(id), kept="") if named else f"question {n}" for n, (id, named) in enumerate(known.items(), 1)}
+
+
 def _filter(id: str, name: str, column: Sequence[str]) -> dict[str, Any]:
     counts = Counter(column)
     options = [{"id": f"{id}-{k}", "name": value, "count": count} for k, (value, count) in enumerate(counts.items())]
@@ -73,7 +84,6 @@ def _item(name: str, baseline: str | None, outcome: Outcome) -> dict[str, Any]:
     worth = f" ({outcome.worth:.3f})" if outcome.worth is not None and other else ""
     sample = f"sample {policy.sample}" if policy.sample else ""
     return {
-        "name": visible(str(question.id), kept=""),
         "about": visible(" · ".join(filter(None, (question.category, sample))), kept=""),
         "outcome": result_of(outcome) + worth,
         "turns": [

@@ -187,7 +187,7 @@ def _length_control(outcomes: Sequence[Outcome], how: Counting) -> dict[str, Any
         for name in variants
     }
     first = found[variants[0]]
-    name = f"length_controlled_{how.mean} ({variants[0]})"
+    name = f"lc_{how.mean} ({variants[0]})"
     headline = {"name": name, "value": first["length_controlled_winrate"], "interval": first["interval"]}
     return {"headline": headline, "length_control": found, "remarks": [] if files else length_remarks(feature)}
 
