@@ -1,7 +1,9 @@
 """Held-out rollouts of PPO judged against the reference model's answers to the same prompts (docs/judging.md)."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from denserl import distributed
 from denserl.config import ModelSourceConfig, options_of
 from denserl.data.responses import Messages, Responses
+from denserl.errors import require
 from denserl.judging.build import build_askers, build_judge
 from denserl.judging.contract import Comparison, Judge, Judgement
 from denserl.judging.models import load_model_judge
@@ -17,7 +20,10 @@ from denserl.judging.templates import find_template
 from denserl.rewards.config import ScorerConfig
 from denserl.rewards.pair_metrics import wilson
 from denserl.rewards.sources.pair_source import Answer
+from denserl.trainer.checkpoint import read_state
 from denserl.trainer.ppo_config import PPOConfig
+
+log = logging.getLogger(__name__)
 
 # What a judge is shown, by what is read of its answer.
 TEMPLATES = {"text": "pairwise", "logprob": "pairwise-token"}
@@ -84,6 +90,23 @@ def make_judge(config: PPOConfig, device: torch.device, dtype: str) -> Judge | N
         return None
     template = find_template(config.judge_template or TEMPLATES[config.judge_verdict], "compare")
     return build_judge(config, template, build_askers(config, config.output_dir, device, dtype), config.judge_orders)
+
+
+def check_limit(config: PPOConfig, checkpoint: Path | None, iterations: int, prompts: int) -> None:
+    """Say at the start how many answers of judges the rest of a run may ask for. UserError where that is over the limit.
+
+    checkpoint: from which it goes on.
+    """
+    if not config.judge:
+        return
+    done, apart = read_state(checkpoint)["iteration"] if checkpoint else 0, config.eval_every * config.eval_judge
+    times = sum(iteration > done for iteration in {*range(apart, iterations + 1, apart), iterations})
+    orders = 2 if config.judge_orders == "both" else 1
+    most = times * prompts * orders * config.judge_votes * len(config.judge)
+    said = f"{times} held-out rollouts of {prompts} prompts are to be judged, by at most {most} answers"
+    fix = f"give `judge_limit` {most}, judge less often with `eval_judge`, or fewer prompts with `eval_limit`"
+    require(config.judge_limit is None or most <= config.judge_limit, f"{said}, and `judge_limit` is {config.judge_limit}", fix)
+    log.info("%s", said)
 
 
 def win_rate(judgements: Sequence[Judgement]) -> dict[str, float]:

@@ -48,7 +48,7 @@ from denserl.trainer.ppo_data import (
     make_schedule,
     text_batches,
 )
-from denserl.trainer.ppo_judging import HeldOutJudge, make_judge
+from denserl.trainer.ppo_judging import HeldOutJudge, check_limit, make_judge
 from denserl.trainer.ppo_losses import Part, StepLosses
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, open_log, rollout_metrics
 from denserl.trainer.ppo_models import (
@@ -164,6 +164,7 @@ class PPOTrainer:
         rewards = make_rewards(config, loaded, sources)
         prompts, held_out = load_prompt_rows(config, tokenizer)
         schedule = make_schedule(config, len(prompts))
+        check_limit(config, checkpoint, schedule.iterations, len(held_out or ()))
         text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
         check_lengths(config, filter(None, (prompts, held_out)), text.get("ptx"))
         remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": prompts}

@@ -1,6 +1,8 @@
 """Held-out rollouts judged against the reference model's answers: win rates, any number of ranks, a run that goes on."""
 
+import dataclasses
 import gc
+import json
 import shutil
 import sys
 from statistics import NormalDist
@@ -18,7 +20,8 @@ from denserl.judging.contract import Judgement
 from denserl.judging.templates import find_template
 from denserl.rewards.scorer import RewardScorer
 from denserl.rewards.sources.pair_source import Answer
-from denserl.trainer.ppo_judging import HeldOutJudge, win_rate
+from denserl.trainer.ppo_config import PPOConfig
+from denserl.trainer.ppo_judging import HeldOutJudge, check_limit, win_rate
 from denserl.trainer.trackers import read_metrics
 
 Z = NormalDist().inv_cdf(0.975)
@@ -131,6 +134,23 @@ def test_a_run_is_judged_every_so_often_and_goes_on_with_what_was_answered(ppo, 
 def test_a_judge_that_cannot_act_is_refused_before_a_model_is_loaded(options, found, ppo):
     with pytest.raises(UserError, match=found):
         ppo(model="no-such-model", **options)
+
+
+def test_what_the_rest_of_a_run_may_ask_for_is_said_at_its_start(tmp_path, caplog):
+    config = PPOConfig(
+        model="m", data=["d"], output_dir="o", eval_prompts=["p"], eval_every=2, eval_judge=3, judge=["http://h/v1"]
+    )
+    with caplog.at_level("INFO", logger="denserl"):
+        check_limit(config, None, 20, 5)  # at 6, 12, 18 and 20
+        (tmp_path / "state.json").write_text(json.dumps({"iteration": 12}))
+        check_limit(dataclasses.replace(config, judge_orders="one", judge_votes=3), tmp_path, 20, 5)
+    assert caplog.messages == [
+        f"{times} held-out rollouts of 5 prompts are to be judged, by at most {most} answers"
+        for times, most in ((4, 40), (2, 30))
+    ]
+    check_limit(dataclasses.replace(config, judge_limit=40), None, 20, 5)
+    with pytest.raises(UserError, match="by at most 40 answers, and `judge_limit` is 39"):
+        check_limit(dataclasses.replace(config, judge_limit=39), None, 20, 5)
 
 
 @pytest.mark.long
