@@ -107,22 +107,23 @@ JUDGEBENCH = [
     pair(1, "long", "no", "B>A", response_model="gpt-4o-2024-05-13", source="mmlu-pro-physics"),
     pair(2, "no", "long", "B>A", response_model="gpt-4o-2024-05-13", source="livebench-math"),
     pair(3, "no", "on", "A>B", response_model="gpt-4o-2024-05-13", source="livebench-reasoning"),
+    pair(5, "no", "long", "B>A", response_model="gpt-4o-2024-05-13", source="livebench-math"),
     pair(4, "no", "long", "B>A", response_model="claude-3-5-sonnet-20240620", source="livecodebench"),
 ]
 
 
 def test_judgebench_counts_all_pairs_of_a_model_whatever_their_category(tmp_path):
-    write_lines(tmp_path / "data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl", JUDGEBENCH[:4])
-    write_lines(tmp_path / "data/dataset=judgebench,response_model=claude-3-5-sonnet-20240620.jsonl", JUDGEBENCH[4:])
+    write_lines(tmp_path / "data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl", JUDGEBENCH[:5])
+    write_lines(tmp_path / "data/dataset=judgebench,response_model=claude-3-5-sonnet-20240620.jsonl", JUDGEBENCH[5:])
     judged_pairs = [{**row, "judge_name": "reward_model", "judgments": []} for row in JUDGEBENCH]
     write_lines(tmp_path / "outputs/judged.jsonl", judged_pairs)
     judged, found, _ = judged_by_length(SUITES["judgebench"], tmp_path)
-    # Rows 0 and 2 are right, 3 is a tie: 2 of 4, and not the mean of 1/2, 1 and 0 of the categories.
-    assert found["gpt"] == 1 / 2 and found["claude"] == 1 and found["n"] == 5 and found["ties"] == 1
+    # Rows 0, 2 and 5 are right, 3 is a tie: 3 of 5, and not the mean of 1/2, 1 and 0 of the categories.
+    assert found["gpt"] == 3 / 5 and found["claude"] == 1 and found["n"] == 6 and found["ties"] == 1
     accuracies = {name: part["accuracy"] for name, part in found["subsets"].items()}
     assert accuracies == {"claude/coding": 1, "gpt/knowledge": 1 / 2, "gpt/math": 1, "gpt/reasoning": 0}
-    assert found["partial"] == {"gpt": [4, 350], "claude": [1, 270]} and found["complete"] is False
-    assert judged[-1].item.id == "p3" and found["length_baseline"]["gpt"] == 1 / 2
+    assert found["partial"] == {"gpt": [5, 350], "claude": [1, 270]} and found["complete"] is False
+    assert judged[-1].item.id == "p5" and found["length_baseline"]["gpt"] == 3 / 5
     assert judgebench.headline({"gpt/math": 0.5}, {"gpt/math": 2}) == {"gpt": 0.5, "claude": None}
 
 

@@ -61,6 +61,7 @@ def test_all_ranks_ask_what_one_would_in_the_order_of_the_prompts(monkeypatch):
     alone = HeldOutJudge(LongerIsBetter(), reference)
     expected = alone(responses(range(5)), range(5), 5)
     assert expected["judge_win_rate"] == pytest.approx(2 / 5)
+    assert [asked.first for asked in alone.judge.asked] == ["", "x", "xx", "xxx", "xxxx"]
     # Rank 1 has the prompts 1, 3 and, so that both have as many, the first one again.
     shares = {0: (responses([0, 2, 4]), [0, 2, 4]), 1: (responses([1, 3, 0]), [1, 3, 5])}
     sent = {}
