@@ -168,6 +168,23 @@ def test_mtbench_grades_both_turns_and_compares_conversations(world):
     assert again["policies"]["good"]["original"] == original
 
 
+def test_right_answers_without_a_place_in_the_template_are_refused_before_anything_is_asked(world, capsys):
+    folder, prompts, texts = world
+    files = write_mtbench(folder, [(prompt, "More?") for prompt in prompts], {"good": [(text, text) for text in texts["good"]]})
+    words = (
+        files["good"],
+        "--questions",
+        files["questions"],
+        "--references",
+        files["good"],
+        "--judge",
+        "http://127.0.0.1:9/v1",
+    )
+    with pytest.raises(SystemExit):
+        run(folder / "out", "mtbench", *words, "--judge_template", "rating")
+    assert "12 questions have reference answers, for which the template rating has no place" in capsys.readouterr().err
+
+
 def test_a_reward_model_is_a_stand_in_and_is_told_where_it_trained_the_policy(world, caplog):
     folder, prompts, texts = world
     sft = tiny_models.save_language_model(folder / "sft")

@@ -22,7 +22,7 @@ from denserl.judging.build import build_askers, decoding_of
 from denserl.judging.comparing import describe
 from denserl.judging.contract import Reply
 from denserl.judging.models import load_model_judge
-from denserl.judging.templates import find_template
+from denserl.judging.templates import Template, find_template
 
 log = logging.getLogger(__name__)
 OTHER_RULE: dict[Rule, Rule] = {"original": "strict", "strict": "original"}
@@ -73,6 +73,8 @@ def said_by_judges(options: PolicyJudgingConfig, given: Given, device: torch.dev
         UserError: of `build_askers` and `ask_games`; the template does not go with the options.
     """
     play = _play(options)
+    if options.suite == "mtbench":
+        _check_references(play.template, given.questions)
     askers = build_askers(options, options.output_dir, device, dtype, options.template())
     matches = [match for _, own, _ in given.policies for match in own]
     heard = ask_games(matches, play, askers)
@@ -124,6 +126,13 @@ def _play(options: PolicyJudgingConfig) -> Play:
     decoding = way.decoding if logprob else decoding_of(options, way.decoding)
     votes = options.judge_votes
     return Play(options.suite, options.judged_mode, options.judge_orders, template, decoding, votes, options.parse)
+
+
+def _check_references(template: Template, questions: Sequence[Question]) -> None:
+    known = sum(any(question.references) for question in questions)
+    found = f"{known} questions have reference answers, for which the template {template.name} has no place"
+    fix = "put a paragraph with {reference} into it (docs/judging.md)"
+    require(template.takes_reference or not known, found, fix)
 
 
 def _check_logprobs(replies: Sequence[Reply]) -> None:
