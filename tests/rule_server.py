@@ -179,17 +179,15 @@ def serving(
 
         def do_GET(self):
             self.begin()
-            known = self.path == "/v1/models"
-            self.say(200, {"object": "list", "data": [{"id": model, "object": "model"}]}) if known else self.say(404, {})
+            if self.is_let_in("/v1/models"):
+                self.say(200, {"object": "list", "data": [{"id": model, "object": "model"}]})
 
         def do_POST(self):
             self.begin()
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if key is not None and self.headers["authorization"] != f"Bearer {key}":
-                self.say(401, {"error": {"message": "no such key", "type": "invalid_request_error"}})
-            elif self.path != "/v1/chat/completions":
-                self.say(404, {"detail": "Not Found"})
-            elif body["model"] != model:
+            if not self.is_let_in("/v1/chat/completions"):
+                return
+            if body["model"] != model:
                 self.say(404, {"error": {"message": f"no model {body['model']}"}})
             elif not self.fails(body):
                 seen.closing.wait(delay)
@@ -199,6 +197,15 @@ def serving(
 
         def begin(self):
             seen.headers.append({name.lower(): value for name, value in self.headers.items()})
+
+        def is_let_in(self, path: str) -> bool:
+            """Whether a request has the key and knows the place; else it is told."""
+            has_key = key is None or self.headers["authorization"] == f"Bearer {key}"
+            if not has_key:
+                self.say(401, {"error": {"message": "no such key", "type": "invalid_request_error"}})
+            elif self.path != path:
+                self.say(404, {"detail": "Not Found"})
+            return has_key and self.path == path
 
         def fails(self, body: dict) -> bool:
             """Whether the request meets a fault."""
