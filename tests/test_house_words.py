@@ -10,7 +10,6 @@ import pytest
 
 from denserl.cli.main import COMMANDS
 from denserl.config import options_of
-from denserl.judging.config import JudgeConfig
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "denserl").rglob("*.py"))
@@ -82,7 +81,7 @@ def test_messages_of_the_library_name_options_without_dashes(path):
 def options() -> set[str]:
     """The names of all commands' options."""
     modules = [importlib.import_module(f"denserl.cli.{name.replace('-', '_')}") for name in COMMANDS]
-    return {option.name for config in (JudgeConfig, *(module.Options for module in modules)) for option in options_of(config)}
+    return {option.name for module in modules for option in options_of(module.Options)}
 
 
 @on_library

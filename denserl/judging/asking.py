@@ -231,5 +231,6 @@ def of_all_ranks(make: Callable[[], Made]) -> list[Made]:
     told = distributed.gather_objects((made, error))
     first = next((error for _, error in told if error is not None), None)
     if first is not None:
-        raise first
+        # No longer of one rank alone.
+        raise UserError(first.found, first.fix) from first
     return [found for found, _ in told]
