@@ -128,6 +128,9 @@ def policy_lines(rows: Sequence[dict], sampled: int, held_out: int) -> list[str]
             half = NormalDist().inv_cdf((1 + LEVEL) / 2) * _number(last, f"{key}_std") / max(count, 1) ** 0.5
             before = f", {_number(first, key):.3g} at first" if len(rows) > 1 else ""
             lines.append(f"{name.replace('_', ' ')} {_number(last, key):.3g} +- {half:.2g} ({PERCENT}, {of}){before}")
+    if "eval_judge_win_rate" in last:
+        rate, low, high = (_number(last, f"eval_judge_win_rate{end}") for end in ("", "_low", "_high"))
+        lines.append(f"win rate {rate:.3f} [{low:.3f}, {high:.3f}] against the reference model ({PERCENT}, {of})")
     kl, length, ended = (_number(last, prefix + name) for name in ("kl", "response_length", "ended"))
     return [*lines, f"KL {kl:.3g} nats a response, {length:.1f} tokens, {ended:.0%} of them ended"]
 

@@ -73,6 +73,9 @@ def test_a_policy_is_summed_up_by_its_held_out_rewards():
         "true reward 0.25 +- nan (95%, 64 held-out prompts), nan at first",
         "KL 3 nats a response, 8.0 tokens, 100% of them ended",
     ]
+    rows[-1] |= {"eval_judge_win_rate": 0.625, "eval_judge_win_rate_low": 0.5, "eval_judge_win_rate_high": 0.75}
+    judged = "win rate 0.625 [0.500, 0.750] against the reference model (95%, 64 held-out prompts)"
+    assert policy_lines(rows, 16, 64)[2] == judged
     trained = [{"step": 1, "reward": 2.0, "reward_std": 4.0, "kl": 1.0, "response_length": 8.0, "ended": 0.5}]
     assert policy_lines(trained, 16, 0)[0] == "reward 2 +- 2 (95%, 16 samples)"
     assert policy_lines([], 16, 0) == []
