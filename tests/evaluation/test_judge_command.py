@@ -105,6 +105,7 @@ def test_alpacaeval_plays_one_game_and_a_complete_store_needs_no_judge(world):
         found = run(folder / "out", "alpacaeval", *words, "--judge", server.url)
         assert len(server.bodies) == 12 and {body["max_tokens"] for body in server.bodies} == {1}
     own = found["policies"]["good"]
+    assert found["parse"]["games_that_differ"] == 0
     # In closed form: the chance of what is shown first, by the rule, in the order that each instruction draws.
     firsts = [alpacaeval_switched(prompt) for prompt in prompts]
     better = [number % 4 > 0 for number in range(12)]

@@ -77,7 +77,12 @@ def said_by_judges(options: PolicyJudgingConfig, given: Given, device: torch.dev
         _check_references(play.template, given.questions)
     askers = build_askers(options, options.output_dir, device, dtype, options.template())
     matches = [match for _, own, _ in given.policies for match in own]
-    heard = ask_games(matches, play, askers)
+    try:
+        heard = ask_games(matches, play, askers)
+    finally:
+        for asker in askers[:1]:  # all have one store, and rank 0 alone
+            if asker.store:
+                asker.store.close()
     if play.template.one_token:
         _check_logprobs([reply for game in heard for said in game.votes for reply in said])
     rules: tuple[Rule, Rule] = (options.parse, OTHER_RULE[options.parse])

@@ -12,6 +12,8 @@ from denserl.judging.comparing import about
 from denserl.judging.contract import Comparison, Decoding, Judge, Reply, Request
 from denserl.judging.templates import Template
 
+SAME = 1e-9  # differences of probabilities below are of rounding
+
 
 class Play(NamedTuple):
     """How games are played."""
@@ -101,6 +103,13 @@ def outcomes_of_scores(matches: Sequence[Match], judge: Judge) -> list[Outcome]:
     ]
 
 
+def _is_same(first: Played, second: Played) -> bool:
+    """Up to the rounding of probabilities."""
+    if first.worth is None or second.worth is None:
+        return first.worth is second.worth
+    return abs(first.worth - second.worth) < SAME and first.battles == second.battles
+
+
 def _comparison(match: Match, turn: int) -> Comparison:
     question, policy, baseline = match
     assert baseline is not None
@@ -110,7 +119,7 @@ def _comparison(match: Match, turn: int) -> Comparison:
 def differing(first: Sequence[Outcome], second: Sequence[Outcome]) -> int:
     """In how many games two readings of the same words differ."""
     pairs = (zip(a.games, b.games, strict=True) for a, b in zip(first, second, strict=True))
-    return sum((a.worth, a.battles) != (b.worth, b.battles) for games in pairs for a, b in games)
+    return sum(not _is_same(a, b) for games in pairs for a, b in games)
 
 
 def _poll(games: Sequence[Heard], play: Play, askers: Sequence[Asker], fetch: Fetch) -> None:
