@@ -146,7 +146,7 @@ def arena_by_style(
     else:
         rows, shown = _rows(np.nanmedian(again, axis=0), again, rule), np.median(weights[1 : 1 + rounds], axis=0)
     bounds = np.nanpercentile(anew, PERCENTILES["v0.1"], axis=0).T.tolist()
-    return [row | {"question_interval": own} for row, own in zip(rows, bounds, strict=True)], shown.tolist()
+    return [row | {"question_interval": pair} for row, pair in zip(rows, bounds, strict=True)], shown.tolist()
 
 
 def _read(mark: str) -> tuple[float, int]:
