@@ -13,6 +13,7 @@ from denserl.errors import UserError
 from denserl.evaluation.items import Answer, Item, by_verdicts
 from denserl.evaluation.judge_scorer import ComparingJudge, RatingJudge, comparisons
 from denserl.evaluation.results import format_summary, write
+from denserl.evaluation.strength_page import write_accuracy_page
 from denserl.evaluation.suites.registry import SUITES
 from denserl.judging.asking import Asker, Limit
 from denserl.judging.comparing import TextJudge, text_vote
@@ -98,6 +99,7 @@ def test_ratings_make_pairs_and_the_four_of_rewardbench_2():
     found, summary = judged("pairs", items, RatingJudge(Rule(WORTH)))
     # An answer without a rating is below every other.
     assert [SUITES["pairs"].earned(entry) for entry in found] == [1, 0.5, 0, 1, 0.5]
+    assert [SUITES["rmb"].earned(entry) for entry in found] == [1, 0.5, 0, 1, 0] and summary["ties"] == 1
     four = [("a", "b c d", 1), ("b", "c d d", 1 / 2), ("d", "b c a", 0), ("?", "? ? ?", 1 / 4), ("a", "? ? ?", 1)]
     items = [item(number, *row[:2], "Math") for number, row in enumerate(four)]
     found, summary = judged("rewardbench2", items, RatingJudge(Rule(WORTH)))
@@ -183,6 +185,19 @@ def test_every_verdict_is_in_a_file(tmp_path):
     assert lists[0]["loser_rewards"] == [0.0, None]
     assert json.loads((tmp_path / "rm_rank.json").read_text())["judge"]["ACC"] == pytest.approx(0.3)
     assert not (tmp_path / "reliability.png").exists()
+
+
+def test_the_page_by_strength_shows_what_is_decided_against_members(tmp_path):
+    items = [item(number, *pair[:2])._replace(place=f"d:{number}") for number, pair in enumerate(PAIRS)]
+    means = {"d:0": -3.0, "d:1": -2.0, "d:2": 1.0, "d:3": -1.0, "d:4": 2.0}
+    suite, image = SUITES["rmb"], tmp_path / "plot.png"
+    image.write_bytes(b"")
+    found = suite.judge(items, ComparingJudge(Rule(WORTH), False), BadRows("stop"))
+    write_accuracy_page(tmp_path / "page.html", "judge", found, suite.earned, means, {}, image)
+    page = (tmp_path / "page.html").read_text()
+    # Won against the members is the first pair alone: the second is a tie. Lost are the third, and the last without a verdict.
+    assert "-3.000; the model&#39;s difference +1.000" in page and "-2.000" not in page and "-1.000;" not in page
+    assert "+1.000; the model&#39;s difference -1.000" in page and "+2.000; no valid verdict" in page
 
 
 def test_calls_are_counted_before_the_first_one(tmp_path):
