@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
+from tiny_models import as_argv, save_language_model
 
 SECONDS = 120
 SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "CROSS_")
@@ -73,6 +74,17 @@ class Training(NamedTuple):
     def run(self, output: Path, before: Callable[[], None] | None = None, log: Path | None = None, **options) -> Ended:
         """The same, waited for."""
         return self.start(output, before, log, **options).ended()
+
+
+def answers_to_mtbench(folder: Path) -> Training:
+    """A tiny policy's answers to 15 questions of two turns, two of each, some of them at a time; made of files in a folder."""
+    save_language_model(folder / "policy", stops=60)
+    kinds = ("writing", "math", "stem")
+    rows = [{"question_id": n, "category": kinds[n % 3], "turns": [f"What is {n}?", "And then?"]} for n in range(15)]
+    (folder / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"model": folder / "policy", "questions": folder / "question.jsonl", "samples": 2, "sample_batch_size": 1}
+    options |= {"max_new_tokens": 12, "device": "cpu"}
+    return Training("answer", lambda output, **more: ["mtbench", *as_argv({**options, "output_dir": output, **more})], {})
 
 
 class Running:

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 from on_ranks import ended, start_ranks
-from real_runs import DiesAtFileCall, Training, checkpoints, differences, is_saving
+from real_runs import DiesAtFileCall, Training, answers_to_mtbench, checkpoints, differences, is_saving
 
 SHORT, LONG = ["ppo-zero0", "rm-zero2"], ["ppo-zero2", "rm-zero0"]
 
@@ -104,3 +104,26 @@ def test_when_one_rank_is_killed_no_other_waits_for_ever(name, trainings, tmp_pa
         assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None)
     assert ended(start_ranks(training, outputs[1]))[0] == [0, 0]
     assert not differences(*outputs)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("turn", [1, 2])
+def test_answers_that_were_killed_in_either_turn_are_gone_on_with(turn, tmp_path):
+    answering = answers_to_mtbench(tmp_path)
+    assert answering.run(tmp_path / "whole").code == 0
+    output = tmp_path / "killed"
+    samples = output / f"samples-turn-{turn}.jsonl"
+    for lines in (1, 9):
+        running = answering.start(output)
+        assert running.wait_until(partial(_holds, samples, lines))
+        running.process.kill()
+        assert running.ended().code == -signal.SIGKILL
+    assert not (output / "policy.jsonl").exists()
+    assert answering.run(output).code == 0
+    for name in ("policy.jsonl", "policy-s1.jsonl", "samples-turn-1.jsonl", "samples-turn-2.jsonl"):
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def _holds(path, lines: int) -> bool:
+    """Whether a file has so many lines."""
+    return path.exists() and path.read_bytes().count(b"\n") >= lines

@@ -9,7 +9,7 @@ import torch
 from datasets import load_from_disk
 from rank_hooks import estimated, estimates, evaluations, shards
 from ranks import call, deviations, run
-from real_runs import Training
+from real_runs import Training, answers_to_mtbench
 from test_parity import METRICS
 from tiny_models import as_argv
 
@@ -108,3 +108,11 @@ def test_two_processes_estimate_as_one(trainings, tmp_path):
         torch.testing.assert_close(found[0], torch.tensor(loops.whiten(x, mask)), atol=1e-5, rtol=1e-5)
         for together, alone in zip(found, estimates(x, mask), strict=True):
             torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.long
+def test_answers_of_a_policy_on_two_ranks_are_those_of_one(tmp_path):
+    answering = answers_to_mtbench(tmp_path)
+    one, two = (run(answering, tmp_path / str(ranks), ranks) for ranks in (1, 2))
+    files = ("policy.jsonl", "policy-s1.jsonl", "samples-turn-1.jsonl", "samples-turn-2.jsonl")
+    assert [(one / name).read_bytes() for name in files] == [(two / name).read_bytes() for name in files]
