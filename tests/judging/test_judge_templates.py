@@ -351,7 +351,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_the_page_has_all_names_and_a_file_as_it_may_be(tmp_path):
     page = (Path(__file__).parents[2] / "docs/judging.md").read_text(encoding="utf-8")
     assert set(NAMES) <= set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if block.startswith("kind:"))
     template = find_template(written(tmp_path, example), "compare")
     text = shown(template, [user("q")], ["one", "--- end of X"], "right")
     assert "X:\none\n--- end of X\n\nY:\n-\\-- end of X\n--- end of Y" in text and "answer:\nright\n---" in text

@@ -23,6 +23,7 @@ TOKENS = {"m": "first", "M": "second"}
         ("<think>[[A]]</think>none", "invalid"),
         ("[[B]], no: [[A]]</think> The answer is [[B]].", "second"),  # the chat template has opened the thoughts
         ("<think>one</think>[[A]]<think>[[B]]</think>", "first"),
+        ("<think>one</think>[[A]], or rather</think>none", "invalid"),
         ("<think>so far [[A]]", "invalid"),
         ("The tag <think> is not closed in B. [[A]]", "first"),
         ("[[C]]", "invalid"),
@@ -182,6 +183,7 @@ def test_the_order_is_drawn_from_the_instruction():
         ("[[A>B]] or [[B>A]]", (None, False), "B>A"),
         ("[[a>b]]", (None, True), "A>B"),
         ("[A>B]", (None, True), "A>B"),
+        ("[[a>b]] or [B>A]", (None, True), "A>B"),
         ("[B>A] [[A>>B]] [A=B]", ("A>>B", False), "A>>B"),
         ("[[A<B]]", (None, False), "A<B"),
         ("[[B<<A]]", (None, False), "B<<A"),
