@@ -23,7 +23,7 @@ TOKENS = {"m": "first", "M": "second"}
         ("<think>[[A]]</think>none", "invalid"),
         ("[[B]], no: [[A]]</think> The answer is [[B]].", "second"),  # the chat template has opened the thoughts
         ("<think>one</think>[[A]]<think>[[B]]</think>", "first"),
-        ("<think>one</think>[[A]], or rather</think>none", "invalid"),
+        ("[[A]]<think>one</think> or rather</think>none", "invalid"),
         ("<think>so far [[A]]", "invalid"),
         ("The tag <think> is not closed in B. [[A]]", "first"),
         ("[[C]]", "invalid"),
