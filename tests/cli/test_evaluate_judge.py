@@ -119,6 +119,25 @@ def test_the_key_is_in_no_file_and_a_wrong_one_ends_the_run(tmp_path, monkeypatc
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
 
+def test_several_judges_vote_on_a_suite_of_ones_own(tmp_path):
+    rows = [
+        {"id": 0, "topic": "t", "question": "Q", "true": ["long one", "long two"], "false": ["no", "not"]},
+        {"id": 1, "topic": "t", "question": "R", "true": ["long one", "x"], "false": ["no"]},
+    ]
+    path = suite_files.write_lines(tmp_path / "rows.jsonl", rows)
+    shorter = Rule(find_template("pairwise"), lambda prompt, answer: -len(answer) / 20)
+    suite = Path(__file__).parent.parent.parent / "examples/my_suite.py"
+    with serving(*rules()) as one, serving(shorter, model="other") as two, serving(*rules(), model="third") as three:
+        judges = [server.url for server in (one, two, three)]
+        assert not command(f"{suite}:facts", path, "--judge", *judges, "--output_dir", tmp_path / "out")
+    found = results(tmp_path / "out")
+    # Of three judges two prefer what is longer; a list is won if each better answer beats each worse one.
+    assert found["accuracy"] == 0.5 and found["verdicts"]["comparisons"] == 6 and found["pair_accuracy"] == 5 / 6
+    assert found["verdicts"]["verdicts"] == 6 * 2 * 3 and found["verdicts"]["agreement"] == 0.0
+    assert [judge["judge"] for judge in found["judge"]["judges"]] == ["rule", "other", "third"]
+    assert (tmp_path / "out/rule+other+third_verdicts.jsonl.gz").is_file()
+
+
 def test_a_server_chooses_no_path(tmp_path):
     path = suite_files.pairs(tmp_path)
     with serving(*rules(), model="../../a judge\x1b") as server:
