@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads must not spin on few cores.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test faults lint models levels study bench bench-peers mutants real clean
+.PHONY: demo test faults lint models levels study bench bench-peers engine-test mutants real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -52,6 +52,17 @@ $(PEERS)/trl-%/installed: constraints.txt
 	test -d $(@D) || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q "$$(grep '^torch==' constraints.txt)"
 	$(@D)/bin/pip install -q "trl==$*.0" -c constraints.txt
+	touch $@
+
+# A judge behind a server of another library, in an environment of its own: some minutes, most of them to install it.
+ENGINE := runs/engine
+engine-test: .venv/installed $(ENGINE)/installed
+	$(BIN)/python -m pytest -q tests/real_engine.py
+
+$(ENGINE)/installed: constraints.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(@D)/bin/pip install -q "transformers[serving]" -c constraints.txt
 	touch $@
 
 # Changes of the numerics, one at a time, and whether the tests notice: docs/mutants.md. Half an hour on two quiet cores.
