@@ -207,11 +207,14 @@ def test_questions_are_drawn_with_the_battles_of_all_policies(rule):
     assert [row["question_interval"] for row in rows] == [pytest.approx(own.tolist(), abs=1e-5) for own in bounds]
 
 
-def test_draws_without_a_policy_say_nothing_of_it():
-    scores, policies, style = np.array([1.0, 0.5, 0.0, 1.0, 0.5]), np.array([0, 0, 0, 0, 1]), np.arange(5.0)[:, None] / 5 - 0.4
-    rows, _ = arena_by_style(scores, policies, style, np.arange(5), rounds=30)
-    # Alone it ties, whatever the draw; the penalty holds it near the baseline.
-    assert rows[1]["interval"][1] < 90 and np.isfinite(rows[1]["question_interval"]).all()
+def test_draws_without_a_policy_say_nothing_of_it(monkeypatch):
+    rounds = np.array([[1, 1, 1, 1, 1], [1, 2, 0, 2, 0]])
+    monkeypatch.setattr("denserl.evaluation.policies.arena._drawn", lambda count, many, rng: rounds)
+    scores, policies, style = np.array([1.0, 0.5, 0.0, 1.0, 1.0]), np.array([0, 0, 0, 0, 1]), np.arange(5.0)[:, None] / 5 - 0.4
+    first, second = arena_by_style(scores, policies, style, np.arange(5), rounds=2)[0]
+    assert second["interval"] == pytest.approx([second["win_rate"]] * 2, abs=1e-6)
+    assert first["interval"][1] - first["interval"][0] > 1
+    assert np.isfinite(first["question_interval"] + second["question_interval"]).all()
 
 
 def test_the_newer_code_reads_marks_turned_round():

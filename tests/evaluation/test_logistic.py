@@ -77,6 +77,11 @@ def test_a_start_where_the_loss_is_nearly_straight_does_not_throw_it_off():
     assert logistic(np.ones((2, 1)), np.array([0.4, 0.6]), 1e4, offset=-8.0, lasso=True) == pytest.approx([8.0], abs=1e-3)
 
 
+def test_a_row_of_no_weight_may_be_anywhere():
+    features = np.array([[1.0], [1.0], [1e6]])
+    assert logistic(features, np.array([0.9, 0.9, 0.0]), [1, 1, 0]) == pytest.approx([math.log(9)], abs=1e-7)
+
+
 def test_labels_that_are_told_apart_wholly_have_large_but_finite_coefficients():
     found = logistic(np.array([[1.0], [-1.0]]), np.array([1.0, 0.0]))
     # Where the slope of the loss, 2 exp(-t), is that of the ridge, 1e-9 t.
