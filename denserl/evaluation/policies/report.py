@@ -41,7 +41,10 @@ def summary_of(options: PolicyJudgingConfig, said: Said, how: Counting) -> dict[
     }
     if said.other:
         rule, policies, count = said.other
-        other = {name: entry["headline"] for name, entry in results_of(policies, how)["policies"].items()}
+        other = {
+            name: entry["headline"]
+            for name, entry in results_of(policies, how._replace(style_control=False))["policies"].items()
+        }
         found["parse"] = {"by": options.parse, "other": rule, "games_that_differ": count, "headlines_by_other": other}
     return found | {"versions": versions()}
 
