@@ -76,6 +76,14 @@ def test_over_the_limit_nothing_is_asked(tmp_path):
     assert len(backend.asked) == 2
 
 
+def test_what_is_planned_is_set_aside_once(tmp_path):
+    limit = Limit(3)
+    asker = Asker(RuleBackend(echo), "rule", Store(tmp_path / "s"), limit)
+    asker.plan(QUESTIONS)
+    asker.plan(QUESTIONS[:3])
+    assert len(asker.ask(QUESTIONS)) == 5 and limit.planned == 3
+
+
 def test_a_limit_is_of_all_judges_together(tmp_path):
     store, limit = Store(tmp_path / "s"), Limit(5)
     one, other = (Asker(RuleBackend(echo, name), name, store, limit) for name in "ab")

@@ -27,7 +27,7 @@ def rule_of(name: str, **how) -> Rule:
 
 def judged(folder, kind: str = "pairwise", **options):
     """What a judge says of the comparisons, and of itself."""
-    config = JudgeConfig(**options, **({"judge_tries": 1} if "http" in str(options["judge"]) else {}))
+    config = JudgeConfig(**({"judge_tries": 1} if "http" in str(options["judge"]) else {}) | options)
     config.check()
     askers = build_askers(config, folder, torch.device("cpu"), "fp32")
     judge = build_judge(config, find_template(config.judge_template or kind), askers, config.judge_orders)
@@ -74,7 +74,7 @@ def test_answers_are_sampled_as_options_say_else_as_the_suite_does(options, own,
     assert decoding_of(JudgeConfig(judge=URL, **options), own) == expected
 
 
-def test_a_judge_behind_a_server_is_asked_once_and_then_found_in_the_store(tmp_path):
+def test_a_judge_behind_a_server_is_asked_once_and_then_found_in_the_store(tmp_path, caplog):
     with serving(rule_of("pairwise")) as server:
         found, described = judged(tmp_path, judge=server.url)
         assert {each.score for each in found} <= {0, 1} and len(server.bodies) == 2 * len(COMPARISONS)
@@ -82,7 +82,8 @@ def test_a_judge_behind_a_server_is_asked_once_and_then_found_in_the_store(tmp_p
     rows = [json.loads(line) for line in (tmp_path / STORE).read_text().splitlines()]
     assert {(row["judge"], row["model"], row["template"]) for row in rows} == {(server.url, MODEL, "pairwise")}
     # The server is away: it is known what it served, and all that it said.
-    assert judged(tmp_path, judge=server.url, judge_limit=0) == (found, described)
+    assert judged(tmp_path, judge=server.url, judge_limit=0, judge_tries=3) == (found, described)
+    assert f"it is taken for {MODEL}" in caplog.text and "tried again" not in caplog.text
     assert judged(tmp_path, judge=server.url, judge_model=MODEL) == (found, described)
     with pytest.raises(UserError, match="gave no answer"):
         judged(tmp_path / "other", judge=server.url)

@@ -1,5 +1,6 @@
 """Votes and orders become judgements: by tables, by independent votes' exact chances, and by judges that follow a rule."""
 
+import functools
 import itertools
 import math
 
@@ -124,13 +125,14 @@ def test_independent_votes_gain_what_the_binomial_says(votes, expected):
 def test_no_vote_is_asked_for_that_cannot_matter_and_none_is_left_out_that_can(most):
     kinds = ("first", "second", "tie", "invalid")
 
-    def ends(votes) -> set:
+    @functools.cache
+    def ends(votes: tuple) -> set:
         """The scores that all continuations have."""
         rest = itertools.product(kinds, repeat=most - len(votes))
         return {score_of_votes([Vote(verdict) for verdict in (*votes, *more)]) for more in rest}
 
     for outcome in itertools.product(kinds, repeat=most):
-        votes = [vote.verdict for vote in polled(outcome, most).votes]
+        votes = tuple(vote.verdict for vote in polled(outcome, most).votes)
         assert len(ends(votes)) == 1
         assert len(votes) == next(count for count in range(most + 1) if len(ends(votes[:count])) == 1)
 

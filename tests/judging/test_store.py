@@ -139,11 +139,11 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_ten_thousand_answers_are_read_in_seconds_and_not_kept_in_memory(tmp_path):
-    path, text = tmp_path / "store.jsonl", "Some reasons. " * 200
+    path, text = tmp_path / "store.jsonl", "Some reasons. " * 70
     filled(path, 1, text).close()
     line, first = path.read_text(), own_key(question("question 0")).hex()
     path.write_text("".join(line.replace(first, f"{number:064x}") for number in range(10_000)))
-    assert path.stat().st_size > 28e6
+    assert path.stat().st_size > 12e6
     tracemalloc.start()
     start = time.monotonic()
     store = Store(path)
