@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from denserl.cli.launch import launch
+from denserl.cli.launch import launch, suggest
 from denserl.config import FIRST
 from denserl.evaluation.policies.config import AnswerConfig, SuiteName
 from denserl.terminal import say
@@ -38,6 +38,9 @@ def run(options: Options) -> dict:
             f"written to {options.output_dir}: {' '.join(account['files'])}",
         ]
         say("\n".join(lines))
+        baseline = "" if options.suite == "mtbench" else " --baseline ANSWERS"
+        asked = f" --questions {options.questions}" if options.suite in ("arenahard", "mtbench") else ""
+        suggest(f"judge {options.suite} {options.output_dir}{baseline}{asked} --judge MODEL --output_dir NEW_FOLDER")
     return account
 
 

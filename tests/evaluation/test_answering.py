@@ -1,7 +1,9 @@
 """denserl answer on a tiny policy: what each answer is drawn from, by hand; other batches and stops; files, and mistakes."""
 
 import json
+import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 import tiny_models
 import torch
 
-from denserl.cli import answer
+from denserl.cli import answer, judge
+from denserl.cli.options import parse
 from denserl.errors import UserError
 from denserl.evaluation.policies.files import read_answers, read_questions
 from denserl.models.loading import load_policy
@@ -165,9 +168,12 @@ def test_each_suite_has_files_of_its_own(run, folder, tmp_path):
     assert row["choices"][0]["turns"][0].keys() == {"content"} and row["conv_metadata"].keys() >= {"token_len"}
 
 
-def test_prompts_that_are_shortened_are_told(run, caplog):
+def test_prompts_that_are_shortened_are_told_and_what_comes_next_is_understood(run, caplog):
+    caplog.set_level(logging.INFO)
     account, _ = run(max_prompt_length=12)
     assert account["shortened_prompts"] > 0 and "lost tokens on their left" in caplog.text
+    (words,) = re.findall(r"next: denserl judge (.*)", caplog.text)
+    parse(judge.Options, "judge", words.split()).check()
 
 
 @pytest.mark.parametrize(
