@@ -52,7 +52,7 @@ def run(options: Options) -> dict:
     from denserl.data.bad_rows import BadRows, finish
     from denserl.evaluation.judge_scorer import format_judge
     from denserl.evaluation.results import format_remarks, versions
-    from denserl.evaluation.scorers import make_scorer, outputs_name
+    from denserl.evaluation.scorers import opened_scorer, outputs_name
     from denserl.evaluation.suites.registry import account, find_suite, read_items, with_strengths
     from denserl.trainer.start import start_run
 
@@ -68,8 +68,8 @@ def run(options: Options) -> dict:
     finish(bad_rows, options.path, len(items), left_out.total())
     if options.strength_from:
         suite = with_strengths(suite, options.strength_from, items, options.split, options.on_bad_row)
-    scorer = make_scorer(options, suite, device, dtype)
-    judged = suite.judge(items, scorer, refused)
+    with opened_scorer(options, suite, device, dtype) as scorer:
+        judged = suite.judge(items, scorer, refused)
     finish(refused, options.path, len(judged))
     summary = {
         "suite": options.suite,

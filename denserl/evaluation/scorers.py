@@ -1,6 +1,7 @@
 """The scorer that options of a suite name: reward models, a word, or a judge."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from denserl.evaluation.judge_scorer import ComparingJudge, JudgeScorer, RatingJ
 from denserl.evaluation.pair_scorer import load_answer_scorer
 from denserl.evaluation.policies.judgements import file_name
 from denserl.evaluation.step_errors import StepSuite
+from denserl.judging.asking import Asker
 from denserl.judging.build import build_askers, build_judge, build_rater
 from denserl.judging.config import is_url
-from denserl.judging.templates import find_template
+from denserl.judging.templates import Template, find_template
 
 if TYPE_CHECKING:
     from denserl.evaluation.config import JudgedConfig
@@ -24,14 +26,27 @@ if TYPE_CHECKING:
 RATES, TOKEN, TEXT = "rating", "pairwise-token", "pairwise"
 
 
-def make_scorer(config: "JudgedConfig", suite: "AnySuite", device: torch.device, dtype: str) -> Any:
-    """What scores the answers of the suite.
+@contextlib.contextmanager
+def opened_scorer(config: "JudgedConfig", suite: "AnySuite", device: torch.device, dtype: str) -> Iterator[Any]:
+    """What scores the answers of the suite; the store of a judge is open while the context lasts.
 
     Raises:
         UserError: it cannot be made, or says nothing of what the suite judges.
     """
-    if config.judge:
-        return make_judge(config, suite, device, dtype)
+    if not config.judge:
+        yield make_scorer(config, device, dtype)
+        return
+    template = judge_template(config, suite)
+    askers = build_askers(config, config.output_dir, device, dtype, config.template())
+    try:
+        yield make_judge(config, template, askers)
+    finally:
+        if store := askers[0].store:  # of all, on rank 0
+            store.close()
+
+
+def make_scorer(config: "JudgedConfig", device: torch.device, dtype: str) -> Any:
+    """The scorer that the words or folders of `scorer` name."""
     scorers = config.scorer or []
     named = [word for word in scorers if word in BASELINES]
     if not named:
@@ -42,17 +57,20 @@ def make_scorer(config: "JudgedConfig", suite: "AnySuite", device: torch.device,
     return BaselineScorer(named[0], config.seed)
 
 
-def make_judge(config: "JudgedConfig", suite: "AnySuite", device: torch.device, dtype: str) -> JudgeScorer:
-    """The judge of a suite; nothing is asked and no model loaded yet."""
+def judge_template(config: "JudgedConfig", suite: "AnySuite") -> Template:
+    """What a judge is shown. UserError where it, or any judge, has no use for the suite, or for an option."""
     fix = "give a `scorer` that was trained on labels of steps"
     require(not isinstance(suite, StepSuite), "`judge` says how good answers are, and this suite judges their steps", fix)
     own = RATES if suite.rated else TOKEN if config.judge_verdict == "logprob" else TEXT
     template = find_template(config.judge_template or own, "rate" if suite.rated else None)
-    rates = template.kind == "rate"
     found = f"`judge_orders` one has no effect: the template {template.name} rates answers one by one"
-    require(not rates or config.judge_orders == "both", found, "leave `judge_orders` out")
-    askers = build_askers(config, config.output_dir, device, dtype, config.template())
-    if rates:
+    require(template.kind == "compare" or config.judge_orders == "both", found, "leave `judge_orders` out")
+    return template
+
+
+def make_judge(config: "JudgedConfig", template: Template, askers: Sequence[Asker]) -> JudgeScorer:
+    """A judge as a scorer; nothing is asked and no model loaded yet."""
+    if template.kind == "rate":
         return RatingJudge(build_rater(config, template, askers))
     judge = build_judge(config, template, askers, config.judge_orders)
     return ComparingJudge(judge, calibrated=config.judge_verdict == "logprob")
