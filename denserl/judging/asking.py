@@ -125,6 +125,7 @@ class Asker:
         self.limit.plan(cost.calls)
         self._planned |= set(missing)
         if missing:
+            self._store.open()
             log.info(
                 "%s: %d answers to ask for, at most, of %d questions: about %d tokens of prompts, at most %d of answers",
                 self.judge,

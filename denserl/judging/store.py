@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from denserl.errors import UserError, require
 from denserl.files import cut_torn_line, make_folder
@@ -29,7 +29,8 @@ def key(name: str, version: str, request: Request) -> bytes:
 class Store:
     """A JSON-lines file of answers, kept open by one process at a time. In memory there is a place in the file of each.
 
-    A last line that was not written whole is cut off. Of two answers to the same question the first one counts.
+    A last line that was not written whole is cut off. Of two answers to the same question the first one counts. A file that is
+    not there is made when it is opened to be written.
 
     Raises:
         UserError: another process has it open, it cannot be written, or holds a line that is no answer.
@@ -37,17 +38,30 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        make_folder("judge_store", str(self.path.parent))
-        try:
-            self._file = open(self.path, "a+b")
-        except OSError as error:
-            raise UserError(f"`judge_store` {path}: {error.strerror}", "give a file that can be written") from error
-        self._lock()
-        self._check_opening()
-        cut_torn_line(self.path)
+        self._file: BinaryIO | None = None
         self._places: dict[bytes, int] = {}
         self._models: dict[str, tuple[str, str]] = {}
-        self._read()
+        if self.path.exists():
+            self.open()
+
+    def open(self) -> None:
+        """Take the file for this process, and see what is in it. Nothing where that has been done."""
+        if self._file is not None:
+            return
+        make_folder("judge_store", str(self.path.parent))
+        try:
+            file = open(self.path, "a+b")
+        except OSError as error:
+            raise UserError(f"`judge_store` {self.path}: {error.strerror}", "give a file that can be written") from error
+        try:
+            self._lock(file)
+            self._check_opening()
+            cut_torn_line(self.path)
+            self._read(file)
+        except UserError:
+            file.close()
+            raise
+        self._file = file
 
     def __len__(self) -> int:
         return len(self._places)
@@ -57,8 +71,8 @@ class Store:
 
     def get(self, key: bytes) -> Reply:
         """The answer under a key, which is there."""
-        self._file.seek(self._places[key])
-        row = json.loads(self._file.readline())
+        self._opened.seek(self._places[key])
+        row = json.loads(self._opened.readline())
         first = tuple((token, logprob) for token, logprob in row["first"])
         return Reply(row["text"], row["cut"], row["prompt_tokens"], row["tokens"], first)
 
@@ -76,25 +90,32 @@ class Store:
             **reply._asdict(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        place = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()
+        place = self._opened.seek(0, os.SEEK_END)
+        self._opened.write(json.dumps(row).encode() + b"\n")
+        self._opened.flush()
         self._enter(row, place)
 
     def sync(self) -> None:
         """Wait until all is on the disk."""
-        os.fsync(self._file.fileno())
+        os.fsync(self._opened.fileno())
 
     def model_of(self, judge: str) -> tuple[str, str] | None:
         """Name and version of the model that answered last as a judge, which is called so on the command line."""
         return self._models.get(judge)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
-    def _lock(self) -> None:
+    @property
+    def _opened(self) -> BinaryIO:
+        self.open()
+        assert self._file is not None
+        return self._file
+
+    def _lock(self, file: BinaryIO) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             found = f"`judge_store` {self.path} is in use by another process"
             raise UserError(found, "wait until it has ended, or give each a file of its own") from error
@@ -109,10 +130,10 @@ class Store:
         found = f"`judge_store` {self.path} is no file of answers of judges"
         require(opening == OPENING[: len(opening)], found, "give another name")
 
-    def _read(self) -> None:
+    def _read(self, file: BinaryIO) -> None:
         place = 0
-        self._file.seek(0)
-        for number, line in enumerate(self._file, 1):
+        file.seek(0)
+        for number, line in enumerate(file, 1):
             try:
                 self._enter(_checked(json.loads(line)), place)
             except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -71,7 +71,7 @@ def test_over_the_limit_nothing_is_asked(tmp_path):
     asker = Asker(backend, "rule", Store(tmp_path / "s"), limit)
     with pytest.raises(UserError, match="3 answers of judges are to be asked for, and `judge_limit` is 2") as error:
         asker.ask(QUESTIONS)
-    assert not backend.asked and "`judge_limit` 3" in error.value.fix
+    assert not backend.asked and "`judge_limit` 3" in error.value.fix and not (tmp_path / "s").exists()
     asker.ask(QUESTIONS[:2])
     assert len(backend.asked) == 2
 
@@ -82,6 +82,20 @@ def test_what_is_planned_is_set_aside_once(tmp_path):
     asker.plan(QUESTIONS)
     asker.plan(QUESTIONS[:3])
     assert len(asker.ask(QUESTIONS)) == 5 and limit.planned == 3
+
+
+def test_who_comes_second_to_a_new_store_is_refused_before_the_first_call(tmp_path):
+    backends = [RuleBackend(echo), RuleBackend(echo)]
+    one, other = (Asker(backend, "rule", Store(tmp_path / "s")) for backend in backends)
+    one.plan(QUESTIONS)
+    with pytest.raises(UserError, match="in use by another process"):
+        other.ask(QUESTIONS)
+    assert not backends[1].asked
+    # One that comes when the first has ended finds what that was answered.
+    one.ask(QUESTIONS)
+    one.store.close()
+    late = Asker(backends[1], "rule", other.store)
+    assert len(late.ask(QUESTIONS)) == 5 and not backends[1].asked
 
 
 def test_a_limit_is_of_all_judges_together(tmp_path):
