@@ -121,12 +121,22 @@ def test_a_key_is_in_no_file_and_no_list_of_processes(pairs, tmp_path):
 
 @pytest.mark.long
 def test_a_refusal_ends_the_run_with_the_words_of_the_server(pairs, tmp_path):
+    """At once: it does not wait for what hangs."""
+    with serving(RULE, faults=("hang", (403, "not for you"))) as server:
+        running = start(pairs, server.url, tmp_path, "--judge_timeout", str(3 * SECONDS))
+        said = running.communicate(timeout=SECONDS)[0]
+    assert running.returncode == 2 and "Traceback" not in said
+    assert re.search(f"the judge at {server.url} answered 403: 'not for you'", said)
+    assert not server.bodies and len(server.headers) <= 9 and not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.long
+def test_a_wrong_key_ends_the_run_with_the_words_of_the_server(pairs, tmp_path):
     with serving(RULE, key=KEY) as server:
-        running = start(pairs, server.url, tmp_path, "--judge_model", "rule", key="an0ther")
+        running = start(pairs, server.url, tmp_path, key="an0ther")
         said = running.communicate(timeout=SECONDS)[0]
     assert running.returncode == 2 and "Traceback" not in said and "an0ther" not in said
-    assert re.search(f"the judge at {server.url} answered 401: .*no such key", said)
-    assert not server.bodies and len(server.headers) <= 8 and not (tmp_path / "results.json").exists()
+    assert re.search(f"the judge at {server.url} answered 401: .*no such key", said) and len(server.headers) == 1
 
 
 @pytest.mark.long

@@ -165,6 +165,31 @@ def test_a_refusal_ends_all_at_once_with_the_words_of_the_server(status):
     assert len(seen) <= 4
 
 
+def test_nothing_more_is_asked_after_a_refusal():
+    with serving(lambda body: (400, {}, b"no")) as seen:
+        for _ in range(20):
+            with pytest.raises(UserError, match="answered 400: 'no'"):
+                list(endpoint(seen.url, concurrency=1).replies(numbered(30)))
+        time.sleep(0.1)
+    assert len(seen) == 20
+
+
+def test_a_busy_server_is_not_asked_again_after_a_refusal_of_another_request(monkeypatch):
+    monkeypatch.setattr(http, "FIRST_WAIT", 0.3)
+
+    def answer(body):
+        if body["messages"][0]["content"] == "question 1":
+            return 503, {}, b"busy"
+        time.sleep(0.1)
+        return 400, {}, b"no"
+
+    with serving(answer) as seen:
+        with pytest.raises(UserError, match="answered 400: 'no'"):
+            list(endpoint(seen.url).replies(numbered(2)))
+        time.sleep(0.4)
+    assert len(seen) == 2
+
+
 def test_a_key_is_shown_nowhere_even_if_the_server_says_it(caplog):
     replies = [(503, {}, b"s3cret is early"), (401, {}, b"s3cret is no key")]
     with serving(lambda body: replies.pop(0)) as seen, caplog.at_level(logging.DEBUG):
