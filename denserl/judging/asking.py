@@ -67,10 +67,6 @@ class Asker:
         self._planned: set[bytes] = set()  # keys of what is known to be missing
         self._used: set[bytes] = set()
 
-    def estimate(self, requests: Sequence[Request]) -> Cost:
-        """What is missing in the store, and what it will cost; equal requests count once."""
-        return of_rank_0(lambda: self._cost_of(self._missing(requests)))
-
     def plan(self, requests: Sequence[Request]) -> None:
         """Say what the requests will cost, those left out that were planned before.
 

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from judges import DECODING, RuleBackend, question
+from judges import RuleBackend, question
 
 from denserl import distributed
 from denserl.errors import UserError
@@ -58,7 +58,6 @@ def test_the_cost_is_said_before_the_first_call(tmp_path, caplog):
     backend = RuleBackend(lambda request: caplog.text)
     asker = Asker(backend, "rule", Store(tmp_path / "s"))
     # Three different ones, of three words each.
-    assert asker.estimate(QUESTIONS) == Cost(3, 9, 3 * DECODING.max_new_tokens)
     said = "rule: 3 answers to ask for, at most, of 5 questions: about 9 tokens of prompts, at most 192 of answers"
     assert all(said in reply.text for reply in asker.ask(QUESTIONS))
     asker.ask(QUESTIONS)
