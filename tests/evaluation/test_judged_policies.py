@@ -122,15 +122,22 @@ def test_missing_truncated_and_unjudged_answers_have_numbers_of_their_own():
     asked = questions(["a 1", "a 2", "b 3"])
     rows = [
         outcome(asked[0], [1.0, 1.0], truncated=(True,)),
-        outcome(asked[1], [0.0], truncated=(False,)),
+        outcome(asked[1], [0.0, 1.0], truncated=(False,))._replace(credits=(0.0,)),
         outcome(asked[2], [None]),
     ]
     found = results_of([Judged("p", rows, Gaps(["c", "d"], ["a 2"], []))], counting())["policies"]["p"]
     assert found["win_rate"]["value"] == 50 and found["win_rate_if_missing_lost"] == pytest.approx(100 / 4)
     assert found["truncated"] == {"answers": 1, "share": 0.5, "win_rate": 100.0} and found["judged"] == 2
     assert (found["missing"], found["empty"], found["invalid"]) == (2, 1, 1) and found["by_category"]["b"]["value"] is None
+    assert found["positions"] == {"first": 100.0, "second": 50.0, "first_share": pytest.approx(3 / 4), "consistency": 0.5}
     assert found["equal_answers"] == [{"questions": 3, "begins": "policy"}]
     assert results_of([Judged("p", rows, NO_GAPS)], counting())["policies"]["p"].keys().isdisjoint({"win_rate_if_missing_lost"})
+
+
+def test_a_missing_grade_counts_as_the_lowest():
+    rows = [outcome(question, [grade], ("policy",)) for question, grade in zip(questions(["a", "b"]), (8.0, 5.0), strict=True)]
+    found = results_of([Judged("p", rows, Gaps(["c", "d"], [], []))], counting("mtbench", "single", "average"))["policies"]["p"]
+    assert found["average"]["value"] == 6.5 and found["average_if_missing_lost"] == (8 + 5 + 1 + 1) / 4
 
 
 def test_a_policy_without_a_single_verdict_has_no_numbers_and_no_fault():

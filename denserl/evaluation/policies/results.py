@@ -1,6 +1,6 @@
 """The numbers of judged policies, for results.json: headline and intervals, the originals' by their names, what to doubt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from denserl.evaluation.policies.grades import grades, pair_rates
 from denserl.evaluation.policies.joining import equal_answers
 from denserl.evaluation.policies.length_control import length_controlled, length_feature, length_remarks
 from denserl.evaluation.policies.length_files import LengthFiles
-from denserl.evaluation.policies.outcomes import Judged, Outcome, Played
+from denserl.evaluation.policies.outcomes import Judged, Outcome
 from denserl.rewards.pair_metrics import wilson
 
 LOWEST = 1.0  # the rating that a missing answer is given where it counts as lost
@@ -88,15 +88,13 @@ def _about(judged: Judged, how: Counting) -> dict[str, Any]:
         "equal_answers": equal_answers([outcome.match for outcome in outcomes]),
         "by_category": _by(outcomes, lambda outcome: outcome.match.question.category, how),
     }
-    return found if how.mode == "single" else found | {"positions": _positions(games)}
+    return found if how.mode == "single" else found | {"positions": _positions(outcomes)}
 
 
 def _credits(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
     """All credits, and the question of each."""
-    rows = [(credit, str(outcome.match.question.id)) for outcome in outcomes for credit in outcome.credits]
-    return np.array([credit for credit, _ in rows], dtype=np.float64), np.array([id for _, id in rows], dtype=object).astype(
-        str
-    )
+    ids = [str(outcome.match.question.id) for outcome in outcomes for _ in outcome.credits]
+    return np.array([credit for outcome in outcomes for credit in outcome.credits], dtype=np.float64), np.array(ids, dtype=str)
 
 
 def _ids(outcomes: Sequence[Outcome]) -> np.ndarray:
@@ -158,12 +156,24 @@ def _lengths(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {"policy": float(np.mean(own))} | ({"baseline": float(np.mean(others))} if others else {})
 
 
-def _positions(games: Sequence[Played]) -> dict[str, Any]:
-    """Win rates where the policy's answer is shown first, and second; and how much of all games goes to what is shown first."""
+def _positions(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What places do: win rates where the policy's answer is shown first, and second; how much of all games goes to what is
+    shown first; and in what share of games with the places exchanged, both of which have a verdict, both prefer the same."""
+    games = [played for outcome in outcomes for played in outcome.games]
     asked = [played for played in games if played.state == "valid" and played.worth is not None]
     worths, first = np.array([played.worth for played in asked]), np.array([played.game.policy_first for played in asked], bool)
     share = float(np.where(first, worths, 1 - worths).mean()) if asked else None
-    return {**win_rate.by_position(worths, first), "first_share": share}
+    same = [np.sign(one - 0.5) == np.sign(other - 0.5) for outcome in outcomes for one, other in _exchanged(outcome)]
+    return {**win_rate.by_position(worths, first), "first_share": share, "consistency": float(np.mean(same)) if same else None}
+
+
+def _exchanged(outcome: Outcome) -> Iterator[tuple[float, float]]:
+    """What both games of a turn are worth, where both have a verdict."""
+    known = {played.game: played.worth for played in outcome.games if played.worth is not None}
+    for game, worth in known.items():
+        other = known.get(game._replace(policy_first=False))
+        if game.policy_first and other is not None:
+            yield worth, other
 
 
 def _alpacaeval(outcomes: Sequence[Outcome]) -> dict[str, Any]:
