@@ -32,9 +32,8 @@ class Play(NamedTuple):
         return same and self.suite in ("alpacaeval", "prompts")
 
     def games(self, match: Match) -> tuple[Game, ...]:
-        """What is asked about a match; of equal answers one game, which is asked nobody."""
-        games = games_of(self.suite, self.mode, self.orders, match.question)
-        return games[:1] if self.is_equal(match) else games
+        """What is asked about a match."""
+        return games_of(self.suite, self.mode, self.orders, match.question)
 
     @property
     def voted(self) -> bool:
