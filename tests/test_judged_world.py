@@ -17,11 +17,15 @@ SFT = "--epochs 2 --batch_size 16 --micro_batch_size 16 --lr 4e-3 --warmup_ratio
 RM = (
     "--reward_level segment --entropy_threshold 1.5 --epochs 1 --batch_size 16 --micro_batch_size 16 --lr 4e-3 --max_length 256"
 )
-PPO = "--iterations 12 --rollout_batch_size 64 --train_batch_size 32 --micro_batch_size 32 --actor_lr 1e-3 --critic_lr 1e-3"
+PPO = (
+    "--iterations 12 --kl_coefficient 0.2 --rollout_batch_size 64 --train_batch_size 32 --micro_batch_size 32 "
+    "--actor_lr 1e-3 --critic_lr 1e-3"
+)
 LONGEST = "--max_new_tokens 64"
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_ppos_policy_beats_the_one_it_began_with(tmp_path):
     """Paid by a reward model, judged by the true value with noise, a liking for the first place, and answers of no use."""
 
@@ -33,7 +37,7 @@ def test_ppos_policy_beats_the_one_it_began_with(tmp_path):
         tiny_models.restored_environment(),
         serving(Rule(find_template("pairwise"), noise=0.2, position_bias=0.3, invalid=0.05)) as server,
     ):
-        denserl("make-world", "world", "--scale 0.2")
+        denserl("make-world", "world", "--scale 0.6")
         denserl("train-sft", "sft", f"--model {{0}}/world/base --data {{0}}/world/sft.jsonl --device cpu {SFT}")
         pairs = "--data {0}/world/preferences_train.jsonl --max_prompt_length 128"
         denserl("train-rm", "rm", f"--model {{0}}/sft {pairs} --device cpu {RM}")
@@ -47,7 +51,6 @@ def test_ppos_policy_beats_the_one_it_began_with(tmp_path):
         by_model = denserl(f"judge {answers}".format(tmp_path), "scored", "--judge_reward_model {0}/rm --device cpu")
     judged, scored = (json.loads((folder / "results.json").read_text()) for folder in (by_judge, by_model))
     own, other = judged["policies"]["ppo"], scored["policies"]["ppo"]
-    print({"win_rate": own["win_rate"], "rm_win_rate": other["rm_win_rate"], "positions": own["positions"]})
     assert own["win_rate"]["interval"][0] > 50 and other["rm_win_rate"]["interval"][0] > 50
     assert own["positions"]["first_share"] > 0.55 and 0.02 < own["invalid"] / own["games"] < 0.08
     assert scored["stand_in"] and scored["judge"]["trained"]
