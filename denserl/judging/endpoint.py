@@ -17,6 +17,8 @@ from denserl.judging.seeds import seed_of
 # Where a server counts no tokens, or before it has: of English text, by the usual tokenizers, and around a message.
 BYTES_PER_TOKEN, TOKENS_AROUND = 4, 4
 SEED_BITS = 31  # some servers keep 32, with a sign
+# What the longest answer is called: by all servers at first, and by those that refuse it.
+LENGTH, NEWER_LENGTH = "max_tokens", "max_completion_tokens"
 # Why an answer ends that is one, as OpenAI and text-generation-inference say it; other words, such as error, say it failed.
 ENDINGS = ("stop", "length", "content_filter", "eos_token", "stop_sequence")
 
@@ -41,7 +43,7 @@ class Endpoint:
 
     def __init__(self, url: str, model: str | None, key: str | None, concurrency: int, patience: Patience):
         self.url, self.model, self.key, self.concurrency, self.patience = url.rstrip("/"), model, key, concurrency, patience
-        self.client = new_client(key)
+        self.client, self.length = new_client(key), LENGTH
 
     @functools.cached_property
     def name(self) -> str:
@@ -105,11 +107,14 @@ class Endpoint:
             if left.wait(seconds):
                 raise _Left
 
+        body, patience = body_of(name, request, length := self.length), self.patience._replace(wait=wait)
         try:
-            said = post_json(
-                self.client, f"{self.url}/chat/completions", body_of(name, request), self.patience._replace(wait=wait)
-            )
+            said = post_json(self.client, f"{self.url}/chat/completions", body, patience)
         except NoAnswer as error:
+            # OpenAI's reasoning models answer 400, with the name that they take.
+            if length == LENGTH and NEWER_LENGTH in str(error):
+                self.length = NEWER_LENGTH
+                return self._ask(name, request, left)
             raise self._fault(str(error), "mend or start the server, or `judge_model` or `judge_key_env`") from error
         try:
             return reply_of(said, request, self.prompt_tokens(request.messages))
@@ -120,10 +125,10 @@ class Endpoint:
         return UserError(f"the judge at {self.url} {without(self.key, found)}", fix, one_rank=True)
 
 
-def body_of(name: str, request: Request) -> dict:
-    """What is sent: the messages, and how an answer is sampled."""
+def body_of(name: str, request: Request, length: str = LENGTH) -> dict:
+    """What is sent: the messages, and how an answer is sampled. length: what the longest answer is called."""
     max_new_tokens, temperature, top_p, top_logprobs = request.decoding
-    body = {"model": name, "messages": request.messages, "max_tokens": max_new_tokens, "temperature": temperature}
+    body = {"model": name, "messages": request.messages, length: max_new_tokens, "temperature": temperature}
     if temperature > 0:
         body |= {"top_p": top_p, "seed": seed_of(request, SEED_BITS)}
     if top_logprobs:

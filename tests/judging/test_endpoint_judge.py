@@ -165,6 +165,21 @@ def test_a_refusal_ends_all_at_once_with_the_words_of_the_server(status):
     assert len(seen) <= 4
 
 
+def test_a_server_that_takes_the_newer_name_of_the_limit_is_asked_by_it():
+    def answer(body):
+        if "max_tokens" in body:
+            return 400, {}, {"error": {"message": "'max_tokens' is not supported. Use 'max_completion_tokens' instead."}}
+        return completion(str(body["max_completion_tokens"]))
+
+    with serving(answer) as seen:
+        judge = endpoint(seen.url, concurrency=1)
+        assert [reply.text for _, reply in judge.replies(numbered(3))] == ["5", "5", "5"] and len(seen) == 4
+    with serving(lambda body: (400, {}, b"neither max_completion_tokens")) as seen:
+        with pytest.raises(UserError, match="answered 400"):
+            list(endpoint(seen.url).replies(numbered(1)))
+    assert len(seen) == 2
+
+
 def test_nothing_more_is_asked_after_a_refusal():
     with serving(lambda body: (400, {}, b"no")) as seen:
         for _ in range(20):
