@@ -14,7 +14,7 @@ from denserl.evaluation.pair_scorer import load_answer_scorer
 from denserl.evaluation.policies.judgements import file_name
 from denserl.evaluation.step_errors import StepSuite
 from denserl.judging.asking import Asker
-from denserl.judging.build import build_askers, build_judge, build_rater
+from denserl.judging.build import build_judge, build_rater, opened_askers
 from denserl.judging.config import is_url
 from denserl.judging.templates import Template, find_template
 
@@ -37,12 +37,8 @@ def opened_scorer(config: "JudgedConfig", suite: "AnySuite", device: torch.devic
         yield make_scorer(config, device, dtype)
         return
     template = judge_template(config, suite)
-    askers = build_askers(config, config.output_dir, device, dtype, config.template())
-    try:
+    with opened_askers(config, config.output_dir, device, dtype, config.template()) as askers:
         yield make_judge(config, template, askers)
-    finally:
-        if store := askers[0].store:  # of all, on rank 0
-            store.close()
 
 
 def make_scorer(config: "JudgedConfig", device: torch.device, dtype: str) -> Any:

@@ -3,8 +3,9 @@
 Nothing is asked here, and no model loaded: that waits for the first question that the store does not answer.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,39 @@ def build_askers(
     require(judges, "`judge` names nothing", "give a folder or hub name, or the address of a server")
     store, limit = open_store(Path(config.judge_store or Path(folder) / STORE)), Limit(config.judge_limit)
     askers: list[Asker] = []
-    for judge in judges:
-        local = not is_url(judge)
-        how = (config, device, dtype, config.judge_concurrency, template)
-        backend = LocalModel(judge, *how) if local else _server(config, judge, next(names, None), store)
-        same = (backend.name, backend.version) in [(other.backend.name, other.backend.version) for other in askers]
-        found = f"`judge` names the model {backend.name} twice, whose answers are the same"
-        require(not same, found, "name each once, and ask for several answers with `judge_votes`")
-        askers.append(Asker(backend, judge, store, limit, shared=local))
+    with contextlib.ExitStack() as failing:
+        failing.callback(_close, store)
+        for judge in judges:
+            local = not is_url(judge)
+            how = (config, device, dtype, config.judge_concurrency, template)
+            backend = LocalModel(judge, *how) if local else _server(config, judge, next(names, None), store)
+            same = (backend.name, backend.version) in [(other.backend.name, other.backend.version) for other in askers]
+            found = f"`judge` names the model {backend.name} twice, whose answers are the same"
+            require(not same, found, "name each once, and ask for several answers with `judge_votes`")
+            askers.append(Asker(backend, judge, store, limit, shared=local))
+        failing.pop_all()
     return askers
+
+
+@contextlib.contextmanager
+def opened_askers(
+    config: AskingConfig,
+    folder: str | Path,
+    device: torch.device,
+    dtype: str,
+    template: Mapping[str, Any] | None = None,
+) -> Iterator[list[Asker]]:
+    """The same, whose store is open while the context lasts, so that the next command of a process can open it."""
+    askers = build_askers(config, folder, device, dtype, template)
+    try:
+        yield askers
+    finally:
+        _close(askers[0].store)
+
+
+def _close(store: Store | None) -> None:
+    if store is not None:  # of all judges, on rank 0
+        store.close()
 
 
 def open_store(path: Path) -> Store | None:

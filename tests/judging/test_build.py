@@ -9,9 +9,10 @@ import torch
 from rule_server import MODEL, Rule, serving
 
 from denserl.errors import UserError
-from denserl.judging.build import build_askers, build_judge, build_rater, decoding_of
+from denserl.judging.build import build_askers, build_judge, build_rater, decoding_of, opened_askers
 from denserl.judging.config import STORE, JudgeConfig
 from denserl.judging.contract import Comparison, Decoding
+from denserl.judging.store import Store
 from denserl.judging.templates import find_template
 
 PROMPT = [{"role": "user", "content": "Tell me about the river."}]
@@ -29,11 +30,9 @@ def judged(folder, kind: str = "pairwise", **options):
     """What a judge says of the comparisons, and of itself."""
     config = JudgeConfig(**({"judge_tries": 1} if "http" in str(options["judge"]) else {}) | options)
     config.check()
-    askers = build_askers(config, folder, torch.device("cpu"), "fp32")
-    judge = build_judge(config, find_template(config.judge_template or kind), askers, config.judge_orders)
-    found = judge.compare(COMPARISONS)
-    askers[0].store.close()
-    return found, judge.describe()
+    with opened_askers(config, folder, torch.device("cpu"), "fp32") as askers:
+        judge = build_judge(config, find_template(config.judge_template or kind), askers, config.judge_orders)
+        return judge.compare(COMPARISONS), judge.describe()
 
 
 @pytest.mark.parametrize(
@@ -127,5 +126,10 @@ def test_a_rater_reads_texts_alone(tmp_path):
 
 
 def test_one_model_does_not_vote_twice(tmp_path):
-    with serving(rule_of("pairwise")) as server, pytest.raises(UserError, match=f"names the model {MODEL} twice"):
-        judged(tmp_path, judge=[server.url, server.url])
+    with serving(rule_of("pairwise")) as server:
+        judged(tmp_path, judge=server.url)
+        with pytest.raises(UserError, match=f"names the model {MODEL} twice") as error:
+            judged(tmp_path, judge=[server.url, server.url])
+    # The failure holds on to what it came from, and the store is open to others all the same.
+    Store(tmp_path / STORE).close()
+    assert error.value.__traceback__

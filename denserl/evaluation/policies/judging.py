@@ -18,7 +18,7 @@ from denserl.evaluation.policies.outcomes import Judged, Match, Outcome
 from denserl.evaluation.policies.playing import Play, ask_games, differing, outcomes_of, outcomes_of_scores
 from denserl.evaluation.policies.reading import Rule
 from denserl.evaluation.policies.recorded import read_recorded, recorded_outcomes
-from denserl.judging.build import build_askers, decoding_of
+from denserl.judging.build import decoding_of, opened_askers
 from denserl.judging.comparing import describe
 from denserl.judging.contract import Reply
 from denserl.judging.models import load_model_judge
@@ -75,14 +75,9 @@ def said_by_judges(options: PolicyJudgingConfig, given: Given, device: torch.dev
     play = _play(options)
     if options.suite == "mtbench":
         _check_references(play.template, given.questions)
-    askers = build_askers(options, options.output_dir, device, dtype, options.template())
     matches = [match for _, own, _ in given.policies for match in own]
-    try:
+    with opened_askers(options, options.output_dir, device, dtype, options.template()) as askers:
         heard = ask_games(matches, play, askers)
-    finally:
-        for asker in askers[:1]:  # all have one store, and rank 0 alone
-            if asker.store:
-                asker.store.close()
     if play.template.one_token:
         _check_logprobs([reply for game in heard for said in game.votes for reply in said])
     rules: tuple[Rule, Rule] = (options.parse, OTHER_RULE[options.parse])
