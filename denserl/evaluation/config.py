@@ -59,7 +59,17 @@ class RankConfig(Config):
 
 
 @dataclass(kw_only=True)
-class SuiteConfig(SolutionConfig, RankConfig):
+class IntervalConfig(Config):
+    """How intervals are found."""
+
+    group: ClassVar[str] = "suite"
+
+    bootstrap: Annotated[int, Ge(1)] = 1000
+    """Times that questions are drawn anew, with all that was judged of them, for the 95 % intervals."""
+
+
+@dataclass(kw_only=True)
+class SuiteConfig(SolutionConfig, RankConfig, IntervalConfig):
     """What can be chosen in one suite or another."""
 
     group: ClassVar[str] = "suite"
@@ -87,8 +97,6 @@ class SuiteConfig(SolutionConfig, RankConfig):
     ] = None
     """Accuracy by strength of preference too: a file, or the output folder, of denserl strength for these pairs, or published
     annotations of that shape (docs/noisy_labels.md)."""
-    bootstrap: Annotated[int, Ge(1)] = 1000
-    """Times that questions are drawn anew, with all their items, for the 95 % intervals."""
 
     def of_suite(self, name: str) -> dict[str, Any]:
         """The fields of a suite that options set."""

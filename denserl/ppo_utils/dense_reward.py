@@ -116,7 +116,7 @@ class DenseReward:
         paid = found.paid
         if moments is not None:
             paid = valid_scores(self.normalizer(paid, moments), found.segments.counts)
-        clipped = torch.zeros_like(paid[:, 0])
+        clipped = paid.new_zeros(len(paid))
         if self.score_clip is not None:
             # Clipping would make an infinite number look like a large one.
             beyond = paid.isfinite() & (paid.abs() > self.score_clip)

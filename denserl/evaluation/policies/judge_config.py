@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge
-
 from denserl.config import FIRST, INPUT, MODEL, Only
 from denserl.errors import require
-from denserl.evaluation.config import SolutionConfig
+from denserl.evaluation.config import IntervalConfig, SolutionConfig
 from denserl.judging.config import AskingConfig, VerdictKind, is_url
 from denserl.rewards.config import ReadConfig, ScoringConfig
 
@@ -32,7 +30,7 @@ OF_MODELS = Only(
 
 
 @dataclass(kw_only=True)
-class PolicyJudgingConfig(AskingConfig, SolutionConfig, ReadConfig, ScoringConfig):
+class PolicyJudgingConfig(AskingConfig, SolutionConfig, ReadConfig, ScoringConfig, IntervalConfig):
     """Judge the answers of policies as the published suites do: win rates against a baseline, or grades, with intervals."""
 
     group: ClassVar[str] = "suite"
@@ -77,8 +75,6 @@ class PolicyJudgingConfig(AskingConfig, SolutionConfig, ReadConfig, ScoringConfi
     made in a way of our own (docs/judging.md)."""
     allow_missing: bool = False
     """Judge incomplete answers; a second number then counts the missing ones as lost."""
-    bootstrap: Annotated[int, Ge(1)] = 1000
-    """Times that questions are drawn anew, with all that was judged of them, for intervals."""
 
     def __post_init__(self):
         super().__post_init__()
