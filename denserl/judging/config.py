@@ -64,7 +64,7 @@ class AskingConfig(DeviceConfig):
         super().check()
         servers = [judge for judge in self.judge or [] if is_url(judge)]
         for url in servers:
-            check_url("judge", url)
+            check_url("judge", url, "judge_key_env")
         names = self.judge_model or []
         found = f"`judge_model` has {len(names)} names for {len(servers)} servers"
         require(len(names) in (0, len(servers)), found, "give one for each server, in their order, or none")

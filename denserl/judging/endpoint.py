@@ -53,7 +53,10 @@ class Endpoint:
         try:
             said = get_json(self.client, f"{self.url}/models", self.patience)
         except NoAnswer as error:
-            raise self._fault(f"{error}, when asked for its models", "give `judge_model`, or start it") from error
+            raise self._fault(
+                f"{error}, when asked for its models",
+                "give its base address, such as http://HOST:PORT/v1, or `judge_model`, or start it",
+            ) from error
         entries = said.get("data") if isinstance(said, dict) else None
         names = [entry.get("id") for entry in entries or () if isinstance(entry, dict)] if isinstance(entries, list) else []
         if len(names) == 1 and isinstance(names[0], str):

@@ -12,9 +12,12 @@ from denserl.data.config import RatedDataConfig, StepDataConfig
 from denserl.errors import UserError, require
 
 
-def check_url(option: str, url: str) -> None:
-    """UserError for what is no address of a server, or has a login in it, which would be written into files and logs."""
-    fix = f"give `{option}` http://HOST:PORT/PATH, and a token by `reward_url_token_env`"
+def check_url(option: str, url: str, token_option: str) -> None:
+    """UserError for what is no address of a server, or has a login in it, which would be written into files and logs.
+
+    token_option: by which a token is given instead.
+    """
+    fix = f"give `{option}` http://HOST:PORT/PATH, and a token by `{token_option}`"
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -117,7 +120,7 @@ class SourcesConfig(Config):
     def check(self) -> None:
         super().check()
         for url in self.reward_url or []:
-            check_url("reward_url", url)
+            check_url("reward_url", url, "reward_url_token_env")
 
 
 @dataclass(kw_only=True)

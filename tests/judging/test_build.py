@@ -45,7 +45,7 @@ def judged(folder, kind: str = "pairwise", **options):
         ({"judge": URL, "judge_votes": 3, "judge_verdict": "logprob"}, "`judge_votes` 3 has no effect with `judge_ver"),
         ({"judge": URL, "judge_votes": 3, "judge_temperature": 0.0}, "`judge_votes` has no effect with `judge_temperature` 0"),
         ({"judge": URL, "judge_verdict": "logprob", "judge_temperature": 0.5}, "`judge_temperature` 0.5 has no effect"),
-        ({"judge": "http://me:secret@host/v1"}, "has a login in it"),
+        ({"judge": "http://me:secret@host/v1"}, "has a login in it.*\\n.*a token by `judge_key_env`"),
         ({"judge": "http://"}, "is no address of a server"),
         ({"judge": URL, "judge_votes": 0}, "must be at least 1"),
         ({"judge": URL, "judge_orders": "none"}, "must be one of both, one"),

@@ -309,14 +309,14 @@ def test_a_torn_line_is_cut_off_and_old_rollouts_are_dropped(tmp_path):
 )
 def test_what_is_no_address(url):
     with pytest.raises(UserError, match="`reward_url` .*no address of a server"):
-        check_url("reward_url", url)
+        check_url("reward_url", url, "reward_url_token_env")
 
 
 def test_an_address_with_a_login():
     with pytest.raises(UserError, match="`reward_url` of host has a login in it") as error:
-        check_url("reward_url", "https://me:s3cret@host/x")
+        check_url("reward_url", "https://me:s3cret@host/x", "reward_url_token_env")
     assert "s3cret" not in str(error.value)
-    check_url("reward_url", "https://host:8000/get_reward")
+    check_url("reward_url", "https://host:8000/get_reward", "reward_url_token_env")
 
 
 def test_answers_are_json_lines(source, tmp_path):
