@@ -149,6 +149,10 @@ def test_a_policy_without_a_single_verdict_has_no_numbers_and_no_fault():
 
 def test_names_of_models_are_names_of_files():
     assert file_name("org/model-7b.v2") == "org%2Fmodel-7b.v2" and file_name("..") == "%2E%2E" and file_name("a b") == "a b"
+    # What a server calls its model may be anything.
+    assert file_name("\ud800") == "%ED%A0%80"
+    long = [file_name("/" * 100 + end) for end in "ab"]
+    assert len({*long}) == 2 and all(len(name) < 230 and name.startswith("%2F" * 66) for name in long)
 
 
 def recorded(policy="p", question="a 1", baseline="b", turn=1, texts=None) -> Row:

@@ -180,6 +180,10 @@ def test_missing_empty_and_unknown_answers_are_noticed(tmp_path, caplog):
     [
         ("alpacaeval", [ALPACA, ALPACA], "m.jsonl:2: the question 'Say hi' is answered already"),
         ("alpacaeval", [ALPACA, {**ALPACA, "instruction": "b", "generator": "n"}], "answers of several: 'm', 'n'"),
+        ("alpacaeval", [{**ALPACA, "generator": 3}], "m.jsonl:1: 'generator' holds a number where text is expected"),
+        ("alpacaeval", [{**ALPACA, "generator": "\ud800"}], "'generator' holds half a surrogate pair"),
+        ("arenahard", [{**NEWER, "model": 3}], "'model' holds a number where text is expected"),
+        ("mtbench", [{**TURNS, "model_id": 3}], "'model_id' holds a number where text is expected"),
         ("alpacaeval", [{**ALPACA, "output": 3}], "'output' is a int, expected str"),
         ("arenahard", [NEWER, OLDER], "the question 'a1' is answered already"),
         ("arenahard", [{"model": "m"}], "'question_id' is None; expected the id of a question"),
@@ -192,6 +196,15 @@ def test_missing_empty_and_unknown_answers_are_noticed(tmp_path, caplog):
 def test_answers_that_are_none_are_refused(suite, rows, message, tmp_path):
     with pytest.raises(UserError, match=message):
         read_answers(suite, write(tmp_path / "m.jsonl", *rows))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [("Hi", "'reference' is a str, expected list"), ([None, 5], "'reference' holds a number where text is expected")],
+)
+def test_right_answers_that_are_none_are_refused(reference, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        read_questions("mtbench", write(tmp_path / "q.jsonl", ASKED["mtbench"] | {"reference": reference}))
 
 
 def test_a_question_that_is_there_twice_is_refused(tmp_path):

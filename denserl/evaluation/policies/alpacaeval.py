@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from denserl.data.bad_rows import BadRow
+from denserl.data.messages import unicode_of
 from denserl.evaluation.policies.answers import PolicyAnswer, Question
 from denserl.evaluation.suites.rows import field
 
@@ -21,7 +22,12 @@ def answers(row: dict) -> tuple[str | None, list[PolicyAnswer]]:
     """The policy's name and its answer; none where it is null."""
     text = field(row, "instruction")
     found = [] if row.get("output") is None else [PolicyAnswer(text, (field(row, "output"),), truncated=truncated(row))]
-    return row.get("generator"), found
+    return named(row, "generator"), found
+
+
+def named(row: dict, key: str) -> str | None:
+    """The policy's name, where a row of answers says it. BadRow where it is no text."""
+    return None if row.get(key) is None else unicode_of(row[key], key)
 
 
 def truncated(row: dict) -> tuple[bool, ...] | None:

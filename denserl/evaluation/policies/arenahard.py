@@ -5,8 +5,9 @@ import json
 from typing import Any, Literal, NamedTuple
 
 from denserl.data.bad_rows import BadRow
+from denserl.data.messages import unicode_of
 from denserl.data.responses import Messages
-from denserl.evaluation.policies.alpacaeval import truncated
+from denserl.evaluation.policies.alpacaeval import named, truncated
 from denserl.evaluation.policies.answers import Id, PolicyAnswer, Question
 from denserl.evaluation.policies.markup import Counts, count_marks
 from denserl.evaluation.suites.rows import field
@@ -20,7 +21,7 @@ def question(row: dict, number: int) -> Question:
     category = str(row.get("category") or "")
     carried = {key: value for key, value in row.items() if key not in _OF_QUESTIONS}
     turns = [field(row, "prompt")] if "turns" not in row else [_content(turn) for turn in _filled(row, "turns")]
-    references = tuple(text or "" for text in row.get("reference") or ())
+    references = tuple("" if text is None else unicode_of(text, "reference") for text in _references(row))
     first, *later = turns
     return Question(id_of(row), [{"role": "user", "content": first}], tuple(later), category, references, carried)
 
@@ -34,17 +35,17 @@ def answers(row: dict) -> tuple[str | None, list[PolicyAnswer]]:
     content = last.get("content") if isinstance(last, dict) and last.get("role") == "assistant" else None
     text = content.get("answer") if isinstance(content, dict) else content
     if text is None:
-        return row.get("model"), []
+        return named(row, "model"), []
     if not isinstance(text, str):
         raise BadRow(f"the answer in 'messages' is a {type(text).__name__}; expected text")
-    return row.get("model"), [_counted(PolicyAnswer(id, (text,), truncated=truncated(row)), row.get("metadata"))]
+    return named(row, "model"), [_counted(PolicyAnswer(id, (text,), truncated=truncated(row)), row.get("metadata"))]
 
 
 def choices(row: dict) -> tuple[str | None, list[PolicyAnswer]]:
     """The policy's name and its answers in FastChat's shape, each choice a sample; none where they are null."""
     id, cut = id_of(row), truncated(row)
     found = (_of_choice(id, choice, cut) for choice in _filled(row, "choices"))
-    return row.get("model_id"), [answer for answer in found if answer is not None]
+    return named(row, "model_id"), [answer for answer in found if answer is not None]
 
 
 def answer_row(question: Question, answer: PolicyAnswer, name: str, shape: Shape) -> dict:
@@ -90,6 +91,11 @@ def _filled(row: dict, key: str) -> list:
     if not value:
         raise BadRow(f"{key!r} is empty")
     return value
+
+
+def _references(row: dict) -> list:
+    """Right answers, turn by turn, null where there is none."""
+    return [] if row.get("reference") is None else field(row, "reference", list)
 
 
 def _content(turn: object) -> str:

@@ -1,6 +1,7 @@
 """Judgements written as the originals' programs write them, beside their tables, and those of one's own prompts as rows."""
 
 import csv
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from denserl.evaluation.policies.files import write_rows
 from denserl.evaluation.policies.outcomes import Judged, Match, Outcome, Played, called
 
 ANNOTATIONS, LEADERBOARD, JUDGMENTS, JUDGEMENTS = "annotations.json", "leaderboard.csv", "model_judgment", "judgements.jsonl"
+LONGEST = 200  # characters of a name; those of files end at 255, with what stands behind it
 
 
 class Names(NamedTuple):
@@ -71,8 +73,10 @@ def write_prompts(folder: Path, policies: Sequence[Judged], names: Names) -> Non
 
 
 def file_name(name: str) -> str:
-    """A model's name as that of a file or folder: what is none there stands as %2F and the like."""
-    shown = quote(name, safe=" +,=@()[]")
+    """A model's name as that of a file or folder: what is none there stands as %2F and the like, long ones end in a hash."""
+    shown = quote(name, safe=" +,=@()[]", errors="surrogatepass")
+    if len(shown) > LONGEST:
+        shown = f"{shown[:LONGEST]}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
     return shown.replace(".", "%2E") if set(shown) <= {"."} else shown
 
 
