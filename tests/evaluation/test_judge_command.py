@@ -127,7 +127,7 @@ def test_alpacaeval_plays_one_game_and_a_complete_store_needs_no_judge(world):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_arenahard_plays_two_games_and_asks_again_for_a_mark(world):
+def test_arenahard_plays_two_games_and_asks_again_for_a_mark(world, capsys):
     folder, prompts, texts = world
     files = write_arenahard(folder, prompts, texts)
     with serving(Rule(find_template("arenahard"), value)) as server:
@@ -136,6 +136,9 @@ def test_arenahard_plays_two_games_and_asks_again_for_a_mark(world):
     own = found["policies"]["good"]
     assert own["win_rate"]["value"] == 75.0 and own["original"]["v0.1"]["win_rate"] == pytest.approx(75.0)
     assert {"newer", "v0.1 style control", "newer style control"} <= own["original"].keys() and own["games"] == 24
+    said, (low, high) = capsys.readouterr().out, own["original"]["newer style control"]["interval"]
+    assert "v0.1 style control" in said
+    assert f"{own['original']['newer style control']['win_rate']:.2f} [{low:.2f}, {high:.2f}]" in said
     judgments = folder / "out/model_judgment/rule/good.jsonl"
     rows = [json.loads(line) for line in judgments.read_text().splitlines()]
     assert [game["score"] for game in rows[1]["games"]] == ["B>A", "A>B"] and rows[0]["games"][0]["score"] == "A>B"
@@ -144,7 +147,7 @@ def test_arenahard_plays_two_games_and_asks_again_for_a_mark(world):
     assert alone["rating"] == pytest.approx(beside["rating"]) and alone["win_rate"] == pytest.approx(75.0)
 
 
-def test_mtbench_grades_both_turns_and_compares_conversations(world):
+def test_mtbench_grades_both_turns_and_compares_conversations(world, capsys):
     folder, prompts, texts = world
     turns = [(prompt, f"And more of {number}?") for number, prompt in enumerate(prompts)]
     files = write_mtbench(folder, turns, {name: [(text, text[::-1]) for text in own] for name, own in texts.items()})
@@ -156,6 +159,8 @@ def test_mtbench_grades_both_turns_and_compares_conversations(world):
     original = found["policies"]["good"]["original"]
     first = [round(1 + 9 * ((0.6 if number % 4 else -0.5) + 1) / 2) for number in range(12)]
     assert original["turn_1"] == pytest.approx(sum(first) / 12) and original["turn_2"] == 1
+    said = capsys.readouterr().out
+    assert "turn_1" in said and f"{sum(first) / 12:.2f}" in said
     average = pytest.approx((sum(first) / 12 + 1) / 2)
     assert original["average"] == average and found["policies"]["good"]["average"]["value"] == average
     # In the second turn the judge is shown the whole conversation, and the worth of its first answer decides again.

@@ -1,7 +1,7 @@
 """What is written of judged policies: judgements, results.json, the table at the terminal, and the page."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from denserl.evaluation.results import in_columns, versions
 from denserl.files import replace_whole
 
 RESULTS, PAGE = "results.json", "report.html"
+# Of the originals' numbers those that stand in the table, where they are made.
+SHOWN = ("v0.1 style control", "newer style control", "turn_1", "turn_2")
 
 
 def counting(options: PolicyJudgingConfig, given: Given) -> Counting:
@@ -89,9 +91,10 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
     policies = summary["policies"]
     head = next(iter(policies.values()))["headline"]["name"]
     mean = _mean_name(summary)
-    names = ["policy", head, *([mean] if mean != head else []), "judged", "no verdict", "characters", "cut off"]
+    shown = [name for name in SHOWN if any(name in entry.get("original", {}) for entry in policies.values())]
+    names = ["policy", head, *([mean] if mean != head else []), *shown, "judged", "no verdict", "characters", "cut off"]
     ordered = sorted(policies.items(), key=lambda entry: -(entry[1]["headline"]["value"] or 0.0))
-    return [names, *([name, *_cells(entry, mean, mean != head)] for name, entry in ordered)]
+    return [names, *([name, *_cells(entry, mean, mean != head, shown)] for name, entry in ordered)]
 
 
 def differences(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -151,16 +154,27 @@ def _mean_name(summary: Mapping[str, Any]) -> str:
     return next(name for name in ("rm_win_rate", "unweighted_win_rate", "win_rate", "average") if name in entry)
 
 
-def _cells(entry: Mapping[str, Any], mean: str, has_mean: bool) -> list[str]:
+def _cells(entry: Mapping[str, Any], mean: str, has_mean: bool, shown: Sequence[str]) -> list[str]:
     cut, own = entry["truncated"], entry["lengths"]
     return [
         _figure(entry["headline"]),
         *([_figure(entry[mean])] if has_mean else []),
+        *(_figure(_of_original(entry, name)) for name in shown),
         str(entry["judged"]),
         str(entry["invalid"] + entry["cut"]),
         f"{own['policy']:.0f}" + (f" ({own['baseline']:.0f})" if "baseline" in own else ""),
         "unknown" if cut is None else f"{cut['share']:.1%}",
     ]
+
+
+def _of_original(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A number of the original program, a row of Arena-Hard's table or a mean, as `_figure` shows it."""
+    found = entry["original"].get(name)
+    return (
+        {"value": found["win_rate"], "interval": found["interval"]}
+        if isinstance(found, dict)
+        else {"value": found, "interval": None}
+    )
 
 
 def _figure(entry: Mapping[str, Any] | None) -> str:
