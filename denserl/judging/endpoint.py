@@ -55,7 +55,7 @@ class Endpoint:
         except NoAnswer as error:
             raise self._fault(
                 f"{error}, when asked for its models",
-                "give its base address, such as http://HOST:PORT/v1, or `judge_model`, or start it",
+                "give its base address, such as http://HOST:PORT/v1, `judge_model` or `judge_key_env`, or start it",
             ) from error
         entries = said.get("data") if isinstance(said, dict) else None
         names = [entry.get("id") for entry in entries or () if isinstance(entry, dict)] if isinstance(entries, list) else []
