@@ -191,6 +191,20 @@ def test_right_answers_without_a_place_in_the_template_are_refused_before_anythi
     assert "12 questions have reference answers, for which the template rating has no place" in capsys.readouterr().err
 
 
+def test_marks_that_a_suites_own_program_does_not_read_are_refused_before_anything_is_asked(world, capsys):
+    folder, prompts, texts = world
+    files = write_arenahard(folder, prompts, texts)
+    words = ("arenahard", files["good"], "--baseline", files["base"], "--questions", files["questions"])
+    with serving(Rule(find_template("pairwise"), value)) as server:
+        words = (*words, "--judge", server.url, "--judge_template", "pairwise")
+        with pytest.raises(SystemExit):
+            run(folder / "out", *words)
+        assert "asks for [[A]], [[B]], which arenahard's own program does not read" in capsys.readouterr().err
+        assert not server.bodies
+        found = run(folder / "out", *words, "--parse", "strict")
+    assert found["policies"]["good"]["win_rate"]["value"] == 75.0
+
+
 def test_a_reward_model_is_a_stand_in_and_is_told_where_it_trained_the_policy(world, caplog):
     folder, prompts, texts = world
     sft = tiny_models.save_language_model(folder / "sft")

@@ -123,9 +123,18 @@ def _play(options: PolicyJudgingConfig) -> Play:
     asks = "one token" if template.one_token else "a text"
     found = f"`judge_verdict` is {options.judge_verdict}, and the template {template.name} asks for {asks}"
     require(template.one_token == logprob, found, "give the `judge_verdict`, or the `judge_template`, that goes with the other")
+    if options.suite in ("arenahard", "mtbench") and options.judged_mode == "pair" and options.parse == "original":
+        _check_marks(template, find_template(way.template), options.suite)
     decoding = way.decoding if logprob else decoding_of(options, way.decoding)
     votes = options.judge_votes
     return Play(options.suite, options.judged_mode, options.judge_orders, template, decoding, votes, options.parse)
+
+
+def _check_marks(template: Template, own: Template, suite: str) -> None:
+    """The programs of these suites read their own marks alone, whatever a template asks for."""
+    others = [mark for mark, means in template.marks.items() if own.marks.get(mark) != means]
+    found = f"the template {template.name} asks for {', '.join(others)}, which {suite}'s own program does not read as that"
+    require(not others, found, f"give `parse` strict, or a template with marks of {', '.join(own.marks)}")
 
 
 def _check_references(template: Template, questions: Sequence[Question]) -> None:
