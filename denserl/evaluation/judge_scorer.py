@@ -86,7 +86,7 @@ class ComparingJudge(JudgeScorer):
         if found["undecided"]:
             lines.append("{undecided} of {comparisons} pairs have no valid verdict".format(**found))
         if found["cut"]:
-            lines.append("{cut} of {verdicts} verdicts are cut: see `judge_max_new_tokens`".format(**found))
+            lines.append("{cut} of {verdicts} verdicts are cut at the limit of tokens".format(**found))
         return lines
 
 

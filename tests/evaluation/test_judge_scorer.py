@@ -134,7 +134,7 @@ def test_a_summary_of_nothing_valid_is_one():
     assert "accuracy" in format_summary(summary)
     assert summary["remarks"][1:] == [
         "1 of 1 pairs have no valid verdict",
-        "1 of 2 verdicts are cut: see `judge_max_new_tokens`",
+        "1 of 2 verdicts are cut at the limit of tokens",
     ]
 
 

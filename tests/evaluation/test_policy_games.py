@@ -269,6 +269,9 @@ def test_what_is_missing_or_of_other_questions_is_said():
         joined(questions("a", "b"), own, base)
     matches, gaps = joined(questions("a", "b"), own, base, allow_missing=True)
     assert len(matches) == 1 and gaps.missing == ["b"]
+    # Where the baseline has no answer, the policy has lost nothing.
+    matches, gaps = joined(questions("a", "b"), policy("p", a=["1"], b=["2"]), policy("base", a=["1"]), allow_missing=True)
+    assert len(matches) == 1 and gaps.missing == []
     with pytest.raises(UserError, match="`baseline` base answers 1 questions that are not asked"):
         joined(questions("a"), own, base, allow_missing=True)
     with pytest.raises(UserError, match="no question has an answer"):

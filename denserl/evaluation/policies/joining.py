@@ -14,8 +14,9 @@ log = logging.getLogger(__name__)
 def joined(
     questions: Sequence[Question], answers: Answers, baseline: Answers | None, allow_missing: bool = False
 ) -> tuple[list[Match], Gaps]:
-    """Each answer with its question and the baseline's answer, in the order of the questions; and what is missing.
+    """Each answer with its question and the baseline's answer, in the order of the questions; and what the policy lacks.
 
+    Questions to which the baseline has no answer are left out, which is said, and lost by nobody.
     A policy's sample stands against the baseline's of the same number, as far as this has as many; then from its first one on.
 
     Raises:
@@ -26,6 +27,8 @@ def joined(
     against = gaps(questions, baseline) if baseline else Gaps([], [], [])
     if baseline:
         _check(against, f"`baseline` {baseline.name}", len(questions), allow_missing)
+        if against.missing:
+            log.warning("%d questions are left out: the baseline %s has no answer to them", len(against.missing), baseline.name)
     left_out = {*found.missing, *against.missing}
     matches = []
     for question in questions:
@@ -34,7 +37,7 @@ def joined(
             for number, answer in enumerate(answers.by_question[question.id]):
                 matches.append(Match(question, answer, others[number % len(others)]))
     require(matches, f"{answers.name}: no question has an answer", "give answers to these questions")
-    return matches, found._replace(missing=[question.id for question in questions if question.id in left_out])
+    return matches, found
 
 
 def with_references(questions: Sequence[Question], references: Answers | None) -> list[Question]:

@@ -137,7 +137,7 @@ def _remarks(entry: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
         lost = entry[f"{mean}_if_missing_lost"]
         lines.append(f"{entry['missing']} questions have no answer; {mean} {lost:.2f} if these were lost")
     if entry["empty"]:
-        lines.append(f"{entry['empty']} questions have an empty answer")
+        lines.append(f"{entry['empty']} questions with an empty answer")
     if entry["equal_answers"]:
         most = entry["equal_answers"][0]
         lines.append(f"one text answers {most['questions']} questions: {most['begins']!r}")
