@@ -10,6 +10,7 @@ from rule_server import Rule, RuleBackend
 
 from denserl.errors import UserError
 from denserl.evaluation.policies.answers import Answers, Gaps, PolicyAnswer, Question
+from denserl.evaluation.policies.clusters import times_drawn
 from denserl.evaluation.policies.joining import joined
 from denserl.evaluation.policies.judgements import file_name
 from denserl.evaluation.policies.length_files import read_length_files
@@ -17,6 +18,7 @@ from denserl.evaluation.policies.markup import count_marks
 from denserl.evaluation.policies.outcomes import Game, Judged, Match, Outcome, Played
 from denserl.evaluation.policies.playing import Play, ask_games, outcomes_of
 from denserl.evaluation.policies.recorded import Row, recorded_outcomes
+from denserl.evaluation.policies.report import differences as shown_differences
 from denserl.evaluation.policies.results import Counting, results_of
 from denserl.judging.asking import Asker
 from denserl.judging.contract import Decoding
@@ -145,6 +147,25 @@ def test_a_policy_without_a_single_verdict_has_no_numbers_and_no_fault():
     for how in (counting(), counting("alpacaeval"), counting("arenahard", style_control=True), counting("mtbench")):
         found = results_of([Judged("p", rows, NO_GAPS)], how)["policies"]["p"]
         assert found["win_rate"]["value"] is None and json.dumps(found, allow_nan=False)
+
+
+def test_two_policies_of_alpacaeval_are_compared_at_equal_lengths_on_the_questions_of_both():
+    """Where lengths are equal, a win rate at equal lengths is the win rate."""
+    asked, worths = questions([f"q {number}" for number in range(7)]), ([1.0, 0.0, 1.0, 1.0, 0.5, 1.0, 0.0], [0.0, 1.0] * 3)
+    policies = [
+        Judged(name, [outcome(question, [worth], ("sure", "well")) for question, worth in zip(asked, own)], NO_GAPS)
+        for name, own in zip("pq", worths)
+    ]
+    (found,) = results_of(policies, counting("alpacaeval"))["differences"]
+    at_equal_lengths = found["length_control"]
+    assert at_equal_lengths["of"] == "lc_win_rate (fixed)" and at_equal_lengths["value"] == pytest.approx(found["value"])
+    assert found["value"] == pytest.approx(100 * (4.5 / 6 - 3 / 6)) and found["questions"] == 6
+    gains = np.subtract(worths[0][:6], worths[1])
+    draws = [100 * np.average(gains, weights=drawn) for drawn in times_drawn([question.id for question in asked[:6]], 200, 0)]
+    assert at_equal_lengths["interval"] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1e-5)
+    assert shown_differences(results_of(policies, counting("alpacaeval")))[0][1:3] == ["lc_win_rate (fixed)", "win_rate"]
+    (stand_in,) = results_of(policies, counting("alpacaeval", stand_in=True))["differences"]
+    assert "length_control" not in stand_in
 
 
 def test_names_of_models_are_names_of_files():

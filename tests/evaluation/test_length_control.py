@@ -11,6 +11,7 @@ from denserl.evaluation.policies.length_control import (
     LENGTH_WEIGHT,
     Gamed,
     length_controlled,
+    length_controlled_difference,
     length_feature,
     length_remarks,
 )
@@ -177,6 +178,32 @@ def test_bootstraps_fit_anew_on_the_questions_drawn(variant):
         level = [features for features, *_ in written_out(variant, credits[copies], 0 * length[copies], difficulty[copies])]
         rates.append(100 * np.mean([chance_of(features, own) for features in level[-len(copies) :]]))
     assert found["interval"] == pytest.approx(np.quantile(rates, [0.025, 0.975]).tolist(), abs=1e-6)
+
+
+def test_two_policies_are_compared_on_the_same_draws_of_questions():
+    """One has an answer to each question, the other two."""
+    credits, length, difficulty = made(36)
+    names = [f"q{number}" for number in range(12)]
+    sides = []
+    for part, copies in ((slice(0, 12), 1), (slice(12, 36), 2)):
+        own = {"credits": credits[part], "length": length[part], "difficulty": difficulty[part]}
+        sides.append(own | {"questions": np.repeat(names, copies)})
+    found = length_controlled_difference(*sides, "minimal", resamples=30, seed=3)
+    rates = []
+    for own in sides:
+        whole = length_controlled(**own, variant="minimal", resamples=2)
+        rates.append([whole["length_controlled_winrate"]])
+        for drawn in times_drawn(own["questions"], 30, 3):
+            rows = np.repeat(np.arange(len(drawn)), drawn)
+            learned = written_out("minimal", *(own[column][rows] for column in ("credits", "length", "difficulty")))
+            weights = fitted(learned, whole["penalty"])
+            rates[-1].append(100 * chance_of(np.array([0.0, 1.0]), weights))
+    differences = np.subtract(*rates)
+    assert found["value"] == pytest.approx(differences[0], abs=1e-9)
+    assert found["interval"] == pytest.approx(np.quantile(differences[1:], [0.025, 0.975]).tolist(), abs=1e-6)
+    assert length_controlled_difference(sides[0], sides[0]) == {"value": 0, "interval": [0, 0]}
+    with pytest.raises(ValueError, match="different questions"):
+        length_controlled_difference(sides[0], sides[1] | {"questions": np.arange(24)})
 
 
 def test_intervals_draw_questions_with_all_their_rows():

@@ -3,7 +3,8 @@
 The variants v1, noreg and minimal are AlpacaEval's; `fixed` is ours, for annotations without AlpacaEval's files.
 """
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -88,16 +89,52 @@ def length_controlled(
     if rows.judged.sum() < FOLDS:
         return dict.fromkeys(names)
     penalty = _penalty(rows) if rows.lasso else None
-    scale = penalty or 1.0
-    found = _fit(rows, scale * rows.weights)
+    found = _fit(rows, (penalty or 1.0) * rows.weights)
     at_level = expit(rows.level @ found)
-    asked = np.arange(len(length)) if questions is None else np.asarray(questions)
-    drawn = times_drawn(asked, resamples, seed)
-    fits = _fit(rows, scale * rows.weights * _with_gamed(drawn[:, rows.judged], len(rows.labels)))
-    means = (drawn * expit(fits @ rows.level.T)).sum(-1) / drawn.sum(-1)
+    draws = _draws(rows, penalty, questions, resamples, seed)
     error = standard_error(at_level) if rows.level.shape[1] > 2 else None
-    values = (100 * at_level.mean().item(), error, interval(100 * means), _named(found, variant), penalty)
+    values = (100 * at_level.mean().item(), error, interval(draws), _named(found, variant), penalty)
     return dict(zip(names, values, strict=True))
+
+
+def length_controlled_difference(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    variant: Variant = "fixed",
+    gamed: Gamed | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict:
+    """How much more a policy wins than another one, both at equal lengths, in percent.
+
+    Questions are drawn anew for both alike, and both are fitted anew.
+
+    Args:
+        first, second: `credits`, `length`, `difficulty` and `questions` of `length_controlled`; both of the same questions.
+
+    Returns: `value`, and `interval`, of the bootstrap; None where fewer than five rows of a policy are judged.
+
+    Raises:
+        ValueError: as of `length_controlled`; the questions are not the same.
+    """
+    if set(first["questions"]) != set(second["questions"]):
+        raise ValueError("the policies answer different questions")
+    values, draws = [], []
+    for own in (first, second):
+        found = length_controlled(**own, variant=variant, gamed=gamed, resamples=1, seed=seed)
+        if found["length_controlled_winrate"] is None:
+            return {"value": None, "interval": None}
+        rows = _rows(np.asarray(own["credits"], dtype=np.float64), own["length"], variant, own.get("difficulty"), gamed)
+        values.append(found["length_controlled_winrate"])
+        draws.append(_draws(rows, found["penalty"], own["questions"], resamples, seed))
+    return {"value": values[0] - values[1], "interval": interval(draws[0] - draws[1])}
+
+
+def _draws(rows: _Rows, penalty: float | None, questions: ArrayLike | None, resamples: int, seed: int) -> np.ndarray:
+    """(resamples,) win rates in percent on questions drawn anew, fitted anew; the same draws for the same set of questions."""
+    drawn = times_drawn(np.arange(len(rows.level)) if questions is None else np.asarray(questions), resamples, seed)
+    fits = _fit(rows, (penalty or 1.0) * rows.weights * _with_gamed(drawn[:, rows.judged], len(rows.labels)))
+    return 100 * (drawn * expit(fits @ rows.level.T)).sum(-1) / drawn.sum(-1)
 
 
 def length_remarks(length: np.ndarray) -> list[str]:

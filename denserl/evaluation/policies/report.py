@@ -99,8 +99,13 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def differences(summary: Mapping[str, Any]) -> list[list[str]]:
     """A head, and a row for each two policies."""
-    rows = [[f"{row['first']} - {row['second']}", _figure(row), str(row["questions"])] for row in summary["differences"]]
-    return [["difference", _mean_name(summary), "questions of both"], *rows]
+    lc = [row.get("length_control") for row in summary["differences"]]
+    names = [found["of"] for found in lc[:1] if found]
+    rows = [
+        [f"{row['first']} - {row['second']}", *([_figure(found)] if found else []), _figure(row), str(row["questions"])]
+        for row, found in zip(summary["differences"], lc, strict=True)
+    ]
+    return [["difference", *names, _mean_name(summary), "questions of both"], *rows]
 
 
 def categories(summary: Mapping[str, Any]) -> list[list[str]]:

@@ -13,7 +13,13 @@ from denserl.evaluation.policies.credits import arena_marks
 from denserl.evaluation.policies.games import Mode, Suite
 from denserl.evaluation.policies.grades import grades, pair_rates
 from denserl.evaluation.policies.joining import equal_answers
-from denserl.evaluation.policies.length_control import length_controlled, length_feature, length_remarks
+from denserl.evaluation.policies.length_control import (
+    Variant,
+    length_controlled,
+    length_controlled_difference,
+    length_feature,
+    length_remarks,
+)
 from denserl.evaluation.policies.length_files import LengthFiles
 from denserl.evaluation.policies.outcomes import Judged, Outcome
 from denserl.rewards.pair_metrics import wilson
@@ -120,7 +126,18 @@ def _in_unit(estimate: Estimate, how: Counting) -> dict[str, Any]:
 
 def _difference(first: Judged, second: Judged, how: Counting) -> dict[str, Any]:
     estimate = difference_of_means(*_credits(first.outcomes), *_credits(second.outcomes), how.resamples, how.seed)
-    return {"first": first.name, "second": second.name, "of": how.mean, **_in_unit(estimate, how)}
+    found = {"first": first.name, "second": second.name, "of": how.mean, **_in_unit(estimate, how)}
+    if how.suite != "alpacaeval" or how.stand_in:
+        return found
+    shared = set(_ids(first.outcomes)) & set(_ids(second.outcomes))
+    variant = _lc_variants(how)[0]
+    one, other = (
+        _lc_rows([outcome for outcome in judged.outcomes if str(outcome.match.question.id) in shared], how)
+        for judged in (first, second)
+    )
+    gamed = how.lengths and how.lengths.gamed
+    at_equal_lengths = length_controlled_difference(one, other, variant, gamed, how.resamples, how.seed)
+    return found | {"length_control": {"of": _lc_name(how), **at_equal_lengths}}
 
 
 def _mean(outcomes: Sequence[Outcome], how: Counting) -> float | None:
@@ -185,21 +202,34 @@ def _alpacaeval(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def _length_control(outcomes: Sequence[Outcome], how: Counting) -> dict[str, Any]:
     """`length_control`, the win rates at equal lengths by their variants, the first of which is the headline."""
-    lengths = [[len(answer.turns[0]) for answer in (outcome.match.baseline, outcome.match.policy)] for outcome in outcomes]
-    feature = length_feature(*np.array(lengths, dtype=np.float64).T)
-    worths = np.array([outcome.worth for outcome in outcomes], dtype=np.float64)
-    ids = _ids(outcomes)
-    files = how.lengths
-    variants: tuple[Any, ...] = ("v1", "noreg") if files else ("fixed", "minimal")
-    difficulty = files.difficulty([outcome.match.question.id for outcome in outcomes]) if files else None
+    rows, files = _lc_rows(outcomes, how), how.lengths
     found = {
-        name: length_controlled(worths, feature, name, difficulty, files and files.gamed, ids, how.resamples, how.seed)
-        for name in variants
+        name: length_controlled(**rows, variant=name, gamed=files and files.gamed, resamples=how.resamples, seed=how.seed)
+        for name in _lc_variants(how)
     }
-    first = found[variants[0]]
-    name = f"lc_{how.mean} ({variants[0]})"
-    headline = {"name": name, "value": first["length_controlled_winrate"], "interval": first["interval"]}
-    return {"headline": headline, "length_control": found, "remarks": [] if files else length_remarks(feature)}
+    first = found[_lc_variants(how)[0]]
+    headline = {"name": _lc_name(how), "value": first["length_controlled_winrate"], "interval": first["interval"]}
+    return {"headline": headline, "length_control": found, "remarks": [] if files else length_remarks(rows["length"])}
+
+
+def _lc_variants(how: Counting) -> tuple[Variant, Variant]:
+    """The first of them makes the headline."""
+    return ("v1", "noreg") if how.lengths else ("fixed", "minimal")
+
+
+def _lc_name(how: Counting) -> str:
+    return f"lc_{how.mean} ({_lc_variants(how)[0]})"
+
+
+def _lc_rows(outcomes: Sequence[Outcome], how: Counting) -> dict[str, Any]:
+    """What win rates at equal lengths are made of."""
+    lengths = [[len(answer.turns[0]) for answer in (outcome.match.baseline, outcome.match.policy)] for outcome in outcomes]
+    return {
+        "credits": np.array([outcome.worth for outcome in outcomes], dtype=np.float64),
+        "length": length_feature(*np.array(lengths, dtype=np.float64).reshape(-1, 2).T),
+        "difficulty": how.lengths and how.lengths.difficulty([outcome.match.question.id for outcome in outcomes]),
+        "questions": _ids(outcomes),
+    }
 
 
 def _grades(judged: Judged) -> dict[str, Any]:
