@@ -35,12 +35,7 @@ def serving(answer: Callable[[dict], object]) -> Iterator[Requests]:
             said = answer(body)
             status, headers, content = said if isinstance(said, tuple) else (200, {}, said)
             content = content if isinstance(content, bytes) else json.dumps(content).encode()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.send_response(status)
-                for name, value in {"content-length": str(len(content)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
+            respond(self, status, headers, content)
 
         def log_message(self, *args):
             pass
@@ -48,6 +43,16 @@ def serving(answer: Callable[[dict], object]) -> Iterator[Requests]:
     with listening(Handler) as port:
         seen.url = f"http://127.0.0.1:{port}/get_reward"
         yield seen
+
+
+def respond(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes) -> None:
+    """An answer to a client, who may have gone."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        handler.send_response(status)
+        for name, value in {"content-length": str(len(content)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
-from reward_server import listening
+from reward_server import listening, respond
 
 from denserl.judging.contract import Reply, Request
 from denserl.judging.endpoint import body_of, reply_of
@@ -225,12 +225,7 @@ def serving(
 
         def say(self, status: int, said: dict | str, headers: dict[str, str] | None = None):
             content = (said if isinstance(said, str) else json.dumps(said)).encode()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.send_response(status)
-                for name, value in {"content-length": str(len(content)), **(headers or {})}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
+            respond(self, status, headers or {}, content)
 
         def log_message(self, *args):
             pass
