@@ -51,7 +51,7 @@ def contents(path: str, dtype: str) -> dict[str, str]:
     folder, files = Path(path), _files(Path(path))
     if (folder / CONFIG).is_file():
         # Here, for it loads what some commands do without.
-        from denserl.data.reference_cache import file_fingerprint
+        from denserl.data.fingerprints import file_fingerprint
 
         return {"fingerprint": f"{dtype}:{file_fingerprint(folder, dtype)[:32]}"}
     if not files or sum(file.stat().st_size for file in files) > LARGEST_HASHED:

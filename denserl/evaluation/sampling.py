@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from denserl.data.fingerprints import file_fingerprint
 from denserl.data.prompts import LABEL, load_prompts, tokenize_prompts
-from denserl.data.reference_cache import file_fingerprint
 from denserl.data.responses import Responses
 from denserl.data.schemas import BadRow
 from denserl.data.templates import DATE, fingerprint, template_settings

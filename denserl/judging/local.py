@@ -15,7 +15,7 @@ from denserl.config import ModelSourceConfig
 from denserl.data.bad_rows import BadRow
 from denserl.data.batching import in_batches_of, pad_rows
 from denserl.data.chat import encode_prompt, stop_ids
-from denserl.data.reference_cache import file_fingerprint
+from denserl.data.fingerprints import file_fingerprint
 from denserl.data.responses import Messages
 from denserl.errors import UserError, require
 from denserl.judging.contract import Decoding, Reply, Request

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from denserl import distributed
-from denserl.data.reference_cache import file_fingerprint
+from denserl.data.fingerprints import file_fingerprint
 from denserl.errors import UserError
 from denserl.models.loading import local_folder
 from denserl.ppo_utils.normalizer import (

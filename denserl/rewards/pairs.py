@@ -13,8 +13,9 @@ from denserl import distributed
 from denserl.config import ModelSourceConfig
 from denserl.data.batching import ResponseBatch, map_rows_in_batches, pad_rows
 from denserl.data.config import ScoredPairsConfig
+from denserl.data.fingerprints import reading_fingerprint
 from denserl.data.preferences import tokenize_preferences
-from denserl.data.reference_cache import add_entropies, reading_fingerprint
+from denserl.data.reference_cache import add_entropies
 from denserl.data.responses import of_ids
 from denserl.data.schemas import SIDES
 from denserl.files import make_folder

@@ -17,7 +17,7 @@ from datasets import Dataset
 from denserl import distributed
 from denserl.config import ModelSourceConfig
 from denserl.data.bad_rows import BadRow
-from denserl.data.reference_cache import reading_fingerprint, rows_fingerprint
+from denserl.data.fingerprints import reading_fingerprint, rows_fingerprint
 from denserl.data.schemas import SIDES
 from denserl.errors import UserError, require
 from denserl.models.loading import load_config, local_folder

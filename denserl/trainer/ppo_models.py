@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, response_slots
-from denserl.data.reference_cache import file_fingerprint
+from denserl.data.fingerprints import file_fingerprint
 from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import load_policy, local_folder, match_embeddings

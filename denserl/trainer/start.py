@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from denserl import distributed
 from denserl.config import DeviceConfig, RunConfig, options_of, resumable_options
-from denserl.data.reference_cache import file_fingerprint, rows_fingerprint
+from denserl.data.fingerprints import file_fingerprint, rows_fingerprint
 from denserl.data.templates import DATE, SYSTEM_PROMPT, fingerprint, template_settings, today
 from denserl.errors import require
 from denserl.files import make_folder

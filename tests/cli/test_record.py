@@ -17,7 +17,7 @@ from denserl.cli.launch import launch
 from denserl.cli.record import RECORD
 from denserl.cli.versions import version
 from denserl.config import INPUT, MODEL, Config, options_of
-from denserl.data.reference_cache import file_fingerprint
+from denserl.data.fingerprints import file_fingerprint
 from denserl.errors import Stopped, UserError
 
 

@@ -13,8 +13,9 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from denserl import distributed
+from denserl.data.fingerprints import file_fingerprint, reading_fingerprint
 from denserl.data.preferences import load_preferences
-from denserl.data.reference_cache import add_entropies, file_fingerprint, reading_fingerprint
+from denserl.data.reference_cache import add_entropies
 from denserl.errors import UserError
 from denserl.models.loading import load_policy
 from denserl.models.scoring import response_logprobs_entropies

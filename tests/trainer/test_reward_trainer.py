@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from denserl.cli import train_rm
+from denserl.data.fingerprints import file_fingerprint
 from denserl.data.preferences import load_preferences, tokenize_preferences
-from denserl.data.reference_cache import file_fingerprint
 from denserl.errors import UserError
 from denserl.models.heads import Head
 from denserl.models.loading import load_policy

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from denserl.data.chat import as_text, end_of_turn_id
-from denserl.data.reference_cache import file_fingerprint
+from denserl.data.fingerprints import file_fingerprint
 from denserl.errors import UserError, require
 from denserl.models.loading import local_folder
 from denserl.models.reward_settings import StoredSettings
