@@ -3,13 +3,24 @@
 Starting the group is the engine's work (denserl/trainer/engine.py).
 """
 
+import itertools
+import pickle
+import time
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from denserl.errors import UserError
+
 Object = TypeVar("Object")
+# Between two looks of a waiting rank, seconds: the first, and the longest.
+PAUSES = 0.01, 0.5
+# How long a rank that failed waits for the others to hear of it: rank 0 may be keeping the store that tells them.
+HEARING_SECONDS = 5.0
+_works = itertools.count()
 
 
 def initialised() -> bool:
@@ -27,6 +38,53 @@ def world_size() -> int:
 def barrier() -> None:
     if initialised():
         dist.barrier()
+
+
+def in_own_time(work: Callable[[], Object]) -> list[Object]:
+    """What `work` returns on each rank (small, picklable), in rank order, on every rank, once all are done. Collective.
+
+    For what may take longer on some ranks, or be done by one alone, than the process group's collectives wait (DeepSpeed's: 10
+    minutes): the ranks look into the group's store as long as it takes. An exception on one rank ends those that wait at once,
+    with UserError.
+    """
+    if world_size() == 1:
+        return [work()]
+    key, store = f"denserl/work/{next(_works)}", _store()
+    try:
+        store.set(f"{key}/{rank()}", pickle.dumps(work()))
+    except Exception as error:
+        _tell_failure(store, key, error)
+        raise
+    done = [pickle.loads(_awaited(store, key, each)) for each in range(world_size())]
+    # So that no rank, and no store with it, is gone before the others have read this.
+    barrier()
+    return done
+
+
+def _awaited(store: dist.Store, key: str, of_rank: int) -> bytes:
+    """What a rank has left in the store, waited for; UserError where a rank has failed."""
+    pause, longest = PAUSES
+    while not store.check([f"{key}/{of_rank}"]):
+        if store.check([f"{key}/failure"]):
+            store.add(f"{key}/heard", 1)
+            raise pickle.loads(store.get(f"{key}/failure"))
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+    return store.get(f"{key}/{of_rank}")
+
+
+def _tell_failure(store: dist.Store, key: str, error: Exception) -> None:
+    """Leave what went wrong for the other ranks, and give those that wait the time to find it."""
+    told = error if isinstance(error, UserError) else UserError(f"rank {rank()} has failed: {type(error).__name__}: {error}")
+    store.set(f"{key}/failure", pickle.dumps(told))
+    until = time.monotonic() + HEARING_SECONDS
+    while store.add(f"{key}/heard", 0) < world_size() - 1 and time.monotonic() < until:
+        time.sleep(PAUSES[0])
+
+
+def _store() -> dist.Store:
+    """Where the ranks of the process group have met."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def all_sum(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -1,7 +1,9 @@
 """What is called in the processes of ranks before a command, to bend it or to look into it; and work that needs no command."""
 
 import json
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import tiny_models
@@ -12,6 +14,7 @@ from transformers import TrainingArguments
 
 from denserl import distributed
 from denserl.data.batching import DemonstrationCollator
+from denserl.errors import UserError
 from denserl.ppo_utils.advantages import against_group, whiten
 from denserl.segmentation import Segmenter
 from denserl.trainer.reward_trainer import RewardTrainer
@@ -177,6 +180,29 @@ def estimated() -> list[list[Tensor]]:
     """The same of this rank's shard of each batch."""
     torch.distributed.init_process_group("gloo")
     return [estimates(x, mask, rows[distributed.rank()]) for x, mask, rows in shards()]
+
+
+def waited(fails: bool) -> tuple[list, str]:
+    """What ranks are told of work for which rank 0 needs twice as long as their group waits; and how the group's barrier ends."""
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=0.5))
+
+    def work() -> str:
+        if distributed.rank() == 0:
+            time.sleep(1)
+            if fails:
+                raise OSError("no room")
+        return f"of {distributed.rank()}"
+
+    try:
+        told: list = distributed.in_own_time(work)
+    except (OSError, UserError) as error:
+        return [type(error).__name__, str(error)], ""
+    time.sleep(1 - distributed.rank())
+    try:
+        distributed.barrier()
+    except RuntimeError as error:
+        return told, str(error)
+    return told, ""
 
 
 def some_pairs(count: int) -> Dataset:

@@ -7,7 +7,7 @@ import pytest
 import reference_loops as loops
 import torch
 from datasets import load_from_disk
-from rank_hooks import estimated, estimates, evaluations, shards
+from rank_hooks import estimated, estimates, evaluations, shards, waited
 from ranks import call, deviations, run
 from real_runs import Training, answers_to_mtbench
 from test_parity import METRICS
@@ -108,6 +108,18 @@ def test_two_processes_estimate_as_one(trainings, tmp_path):
         torch.testing.assert_close(found[0], torch.tensor(loops.whiten(x, mask)), atol=1e-5, rtol=1e-5)
         for together, alone in zip(found, estimates(x, mask), strict=True):
             torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
+
+
+def test_ranks_wait_for_one_longer_than_their_group_waits(trainings, tmp_path):
+    (first, _), (second, barrier) = call(waited, False, folder=tmp_path)
+    assert first == second == ["of 0", "of 1"]
+    # What they would have met otherwise.
+    assert "imed out" in barrier
+
+
+def test_what_ends_one_rank_ends_those_that_wait_for_it(trainings, tmp_path):
+    (first, _), (second, _) = call(waited, True, folder=tmp_path)
+    assert first == ["OSError", "no room"] and second == ["UserError", "rank 0 has failed: OSError: no room"]
 
 
 @pytest.mark.long
