@@ -183,7 +183,7 @@ def estimated() -> list[list[Tensor]]:
 
 
 def waited(fails: bool) -> tuple[list, str]:
-    """What ranks are told of work for which rank 0 needs twice as long as their group waits; and how the group's barrier ends."""
+    """What ranks are told of work that takes rank 0 twice as long as their group waits; and how the group's barrier ends."""
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=0.5))
 
     def work() -> str:
