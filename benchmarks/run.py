@@ -22,6 +22,7 @@ ROWS = {
     6: "dataset_scoring",
     7: "overhead",
     8: "scaling",
+    11: "rank_balance",
 }
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.features.features import register_feature
 
 CHUNK = 1000  # rows that exist as Python objects at a time
@@ -64,3 +66,9 @@ def build_dataset(rows: Iterable[dict], features: datasets.Features) -> datasets
             pack()
     pack()
     return datasets.Dataset(pa.concat_tables(tables))
+
+
+def list_lengths(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """(N,) how many items each row's list has; the lists themselves are never read into Python."""
+    chunks = dataset.select_columns([column]).with_format("arrow").iter(CHUNK)
+    return np.concatenate([np.zeros(0, np.int64), *(pc.list_value_length(chunk[column]).to_numpy() for chunk in chunks)])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, response_slots
+from denserl.data.features import list_lengths
 from denserl.data.policy_samples import ENDED, SIDE
 from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, SIDES, WEIGHT
 from denserl.errors import UserError
@@ -285,10 +287,9 @@ class GroupTrainer(SupervisedTrainer):
         loss, metrics = total_step_losses(self.objectives_now(), of_steps)
         return {**found, "loss": found["loss"] + loss, **metrics}
 
-    def lengths(self, rows: Dataset) -> list[int]:
-        columns = (rows["prompt_ids"], *(rows[f"{candidate}_ids"] for candidate in self.candidates))
-        many = len(self.candidates)
-        return [many * (len(prompt) + max(map(len, each))) for prompt, *each in zip(*columns, strict=True)]
+    def lengths(self, rows: Dataset) -> np.ndarray:
+        responses = np.stack([list_lengths(rows, f"{candidate}_ids") for candidate in self.candidates], 1)
+        return list_lengths(rows, "prompt_ids")[:, None] + responses
 
     def segments(self, batch: dict[str, Tensor]) -> Segments:
         """Where the responses of a batch are cut."""

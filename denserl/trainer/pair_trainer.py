@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from denserl.data.features import list_lengths
 from denserl.data.schemas import P_CHOSEN, PAIR_LABELS, SIDES
 from denserl.errors import require
 from denserl.models.measured import stock_model
@@ -45,10 +47,10 @@ class PairTrainer(GroupTrainer):
         settings = {"input": config.input, "pair_layout": LAYOUT}
         return Prepared(train, held_out, train, settings, {"labels": labels})
 
-    def lengths(self, rows: Dataset) -> list[int]:
+    def lengths(self, rows: Dataset) -> np.ndarray:
         # Both texts of a pair are as long.
-        columns = rows["prompt_ids"], rows[f"{SIDES[0]}_ids"], rows["orders"]
-        return [len(orders) * (len(prompt) + len(text)) for prompt, text, orders in zip(*columns, strict=True)]
+        prompt, text, orders = (list_lengths(rows, name) for name in ("prompt_ids", f"{SIDES[0]}_ids", "orders"))
+        return np.repeat((prompt + text)[:, None], orders.max(), 1)
 
     def segments(self, batch: dict[str, Tensor]) -> Segments:
         mask = batch["response_mask"]

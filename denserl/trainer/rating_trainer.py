@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from denserl import distributed
-from denserl.data.batching import ResponseBatch, in_halves, length_batches, rank_batches
+from denserl.data.batching import ResponseBatch, in_halves
 from denserl.data.rated_rows import ATTRIBUTES
 from denserl.errors import require
 from denserl.models.measured import stock_model
@@ -88,7 +88,7 @@ class RatingTrainer(GroupTrainer):
             chooses = torch.tensor([row in choosing for row in part], device=self.args.device)
             return self.features(model, batch), batch[ATTRIBUTES], chooses
 
-        for numbers, counted in rank_batches(length_batches(self.lengths(rows.rows), self.eval_tokens)):
+        for numbers, counted in self.eval_batches(rows.rows):
             # Nothing is added before all of a batch is read: what is read again, in halves, would be added twice.
             for features, ratings, chooses in in_halves(read, numbers) if counted else ():
                 fit.add(features[~chooses], ratings[~chooses])

@@ -5,11 +5,13 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 
 from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
+from denserl.data.features import list_lengths
 from denserl.models.adapters import prepare_model
 from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.positions import check_positions
@@ -89,5 +91,5 @@ class SFTTrainer(SupervisedTrainer):
         logprobs, _ = token_logprob_entropy(model, *responses[:3], width, shared=responses.shared, with_entropy=False)
         return {"loss": -torch.where(batch["counted"][:, None], logprobs, 0.0).sum()}
 
-    def lengths(self, rows: Dataset) -> list[int]:
-        return [len(ids) for ids in rows["input_ids"]]
+    def lengths(self, rows: Dataset) -> np.ndarray:
+        return list_lengths(rows, "input_ids")[:, None]

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -103,8 +104,13 @@ class SupervisedTrainer(Trainer, ABC):
         return {}
 
     @abstractmethod
-    def lengths(self, rows: Dataset) -> list[int]:
-        """Padded tokens that each row takes in an evaluation batch."""
+    def lengths(self, rows: Dataset) -> np.ndarray:
+        """(N, K): tokens of each of the K sequences that a row is read as."""
+
+    def eval_batches(self, rows: Dataset) -> Iterator[tuple[list[int], bool]]:
+        """This rank's batches of an evaluation, as `rank_batches` gives them, of at most `eval_tokens` padded tokens."""
+        lengths = self.lengths(rows)
+        return rank_batches(length_batches((lengths.shape[1] * lengths.max(1)).tolist(), self.eval_tokens))
 
     @property
     def session(self) -> RunSession:
@@ -114,11 +120,11 @@ class SupervisedTrainer(Trainer, ABC):
         return self._session
 
     def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches of this rank; every row is counted once an epoch."""
+        """Micro-batches of this rank, those of all ranks at a time of like length; every row is counted once an epoch."""
         args = self.args
         step_rows = args.train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
         sampler = StepSampler(
-            len(self.train_dataset),
+            self.lengths(self.train_dataset).sum(1).tolist(),
             step_rows,
             args.train_batch_size,
             args.seed,
@@ -190,7 +196,7 @@ class SupervisedTrainer(Trainer, ABC):
         rows = CountedRows(self.eval_dataset if eval_dataset is None else eval_dataset)
         self.model_wrapped.eval()
         total: Sums = {}
-        for batch, counted in rank_batches(length_batches(self.lengths(rows.rows), self.eval_tokens)):
+        for batch, counted in self.eval_batches(rows.rows):
             for sums in self._eval_sums(rows, batch):
                 total = add_sums(total, sums if counted else {key: torch.zeros_like(value) for key, value in sums.items()})
         metrics = self._averages(sum_over_ranks(total)) | self.of_all_rows()

@@ -1,11 +1,13 @@
 """Which rows come when: the steps of a rollout batch, and the stream of prompts."""
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.data.order import StepSampler, endless_rows, step_table
+from denserl.data.order import StepSampler, dealt, endless_rows, step_table
 from denserl.streams import Purpose, stream
 
 
@@ -51,7 +53,7 @@ def test_no_pass_of_a_seed_is_a_pass_of_another_and_no_purpose_that_of_another()
     ]
     for seed in (42, 43, 44):
         for epoch in range(passes):
-            sampler = StepSampler(rows, step_rows=5, micro_rows=5, seed=seed, epoch=lambda epoch=epoch: epoch)
+            sampler = StepSampler([1] * rows, step_rows=5, micro_rows=5, seed=seed, epoch=lambda epoch=epoch: epoch)
             orders.append(tuple(row for batch in sampler for row, _ in batch))
     assert len(set(orders)) == len(orders) == 3 * 3 * passes
 
@@ -64,3 +66,30 @@ def test_streams_of_other_lengths_and_purposes_share_no_numbers():
     numbers = {number for name in names for number in np.random.default_rng(stream(*name)).integers(2**62, size=3).tolist()}
     assert len(numbers) == 3 * len(names)
     assert np.random.default_rng(stream(*names[7])).random() == np.random.default_rng(stream(*names[7])).random()
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.data())
+def test_rows_are_dealt_once_each_and_ranks_have_rows_of_like_length_at_a_time(ranks, micro_rows, micro_batches, data):
+    rows = ranks * micro_rows * micro_batches
+    lengths = data.draw(st.lists(st.integers(0, 9), min_size=rows, max_size=rows))
+    found = dealt(lengths, ranks, micro_rows)
+    assert [[len(micro) for micro in batches] for batches in found] == [[micro_rows] * micro_batches] * ranks
+    assert sorted(row for batches in found for micro in batches for row in micro) == list(range(rows))
+    at_a_time = [sorted(lengths[row] for batches in found for row in batches[k]) for k in range(micro_batches)]
+    descending = sorted(lengths, reverse=True)
+    assert [x for part in at_a_time for x in part[::-1]] == descending
+
+
+def test_the_rank_with_most_tokens_has_hardly_more_than_in_the_best_of_all_splits():
+    """Against all splits into equal halves; the bound of the rule itself is 4 / 3 of the best (Graham, 1969)."""
+    for lengths in np.random.default_rng(0).integers(1, 100, (50, 8)).tolist():
+        halves = [set(half) for half in itertools.combinations(range(8), 4)]
+        best = min(max(sum(lengths[row] for row in part) for part in (half, {*range(8)} - half)) for half in halves)
+        shares = [sum(lengths[row] for row in batches[0]) for batches in dealt(lengths, 2, 4)]
+        assert max(shares) <= 4 / 3 * best
+
+
+def test_where_ranks_have_one_row_at_a_time_none_has_the_longer_one_every_time():
+    lengths = [8, 7, 6, 5, 4, 3, 2, 1]
+    shares = [sum(lengths[row] for (row,) in batches) for batches in dealt(lengths, 2, 1)]
+    assert shares == [18, 18]

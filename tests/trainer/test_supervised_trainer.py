@@ -42,7 +42,7 @@ def steps_of_epoch(monkeypatch, rows: int, step_rows: int, ranks: int, micro_row
     for rank in range(ranks):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(distributed, "world_size", lambda: ranks)
-        sampler = StepSampler(rows, step_rows, micro_rows, seed=3, epoch=lambda: epoch)
+        sampler = StepSampler([7 * row % 5 for row in range(rows)], step_rows, micro_rows, seed=3, epoch=lambda: epoch)
         of_ranks.append(list(sampler))
         assert len(sampler) == len(of_ranks[-1]) and {len(micro) for micro in of_ranks[-1]} == {micro_rows}
     accumulated = step_rows // ranks // micro_rows
