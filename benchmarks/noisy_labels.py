@@ -23,13 +23,14 @@ from denserl.data.strength_file import MEAN
 from denserl.trainer.trackers import read_metrics
 from denserl.world.language import true_reward
 
-Part = Literal["strength", "uses", "shift"]
-PAIRS, WRONG, EPOCHS = 6000, 0.25, 2
-# Members that vote, and those whose training on the same pairs for several epochs is compared with folds.
+Part = Literal["strength", "folds", "uses", "shift"]
+PAIRS, WRONG = 6000, 0.25
+# Passes over the pairs after which wrong labels are hardly known by heart, and after which most are.
+FEW, MANY = 2, 12
+# Members that vote, those that judge pairs of their own folds or of others, and their passes.
 MEMBERS, FOLDS, SEVERAL = 10, 5, 3
 USES: dict[str, dict] = {
     "label smoothing .1": {"label_smoothing": 0.1},
-    "flip the lowest fifth": {"strength_use": "flip"},
     "flip below 0": {"strength_use": "flip", "strength_low": "negative"},
     "margin": {"strength_use": "margin"},
     "flip and margin": {"strength_use": "flip_margin", "strength_low": "negative"},
@@ -61,7 +62,7 @@ class Options:
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Seeds of the worlds and of every run in them."""
-    parts: list[Part] = field(default_factory=lambda: ["strength", "uses", "shift"])
+    parts: list[Part] = field(default_factory=lambda: list(PARTS))
     """What to run."""
     runs: Path = Path("runs/noisy_labels")
     """Folder for the runs."""
@@ -100,7 +101,7 @@ class NoisyWorld(World):
 
     def accuracy(self, name: str, **flags) -> float:
         """Accuracy on unseen combinations of a model trained on pairs of the world."""
-        model = self.reward_model(name, **{"limit": PAIRS, "epochs": EPOCHS, **flags})
+        model = self.reward_model(name, **{"limit": PAIRS, "epochs": FEW, **flags})
         return self.accuracy_on(model, self.rows("preferences_test"))
 
     def accuracy_on(self, model: Path, pairs: Path) -> float:
@@ -152,24 +153,45 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
 
 
 def strengths(world: NoisyWorld) -> dict[str, dict[str, float]]:
-    """How well strengths find wrong labels: after an epoch, after several, and after several on other folds."""
+    """How well strengths find wrong labels, by members that have read all pairs, or those of other folds."""
     several = {"epochs": SEVERAL, "members": FOLDS}
     ways = {
-        "one epoch": world.strength("once", epochs=1, members=MEMBERS),
-        "three epochs": world.strength("often", **several),
-        "three epochs, other folds": world.strength("folds", **several, strength_folds=FOLDS),
+        f"{MEMBERS} members, {FEW} passes": few_passes(world),
+        f"{FOLDS} members, {SEVERAL} passes": world.strength("several", **several),
+        f"{FOLDS} members, {SEVERAL} passes over other folds": world.strength("folds", **several, strength_folds=FOLDS),
     }
     return {name: world.found(path) for name, path in ways.items()}
 
 
+def by_heart(world: NoisyWorld) -> dict[str, dict[str, float]]:
+    """The same of members that know most of their labels by heart."""
+    many = {"epochs": MANY, "members": FOLDS}
+    ways = {
+        "all pairs": world.strength("many", **many),
+        "other folds": world.strength("many-folds", **many, strength_folds=FOLDS),
+    }
+    return {f"{FOLDS} members, {MANY} passes, {name}": world.found(path) for name, path in ways.items()}
+
+
+def few_passes(world: NoisyWorld) -> Path:
+    return world.strength("few", epochs=FEW, members=MEMBERS)
+
+
 def uses(world: NoisyWorld) -> dict[str, dict[str, float]]:
-    """Accuracy with each use of strength, and how much of what the wrong labels cost it wins back."""
-    clean, noisy = world.accuracy("clean"), world.accuracy("noisy", data=world.noisy)
-    strength = world.strength("once", epochs=1, members=MEMBERS)
-    found = {"right labels": clean, "wrong labels": noisy}
+    """Accuracy after many passes with each use of strength, and how much it wins back of what wrong labels cost by then.
+
+    Beside them after few passes, without any.
+    """
+    stopped = {
+        f"right labels, {FEW} passes": world.accuracy("clean"),
+        f"wrong labels, {FEW} passes": world.accuracy("noisy", data=world.noisy),
+    }
+    clean = world.accuracy("clean-many", epochs=MANY)
+    noisy = world.accuracy("noisy-many", data=world.noisy, epochs=MANY)
+    found = {**stopped, "right labels": clean, "wrong labels": noisy}
     for name, flags in USES.items():
-        read = {} if name.startswith("label") else {"strength_from": strength}
-        found[name] = world.accuracy(name.replace(" ", "-"), data=world.noisy, **read, **flags)
+        read = {} if name.startswith("label") else {"strength_from": few_passes(world)}
+        found[name] = world.accuracy(name.replace(" ", "-"), data=world.noisy, epochs=MANY, **read, **flags)
     return {name: {"accuracy": x, "won back": (x - noisy) / (clean - noisy)} for name, x in found.items()}
 
 
@@ -202,7 +224,12 @@ def part(measure: Callable[[NoisyWorld], dict[str, dict[str, float]]]) -> Callab
     return lambda options: tabled([measure(NoisyWorld(seed, options.runs)) for seed in options.seeds])
 
 
-PARTS: dict[str, Callable[[Options], dict]] = {"strength": part(strengths), "uses": part(uses), "shift": part(shift)}
+PARTS: dict[Part, Callable[[Options], dict]] = {
+    "strength": part(strengths),
+    "folds": part(by_heart),
+    "uses": part(uses),
+    "shift": part(shift),
+}
 
 
 def main(options: Options) -> None:
