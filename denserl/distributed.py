@@ -5,8 +5,11 @@ Starting the group is the engine's work (denserl/trainer/engine.py).
 
 import itertools
 import pickle
+import socket
 import time
+import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -59,6 +62,32 @@ def in_own_time(work: Callable[[], Object]) -> list[Object]:
     # So that no rank, and no store with it, is gone before the others have read this.
     barrier()
     return done
+
+
+def by_rank_0(work: Callable[[], Object]) -> Object:
+    """What `work` returns to rank 0, which alone does it, on every rank; waited for as in `in_own_time`. Collective."""
+    return in_own_time(lambda: work() if rank() == 0 else None)[0]
+
+
+def check_shared(folder: Path, option: str) -> None:
+    """UserError on every rank where one of them does not see what rank 0 writes into the folder. Collective.
+
+    option: what names the folder, or one above it.
+    """
+    mark: Path | None = None
+    if rank() == 0:
+        # Of a new name, since another host may have a folder of its own at the same place.
+        mark = folder / f".{uuid.uuid4().hex}.partial"
+        mark.touch()
+    mark = gather_objects(mark)[0]
+    hosts = gather_objects((socket.gethostname(), mark is not None and mark.exists()))
+    if rank() == 0 and mark is not None:
+        mark.unlink()
+    blind = [f"rank {number} on {host}" for number, (host, sees) in enumerate(hosts) if not sees]
+    if blind:
+        found = f"{folder} is not the same folder on all hosts: what rank 0 on {hosts[0][0]} writes there is not seen by"
+        fix = f"give `{option}` on storage that all hosts have mounted at the same path, as `output_dir` must be"
+        raise UserError(f"{found} {', '.join(blind)}", fix)
 
 
 def _awaited(store: dist.Store, key: str, of_rank: int) -> bytes:

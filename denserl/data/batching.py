@@ -81,13 +81,20 @@ def pad_responses(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence
     """Join each prompt with its response and right-pad."""
     joined = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     first: dict[tuple[int, ...], int] = {}
+    start = torch.tensor([len(prompt) for prompt in prompts])
+    lengths = torch.tensor([len(response) for response in responses])
     return ResponseBatch(
         pad_rows(joined, pad_id),
-        pad_rows([[1] * len(row) for row in joined], 0),
-        torch.tensor([len(prompt) for prompt in prompts]),
+        _is_before(start + lengths).long(),
+        start,
         torch.tensor([first.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]),
-        pad_rows([[True] * len(response) for response in responses], False, torch.bool),
+        _is_before(lengths),
     )
+
+
+def _is_before(lengths: Tensor) -> Tensor:
+    """(B,) -> (B, longest) bool, True on as many slots of each row."""
+    return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
 def response_slots(values: Tensor, start: Tensor, length: int) -> Tensor:
@@ -99,29 +106,33 @@ def response_slots(values: Tensor, start: Tensor, length: int) -> Tensor:
     return values.gather(1, index)
 
 
-def length_batches(lengths: Sequence[int], max_tokens: int, groups: Sequence[int] | None = None) -> list[list[int]]:
+def length_batches(
+    lengths: Sequence[int] | np.ndarray, max_tokens: int, groups: Sequence[int] | np.ndarray | None = None
+) -> list[list[int]]:
     """Row numbers in batches of like length, longest first, each at most `max_tokens` padded tokens (or a single row).
 
     groups: a number for each row; rows of one number follow one another, at the place of the longest. Default: each its own.
     """
-    groups = range(len(lengths)) if groups is None else groups
-    longest: dict[int, int] = {}
-    for group, length in zip(groups, lengths, strict=True):
-        longest[group] = max(length, longest.get(group, 0))
+    width_of = np.asarray(lengths, dtype=np.int64)
+    group = np.arange(len(width_of)) if groups is None else np.asarray(groups, dtype=np.int64)
+    numbers, place = np.unique(group, return_inverse=True)
+    longest = np.zeros(len(numbers), dtype=np.int64)
+    np.maximum.at(longest, place, width_of)
+    order = np.lexsort((np.arange(len(group)), -width_of, group, -longest[place]))
     batches: list[list[int]] = []
     current: list[int] = []
     width = 0
-    for row in sorted(range(len(lengths)), key=lambda i: (-longest[groups[i]], groups[i], -lengths[i], i)):
-        width = max(width, lengths[row])
+    for row, length in zip(order.tolist(), width_of[order].tolist(), strict=True):
+        width = max(width, length)
         if current and width * (len(current) + 1) > max_tokens:
             batches.append(current)
-            current, width = [], lengths[row]
+            current, width = [], length
         current.append(row)
     return [*batches, current] if current else batches
 
 
-def rank_batches(batches: list[list[int]]) -> Iterator[tuple[list[int], bool]]:
-    """This rank's share of `length_batches`, with whether the batch counts.
+def rank_batches(batches: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
+    """This rank's share of batches, as of `length_batches`, with whether the batch counts.
 
     Every rank gets the same number of batches, so that collective forwards (ZeRO-3) stay in step: a rank that runs out repeats
     the first batch, not to be counted.
@@ -199,6 +210,37 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in words)
 
 
+def in_rank_batches(
+    function: Callable[[list[int]], Result],
+    batches: list[list[int]],
+    tokens: list[int],
+    progress: str,
+    together: bool = False,
+) -> Iterator[Result]:
+    """What a function gives of batches of row numbers, without gradient, one after the other, each rank its share.
+
+    A batch for which memory does not suffice comes in halves.
+
+    Args:
+        tokens: of each batch. progress: the label of the bar, which counts those of rank 0's share; empty: none.
+        together: see `in_halves`.
+    """
+
+    def quietly(rows: list[int]) -> Result:
+        with torch.no_grad():
+            return function(rows)
+
+    share = list(rank_batches([*zip(batches, tokens, strict=True)]))
+    total = sum(many for (_, many), counted in share if counted)
+    shown = {"desc": progress, "unit": " tokens", "unit_scale": True, "disable": distributed.rank() > 0 or not progress}
+    with tqdm(total=total, **shown) as bar:
+        for (rows, many), counted in share:
+            found = in_halves(quietly, rows, together)
+            if counted:
+                yield from found
+                bar.update(many)
+
+
 def map_rows_in_batches(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
@@ -221,17 +263,15 @@ def map_rows_in_batches(
     # In one batch, a packed model reads the prompt of several responses once.
     first: dict[tuple[int, ...], int] = {}
     batches = length_batches(lengths, max_tokens, [first.setdefault(tuple(prompt), i) for i, prompt in enumerate(prompts)])
-    out = {}
 
     def values(rows: list[int]) -> dict[int, np.ndarray]:
-        with torch.no_grad():
-            found = function(rows).float().cpu().numpy()
+        found = function(rows).float().cpu().numpy()
         return {i: found[slot, : len(responses[i])] for slot, i in enumerate(rows)}
 
-    for rows, counted in tqdm(list(rank_batches(batches)), desc=progress, disable=distributed.rank() > 0 or not progress):
-        for part in in_halves(values, rows, together):
-            if counted:
-                out.update(part)
+    out = {}
+    tokens = [sum(lengths[i] for i in batch) for batch in batches]
+    for part in in_rank_batches(values, batches, tokens, progress, together):
+        out.update(part)
     return out
 
 

@@ -1,12 +1,17 @@
-"""What tells one model, as it is read, or one data set from another: hashes of their content, never their names."""
+"""What tells one model, as it is read, one data set or one response from another: hashes of content, never names."""
 
 import functools
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
+
+DIGEST = 16  # bytes
+_BLOCK = 2**24  # bytes of a file that are read at a time
 
 
 def file_fingerprint(folder: str | Path, dtype: str) -> str:
@@ -35,9 +40,7 @@ def _hash_of_files(files: tuple[tuple[Path, int, int], ...], salt: str) -> str:
     digest = hashlib.sha256(salt.encode())
     for path, *_ in files:
         digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
+        _add_file(digest, path)
     return digest.hexdigest()
 
 
@@ -48,3 +51,26 @@ def rows_fingerprint(dataset: Dataset, salt: str = "") -> str:
         for row in [column, *dataset[column]]:
             digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """DIGEST bytes in hexadecimal digits, of a file's content."""
+    digest = hashlib.blake2b(digest_size=DIGEST)
+    _add_file(digest, path)
+    return digest.hexdigest()
+
+
+def response_key(prompt: bytes, response: Sequence[int] | np.ndarray) -> bytes:
+    """DIGEST bytes, of a response's ids and of the prompt's, which come as `prompt_key`."""
+    return hashlib.blake2b(np.asarray(response, dtype=np.int32).tobytes(), digest_size=DIGEST, key=prompt).digest()
+
+
+def prompt_key(prompt: Sequence[int] | np.ndarray) -> bytes:
+    """DIGEST bytes, of a prompt's ids."""
+    return hashlib.blake2b(np.asarray(prompt, dtype=np.int32).tobytes(), digest_size=DIGEST).digest()
+
+
+def _add_file(digest: "hashlib._Hash | hashlib.blake2b", path: Path) -> None:
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.config import ModelSourceConfig
-from denserl.data.batching import ResponseBatch, map_rows_in_batches, pad_rows
+from denserl.data.batching import ResponseBatch, in_rank_batches, length_batches, pad_rows
 from denserl.data.config import ScoredPairsConfig
+from denserl.data.distinct import distinct_responses, take
 from denserl.data.fingerprints import reading_fingerprint
 from denserl.data.preferences import tokenize_preferences
 from denserl.data.reference_cache import add_entropies
@@ -84,10 +85,12 @@ def with_entropies(
 
     cache_dir = Path(config.cache_dir).expanduser()
     make_folder("cache_dir", str(cache_dir))
+    read = (local_folder(sft_model), dtype, source.attention, source.trust_remote_code)
     return add_entropies(
         rows,
         reference_function,
-        reading_fingerprint(local_folder(sft_model), dtype, source.attention, source.trust_remote_code),
+        # Each rank would read all weights.
+        distributed.by_rank_0(lambda: reading_fingerprint(*read)),
         pad_id=tokenizer.pad_token_id,
         cache_dir=cache_dir,
         max_tokens=config.score_tokens,
@@ -122,28 +125,31 @@ def segment_rewards(
 
     pairs: as `prepare_pairs` gives them.
     """
-    prompts = list(pairs["prompt_ids"]) * len(SIDES)
-    responses = [row for side in SIDES for row in pairs[f"{side}_ids"]]
-    entropies = [row for side in SIDES for row in pairs[f"{side}_entropy"]]
-    mine: dict[int, np.ndarray] = {}
+    found = distinct_responses(pairs, SIDES)
+    lengths = found.lengths[found.place]
+    batches = length_batches(lengths, max_tokens, found.prompts[found.place])
+    columns = ("ids", "entropy") if segmenter.reads_entropy else ("ids",)
 
-    def read(rows: list[int]) -> Tensor:
+    def read(numbers: list[int]) -> dict[int, np.ndarray]:
+        prompts, responses, *entropies = take(pairs, SIDES, numbers, *columns)
         # Tokenised pairs hold no messages any more.
-        record = of_ids([prompts[i] for i in rows], [responses[i] for i in rows], [True] * len(rows))
+        record = of_ids(prompts, responses, [True] * len(numbers))
         record = record._replace(texts=tokenizer.batch_decode(record.response_ids, skip_special_tokens=True))
         batch = record.padded(tokenizer.pad_token_id, device)
         scores = per_token(source(record, batch), batch.response_mask)
         segments = scores.segments
         if segments is None:
-            entropy = pad_rows([entropies[i] for i in rows], 0.0, torch.float32).to(device)
+            entropy = pad_rows(entropies[0], 0.0, torch.float32).to(device) if entropies else torch.zeros_like(scores.values)
             segments = segmenter(entropy, batch.response_mask, batch.response_ids)
         values, counts = read_segments(scores.values, segments, scores.read).values.cpu().numpy(), segments.counts.tolist()
-        mine.update({i: values[slot, : counts[slot]] for slot, i in enumerate(rows)})
-        return batch.response_mask
+        return {number: values[slot, : counts[slot]].copy() for slot, number in enumerate(numbers)}
 
-    map_rows_in_batches(prompts, responses, read, max_tokens, "segment rewards")
-    merged = {row: values for share in distributed.gather_objects(mine) for row, values in share.items()}
-    return [merged[row] for row in range(len(responses))]
+    mine: dict[int, np.ndarray] = {}
+    tokens = [int(lengths[batch].sum()) for batch in batches]
+    for part in in_rank_batches(read, batches, tokens, "segment rewards"):
+        mine |= part
+    merged = {number: values for share in distributed.gather_objects(mine) for number, values in share.items()}
+    return [merged[number] for number in range(len(lengths))]
 
 
 def score_moments(rewards: list[np.ndarray], agg_func: str, rows: int = 1024) -> tuple[float, float]:

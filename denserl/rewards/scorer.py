@@ -28,8 +28,8 @@ from denserl.models.scoring import response_entropies
 from denserl.models.tokenizers import check_same_tokenizer, load_tokenizer, same_tokenizer
 from denserl.rewards.config import ReadConfig, ScorerConfig
 from denserl.rewards.sources.base import ResponseScorer
-from denserl.rewards.sources.build import Members, load_members, source_of
-from denserl.rewards.sources.reading import choose_segmenter, choose_sft_model, cut_settings
+from denserl.rewards.sources.build import load_members, source_of
+from denserl.rewards.sources.reading import choose_segmenter, cut_settings, entropy_model
 from denserl.rewards.sources.reward_model import RewardModelSource
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ class RewardScorer:
         cut: dict[str, Any] = {"threshold": read.entropy_threshold, "segmenter": read.segmenter, "steps": read}
         cut["trusted"] = trusted
         self.segmenter = choose_segmenter(members.each, members.paths, self.tokenizer, **cut)
-        self.sft_model = _sft_model(members, sft_model, self.segmenter.level)
+        stored = members.stored.sft_model
+        self.sft_model = entropy_model(members.each, members.paths, stored, sft_model, self.segmenter)
         sft = [self._entropy_model(self.sft_model, dtype, source)] if self.sft_model is not None else []
         entropies = functools.partial(response_entropies, sft[0]) if sft else None
         self.max_length = _within_positions(max_length, [*members.models, *sft])
@@ -283,13 +284,3 @@ def _within_positions(max_length: int, models: Sequence[PreTrainedModel]) -> int
     if most < max_length:
         log.info("sequences are cut at %d tokens: there are no more positions", most)
     return most
-
-
-def _sft_model(members: Members, given: str | None, level: str) -> str | None:
-    """The model whose entropies cut the responses; None at the bandit level, which cuts nothing."""
-    if level == "bandit":
-        if given is not None:
-            found = f"`sft_model` {given} has no effect at the bandit level: nothing is cut"
-            raise UserError(found, "leave `sft_model` out, or give an `entropy_threshold`")
-        return None
-    return choose_sft_model(members.each, members.paths, members.stored.sft_model, given)

@@ -18,7 +18,7 @@ from denserl.ppo_utils.fits import FITS, check_writable, fingerprints, fit_key, 
 from denserl.rewards import normalizer_fit
 from denserl.rewards.pairs import prepare_pairs, score_moments, segment_rewards
 from denserl.rewards.sources.build import Members, check_scores, load_members, source_of
-from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, choose_sft_model, require_stored
+from denserl.rewards.sources.reading import choose_aggregation, choose_segmenter, entropy_model, require_stored
 from denserl.segmentation import Segmenter
 from denserl.streams import Purpose, stream
 from denserl.trainer.fit_config import FitConfig
@@ -113,8 +113,11 @@ def _lengths(config: FitConfig, members: Members) -> dict[str, int]:
     return found
 
 
-def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str]:
-    """Segmenter, SFT model and aggregation: what is stored with the reward models, unless options say otherwise."""
+def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str | None, str]:
+    """Segmenter, SFT model and aggregation: what is stored with the reward models, unless options say otherwise.
+
+    The SFT model is None where its entropies cut nothing.
+    """
     stored, paths = members.stored, members.paths
     require(
         not members.judge_steps,
@@ -130,5 +133,5 @@ def _read_as(config: FitConfig, members: Members) -> tuple[Segmenter, str, str]:
         f"{', '.join(paths)} gives one reward per response (threshold {threshold:g}); there is no place to normalise by",
         "use it as it is: denserl train-ppo needs the mean and std alone, of its config or by --reward_mean and --reward_std",
     )
-    sft_model = choose_sft_model(members.each, paths, stored.sft_model, config.sft_model)
+    sft_model = entropy_model(members.each, paths, stored.sft_model, config.sft_model, segmenter)
     return segmenter, sft_model, choose_aggregation(stored, paths, config.agg_func)

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def pairs_of(
     labels: Sequence[str],
     sft_model: str | None,
 ) -> tuple[Dataset, Dataset]:
-    """Training and evaluation pairs, tokenised, with their labels and what the SFT model says of them (see `cutting_model`)."""
+    """Training and evaluation pairs, tokenised, with their labels and what the SFT model says of them (see `asked_model`)."""
     how: dict[str, Any] = {"on_bad_row": config.on_bad_row, "in_shares": in_shares(config, dtype, device)}
     how["read_by"] = [config.model]
     train, held_out = (
@@ -132,6 +132,11 @@ def cutting_model(config: RewardConfig, segmenter: Segmenter) -> str | None:
     )
     check_sft_model(stored, config.model, "correct it there, or let `reward_level` be bandit")
     return stored.sft_model
+
+
+def asked_model(config: RewardConfig, segmenter: Segmenter, reads: Container[str]) -> str | None:
+    """`cutting_model`, where segments or objectives, which read such things of a batch, need what it says; else None."""
+    return cutting_model(config, segmenter) if segmenter.reads_entropy or "ref_logps" in reads else None
 
 
 def check_labels(config: ObjectiveConfig, pairs: Dataset) -> None:

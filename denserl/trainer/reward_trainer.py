@@ -17,7 +17,7 @@ from denserl.trainer.pair_trainer import PairTrainer
 from denserl.trainer.rating_trainer import RatingTrainer
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import check_trunk, head_of, make_model, make_objectives
-from denserl.trainer.reward_pairs import contents_of, cutting_model, pairs_of, told_pairs
+from denserl.trainer.reward_pairs import asked_model, contents_of, pairs_of, told_pairs
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
 from denserl.trainer.step_trainer import StepTrainer
 from denserl.trainer.supervised import Session, check_steps, training_arguments
@@ -79,7 +79,8 @@ class RewardTrainer(GroupTrainer):
         require(not of_steps, f"an objective reads {', '.join(of_steps)}, which pairs do not have", "let `input` be steps")
         segmenter = new_segmenter(config.reward_level, config.entropy_threshold, config.segmenter, tokenizer, config)
         labels = all_labels(objectives)
-        pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels, cutting_model(config, segmenter))
+        sft_model = asked_model(config, segmenter, all_reads(objectives))
+        pairs, held_out = pairs_of(config, tokenizer, device, dtype, labels, sft_model)
         if segmenter.level != "bandit" and segmenter.name == PEAK:
             log.info("%s", segment_lengths(pairs, segmenter.threshold))
         settings = segment_settings(config, segmenter)

@@ -17,6 +17,7 @@ from denserl.errors import UserError
 from denserl.evaluation.baselines import BaselineScorer, length_scores, random_scores
 from denserl.models.reward_models import new_reward_model
 from denserl.models.tokenizers import load_tokenizer
+from denserl.rewards import scorer as scorers
 from denserl.rewards.config import ReadConfig
 from denserl.rewards.scorer import RewardScorer
 
@@ -262,7 +263,11 @@ def test_members_that_do_not_go_together_are_named(models):
         RewardScorer([models["first"], models["plain"]])
 
 
-def test_a_dense_model_needs_a_language_model_and_a_bandit_none(models, tmp_path):
+def test_a_dense_model_needs_a_language_model_and_a_bandit_none(models, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(scorers, "load_policy", pytest.fail)
+        scorer = RewardScorer([models["plain"]])
+        assert scorer.sft_model is None and len(scorer([[{"role": "user", "content": "x"}]], ["y"])) == 1
     with pytest.raises(UserError, match="sft_model") as error:
         RewardScorer([models["stock"]], read=ReadConfig(entropy_threshold=1.0))
     assert "`sft_model`" in error.value.fix

@@ -205,6 +205,19 @@ def waited(fails: bool) -> tuple[list, str]:
     return told, ""
 
 
+def looked_for(folder: Path) -> str:
+    """What is said of a folder in which rank 1 sees nothing of rank 0's."""
+    torch.distributed.init_process_group("gloo")
+    distributed.check_shared(folder, "cache_dir")
+    if distributed.rank() == 1:
+        Path.exists = lambda path: False
+    try:
+        distributed.check_shared(folder, "cache_dir")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def some_pairs(count: int) -> Dataset:
     """Tokenised pairs of unequal lengths, with entropies on both sides of a threshold of 1."""
     columns = {"prompt_ids": lengths(count, 5), "chosen_ids": lengths(count, 7), "rejected_ids": lengths(count, 3)}

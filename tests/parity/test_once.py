@@ -1,13 +1,14 @@
 """Scoring and evaluation take every row exactly once on two ranks: what is stored and reported is that of one process."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import reference_loops as loops
 import torch
-from datasets import load_from_disk
-from rank_hooks import estimated, estimates, evaluations, shards, waited
+from datasets import Dataset
+from rank_hooks import estimated, estimates, evaluations, looked_for, shards, waited
 from ranks import call, deviations, run
 from real_runs import Training, answers_to_mtbench
 from test_parity import METRICS
@@ -27,8 +28,8 @@ def fits(world, trainings) -> Training:
 
 def entropies(cache: Path) -> dict[str, list[list[float]]]:
     """The one table of entropies that a cache folder holds."""
-    (stored,) = cache.glob("reference-*")
-    return load_from_disk(str(stored)).to_dict()
+    (stored,) = cache.glob("reference/*/rows-*")
+    return Dataset.from_file(str(stored)).to_dict()
 
 
 def test_a_fit_on_two_ranks_is_that_of_one(fits, tmp_path):
@@ -120,6 +121,16 @@ def test_ranks_wait_for_one_longer_than_their_group_waits(trainings, tmp_path):
 def test_what_ends_one_rank_ends_those_that_wait_for_it(trainings, tmp_path):
     (first, _), (second, _) = call(waited, True, folder=tmp_path)
     assert first == ["OSError", "no room"] and second == ["UserError", "rank 0 has failed: OSError: no room"]
+
+
+def test_a_folder_that_one_host_has_of_its_own_is_named_on_all_ranks(trainings, tmp_path):
+    for told in call(looked_for, tmp_path, folder=tmp_path):
+        assert re.fullmatch(
+            rf"{tmp_path} is not the same folder on all hosts: what rank 0 on \S+ writes there is not seen by rank 1 on \S+"
+            r"\n  fix: give `cache_dir` on storage .*",
+            told,
+        )
+    assert not [*tmp_path.glob(".*")]
 
 
 @pytest.mark.long

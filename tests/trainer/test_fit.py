@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from denserl.cli import fit_normalizer
 from denserl.errors import UserError
 from denserl.models.tokenizers import load_tokenizer
+from denserl.rewards import pairs as reward_pairs
 from denserl.trainer import fit as fits
 from denserl.trainer.checkpoint import newest_checkpoint, read_state
 
@@ -75,6 +76,17 @@ def test_pairs_are_cut_to_the_lengths_that_the_model_was_trained_with(fit, rewar
     assert [message for message in caplog.messages if "max_length" in message] == [
         f"{reward_model}: trained with max_length 24; fitted at 40"
     ]
+
+
+def test_a_fit_of_steps_asks_no_language_model(fit, reward_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(reward_pairs, "load_policy", pytest.fail)
+    config = json.loads((reward_model / "config.json").read_text())
+    config["segment_reward"] |= {"segmenter": "step"}
+    (reward_model / "config.json").write_text(json.dumps(config))
+    record = fit(step_separator=" ")
+    assert record["segments"] > record["pairs"] == 6 and not [*tmp_path.glob("cache/*")]
+    with pytest.raises(UserError, match="--sft_model .* has no effect where steps are cut"):
+        fit(step_separator=" ", sft_model=tmp_path)
 
 
 def test_lines_worse_than_constants_are_said_by_the_fit_and_by_ppo(fit, ppo, reward_model, monkeypatch, caplog):

@@ -68,7 +68,7 @@ FOLDS = {"strength_folds": 2, "flip_frac": 0.25}
 @pytest.fixture(scope="module")
 def trained(files, tmp_path_factory):
     """The folder of an unbroken run, the rows that each member trained on, and how often the frozen model was asked."""
-    rows, asked, learn, compute = [], [], GroupTrainer.learn, reference_cache._compute
+    rows, asked, learn, ask = [], [], GroupTrainer.learn, reference_cache._ask
 
     def seen(self):
         rows.append(list(self.train_dataset))
@@ -76,7 +76,7 @@ def trained(files, tmp_path_factory):
 
     with tiny_models.restored_environment(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(GroupTrainer, "learn", seen)
-        patch.setattr(reference_cache, "_compute", lambda *args: (asked.append(args), compute(*args))[1])
+        patch.setattr(reference_cache, "_ask", lambda *args: (asked.append(args), ask(*args))[1])
         folder = run(files, tmp_path_factory.mktemp("unbroken") / "rm", **FOLDS)
     return folder, rows, len(asked)
 

@@ -23,6 +23,7 @@ from denserl.models.loading import load_policy
 from denserl.models.measured import Measured, remember
 from denserl.models.reward_models import load_reward_model, new_reward_model
 from denserl.models.tokenizers import load_tokenizer
+from denserl.rewards import pairs as reward_pairs
 from denserl.rewards.config import ObjectiveConfig
 from denserl.rewards.objectives import BradleyTerry, PositiveRegularizer, TextRegularizer
 from denserl.rewards.scorer import RewardScorer
@@ -381,6 +382,29 @@ def train(files, tmp_path):
         return tmp_path / name, tiny_models.run_command(train_rm, "train-rm", argv)
 
     return run
+
+
+BANDIT = {"reward_level": "bandit", "entropy_threshold": None}
+
+
+@pytest.mark.parametrize(
+    "options, is_asked",
+    [
+        (BANDIT, False),
+        ({"segmenter": "step", "entropy_threshold": None}, False),
+        ({**BANDIT, "reg_type": "dpo", "reg_coef": 0.2}, True),
+    ],
+    ids=str,
+)
+def test_the_frozen_model_is_loaded_and_asked_only_where_it_is_read(options, is_asked, train, tmp_path, monkeypatch):
+    loads = []
+    monkeypatch.setattr(
+        reward_pairs, "load_policy", lambda path, *args, **kw: loads.append(path) or load_policy(path, *args, **kw)
+    )
+    _, metrics = train(cache_dir=tmp_path / "cache", epochs=1, **options)
+    assert np.isfinite(metrics["eval_loss"])
+    # For the training rows; the held-out ones are the same.
+    assert len(loads) == is_asked and bool([*tmp_path.glob("cache/*")]) == is_asked
 
 
 def tokenised(files) -> list[dict]:

@@ -179,6 +179,19 @@ def choose_sft_model(each: Sequence[StoredSettings], paths: Sequence[str], store
     return given or stored
 
 
+def entropy_model(
+    each: Sequence[StoredSettings], paths: Sequence[str], stored: str | None, given: str | None, segmenter: Segmenter
+) -> str | None:
+    """`choose_sft_model`, where the segmenter cuts by entropies; else None, and UserError where an option names one."""
+    if segmenter.reads_entropy:
+        return choose_sft_model(each, paths, stored, given)
+    why, other = "where steps are cut", "another `segmenter`"
+    if segmenter.cuts_nothing:
+        why, other = "at the bandit level: nothing is cut", "an `entropy_threshold`"
+    require(given is None, f"`sft_model` {given} has no effect {why}", f"leave `sft_model` out, or give {other}")
+    return None
+
+
 def check_sft_model(settings: StoredSettings, path: str, fix: str = "give it with `sft_model`, or correct it there") -> None:
     """UserError unless the SFT model that a reward model names is there, and where a fingerprint is known, the very same."""
     named, known = settings.sft_model, settings.sft_fingerprint
