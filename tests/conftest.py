@@ -1,8 +1,11 @@
 """What every test shares: quiet threads, one hypothesis profile, the real data's folder, helper modules on the path."""
 
+import atexit
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch is imported anywhere, and inherited by the processes that tests start: tensors here are small, and
@@ -12,6 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+
+# Rows that commands keep in the home's cache folder go with the session. What was measured of models stays, and libraries' own.
+CACHE = Path(os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "denserl"
+HOME = Path(tempfile.mkdtemp(prefix="denserl-home-"))
+(CACHE / "measured").mkdir(parents=True, exist_ok=True)
+(HOME / ".cache/denserl").mkdir(parents=True)
+(HOME / ".cache/denserl/measured").symlink_to(CACHE / "measured")
+os.environ["HOME"] = str(HOME)
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 TESTS = Path(__file__).resolve().parent
 if str(TESTS) not in sys.path:

@@ -42,6 +42,12 @@ class BadRows:
         self.fix = self.fix or fix
         self.reasons[reason] += 1
 
+    def take(self, later: "BadRows") -> None:
+        """Those of rows that come after these."""
+        self.first = [*self.first, *later.first][:_LISTED]
+        self.fix = self.fix or later.fix
+        self.reasons.update(later.reasons)
+
     @property
     def total(self) -> int:
         return sum(self.reasons.values())

@@ -28,7 +28,18 @@ def has_splits(*sources: list[str] | None) -> bool:
 
 
 @dataclass(kw_only=True)
-class DataConfig(Config):
+class CacheConfig(Config):
+    """Where what is made of the data is kept."""
+
+    group: ClassVar[str] = "data"
+
+    cache_dir: Annotated[str, RESUMABLE] = "~/.cache/denserl"
+    """Where rows are kept between runs, as they were read and tokenised, and what the frozen language model says of them
+    (docs/data.md)."""
+
+
+@dataclass(kw_only=True)
+class DataConfig(CacheConfig):
     """Where rows come from."""
 
     group: ClassVar[str] = "data"
@@ -62,11 +73,13 @@ class DataConfig(Config):
             "every": self.every,
             "on_bad_row": self.on_bad_row,
             "columns": parse_columns(self.columns),
+            "cache_dir": self.cache_dir,
         }
 
     def source_beside(self) -> dict[str, Any]:
         """The arguments of a loader of rows that are read beside `data`, and may have their columns under other names."""
-        return {"on_bad_row": self.on_bad_row, "columns": parse_columns(self.columns), "columns_needed": False}
+        columns = {"columns": parse_columns(self.columns), "columns_needed": False}
+        return {"on_bad_row": self.on_bad_row, **columns, "cache_dir": self.cache_dir}
 
     def check(self) -> None:
         super().check()
@@ -78,8 +91,8 @@ class DataConfig(Config):
 
 
 @dataclass(kw_only=True)
-class ScoredPairsConfig(Config):
-    """How pairs are cut to length, and where what the frozen language model says of them is kept."""
+class ScoredPairsConfig(CacheConfig):
+    """How pairs are cut to length."""
 
     group: ClassVar[str] = "data"
 
@@ -89,8 +102,6 @@ class ScoredPairsConfig(Config):
     """A sequence over max_length loses prompt tokens on the left down to this many, then response tokens on the right."""
     score_tokens: Annotated[int, Ge(1), RESUMABLE] = 16384
     """Padded tokens per batch where nothing is trained: reference entropies, scores and evaluation."""
-    cache_dir: Annotated[str, RESUMABLE] = "~/.cache/denserl"
-    """Where reference entropies are kept between runs."""
 
 
 AUGMENTED = Only("without `augment`", lambda c: c.augment)

@@ -9,6 +9,7 @@ from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, RESPONSE
 from denserl.data.readers import RowOptions, load_rows, map_rows
 from denserl.data.schemas import BadRow, as_demonstration, unread
+from denserl.data.tables import kept
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@kept
 def load_demonstrations(
     sources: list[str],
     **how: "Unpack[RowOptions]",
@@ -33,6 +35,7 @@ def load_demonstrations(
     return load_rows(sources, as_demonstration, features, unread=not_read, **how)
 
 
+@kept
 def tokenize_demonstrations(
     dataset: datasets.Dataset, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, on_bad_row: str = "stop"
 ) -> datasets.Dataset:

@@ -1,10 +1,16 @@
 """The columns of our data sets, and data sets made of rows that need not all be in memory."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import secrets
+import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
@@ -14,6 +20,7 @@ import pyarrow.compute as pc
 from datasets.features.features import register_feature
 
 CHUNK = 1000  # rows that exist as Python objects at a time
+_SLICE = 10_000  # rows of which one column is looked at at a time
 
 
 @dataclass
@@ -49,26 +56,67 @@ TEXTS = datasets.List(TEXT)
 NUMBERS = datasets.List(NUMBER)
 
 
+# Where data sets are written as they are made; None: they are kept in memory.
+_FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
+
+
+@contextlib.contextmanager
+def written_into(folder: Path) -> Iterator[None]:
+    """Data sets that are built meanwhile are files of this folder, memory-mapped: one chunk of them at a time is in memory."""
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
+
+
 def build_dataset(rows: Iterable[dict], features: datasets.Features) -> datasets.Dataset:
     """A dataset of the rows, packed chunk by chunk, so that never all of them exist as Python objects."""
+
+    def tables() -> Iterator[pa.Table]:
+        chunk: list[dict] = []
+        for row in rows:
+            chunk.append(row)
+            if len(chunk) == CHUNK:
+                yield packed(chunk, features)
+                chunk.clear()
+        yield packed(chunk, features)
+
+    return joined(tables(), features)
+
+
+def packed(rows: list[dict], features: datasets.Features) -> pa.Table:
+    """The rows as a table."""
     as_json = [name for name, feature in features.items() if isinstance(feature, JsonText)]
-    schema, tables = features.arrow_schema, []
-    chunk: list[dict] = []
+    encoded = [{**row, **{name: features[name].encode_example(row[name]) for name in as_json}} for row in rows]
+    return pa.Table.from_pylist(encoded, schema=features.arrow_schema)
 
-    def pack() -> None:
-        encoded = [{**row, **{name: features[name].encode_example(row[name]) for name in as_json}} for row in chunk]
-        tables.append(pa.Table.from_pylist(encoded, schema=schema))
-        chunk.clear()
 
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == CHUNK:
-            pack()
-    pack()
-    return datasets.Dataset(pa.concat_tables(tables))
+def joined(tables: Iterable[pa.Table], features: datasets.Features) -> datasets.Dataset:
+    """A dataset of the tables, in memory or in a file (`written_into`)."""
+    schema, folder = features.arrow_schema, _FOLDER.get()
+    if folder is None:
+        # Without a fingerprint the library pickles the whole table to make one.
+        return datasets.Dataset(pa.concat_tables([schema.empty_table(), *tables]), fingerprint=secrets.token_hex(8))
+    descriptor, file = tempfile.mkstemp(suffix=".arrow", dir=folder)
+    with os.fdopen(descriptor, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    return datasets.Dataset.from_file(file, info=datasets.DatasetInfo(features=features))
+
+
+def array_of(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """A column of numbers: (N,), without a Python object for each."""
+    tables = dataset.select_columns([column]).with_format("arrow").iter(_SLICE)
+    return np.concatenate([np.zeros(0), *(table[column].to_numpy() for table in tables)])
 
 
 def list_lengths(dataset: datasets.Dataset, column: str) -> np.ndarray:
     """(N,) how many items each row's list has; the lists themselves are never read into Python."""
-    chunks = dataset.select_columns([column]).with_format("arrow").iter(CHUNK)
+    chunks = dataset.select_columns([column]).with_format("arrow").iter(_SLICE)
     return np.concatenate([np.zeros(0, np.int64), *(pc.list_value_length(chunk[column]).to_numpy() for chunk in chunks)])
+
+
+def longest_row(dataset: datasets.Dataset, *columns: str) -> int:
+    """The most that lists of the columns hold together in a row; 0 without rows."""
+    return int(np.sum([list_lengths(dataset, column) for column in columns], axis=0).max(initial=0))

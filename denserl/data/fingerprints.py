@@ -3,15 +3,28 @@
 import functools
 import hashlib
 import importlib.metadata
+import inspect
+import itertools
 import json
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
+
+from denserl.data.features import CHUNK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DIGEST = 16  # bytes
 _BLOCK = 2**24  # bytes of a file that are read at a time
+_TICK = 0.02  # seconds: within one, a file may change without another time
 
 
 def file_fingerprint(folder: str | Path, dtype: str) -> str:
@@ -44,11 +57,33 @@ def _hash_of_files(files: tuple[tuple[Path, int, int], ...], salt: str) -> str:
     return digest.hexdigest()
 
 
-def rows_fingerprint(dataset: Dataset, salt: str = "") -> str:
-    """A hash of the values in a dataset's columns, and of a salt."""
-    digest = hashlib.sha256(salt.encode())
+def identities(files: Iterable[Path]) -> list[tuple[str, int, int, int]]:
+    """Path, size and times of files: other content has others, since a file is waited for to be a tick of the clock old."""
+    found = [(file.absolute(), file.stat()) for file in files]
+    newest = max((max(stat.st_mtime, stat.st_ctime) for _, stat in found), default=0.0)
+    time.sleep(min(max(newest + _TICK - time.time(), 0.0), _TICK))
+    return [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in found]
+
+
+def rows_fingerprint(dataset: Dataset) -> str:
+    """A hash of the types and values in a dataset's columns, however they lie in memory or files."""
+    names = sorted(dataset.column_names)
+    digests: dict[tuple[str, int], Any] = {}
+    for table in dataset.with_format("arrow").iter(CHUNK):
+        for name in names:
+            for chunk in table[name].chunks:
+                for number, part in enumerate(_flat(chunk)):
+                    digests.setdefault((name, number), hashlib.sha256()).update(part)
+    told = [(name, str(dataset.features.arrow_schema.field(name).type)) for name in names]
+    parts = [(*key, digests[key].hexdigest()) for key in sorted(digests)]
+    return hashlib.sha256(repr((told, len(dataset), parts)).encode()).hexdigest()
+
+
+def rows_fingerprint_of_text(dataset: Dataset) -> str:
+    """The hash of a dataset's values that checkpoints of version 0.1 hold."""
+    digest = hashlib.sha256()
     for column in sorted(dataset.column_names):
-        for row in [column, *dataset[column]]:
+        for row in itertools.chain([column], dataset[column]):
             digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
@@ -74,3 +109,32 @@ def _add_file(digest: "hashlib._Hash | hashlib.blake2b", path: Path) -> None:
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A hash of all that a tokenizer is saved with, its template too, of its class's code and of libraries' versions."""
+    digest = hashlib.sha256(Path(inspect.getfile(type(tokenizer))).read_bytes())
+    digest.update(repr([importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _flat(array: pa.Array) -> Iterator[Any]:
+    """The bytes of an array's values: of those of lists and texts behind their lengths, whose sum tells where each begins."""
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        yield pc.fill_null(pc.list_value_length(array), -1).to_numpy(zero_copy_only=False)
+        yield from _flat(array.flatten())
+    elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        yield pc.fill_null(pc.binary_length(array), -1).to_numpy(zero_copy_only=False)
+        kept = pc.fill_null(array, "").cast(pa.large_string())
+        _, offsets, data = kept.buffers()
+        ends = np.frombuffer(offsets, np.int64)[kept.offset : kept.offset + len(kept) + 1]
+        yield memoryview(data)[ends[0] : ends[-1]] if data is not None else b""
+    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        yield array.is_null().to_numpy(zero_copy_only=False)
+        yield pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
+    else:
+        yield "".join(json.dumps(value, default=str) + "\n" for value in array.to_pylist()).encode()

@@ -5,6 +5,7 @@ again at what stands between the responses.
 """
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import datasets
@@ -15,6 +16,7 @@ from denserl.data.chat_format import common_start, own_marks
 from denserl.data.features import IDS, NUMBER
 from denserl.data.messages import whole_text
 from denserl.data.readers import map_rows
+from denserl.data.tables import kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,6 +81,7 @@ def encode_orders(
     return _cut_orders(_own_text(tokenizer, prompt, (first, second), ended), max_length)
 
 
+@kept
 def tokenize_orders(
     dataset: datasets.Dataset,
     tokenizer: "PreTrainedTokenizerBase",
@@ -93,7 +96,7 @@ def tokenize_orders(
     dataset: as `load_preferences` gives it. Bad rows: see `encode_orders`; both responses are the same, at least once cut.
     """
     own = [name for name, feature in dataset.features.items() if feature == NUMBER]
-    cut: list[tuple[int, int]] = []
+    counts: Counter[str] = Counter()
 
     def encode(row: dict):
         chosen, rejected = encode_orders(
@@ -101,18 +104,20 @@ def tokenize_orders(
         )
         if chosen == rejected:
             raise BadRow("chosen and rejected have the same tokens, at least after truncation")
-        cut.append((chosen.prompt_cut, chosen.response_cut))
+        for what, lost in (("context", chosen.prompt_cut), ("responses", chosen.response_cut)):
+            counts.update({what: lost > 0, f"tokens of {what}": lost})
+        counts["pairs"] += 1
         ids = {"prompt_ids": chosen.prompt_ids, "chosen_ids": chosen.response_ids, "rejected_ids": rejected.response_ids}
         yield {**ids, **{name: row[name] for name in own}}
 
     features = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(own, NUMBER)}
-    rows = map_rows(dataset, encode, datasets.Features(features), on_bad_row, own_marks(tokenizer))
-    if any(context for context, _ in cut):
+    rows = map_rows(dataset, encode, datasets.Features(features), on_bad_row, own_marks(tokenizer), counts)
+    if counts["context"]:
         words = "%d of %d pairs are longer than `max_length` %d: their contexts lose their beginnings, %d tokens in all"
-        log.warning(words, sum(context > 0 for context, _ in cut), len(cut), max_length, sum(context for context, _ in cut))
-    if any(responses for _, responses in cut):
+        log.warning(words, counts["context"], counts["pairs"], max_length, counts["tokens of context"])
+    if counts["responses"]:
         words = "%d of %d pairs have no context left, and lose the ends of responses too, %d tokens in all"
-        log.warning(words, sum(lost > 0 for _, lost in cut), len(cut), sum(lost for _, lost in cut))
+        log.warning(words, counts["responses"], counts["pairs"], counts["tokens of responses"])
     return rows
 
 

@@ -17,6 +17,7 @@ from denserl.data.messages import as_messages, response_of, unicode_of
 from denserl.data.readers import RowOptions, load_rows, map_rows
 from denserl.data.responses import encode
 from denserl.data.schemas import READ_KEYS, BadRow, as_prompt, check_length, missing, unread
+from denserl.data.tables import kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ RESPONSES, ENDED, GROUP = "responses", "ended", "group"
 _OF_SAMPLES = ("id", "sample", "prompt_ids", "response_ids")
 
 
+@kept
 def load_samples(sources: list[str], **how: "Unpack[RowOptions]") -> datasets.Dataset:
     """One row a response: prompt (messages), response (a text, which may be empty, or a message), ended, group, place.
 
@@ -46,6 +48,7 @@ def load_samples(sources: list[str], **how: "Unpack[RowOptions]") -> datasets.Da
     return rows.add_column(GROUP, groups)
 
 
+@kept
 def tokenize_samples(
     dataset: datasets.Dataset, tokenizer: "PreTrainedTokenizerBase", *, many: int, max_length: int, on_bad_row: str = "stop"
 ) -> datasets.Dataset:

@@ -11,7 +11,7 @@ import numpy as np
 
 from denserl.data.chat import check_room, encode_pair
 from denserl.data.chat_format import own_marks
-from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, TEXT, build_dataset
+from denserl.data.features import IDS, MESSAGES, NUMBER, RESPONSE, TEXT
 from denserl.data.order import shuffled
 from denserl.data.published import check_pairs
 from denserl.data.readers import RowOptions, load_rows, map_rows
@@ -25,6 +25,7 @@ from denserl.data.schemas import (
     as_text_label,
     unread,
 )
+from denserl.data.tables import kept
 from denserl.streams import Purpose, stream
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ GROUP = "group"
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen"}
 
 
+@kept
 def load_preferences(
     sources: list[str],
     *,
@@ -80,6 +82,7 @@ def group_of(row: Any, key: str | None) -> dict[str, str]:
     return {} if key is None else {GROUP: as_text_label(row, key, "what pairs of one kind have in common")}
 
 
+@kept
 def tokenize_preferences(
     dataset: datasets.Dataset,
     tokenizer: "PreTrainedTokenizerBase",
@@ -125,13 +128,11 @@ def exchanged(dataset: datasets.Dataset, turned: np.ndarray) -> datasets.Dataset
     p_chosen, as those of a rater who has mixed them up would: turned round as well, they would tell the learner which labels
     are wrong.
     """
-    names = {name: name.partition("_") for name in dataset.column_names}
-    other = {name: f"{OTHER_SIDE[side]}_{rest}" for name, (side, _, rest) in names.items() if side in OTHER_SIDE}
-
-    def flipped(row: dict) -> dict:
-        return {other.get(name, name): value for name, value in row.items()}
-
     if not turned.any():
         return dataset
-    rows = (flipped(row) if is_turned else row for row, is_turned in zip(dataset, turned, strict=True))
-    return build_dataset(rows, dataset.features)
+    names = {name: name.partition("_") for name in dataset.column_names}
+    other = {name: f"{OTHER_SIDE[side]}_{rest}" for name, (side, _, rest) in names.items() if side in OTHER_SIDE}
+    # Both forms of the data set as they lie there; which one a row is read from is all that is new.
+    flipped = dataset.rename_columns(other).select_columns(dataset.column_names)
+    both = datasets.concatenate_datasets([dataset, flipped])
+    return both.select(np.arange(len(dataset)) + len(dataset) * turned)

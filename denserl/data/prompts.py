@@ -9,6 +9,7 @@ from denserl.data.chat_format import own_marks
 from denserl.data.features import IDS, MESSAGES, TEXT
 from denserl.data.readers import RowOptions, load_rows, map_rows
 from denserl.data.schemas import as_prompt, as_text_label, unread
+from denserl.data.tables import kept
 from denserl.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 LABEL = "label"
 
 
+@kept
 def load_prompts(
     sources: list[str],
     *,
@@ -45,6 +47,7 @@ def load_prompts(
     )
 
 
+@kept
 def tokenize_prompts(
     dataset: datasets.Dataset, tokenizer: "PreTrainedTokenizerBase", *, max_prompt_length: int, on_bad_row: str = "stop"
 ) -> datasets.Dataset:

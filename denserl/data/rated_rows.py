@@ -40,6 +40,7 @@ from denserl.data.schemas import (
     unread,
     unread_beside,
 )
+from denserl.data.tables import kept
 from denserl.errors import require
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class _Shape(NamedTuple):
     published: tuple[Rating, ...]
 
 
+@kept
 def load_ratings(
     sources: list[str],
     *,
@@ -106,6 +108,7 @@ def load_ratings(
     return found
 
 
+@kept
 def tokenize_ratings(
     dataset: datasets.Dataset,
     tokenizer: "PreTrainedTokenizerBase",

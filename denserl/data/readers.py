@@ -15,12 +15,17 @@ from typing import TypedDict
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
 
+from denserl import distributed
 from denserl.data.bad_rows import BadRow, BadRows, LeftOut, finish
 from denserl.data.columns import Columns
-from denserl.data.features import TEXT, build_dataset
+from denserl.data.features import CHUNK, TEXT, build_dataset, joined, packed
 from denserl.data.file_rows import DATA_SUFFIXES, place_of, read_file, without_nulls
+from denserl.data.fingerprints import identities, rows_fingerprint
 from denserl.data.hub import go_offline_if_unreachable, is_hub_name
+from denserl.data.processes import cores, in_processes
 from denserl.data.published import hub_source
 from denserl.data.rendering import texts_in
 from denserl.data.schemas import READ_KEYS
@@ -33,6 +38,7 @@ from denserl.terminal import visible
 logger = logging.getLogger(__name__)
 
 _NAMED = 12  # keys that are not read, which a line of the log names
+_SHOWN_AFTER = 5  # seconds of work, from which on its progress is shown
 
 
 def read_rows(source: str, split: str, bad_rows: BadRows | None = None) -> Iterator[tuple[str, dict]]:
@@ -194,24 +200,46 @@ def map_rows(
     features: datasets.Features,
     on_bad_row: str,
     marks: re.Pattern | None = None,
+    counts: Counter[str] | None = None,
 ) -> datasets.Dataset:
     """The dataset of the rows that `encode` makes of each row (none, one or several; BadRow: a bad row).
 
+    In several processes, where there are many rows: what `encode` counts, it counts in `counts`.
+
     marks: of the chat template's own; rows with texts that hold such are counted in a warning.
     """
-    bad_rows = BadRows(on_bad_row)
+    bad_rows, counts = BadRows(on_bad_row), Counter() if counts is None else counts
     marked: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
 
-    def encoded():
-        for number, row in enumerate(dataset):
+    def of_chunk(first: int) -> tuple[pa.Table, BadRows, Counter[str], Counter[str]]:
+        """Of the rows from this number on: the table that they make, and all that was found in them."""
+        counts.clear()
+        bad, hits = BadRows(on_bad_row), Counter[str]()
+        made: list[dict] = []
+        for number, row in enumerate(dataset.select(range(first, min(first + CHUNK, len(dataset)))), first):
             found = (marks.search(text) for text in texts_in({**row, "place": None})) if marks else ()
-            marked.update(next(([hit[0]] for hit in found if hit), []))
+            hits.update(next(([hit[0]] for hit in found if hit), []))
             try:
-                yield from encode(row)
+                made += encode(row)
             except BadRow as error:
-                bad_rows.add(row.get("place", f"row {number}"), str(error), error.fix)
+                bad.add(row.get("place", f"row {number}"), str(error), error.fix)
+        return packed(made, features), bad, hits, Counter(counts)
 
-    result = build_dataset(encoded(), features)
+    def tables() -> Iterator[pa.Table]:
+        chunks = range(0, len(dataset), CHUNK)
+        made = in_processes(of_chunk, chunks, min(cores(), len(chunks)))
+        # In thousands; nothing is shown of what is soon done.
+        bar = tqdm(made, "rows", len(chunks), unit="k", delay=_SHOWN_AFTER, disable=distributed.rank() > 0)
+        for table, bad, hits, found in bar:
+            bad_rows.take(bad)
+            marked.update(hits)
+            counted.update(found)
+            yield table
+
+    result = joined(tables(), features)
+    counts.clear()
+    counts.update(counted)
     finish(bad_rows, "tokenised data", len(result))
     if marked:
         often = "%d of %d rows hold marks that the chat template itself writes, such as %r; they are read as plain text, and a "
@@ -247,17 +275,33 @@ def _converted(
                 return
 
 
+def source_identity(source: str, split: str) -> list:
+    """What changes when the source's rows do: its files with sizes and times, or a hash of rows that are in none."""
+    path = Path(source)
+    if path.is_dir() and source:
+        saved = saved_folder(path, split)
+        return identities(split_files(path, split) if saved is None else sorted(saved.iterdir()))
+    if path.exists() or not is_hub_source(source):
+        return identities([path] if path.is_file() else [])
+    dataset, _ = _hub_dataset(source, split)
+    return identities([Path(file["filename"]) for file in dataset.cache_files]) or [rows_fingerprint(dataset)]
+
+
 def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict]]:
+    yield from _dataset_rows(*_hub_dataset(source, split)[::-1])
+
+
+def _hub_dataset(source: str, split: str) -> tuple[datasets.Dataset, str]:
+    """A data set on the hub, fetched unless it is stored, and what its rows are called in messages."""
     name, config, split = hub_source(source, split)
     go_offline_if_unreachable()
     try:
-        dataset = datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split), f"{source}[{split}]"
     except (OSError, ValueError) as error:
         raise UserError(
             f"{source!r} is no file or folder, and the hub gives no such dataset and split ({split}): {error}",
             "check the name, the split and the network, or give a path",
         ) from error
-    yield from _dataset_rows(f"{source}[{split}]", dataset)
 
 
 def _saved_rows(folder: Path) -> Iterator[tuple[str, dict]]:

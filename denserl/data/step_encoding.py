@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from denserl.data.chat import bos_id, cut_left, encode_prompt, encode_response
 from denserl.data.chat_format import common_start, own_marks
 from denserl.data.features import IDS, NUMBER
 from denserl.data.readers import map_rows
+from denserl.data.tables import kept
 from denserl.errors import UserError
 from denserl.steps import SEPARATOR, tokens_up_to, with_separators
 
@@ -149,6 +151,7 @@ def text_of_ids(tokenizer: "PreTrainedTokenizerBase") -> Callable[[list[int]], s
     return lambda ids: alone(ids[0]) if len(ids) == 1 else decode(ids)
 
 
+@kept
 def tokenize_steps(
     dataset: datasets.Dataset,
     tokenizer: "PreTrainedTokenizerBase",
@@ -179,7 +182,7 @@ def tokenize_steps(
             f"`max_length` {max_length} and `max_prompt_length` {max_prompt_length} leave no room for a solution",
             "let `max_prompt_length` be smaller than `max_length` by at least 2",
         )
-    lost: list[int] = []
+    counts: Counter[str] = Counter()
     bos = bos_id(tokenizer)
 
     def encode(row: dict):
@@ -192,14 +195,14 @@ def tokenize_steps(
         kept = labels[: len(cut.read_at)]
         if all(map(math.isnan, kept)):
             raise BadRow("truncation leaves no step that has a label", "let `max_length` be larger")
-        lost.append(len(labels) - len(kept))
+        counts.update(solutions=1, cut=len(labels) > len(kept), steps=len(labels) - len(kept))
         yield {**cut._asdict(), "labels": kept}
 
     features = {"prompt_ids": IDS, "response_ids": IDS, "read_at": IDS, "labels": datasets.List(NUMBER)}
-    rows = map_rows(dataset, encode, datasets.Features(features), on_bad_row, own_marks(tokenizer))
-    if any(lost):
+    rows = map_rows(dataset, encode, datasets.Features(features), on_bad_row, own_marks(tokenizer), counts)
+    if counts["cut"]:
         words = "%d of %d solutions are longer than `max_length` %d: %d steps at their ends are left out, with their labels"
-        log.warning(words, sum(map(bool, lost)), len(lost), max_length, sum(lost))
+        log.warning(words, counts["cut"], counts["solutions"], max_length, counts["steps"])
     return rows
 
 

@@ -31,6 +31,7 @@ from denserl.data.schemas import (
     missing,
     unread_beside,
 )
+from denserl.data.tables import kept
 from denserl.steps import SEPARATOR, StepRule
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class _Shape(NamedTuple):
     beside: tuple[tuple[str, ...], ...]
 
 
+@kept
 def load_steps(
     sources: list[str],
     *,

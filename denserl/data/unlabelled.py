@@ -17,6 +17,7 @@ from denserl.data.features import MESSAGES, NUMBER, RESPONSE, TEXT
 from denserl.data.preferences import GROUP, group_of
 from denserl.data.readers import load_rows, map_rows
 from denserl.data.schemas import READ_KEYS, BadRow, as_preference, unread
+from denserl.data.tables import kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ class Withheld(NamedTuple):
         return Withheld(self.labels[numbers], self.turned[numbers])
 
 
+@kept
 def load_unlabelled(
     sources: list[str],
     *,
@@ -80,6 +82,7 @@ def load_withheld(sources: list[str], *, seed: int = 0, **how: Any) -> Withheld:
     return Withheld(np.array(rows["label"], dtype=np.float64), np.array(rows["turned"]) > 0)
 
 
+@kept
 def with_lengths(
     rows: datasets.Dataset, sides: Sequence[str], tokenizer: "PreTrainedTokenizerBase", on_bad_row: str
 ) -> datasets.Dataset:

@@ -70,7 +70,7 @@ def sampled(config: BestOfNConfig, device: torch.device, dtype: str) -> list[Sam
     tokenizer = policy_tokenizer(config, samples_path(config))
     prompts = load_prompts(**config.source(), seed=config.seed, label=config.label_column)
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
-    prompts = tokenize_prompts(prompts, tokenizer, **limits)
+    prompts = tokenize_prompts(prompts, tokenizer, **limits, cache_dir=config.cache_dir)
     return drawn(prompts, config.samples, samples_path(config), Purpose.BEST_OF_N, config, tokenizer, device, dtype)
 
 

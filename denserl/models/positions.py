@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig
 
 from denserl.config import ModelSourceConfig
+from denserl.data.features import longest_row
 from denserl.errors import UserError
 from denserl.models.loading import load_config
 
@@ -35,9 +36,7 @@ def check_rollout_lengths(
     prompts: Iterable[Dataset], new_tokens: int, models: Iterable[str], source: ModelSourceConfig
 ) -> None:
     """The same of prompts (`prompt_ids`) with responses of `new_tokens`."""
-    check_rollout_length(
-        max((len(ids) for rows in prompts for ids in rows["prompt_ids"]), default=0), new_tokens, models, source
-    )
+    check_rollout_length(max((longest_row(rows, "prompt_ids") for rows in prompts), default=0), new_tokens, models, source)
 
 
 def check_rollout_length(prompt_tokens: int, new_tokens: int, models: Iterable[str], source: ModelSourceConfig) -> None:

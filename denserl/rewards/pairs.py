@@ -14,6 +14,7 @@ from denserl.config import ModelSourceConfig
 from denserl.data.batching import ResponseBatch, in_rank_batches, length_batches, pad_rows
 from denserl.data.config import ScoredPairsConfig
 from denserl.data.distinct import distinct_responses, take
+from denserl.data.features import longest_row
 from denserl.data.fingerprints import reading_fingerprint
 from denserl.data.preferences import tokenize_preferences
 from denserl.data.reference_cache import add_entropies
@@ -48,8 +49,8 @@ def prepare_pairs(
     read_by: those that will read the pairs beside the SFT model. Other args as of `with_entropies`.
     """
     lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
-    rows = tokenize_preferences(pairs, tokenizer, **lengths, on_bad_row=on_bad_row)
-    longest = max((len(row["prompt_ids"]) + len(row[f"{side}_ids"]) for row in rows for side in SIDES), default=0)
+    rows = tokenize_preferences(pairs, tokenizer, **lengths, on_bad_row=on_bad_row, cache_dir=config.cache_dir)
+    longest = max(longest_row(rows, "prompt_ids", f"{side}_ids") for side in SIDES)
     fix = "give a `max_length` of at most {}, with a `max_prompt_length` below it"
     readers = [*([] if sft_model is None else [sft_model]), *read_by]
     check_positions(longest, readers, source, "the longest pair's response with its prompt", fix)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from denserl import distributed
 from denserl.data.config import ScoredPairsConfig
+from denserl.data.features import array_of
 from denserl.data.order import shuffled
 from denserl.data.preferences import load_preferences
 from denserl.data.schemas import WEIGHT
@@ -54,7 +55,7 @@ def fit_normalizer(config: FitConfig) -> Fit:
     lengths = _lengths(config, members)
     source = source_of(members, segmenter, how=config.ensemble, weight=config.ensemble_weight, read_at=config.read_at)
     pairs = load_preferences(**config.source(), seed=config.seed)
-    if any(weight != 1 for weight in pairs[WEIGHT]):
+    if (array_of(pairs, WEIGHT) != 1).any():
         log.info("%s: a normaliser is of responses, not of labels; weights of pairs are not read", ", ".join(config.data))
     if config.pairs < len(pairs):
         pairs = pairs.select(shuffled(len(pairs), stream(config.seed, Purpose.FITTED_PAIRS))[: config.pairs])

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl import distributed
 from denserl.data.batching import in_halves, length_batches, rank_batches
+from denserl.data.features import longest_row
 from denserl.data.order import endless_rows
 from denserl.data.policy_samples import ENDED, GROUP, SIDE, load_samples, tokenize_samples
 from denserl.models.dropout import without_dropout
@@ -155,8 +156,8 @@ def meta_of(
 def _load(config: RewardConfig, option: str, tokenizer: PreTrainedTokenizerBase) -> MetaSet:
     how: dict[str, Any] = {"split": config.split, "seed": config.seed, **config.source_beside()}
     ids: dict[str, Any] = {"many": config.meta_samples, "max_length": config.max_length, "on_bad_row": config.on_bad_row}
-    rows = tokenize_samples(load_samples(getattr(config, option), **how), tokenizer, **ids)
-    longest = max(len(row["prompt_ids"]) + len(row[f"{SIDE}_ids"]) for row in rows)
+    rows = tokenize_samples(load_samples(getattr(config, option), **how), tokenizer, **ids, cache_dir=config.cache_dir)
+    longest = longest_row(rows, "prompt_ids", f"{SIDE}_ids")
     fix = "give a `max_length` of at most {}"
     check_positions(longest, [config.model], config, f"the longest response of `{option}` with its prompt", fix)
     prompts: dict[int, list[int]] = {}

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
+from denserl.data.features import longest_row
 from denserl.data.order import endless_rows
 from denserl.data.prompts import load_prompts, tokenize_prompts
 from denserl.errors import require
@@ -69,6 +70,7 @@ def make_schedule(config: PPOConfig, prompts: int) -> Schedule:
 def load_prompt_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
     """Tokenised prompts to train on, and held-out ones or None."""
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}
+    limits["cache_dir"] = config.cache_dir
     rows = load_prompts(**config.source(), seed=config.seed, label=config.label_column)
     prompts = tokenize_prompts(rows, tokenizer, **limits)
     if not config.eval_prompts:
@@ -81,8 +83,8 @@ def load_prompt_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> t
 def load_text_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Tokenised text for the pretraining loss."""
     rows = load_demonstrations(config.ptx_data, split=config.split, seed=config.seed, **config.source_beside())
-    length = config.max_prompt_length + config.max_new_tokens
-    return tokenize_demonstrations(rows, tokenizer, max_length=length, on_bad_row=config.on_bad_row)
+    how = {"max_length": config.max_prompt_length + config.max_new_tokens, "on_bad_row": config.on_bad_row}
+    return tokenize_demonstrations(rows, tokenizer, **how, cache_dir=config.cache_dir)
 
 
 def check_lengths(config: PPOConfig, prompts: Iterable[Dataset], text: Dataset | None) -> None:
@@ -90,7 +92,7 @@ def check_lengths(config: PPOConfig, prompts: Iterable[Dataset], text: Dataset |
     named = [config.gold_reward_model, config.implicit_reward, config.implicit_reference]
     judges = [*(config.reward_model or []), *filter(None, named)]
     check_rollout_lengths(prompts, config.max_new_tokens, [config.model, *judges], config)
-    longest = max((len(ids) for ids in text["input_ids"]), default=0) if text else 0
+    longest = longest_row(text, "input_ids") if text else 0
     fix = "lower `max_prompt_length` and `max_new_tokens`, to at most {} together"
     check_positions(longest, [config.model], config, "the longest row of `ptx_data`", fix)
 

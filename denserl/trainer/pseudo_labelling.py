@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from denserl import distributed
+from denserl.data.features import array_of
 from denserl.data.preferences import GROUP
 from denserl.data.schemas import P_CHOSEN, WEIGHT
 from denserl.data.unlabelled import Withheld
@@ -42,10 +43,10 @@ def judge_held_out(config: RewardConfig, rows: Rows, model: Path, device: torch.
     known = rows.held_out
     judge = _judge(config, model, device, dtype)
     log_odds = pair_log_odds(judge, known["prompt"], known["chosen"], known["rejected"], whole=True)
-    weights = np.array(known[WEIGHT])
+    weights = array_of(known, WEIGHT)
     read = ~np.isnan(log_odds[:, 0]) & (weights > 0)
     require(read.any(), "no held-out pair of a weight above 0 is within `max_length`, to fit chances on", "let it be larger")
-    labels, log_odds, weights = np.array(known[P_CHOSEN])[read], log_odds[read], weights[read]
+    labels, log_odds, weights = array_of(known, P_CHOSEN)[read], log_odds[read], weights[read]
     # The log-odds of labels are of the model's own making; scores have no scale before one is found.
     temperature = 1.0 if isinstance(judge, PairModel) else fit_temperature(log_odds[:, 0], labels, weights)
     found = chances_at(temperature, log_odds)

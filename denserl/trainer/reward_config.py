@@ -27,7 +27,7 @@ OF_PAIRS = (
     "disentangle",
     "contrastive",
 )
-OF_SEGMENTS = ("reward_level", "entropy_threshold", "segmenter", "agg_func", "skip_cut_step", "cache_dir")
+OF_SEGMENTS = ("reward_level", "entropy_threshold", "segmenter", "agg_func", "skip_cut_step")
 # What has no meaning where both responses stand in one text, of which the context is cut as far as there is some.
 OTHER_THAN_PAIR = (*OF_SEGMENTS, "max_prompt_length", "step_separator", "step_pattern", "max_steps")
 

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from denserl import distributed
-from denserl.data.features import NUMBER
+from denserl.data.features import NUMBER, array_of
 from denserl.data.folds import folds_of
 from denserl.data.hub import split_revision
 from denserl.data.preferences import exchanged, labels_to_turn
@@ -41,7 +41,7 @@ def with_strength(config: RewardConfig, pairs: Dataset) -> Dataset:
         pairs = _with_column(pairs, FOLD, folds)
     if not config.strength_from:
         return pairs
-    own = any(p != 1 for p in pairs[P_CHOSEN])
+    own = (array_of(pairs, P_CHOSEN) != 1).any()
     said = "`strength_from` says how likely labels are right, and rows of the data say so themselves (p_chosen)"
     require(not own, said, "leave it out, or leave those of the rows unread with `columns` p_chosen=")
     found = strength_of(config, pairs)
@@ -91,14 +91,14 @@ def as_learned(config: RewardConfig, rows: Dataset) -> Dataset:
     turned = labels_to_turn(len(rows), config.flip_frac, config.seed_of_data())
     if MEAN in rows.column_names:
         # Strength is of two responses: where noise turns a label round, it is the strength of what is then chosen.
-        mean, votes = (np.array(rows[name]) for name in (MEAN, VOTES))
+        mean, votes = (array_of(rows, name) for name in (MEAN, VOTES))
         mean, votes = np.where(turned, -mean, mean), np.where(turned, 1 - votes, votes)
         found, kept = _used(config, mean, votes)
         log.info("%s", _in_words(mean, found, kept))
         rows = _with_labels(rows, found, ~np.isnan(mean))
         turned = turned ^ found.turned
     if FOLD in rows.column_names:
-        of_fold = np.array(rows[FOLD]) == config.leave_out_fold
+        of_fold = array_of(rows, FOLD) == config.leave_out_fold
         left = f"`leave_out_fold` {config.leave_out_fold}: {of_fold.sum()} of {len(rows)} pairs are of that fold"
         require(of_fold.any() and not of_fold.all(), left, "give fewer `strength_folds`, or more prompts")
         log.info("%s", left)
@@ -129,11 +129,11 @@ def _used(config: RewardConfig, mean: np.ndarray, votes: np.ndarray) -> tuple[Le
 
 def _with_labels(rows: Dataset, found: Learned, known: np.ndarray) -> Dataset:
     """The rows with what those of known strength are learned as; ratings, where they stay, follow the turned labels."""
-    ratings = np.array(rows[MARGIN])
+    ratings = array_of(rows, MARGIN)
     margin = np.where(found.turned, -ratings, ratings) if found.margin is None else np.where(known, found.margin, ratings)
     rows = _with_column(rows, MARGIN, margin)
     if found.p_chosen is not None:
-        rows = _with_column(rows, P_CHOSEN, np.where(known, found.p_chosen, np.array(rows[P_CHOSEN])))
+        rows = _with_column(rows, P_CHOSEN, np.where(known, found.p_chosen, array_of(rows, P_CHOSEN)))
     return rows
 
 

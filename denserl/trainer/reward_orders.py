@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import pad_responses
-from denserl.data.features import IDS
+from denserl.data.features import IDS, longest_row
 from denserl.data.pair_encoding import PairLayout, tokenize_orders
 from denserl.data.schemas import SIDES, WEIGHT
 from denserl.models.positions import check_positions
@@ -41,11 +41,9 @@ class OrderCollator:
 
 def orders_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> tuple[Dataset, Dataset]:
     """Training and evaluation rows (see `tokenize_orders`, `with_orders`); the latter are read in both orders."""
-    train, held_out = (
-        tokenize_orders(part, tokenizer, LAYOUT, max_length=config.max_length, on_bad_row=config.on_bad_row)
-        for part in checked_pairs(config, labels)
-    )
-    longest = max(len(row["prompt_ids"]) + len(row["chosen_ids"]) for part in (train, held_out) for row in part)
+    how = {"max_length": config.max_length, "on_bad_row": config.on_bad_row, "cache_dir": config.cache_dir}
+    train, held_out = (tokenize_orders(part, tokenizer, LAYOUT, **how) for part in checked_pairs(config, labels))
+    longest = max(longest_row(part, "prompt_ids", "chosen_ids") for part in (train, held_out))
     fix = "give a `max_length` of at most {}"
     check_positions(longest, [config.model], config, "the longest pair of responses with its prompt", fix)
     train = as_learned(config, train)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import pad_responses, pad_rows
+from denserl.data.features import array_of
 from denserl.data.order import shuffled
 from denserl.data.preferences import load_preferences
 from denserl.data.schemas import MARGIN, P_CHOSEN, PAIR_LABELS, SIDES, WEIGHT
@@ -143,23 +144,27 @@ def check_labels(config: ObjectiveConfig, pairs: Dataset) -> None:
     """UserError where the options ask for ratings that no pair has, or where two things say how likely its label is right."""
     for name, asked in (("use_margin", config.use_margin), ("soft_label_scale", config.soft_label_scale)):
         fix = f"leave `{name}` out, or give rows with ratings"
-        require(not asked or any(pairs[MARGIN]), f"`{name}` has no effect: no row of the data has ratings that differ", fix)
-    soft = config.soft_label_scale is not None and any(p != 1 for p in pairs[P_CHOSEN])
+        require(
+            not asked or array_of(pairs, MARGIN).any(),
+            f"`{name}` has no effect: no row of the data has ratings that differ",
+            fix,
+        )
+    soft = config.soft_label_scale is not None and (array_of(pairs, P_CHOSEN) != 1).any()
     found = "`soft_label_scale` makes labels of ratings, and rows of the data have some of their own (p_chosen)"
     require(not soft, found, "leave it out, or leave those of the rows unread with `columns` p_chosen=")
     unread = "correct them, or leave weights unread with `columns` weight="
-    require(any(pairs[WEIGHT]), "all rows that are trained on have weight 0", unread)
+    require(array_of(pairs, WEIGHT).any(), "all rows that are trained on have weight 0", unread)
 
 
 def told_pairs(pairs: Dataset) -> int:
     """How many pairs of one weight would tell as much of an accuracy: (sum w)^2 / sum w^2 (Kish) of those that are no ties."""
-    weights = [weight for weight, p_chosen in zip(pairs[WEIGHT], pairs[P_CHOSEN]) if p_chosen != 0.5]
-    squares = sum(weight**2 for weight in weights)
-    return round(sum(weights) ** 2 / squares) if squares else 0
+    weights = array_of(pairs, WEIGHT)[array_of(pairs, P_CHOSEN) != 0.5]
+    squares = (weights**2).sum()
+    return round(weights.sum() ** 2 / squares) if squares else 0
 
 
 def contents_of(pairs: Dataset, labels: Sequence[str]) -> Dataset:
     """What of tokenised pairs does not follow from weights and ids; a p_chosen or weight that is 1 in all rows is left out."""
-    said = {name for name in (P_CHOSEN, WEIGHT) if any(value != 1 for value in pairs[name])}
+    said = {name for name in (P_CHOSEN, WEIGHT) if (array_of(pairs, name) != 1).any()}
     read = {*labels} - {P_CHOSEN} | said
     return pairs.select_columns([name for name in pairs.column_names if name.endswith("_ids") or name in read])

@@ -1,11 +1,13 @@
 """Rated responses as the reward-model trainer takes them: loaded, split by questions, tokenised."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from denserl.data.features import longest_row
 from denserl.data.rated_rows import ATTRIBUTES, load_ratings, tokenize_ratings
 from denserl.errors import require
 from denserl.models.positions import check_positions
@@ -32,10 +34,11 @@ def ratings_of(
         held_out = load_ratings(config.eval_data, split=config.eval_split, **config.source_beside(), names=names)
     else:
         train, held_out = split_by_question(train, config.eval_size, config.seed)
-    lengths = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
-    parts = [tokenize_ratings(part, tokenizer, **lengths, on_bad_row=config.on_bad_row) for part in (train, held_out)]
+    how: dict[str, Any] = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
+    how |= {"on_bad_row": config.on_bad_row, "cache_dir": config.cache_dir}
+    parts = [tokenize_ratings(part, tokenizer, **how) for part in (train, held_out)]
     check_rated(parts[0], config.rating_names(config.data))
-    longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for part in parts for row in part)
+    longest = max(longest_row(part, "prompt_ids", "response_ids") for part in parts)
     fix = "give a `max_length` of at most {}, with a `max_prompt_length` below it"
     check_positions(longest, [config.model], config, "the longest response with its prompt", fix)
     if segmenter.reads_entropy:

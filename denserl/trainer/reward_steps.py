@@ -1,5 +1,6 @@
 """Labelled steps as the reward-model trainer takes them: loaded, split by questions, tokenised; batches."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from denserl.config import ModelSourceConfig
 from denserl.data.batching import pad_responses, pad_rows
+from denserl.data.features import longest_row
 from denserl.data.labels import two_labels
 from denserl.data.order import shuffled
 from denserl.data.step_encoding import StepLayout, tokenize_steps
@@ -50,6 +52,7 @@ def steps_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
         "separator": rule.separators[0],
         "whole": config.input == "response",
         "on_bad_row": config.on_bad_row,
+        "cache_dir": config.cache_dir,
     }
     layout = StepLayout(config.context_signs, two_labels(config.labels))
     # The true signs are what is asked for.
@@ -81,9 +84,10 @@ def whole_questions(questions: Sequence[Any], most: int, draw: np.random.SeedSeq
 
     questions: of each row, as JSON has them.
     """
-    of_question: dict[str, list[int]] = {}
+    of_question: dict[bytes, list[int]] = {}
     for number, question in enumerate(questions):
-        of_question.setdefault(json.dumps(question), []).append(number)
+        # Not the texts, which may be longer than all else of a run.
+        of_question.setdefault(hashlib.sha256(json.dumps(question).encode()).digest(), []).append(number)
     rows, taken = list(of_question.values()), set[int]()
     for question in shuffled(len(rows), draw):
         if len(taken) + len(rows[question]) <= most:
@@ -93,10 +97,8 @@ def whole_questions(questions: Sequence[Any], most: int, draw: np.random.SeedSeq
 
 def check_lengths(parts: list[Dataset], model: str, source: ModelSourceConfig) -> None:
     """UserError for a solution that, with its prompt, is longer than the model's positions."""
-    lengths = (len(row["prompt_ids"]) + len(row["response_ids"]) for part in parts for row in part)
-    check_positions(
-        max(lengths, default=0), [model], source, "the longest solution with its prompt", "give a `max_length` of at most {}"
-    )
+    longest = max(longest_row(part, "prompt_ids", "response_ids") for part in parts)
+    check_positions(longest, [model], source, "the longest solution with its prompt", "give a `max_length` of at most {}")
 
 
 def step_settings(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -115,12 +115,13 @@ def _prepare(config: RewardConfig, before: Rounds | None, dtype: str) -> tuple[R
     tokenizer = common_tokenizer(config, before)
     how: dict[str, Any] = {"split": config.split, "seed": config.seed, **config.source_beside()}
     found = load_unlabelled(config.unlabelled_data, **how, group=config.augment_group)
-    pool = with_lengths(found, TWO, tokenizer, config.on_bad_row)
+    pool = with_lengths(found, TWO, tokenizer, config.on_bad_row, cache_dir=config.cache_dir)
+    del how["cache_dir"]
     withheld = load_withheld(config.unlabelled_data, **how).rows(np.array(pool["row"], dtype=int))
     train, held_out = load_pairs(config)
     contents = {"data": train, "held-out rows": held_out, "unlabelled_data": pool}
     settings, config = common_settings(config, before, tokenizer, dtype, contents)
-    held_out = with_lengths(held_out, SIDES, tokenizer, config.on_bad_row)
+    held_out = with_lengths(held_out, SIDES, tokenizer, config.on_bad_row, cache_dir=config.cache_dir)
     return Rows(pool, held_out, withheld), settings, config
 
 

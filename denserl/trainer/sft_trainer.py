@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
-from denserl.data.features import list_lengths
+from denserl.data.features import list_lengths, longest_row
 from denserl.models.adapters import prepare_model
 from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.positions import check_positions
@@ -41,12 +41,13 @@ class SFTTrainer(SupervisedTrainer):
 
         def rows(**source: Any) -> Dataset:
             loaded = load_demonstrations(**source, seed=config.seed)
-            return tokenize_demonstrations(loaded, tokenizer, max_length=config.max_length, on_bad_row=config.on_bad_row)
+            how = {"max_length": config.max_length, "on_bad_row": config.on_bad_row, "cache_dir": config.cache_dir}
+            return tokenize_demonstrations(loaded, tokenizer, **how)
 
         demonstrations, held_out = rows(**config.source()), None
         if config.eval_data:
             held_out = rows(sources=config.eval_data, split=config.eval_split, **config.source_beside())
-        longest = max((len(ids) for part in filter(None, (demonstrations, held_out)) for ids in part["input_ids"]), default=0)
+        longest = max(longest_row(part, "input_ids") for part in filter(None, (demonstrations, held_out)))
         check_positions(longest, [config.model], config, "the longest row", "give a `max_length` of at most {}")
         args = training_arguments(config, device, dtype)
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)

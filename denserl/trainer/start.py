@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from denserl import distributed
 from denserl.config import DeviceConfig, RunConfig, options_of, resumable_options
-from denserl.data.fingerprints import file_fingerprint, rows_fingerprint
+from denserl.data.fingerprints import file_fingerprint, rows_fingerprint, rows_fingerprint_of_text
 from denserl.data.templates import DATE, SYSTEM_PROMPT, fingerprint, template_settings, today
 from denserl.errors import require
 from denserl.files import make_folder
@@ -146,13 +146,19 @@ def run_settings(
             f"weights of {name}": " ".join(file_fingerprint(local_folder(path), dtype)[:16] for path in paths[name])
             for name in paths
         }
-        contents |= {f"content of {name}": rows_fingerprint(part)[:16] for name, part in rows.items()}
+        before = read_state(checkpoint)["settings"] if checkpoint else {}
+        contents |= {(name := f"content of {of}"): _content(part, before.get(name)) for of, part in rows.items()}
     # As JSON has it, so that it equals what is read back from a checkpoint.
     settings = json.loads(json.dumps(settings | distributed.gather_objects(contents)[0]))
     if checkpoint is not None:
         saved = with_defaults(as_saved_now(read_state(checkpoint)["settings"]), type(config))
         check_settings(saved, settings, resumable_options(type(config)), checkpoint)
     return settings
+
+
+def _content(rows: Dataset, saved: str | None) -> str:
+    """A hash of rows, of the kind that a checkpoint holds: of 16 digits where version 0.1 wrote it."""
+    return rows_fingerprint_of_text(rows)[:16] if saved is not None and len(saved) == 16 else rows_fingerprint(rows)[:32]
 
 
 def with_defaults(settings: dict, config: type[RunConfig]) -> dict:

@@ -1,6 +1,7 @@
 """What is called in the processes of ranks before a command, to bend it or to look into it; and work that needs no command."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,6 +15,7 @@ from transformers import TrainingArguments
 
 from denserl import distributed
 from denserl.data.batching import DemonstrationCollator
+from denserl.data.demonstrations import load_demonstrations
 from denserl.errors import UserError
 from denserl.ppo_utils.advantages import against_group, whiten
 from denserl.segmentation import Segmenter
@@ -216,6 +218,19 @@ def looked_for(folder: Path) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def kept_rows(sources: list[str], caches: list[str]) -> tuple[list[dict], str, str]:
+    """What each rank, the first of a host of its own, is given of its source; what ends it; and its cache folder."""
+    torch.distributed.init_process_group("gloo")
+    source, cache = sources[distributed.rank()], caches[distributed.rank()]
+    os.environ["LOCAL_RANK"] = "0"
+    os.chdir(Path(source).parent)
+    try:
+        rows = list(load_demonstrations([Path(source).name], cache_dir=cache))
+    except UserError as error:
+        return [], error.found, ""
+    return rows, "", str(list(Path(cache).glob("rows-*")) and cache)
 
 
 def some_pairs(count: int) -> Dataset:

@@ -8,7 +8,7 @@ import pytest
 import reference_loops as loops
 import torch
 from datasets import Dataset
-from rank_hooks import estimated, estimates, evaluations, looked_for, shards, waited
+from rank_hooks import estimated, estimates, evaluations, kept_rows, looked_for, shards, waited
 from ranks import call, deviations, run
 from real_runs import Training, answers_to_mtbench
 from test_parity import METRICS
@@ -131,6 +131,33 @@ def test_a_folder_that_one_host_has_of_its_own_is_named_on_all_ranks(trainings, 
             told,
         )
     assert not [*tmp_path.glob(".*")]
+
+
+def text_files(root: Path, texts: list[str]) -> list[str]:
+    """A file of the same name in a folder of each host's, which holds one text."""
+    for i, text in enumerate(texts):
+        (root / f"host-{i}").mkdir()
+        (root / f"host-{i}" / "rows.txt").write_text(text)
+    return [str(root / f"host-{i}" / "rows.txt") for i in range(len(texts))]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_hosts_without_a_common_folder_keep_rows_of_their_own(shared, trainings, tmp_path):
+    files = text_files(tmp_path, ["one\ntwo\n"] * 2)
+    caches = [str(tmp_path / ("cache" if shared else f"cache-{i}")) for i in range(2)]
+    found = call(kept_rows, files, caches, folder=tmp_path)
+    assert [[row["response"] for row in rows] for rows, _, _ in found] == [["one", "two"]] * 2
+    assert [folder for _, _, folder in found] == caches
+    assert not [left for cache in caches for left in Path(cache).glob(".*")]
+
+
+@pytest.mark.parametrize(
+    "second, said", [("one\nthree\n", "hosts read different rows"), ('{"a": 1}\n', "the line is an object in JSON")]
+)
+def test_hosts_whose_rows_differ_or_are_bad_end_together(second, said, trainings, tmp_path):
+    files = text_files(tmp_path, ["one\ntwo\n", second])
+    found = call(kept_rows, files, [str(tmp_path / f"cache-{i}") for i in range(2)], folder=tmp_path)
+    assert all(said in error for _, error, _ in found)
 
 
 @pytest.mark.long
