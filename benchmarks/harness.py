@@ -39,6 +39,7 @@ class Options:
     model: str | None = None
     threads: int = 2
     repeats: int | None = None
+    pairs: int | None = None
     data: Path = REPOSITORY.parent / "shared/data"
     runs: Path = REPOSITORY / "runs/bench"
 
@@ -54,6 +55,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="only this shape: layers x hidden (4x128, 8x256), or 1b; default: the row's own")
     parser.add_argument("--threads", type=int, default=Options.threads, help="CPU threads of either side")
     parser.add_argument("--repeats", type=int, help="repetitions that count; default: the row's own number")
+    parser.add_argument("--pairs", type=int, help="how many pairs rows 9 and 10 prepare; default: the row's own number")
     parser.add_argument("--data", type=Path, default=Options.data, help="folder with ultrafeedback-1k/; read in place")
     parser.add_argument("--runs", type=Path, default=Options.runs, help="folder for peers, models and results")
     return parser

@@ -22,6 +22,8 @@ ROWS = {
     6: "dataset_scoring",
     7: "overhead",
     8: "scaling",
+    9: "starts",
+    10: "row_memory",
     11: "rank_balance",
 }
 
