@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Idle OpenMP threads must not spin on few cores.
 export OMP_WAIT_POLICY = PASSIVE
+# Tests start many processes, each of which would compile all of the package again, and pytest every assertion.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test faults lint models levels study bench bench-peers engine-test mutants real clean
 

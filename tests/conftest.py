@@ -29,6 +29,9 @@ TESTS = Path(__file__).resolve().parent
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
+# No test here cuts the power, after which alone it shows what was flushed; processes that tests start do flush.
+os.fsync = lambda descriptor: None
+
 # The same examples on every run; no deadline, because the first call of a tensor function is slow.
 settings.register_profile("denserl", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("denserl")
@@ -45,6 +48,25 @@ def pytest_unconfigure(config):
         import kinds
 
         print("", *kinds.table(reporter.stats), sep="\n")
+
+
+# Folders whose files fork their processes from one server, which imports everything, and compare with the same whole runs.
+TOGETHER = ("faults", "parity")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """As --dist loadfile deals files to processes, with these folders as one file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return TOGETHER if any(f"tests/{folder}/" in file for folder in TOGETHER) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)
