@@ -20,7 +20,7 @@ from denserl.cli.demo_ways import SFT
 from denserl.cli.paper_scripts import read_table
 from denserl.cli.pipeline import stage
 from denserl.evaluation.plots import Band, plot_side_by_side
-from denserl.segmentation import LEVELS
+from denserl.levels import LEVELS
 from denserl.terminal import say
 from denserl.trainer.trackers import read_metrics
 from denserl.world import language, make

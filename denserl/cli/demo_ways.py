@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from denserl.levels import LEVELS
+
 TARGET_TRUE_REWARD = 0.4
 ITERATIONS = 30
 # For a 2-layer model; those of the reward model, the fit and PPO are the model type `tiny` of model_types.yaml.
@@ -35,8 +37,6 @@ WAYS = {
 
 def threshold_of(level: str, world: dict) -> float:
     """The entropy threshold of a level in this world, whose segments have one of their own."""
-    from denserl.segmentation import LEVELS
-
     return world["threshold"] if level == "segment" else round(LEVELS[level])
 
 

@@ -23,6 +23,7 @@ from denserl.evaluation.pair_scorer import PairScorer, compares_answers, load_an
 from denserl.evaluation.policies.config import AnswerConfig
 from denserl.evaluation.samples import Prompt, Sample, SampleFile, draw_samples
 from denserl.files import make_folder
+from denserl.levels import level_of
 from denserl.models.folders import read_settings
 from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.positions import check_rollout_lengths
@@ -34,7 +35,6 @@ from denserl.rewards.sources.build import check_scores
 from denserl.rewards.sources.reading import check_sft_model, check_trusted, chosen_rule, response_text
 from denserl.rewards.step_scorer import StepModelScorer, load_scorer
 from denserl.rollouts.policy import PolicySampler
-from denserl.segmentation import level_of
 from denserl.streams import Purpose, stream
 
 log = logging.getLogger(__name__)

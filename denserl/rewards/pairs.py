@@ -21,12 +21,13 @@ from denserl.data.reference_cache import add_entropies
 from denserl.data.responses import of_ids
 from denserl.data.schemas import SIDES
 from denserl.files import make_folder
+from denserl.levels import BANDIT_THRESHOLD
 from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.positions import check_positions
 from denserl.models.scoring import response_logprobs_entropies
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.sources.base import RewardSource, per_token, read_segments
-from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, mean_segment_length, threshold_of_length
+from denserl.segmentation import Segmenter, mean_segment_length, threshold_of_length
 
 SHOWN_PAIRS = 512  # of which segment lengths are said
 SHOWN_LENGTHS = (5, 10, 20, 40)

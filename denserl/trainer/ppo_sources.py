@@ -11,6 +11,7 @@ from denserl import distributed
 from denserl.config import options_of
 from denserl.errors import require
 from denserl.http import Patience, new_client, post_json, token_in
+from denserl.levels import BANDIT_THRESHOLD, level_of
 from denserl.models.tokenizers import check_same_tokenizer
 from denserl.plugins import load_named
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
@@ -24,7 +25,7 @@ from denserl.rewards.sources.pair_model import pair_model_of
 from denserl.rewards.sources.pair_source import PairSource, ReferenceAnswers
 from denserl.rewards.sources.reading import check_level, choose_segmenter, new_segmenter, stored_threshold
 from denserl.rewards.sources.reward_model import PrefixDifferences
-from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, level_of
+from denserl.segmentation import Segmenter
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_paying import dense_reward_of, plain_reward
 from denserl.trainer.ppo_rewards import PaidSource, Rewards

@@ -492,6 +492,7 @@ def test_scripts_pass_on_exit_status_and_messages(tmp_path):
     assert of_command.returncode == 2 and "lr" in of_command.stderr and "Traceback" not in of_command.stderr
 
 
-def test_importing_recipes_leaves_torch_alone():
-    code = "import sys, denserl.cli.paper_scripts; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_a_printed_command_leaves_torch_alone(tmp_path):
+    code = f"import sys; from denserl.cli import paper_scripts; paper_scripts.main(['train-rm', *{RM_ARGS.split()}])"
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "DRY_RUN": "1"}, cwd=tmp_path).returncode == 0

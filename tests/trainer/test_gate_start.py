@@ -9,12 +9,13 @@ import torch
 from datasets import Dataset
 
 from denserl.errors import UserError
+from denserl.levels import BANDIT_THRESHOLD
 from denserl.models.heads import Head
 from denserl.models.reward_models import load_reward_model, new_gated_model, new_reward_model
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.attributes import spearman
 from denserl.rewards.scorer import RewardScorer
-from denserl.segmentation import BANDIT_THRESHOLD, Segmenter
+from denserl.segmentation import Segmenter
 from denserl.trainer.gate_start import gate_start
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import check_trunk, head_of

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from denserl.levels import BANDIT_THRESHOLD
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
 from denserl.ppo_utils.experience import ScoredRollouts
-from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, segment_by_entropy
+from denserl.segmentation import Segmenter, segment_by_entropy
 from denserl.trainer.ppo_metrics import rollout_metrics
 from denserl.trainer.ppo_rewards import PaidSource, Rewards
 

@@ -5,13 +5,11 @@ import re
 from collections.abc import Collection
 
 from denserl.errors import require
+from denserl.levels import LEVELS, level_of
 
 
 def reward_level(threshold: str) -> str:
     """The level of an entropy threshold C: token, bandit, or between them segment. UserError unless C >= 0."""
-    # Here, for it loads torch, which the scripts' help does without.
-    from denserl.segmentation import LEVELS, level_of
-
     value = _number(threshold)
     ends = f"{LEVELS['token']:g} is the token level, {LEVELS['bandit']:g} bandit"
     fix = f"{ends}, between them segments ({LEVELS['segment']:g} for phi3-instruct, 2 for Llama-3)"

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from denserl.data.batching import ResponseBatch
 from denserl.data.responses import Responses
+from denserl.levels import BANDIT_THRESHOLD
 from denserl.rewards.aggregation import ADDED_UP, aggregate, aggregate_outputs
-from denserl.segmentation import BANDIT_THRESHOLD, Segmenter, Segments, segment_by_entropy, segment_scores, segment_sums
+from denserl.segmentation import Segmenter, Segments, segment_by_entropy, segment_scores, segment_sums
 
 
 class Parts(NamedTuple):

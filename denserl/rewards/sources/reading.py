@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from denserl.data.chat import as_text, end_of_turn_id
 from denserl.data.fingerprints import file_fingerprint
 from denserl.errors import UserError, require
+from denserl.levels import BANDIT_THRESHOLD, LEVELS, level_of
 from denserl.models.loading import local_folder
 from denserl.models.reward_settings import StoredSettings
 from denserl.plugins import load_named
 from denserl.rewards.config import StepConfig
-from denserl.segmentation import BANDIT_THRESHOLD, LEVELS, Segmenter, level_of
+from denserl.segmentation import Segmenter
 from denserl.steps import MOST, StepRule, as_typed, step_rule
 
 if TYPE_CHECKING:
