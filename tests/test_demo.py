@@ -1,4 +1,4 @@
-"""`make demo`'s pipeline in a shortened form: every stage runs, on all three levels, and leaves what the next one needs."""
+"""`make demo`'s pipeline in a shortened form: every stage runs, and leaves what the next one needs."""
 
 import json
 import os
@@ -14,22 +14,23 @@ from denserl.errors import Stopped
 from denserl.trainer.sft_trainer import SFTTrainer
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=[("segment", "bandit"), pytest.param(("segment", "token", "bandit"), marks=pytest.mark.long)],
+    ids=" ".join,
+)
+def finished(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    options = parse(demo.Options, "demo", ["--output_dir", str(folder), "--scale", "0.02"])
+    options = parse(demo.Options, "demo", ["--output_dir", str(folder), "--scale", "0.01", "--levels", *request.param])
     return folder, demo.run(options)
 
 
 def test_all_levels_run_to_the_end(finished):
     folder, results = finished
-    assert list(results["levels"]) == ["segment", "segment-published", "token", "bandit"]
-    assert [way["assignment"] for way in results["levels"].values()] == [
-        "difference_end",
-        "even",
-        "difference_end",
-        "mean_last",
-    ]
+    ways = {"segment": "difference_end", "segment-published": "even", "token": "difference_end", "bandit": "mean_last"}
+    found = {name: way["assignment"] for name, way in results["levels"].items()}
+    assert list(found.items()) == [way for way in ways.items() if way[0] in found]
+    assert found.keys() == ways.keys() - ({"token"} if len(found) == 3 else set())
     for level, result in results["levels"].items():
         assert 0 <= result["rm_accuracy"] <= 1
         assert -1 <= result["true_before"] <= 1 and -1 <= result["true_after"] <= 1
@@ -39,14 +40,15 @@ def test_all_levels_run_to_the_end(finished):
 
 
 def test_levels_differ_in_their_segments_alone(finished):
-    folder, _ = finished
-    rows = {
-        level: json.loads((folder / f"ppo-{level}/metrics.jsonl").read_text().splitlines()[0])
-        for level in ("segment", "token", "bandit")
+    folder, results = finished
+    first = {
+        level: json.loads((folder / f"ppo-{level}/metrics.jsonl").read_text().splitlines()[0])["eval_segments"]
+        for level in results["levels"]
     }
-    assert rows["bandit"]["eval_segments"] == 1
+    assert first["bandit"] == 1 < first["segment"]
     # One segment per content token, up to those the model is certain of.
-    assert rows["token"]["eval_segments"] > rows["segment"]["eval_segments"] > 1
+    if "token" in first:
+        assert first["token"] > first["segment"]
 
 
 def test_the_normaliser_was_stored_for_the_way_that_uses_it(finished):
@@ -57,10 +59,10 @@ def test_the_normaliser_was_stored_for_the_way_that_uses_it(finished):
 
 
 def test_the_report_is_one_file_that_names_every_level(finished):
-    folder, _ = finished
+    folder, results = finished
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html and "http://" not in html and "https://" not in html.replace("https://www.w3.org", "")
-    for level in ("segment", "token", "bandit"):
+    for level in results["levels"]:
         assert level in html
 
 
