@@ -268,13 +268,13 @@ def test_learning_rates_follow_a_cosine_to_a_tenth_of_the_peak(ppo):
     assert [row["actor_lr"] for row in rows] == pytest.approx([rate(1e-3, step, 6) for step in (0, 0, 2, 4)])
 
 
-@pytest.mark.parametrize("average", ["sequence", "token_mean"])
+# Means of sequences over micro-batches and ranks, with all else switched on: tests/parity.
+@pytest.mark.parametrize("average", [pytest.param("sequence", marks=pytest.mark.long), "token_mean"])
 def test_splitting_the_batch_changes_nothing_but_rounding(ppo, average):
     settings = {"train_batch_size": 8, "average": average, "iterations": 1, "ppo_epochs": 3, "actor_lr": 1e-4}
     whole = ppo("8", micro_batch_size=8, **settings)
     for name, options in {
         "1": {"micro_batch_size": 1},
-        "2": {"micro_batch_size": 2},
         "zero": {"micro_batch_size": 4, "zero_stage": 2},
         "checkpointing": {"micro_batch_size": 4, "gradient_checkpointing": True},
     }.items():
@@ -339,17 +339,13 @@ def same_bits(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
-def test_a_resumed_run_ends_with_the_same_bits(ppo, world, zero_stage):
-    options = FULL | {"zero_stage": zero_stage, "eval_prompts": world.prompts, "normalizer": "running"}
-    options |= {"lr_schedule": "inverse_sqrt", "warmup_ratio": 0.5, "critic_warmup_iterations": 3, "entropy_coef": 0.1}
-    output = ppo(**options)
-    same_bits(go_on_from_the_middle(ppo, output, **options), output)
-
-
-def test_a_resumed_run_goes_on_in_the_text_too(ppo, world, tmp_path):
-    lines = [{"text": f"{tiny_models.TEXTS[i % 4]} {i}"} for i in range(11)]
+def test_a_resumed_run_ends_with_the_same_bits(ppo, world, zero_stage, tmp_path):
+    """It goes on in the text, too, of which there is more than the steps before the interruption take."""
+    lines = [{"text": f"{tiny_models.TEXTS[i % 4]} {i}"} for i in range(23)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = FULL | {"ptx_data": tmp_path / "text.jsonl", "eval_every": None}
+    options = FULL | {"zero_stage": zero_stage, "eval_prompts": world.prompts, "normalizer": "running"}
+    options |= {"lr_schedule": "inverse_sqrt", "warmup_ratio": 0.5, "critic_warmup_iterations": 1, "entropy_coef": 0.1}
+    options |= {"ptx_data": tmp_path / "text.jsonl"}
     output = ppo(**options)
     same_bits(go_on_from_the_middle(ppo, output, **options), output)
 
@@ -382,7 +378,7 @@ def test_what_a_checkpoint_remembers_of_rewards(ppo, options, threshold, assignm
 
 
 def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
-    options = FULL | {"eval_every": None, "assignment": "even"}
+    options = {"iterations": 1, "save_every": 1, "assignment": "even"}
     ppo(**options, ptx_data=world.text)
     for name, path in (("text.jsonl", world.text), ("fits.json", world.fits)):
         shutil.copy(path, tmp_path / name)
@@ -539,11 +535,11 @@ def test_with_adapters_the_policy_without_them_is_the_reference(settings, ppo, w
 
     monkeypatch.setattr(ppo_models, "load_policy", load)
     monkeypatch.setattr(PPOTrainer, "score", compared)
-    output = ppo(iterations=3, lora_rank=2, lora_alpha=16, actor_lr=1e-2, **settings)
+    output = ppo(iterations=2, lora_rank=2, lora_alpha=16, actor_lr=1e-2, **settings)
     # Under ZeRO-3 the head is called, elsewhere its weight is read a block at a time.
     largest = max(difference for pair in seen for difference in pair)
-    assert len(seen) == 6 and largest <= (1e-5 if settings.get("zero_stage") == 3 else 0)
-    assert loads == [str(world.sft)] and metrics(output)[0]["kl"] == 0 < abs(metrics(output)[2]["kl"])
+    assert len(seen) == 4 and largest <= (1e-5 if settings.get("zero_stage") == 3 else 0)
+    assert loads == [str(world.sft)] and metrics(output)[0]["kl"] == 0 < abs(metrics(output)[1]["kl"])
 
 
 @pytest.mark.parametrize("critic_init", ["sft", "reward_model"])
@@ -592,7 +588,8 @@ ONE_EMPTY = (
 @pytest.mark.parametrize("answers", [ONLY_THE_END, NOTHING, ONE_EMPTY], ids=lambda case: case[0])
 def test_degenerate_responses_give_numbers(level, answers, ppo, monkeypatch):
     monkeypatch.setattr(PolicySampler, "__call__", lambda self, prompts, streams: answers[1](prompts, self.stop_ids[0]))
-    output = ppo(**LEVELS[level], iterations=2, ppo_epochs=2, train_batch_size=4)
+    # Two optimiser steps an iteration: ratios are not one in the second, and there is a KL in the second iteration.
+    output = ppo(**LEVELS[level], iterations=2, train_batch_size=4)
     assert all(None not in row.values() for row in metrics(output)) and len(metrics(output)) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(output).values())
     assert all(torch.isfinite(tensor).all() for tensor in weights(output / "critic").values())
@@ -655,7 +652,7 @@ def test_updates_that_are_not_finite_are_skipped_and_stop_the_run(settings, ppo,
         assert all(torch.equal(average[f"ema.{i}"], parameter) for i, parameter in parameters)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, pytest.param(1, marks=pytest.mark.long), 2, 3])
 def test_a_step_that_is_skipped_changes_nothing_and_the_next_goes_on(zero_stage, ppo, monkeypatch):
     real, seen = PPOTrainer._optimiser_step, []
 
