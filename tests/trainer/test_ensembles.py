@@ -143,7 +143,8 @@ def test_a_model_of_sums_is_paid_by_what_it_changes_in_the_sum(world, run, judge
 
 
 @pytest.mark.parametrize(
-    ("gold_threshold", "agg_func"), [(5.3, "avg"), (5.3, "sum"), pytest.param(1000.0, "avg", marks=pytest.mark.long)]
+    ("gold_threshold", "agg_func"),
+    [(5.3, "sum"), *(pytest.param(threshold, "avg", marks=pytest.mark.long) for threshold in (5.3, 1000.0))],
 )
 def test_a_gold_model_judges_held_out_rollouts_at_its_own_level(gold_threshold, agg_func, world, ppo, judged, tmp_path):
     gold = member(world, tmp_path / "gold", 9, None, None, gold_threshold, agg_func)

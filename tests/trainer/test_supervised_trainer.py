@@ -142,13 +142,12 @@ def same_bits(one: dict, other: dict) -> bool:
 @pytest.mark.parametrize("command", [train_rm, train_sft])
 def test_a_split_step_is_the_whole_step_and_the_last_one_counts_what_is_left(command, train):
     whole = train("whole", command, epochs=2)
-    for name, options in {"halves": {"micro_batch_size": 2}, "single": {"micro_batch_size": 1, "zero_stage": 2}}.items():
-        split = train(name, command, epochs=2, **options)
-        for one, other in zip(logged(whole), logged(split), strict=True):
-            # fp32 sums in another order; AdamW's steps stretch what rounding does to small gradients.
-            assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
-        for key, tensor in weights(whole).items():
-            torch.testing.assert_close(weights(split)[key], tensor, rtol=0, atol=2e-5)
+    split = train("single", command, epochs=2, micro_batch_size=1, zero_stage=2)
+    for one, other in zip(logged(whole), logged(split), strict=True):
+        # fp32 sums in another order; AdamW's steps stretch what rounding does to small gradients.
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+    for key, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(split)[key], tensor, rtol=0, atol=2e-5)
 
 
 def test_bf16_goes_the_same_way_at_any_zero_stage(train):
@@ -156,8 +155,10 @@ def test_bf16_goes_the_same_way_at_any_zero_stage(train):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("command", [train_rm, train_sft])
-@pytest.mark.parametrize("micro_batch_size", [4, 1])
+@pytest.mark.parametrize(
+    "command, micro_batch_size",
+    [(train_rm, 4), (train_rm, 1), (train_sft, 1), pytest.param(train_sft, 4, marks=pytest.mark.long)],
+)
 def test_over_an_epoch_without_updates_the_losses_add_up_to_that_of_all_rows(command, micro_batch_size, train):
     """Each row counts once: by its pair, or by its labelled tokens."""
     output = train("still", command, lr=0, logging_steps=1, micro_batch_size=micro_batch_size)
@@ -193,7 +194,7 @@ def killed_after(monkeypatch, step: int) -> None:
         (
             train_rm,
             {"epochs": 2, "save_steps": 1, "logging_steps": 2, "micro_batch_size": 2, "zero_stage": 2, "head_type": "label"},
-            [1, 3, 5],
+            [3],
         ),
         # Dropout in the head, and a language-model head beside it that learns.
         pytest.param(
@@ -261,7 +262,9 @@ def test_the_best_checkpoint_is_kept_and_its_weights_are_written_after_a_resume_
 
 
 @pytest.mark.parametrize("command", [pytest.param(train_rm, marks=pytest.mark.long), train_sft])
-@pytest.mark.parametrize(("eval_steps", "steps"), [(0, [3]), (1, [1, 2, 3]), (2, [2, 3]), (3, [3])])
+@pytest.mark.parametrize(
+    ("eval_steps", "steps"), [(0, [3]), pytest.param(1, [1, 2, 3], marks=pytest.mark.long), (2, [2, 3]), (3, [3])]
+)
 def test_the_last_step_is_evaluated_once(command, eval_steps, steps, train):
     output = train("run", command, eval_steps=eval_steps, lr=0.01)
     rows = logged(output, "eval_loss")
@@ -344,7 +347,10 @@ def test_learning_rates_follow_a_cosine_to_a_tenth_of_the_peak(train, command):
     assert rates in (pytest.approx(expected[:-1]), pytest.approx(expected[1:]))
 
 
-@pytest.mark.parametrize("options", [{}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}, {"dtype": "bf16"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"zero_stage": 1}, marks=pytest.mark.long), {"zero_stage": 2}, {"zero_stage": 3}, {"dtype": "bf16"}],
+)
 def test_a_step_that_is_not_finite_is_skipped_and_its_rows_are_written(options, train, monkeypatch):
     spoiled(monkeypatch, {0})
     output = train("spoiled", epochs=2, micro_batch_size=2, **options)
