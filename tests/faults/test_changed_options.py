@@ -108,7 +108,7 @@ def test_other_weights_are_refused_and_the_same_ones_elsewhere_are_not(name, opt
     refused(half, [f"weights of {option}: "], **{option: other})
 
 
-@pytest.mark.parametrize("name", ["ppo-zero0", "rm-zero2"])
+@pytest.mark.parametrize("name", ["ppo-zero0", pytest.param("rm-zero2", marks=pytest.mark.long)])
 def test_another_content_of_the_data_is_refused(name, half_done, tmp_path):
     half = half_done(name)
     arguments = half.training.arguments(half.output)

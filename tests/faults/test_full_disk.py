@@ -70,7 +70,7 @@ def runs_out(done, disk: Disk, room: int, log: Path) -> tuple[list[str], int]:
     return complete, code
 
 
-@pytest.mark.parametrize("name", ["ppo-zero0", "rm-zero2"])
+@pytest.mark.parametrize("name", ["ppo-zero0", pytest.param("rm-zero2", marks=pytest.mark.long)])
 def test_a_full_disk_ends_a_run_that_can_go_on(name, finished, disk, tmp_path):
     done = finished(name)
     first, second = checkpoints(done.output)[:2]

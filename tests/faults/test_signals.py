@@ -81,7 +81,11 @@ def test_a_signal_stops_a_run_after_its_step_and_it_can_go_on(name, number, fini
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("ppo-zero0", signal.SIGTERM), ("rm-zero2", signal.SIGINT)], ids=["ppo-SIGTERM", "rm-SIGINT"]
+    ("name", "number"),
+    [
+        pytest.param("ppo-zero0", signal.SIGTERM, id="ppo-SIGTERM"),
+        pytest.param("rm-zero2", signal.SIGINT, id="rm-SIGINT", marks=pytest.mark.long),
+    ],
 )
 def test_a_second_signal_stops_at_once(name, number, finished, tmp_path):
     done, output = finished(name), tmp_path / "run"
@@ -105,6 +109,8 @@ def test_a_second_signal_stops_at_once(name, number, finished, tmp_path):
 @pytest.mark.parametrize("name", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.long)])
 def test_a_signal_to_one_rank_stops_all_ranks_after_the_same_step(name, trainings, tmp_path):
     training, outputs = trainings[name], [tmp_path / "whole", tmp_path / "stopped"]
+    if name.startswith("ppo"):
+        training = training._replace(settings={**training.settings, "iterations": 4})
     assert ended(start_ranks(training, outputs[0]))[0] == [0, 0]
     running = start_ranks(training, outputs[1])
     assert running[1].wait_until(lambda: is_training(outputs[1]))

@@ -90,7 +90,8 @@ def says_the_same(name: str, variant: str, layout: tuple[int, int], trainings, w
         assert torch.equal(with_adapter(name, world.sft, adapter, dtype), in_memory["model"])
 
 
-@pytest.mark.parametrize("name", ["ppo", "rm"])
+# A reward model with adapters, in one process: tests/trainer/test_reward_trainer.py; PPO's critic is one, too.
+@pytest.mark.parametrize("name", ["ppo", pytest.param("rm", marks=pytest.mark.long)])
 def test_all_together(name, trainings, world, tmp_path):
     says_the_same(name, "all", (0, 1), trainings, world, tmp_path)
 
