@@ -69,11 +69,10 @@ def test_a_template_has_one_date_that_stays_with_it(folder, tmp_path, monkeypatc
 
 
 def test_every_code_is_written_as_the_clock_writes_it(folder):
-    moment = datetime.datetime(2026, 3, 5)
-    for code in templates._CODES:
-        path = folder("{{ '<' + strftime_now('%" + code + "') + '>' }}" + CHATML, code)
-        tokenizer = load_tokenizer(path, {"date": "2026-03-05"})
-        assert shown(tokenizer).startswith("<" + moment.strftime(f"%{code}") + ">"), code
+    form = "|".join(f"%{code}" for code in templates._CODES)
+    tokenizer = load_tokenizer(folder("{{ '<' + strftime_now('" + form + "') + '>' }}" + CHATML), {"date": "2026-03-05"})
+    found, _, _ = shown(tokenizer).removeprefix("<").partition(">")
+    assert found.split("|") == datetime.datetime(2026, 3, 5).strftime(form).split("|")
 
 
 def test_a_date_is_refused_where_it_would_do_nothing(folder):

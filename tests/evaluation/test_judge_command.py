@@ -244,7 +244,7 @@ def test_busy_servers_cut_connections_and_a_refusal_in_the_middle_end_in_the_sam
         run(folder / "clean", "prompts", *words, "--judge", server.url)
     clean = contents(folder / "clean")
     assert len(clean) == 3
-    with serving(rule, faults=[None, "busy", "cut", (400, "no room for more")]) as server:
+    with serving(rule, faults=[None, None, None, None, "busy", "cut", (400, "no room for more")]) as server:
         for _ in range(100):
             try:
                 run(folder / "faults", "prompts", *words, "--judge", server.url, "--judge_concurrency", 2)

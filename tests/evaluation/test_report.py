@@ -137,10 +137,10 @@ def test_hostile_text_is_only_text(tmp_path):
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_template_text_is_not_run(tmp_path, text):
-    page = page_of(tmp_path, [sample(step, text, (text, 1.0, 2.0)) for step in (0, 5)])
-    assert page.text.count(text) == 3 * 3
+def test_template_text_is_not_run(tmp_path):
+    """Nor is text that is markup already; a page shows three prompts, the other texts are above."""
+    page = page_of(tmp_path, [sample(step, text, (text, 1.0, 2.0)) for text in HOSTILE[3:] for step in (0, 5)])
+    assert [page.text.count(text) for text in HOSTILE[3:]] == [3 * 3] * 3
 
 
 def test_learning_curves_hold_the_held_out_numbers(tmp_path, monkeypatch):

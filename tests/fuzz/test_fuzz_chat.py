@@ -166,7 +166,7 @@ def test_a_tokenizer_that_normalises_makes_no_control_token_either(normalizer, e
 LONG = ["a", " ", "\n", "<|im_end|>", "<", "ab ", "\u00e9", "{{", "(((", "\n\nHuman: ", "\u0301", "\U0001f600"]
 
 
-@pytest.mark.parametrize("name", ["phi3", "qwen25"])
+@pytest.mark.parametrize("name", ["phi3", pytest.param("qwen25", marks=pytest.mark.long)])
 def test_time_grows_with_the_length(name):
     """Ten times the text takes less than thirty times as long: nothing here is quadratic."""
     tokenizer = tokenizer_of(name)

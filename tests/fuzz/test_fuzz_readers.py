@@ -151,7 +151,7 @@ def test_every_line_of_a_file_is_a_row_or_a_bad_row(tmp_path, examples):
     explore(check, examples, content=damaged(WHOLE[".jsonl"]))
 
 
-@short_and_long(100, 1500)
+@short_and_long(60, 1500)
 @pytest.mark.parametrize("convert", [as_preference, as_prompt, as_demonstration], ids=lambda function: function.__name__)
 def test_any_json_value_is_a_sound_row_or_a_bad_row(convert, examples):
     def check(row):
@@ -295,20 +295,26 @@ def test_from_any_rows_to_ids_every_turn_is_closed_once(tmp_path, name, examples
     explore(check, examples, table=st.lists(rows, min_size=1, max_size=4), **sizes)
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+MANY = {
+    "plain": {"prompt": "q" * 40, "chosen": "a", "rejected": "b"},
+    "dialogue": {"chosen": "\n\nHuman: q\n\nAssistant: a" * 4, "rejected": "\n\nHuman: q\n\nAssistant: a" * 4 + "b"},
+    "messages": {"prompt": [{"role": "user", "content": "q"}] * 8, "chosen": "a", "rejected": "b"},
+    "bad": {"prompt": [[]], "chosen": "a", "rejected": "b"},
+    "roles": {"prompt": [{"role": "r" * 40, "content": 1}], "chosen": "a"},
+}
+# A row is converted after its file is read: one kind of file is enough for most kinds of rows.
+BOTH = ("plain", "bad")
+
+
 @pytest.mark.parametrize(
-    "row",
+    "name, kind",
     [
-        {"prompt": "q" * 40, "chosen": "a", "rejected": "b"},
-        {"chosen": "\n\nHuman: q\n\nAssistant: a" * 4, "rejected": "\n\nHuman: q\n\nAssistant: a" * 4 + "b"},
-        {"prompt": [{"role": "user", "content": "q"}] * 8, "chosen": "a", "rejected": "b"},
-        {"prompt": [[]], "chosen": "a", "rejected": "b"},
-        {"prompt": [{"role": "r" * 40, "content": 1}], "chosen": "a"},
+        *((name, ".jsonl") for name in MANY),
+        *((name, ".json") if name in BOTH else pytest.param(name, ".json", marks=pytest.mark.long) for name in MANY),
     ],
-    ids=["plain", "dialogue", "messages", "bad", "roles"],
 )
-def test_time_grows_with_the_number_of_rows(tmp_path, row, kind):
-    few, many = (written(tmp_path / f"{count}{kind}", row, count) for count in (300, 3000))
+def test_time_grows_with_the_number_of_rows(tmp_path, name, kind):
+    few, many = (written(tmp_path / f"{count}{kind}", MANY[name], count) for count in (300, 3000))
     grows_in_proportion(few, many)
 
 

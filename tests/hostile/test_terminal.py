@@ -119,11 +119,13 @@ def test_a_fault_and_a_warning_are_told_without_acting(tmp_path):
     program.write_text(
         "import warnings\n"
         "from denserl.cli.launch import launch\n"
-        "from test_terminal import HOSTILE, Options\n"
+        "from denserl.config import Config\n"
+        "from hostile import TERMINAL_TEXTS\n"
+        "HOSTILE = ''.join(TERMINAL_TEXTS)\n"
         "def run(options):\n"
         "    warnings.warn('careful ' + HOSTILE)\n"
         "    raise KeyError(HOSTILE) from RuntimeError(HOSTILE)\n"
-        "launch(Options, 'try', run, [])\n"
+        "launch(Config, 'try', run, [])\n"
     )
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run([sys.executable, program], env={**os.environ, **path}, capture_output=True, timeout=60)
