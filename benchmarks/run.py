@@ -25,6 +25,7 @@ ROWS = {
     9: "starts",
     10: "row_memory",
     11: "rank_balance",
+    12: "killed_entropies",
 }
 
 

@@ -1,14 +1,19 @@
 """Padding, response slots and batches of like length, against plain loops."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm.auto import tqdm
 
 from denserl import distributed
+from denserl.data import batching
 from denserl.data.batching import (
     DemonstrationCollator,
+    in_rank_batches,
     length_batches,
     map_responses,
     map_rows_in_batches,
@@ -151,6 +156,28 @@ def test_map_rows_halves_what_memory_does_not_hold():
 
     got = map_rows_in_batches([[1]] * 3, [[2]] * 3, of_rows, 100, "test")
     assert {row: values.tolist() for row, values in got.items()} == {0: [0.0], 1: [1.0], 2: [2.0]} and sizes[0] == 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bar_of_rank_0_counts_the_tokens_of_its_share(rank, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **kw):
+            super().__init__(**kw, file=io.StringIO())
+            bars.append((self, []))
+
+        def update(self, n=1):
+            bars[-1][1].append(n)
+
+    monkeypatch.setattr(batching, "tqdm", Bar)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    # The second rank's last batch is the first one again, which does not count.
+    found = list(in_rank_batches(lambda rows: rows, [[4], [0, 1], [2, 3]], [7, 20, 13], "test"))
+    ((bar, steps),) = bars
+    assert (found, steps, bar.total) == (([[4], [2, 3]], [7, 13], 20), ([[0, 1]], [20], 20))[rank]
+    assert bar.disable == (rank == 1) and bar.unit == " tokens"
 
 
 @pytest.mark.parametrize("world", [2, 3])
