@@ -22,9 +22,9 @@ from denserl.files import flush
 
 log = logging.getLogger(__name__)
 
-SHARD_TOKENS = 2**22  # after which a shard is written, 16 MB
+SHARD_TOKENS = 2**22  # of responses, after which a shard is written: 16 MB
 SHARD_SECONDS = 60.0  # after which one is written, whatever it holds
-SHARDS, TABLES = "responses", "rows"  # what names of files begin with
+SHARDS, TABLES = "responses", "joined"  # what names of files begin with
 VALUES = {"logprob": pa.float64(), "entropy": pa.list_(pa.float32())}
 _TABLE_ROWS = 4096  # in memory while a table is written
 _ABANDONED = 24 * 3600  # seconds after which nobody goes on writing a file

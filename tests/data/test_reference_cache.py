@@ -148,7 +148,7 @@ def test_a_table_is_found_whatever_the_batches(tmp_path):
     told = Told(fails=0)
     assert ask(told, many_pairs(), tmp_path, max_tokens=1000).to_list() == first.to_list()
     # The columns are read where they lie.
-    assert str(of_store(tmp_path, "rows")[0]) in [file["filename"] for file in first.cache_files]
+    assert str(of_store(tmp_path, "joined")[0]) in [file["filename"] for file in first.cache_files]
 
 
 def test_what_has_been_asked_serves_all_that_share_responses(tmp_path):
@@ -190,7 +190,7 @@ def test_a_damaged_shard_is_asked_again_with_a_word(damage, tmp_path, monkeypatc
     shards = of_store(tmp_path, "responses")
     held = {shard: Dataset.from_file(str(shard))["key"][:] for shard in shards}
     assert len(shards) > 3 and sum(map(len, held.values())) == len(first.asked)
-    of_store(tmp_path, "rows")[0].unlink()
+    of_store(tmp_path, "joined")[0].unlink()
     content = bytearray(shards[1].read_bytes())
     content[-40] ^= 1
     spoil(shards[1], damage, content)
@@ -214,7 +214,7 @@ def spoil(path, damage, bent):
 @pytest.mark.parametrize("damage", ["cut", "bent", "emptied"])
 def test_a_damaged_table_is_made_again_of_the_shards(damage, tmp_path, caplog):
     ask(Told(), many_pairs(), tmp_path)
-    (table,) = of_store(tmp_path, "rows")
+    (table,) = of_store(tmp_path, "joined")
     whole = table.read_bytes()
     content = bytearray(whole)
     content[len(content) // 2] ^= 64
@@ -289,7 +289,7 @@ def test_what_is_renamed_into_place_has_been_flushed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(os, "replace", checked)
     ask(Told(), pairs(), tmp_path)
-    assert renamed == ["responses", "rows"] and of_store(tmp_path, "rows")[0].parent.stat().st_ino in flushed
+    assert renamed == ["responses", "joined"] and of_store(tmp_path, "joined")[0].parent.stat().st_ino in flushed
 
 
 def test_a_full_disk_leaves_no_half_of_a_file(tmp_path, monkeypatch):

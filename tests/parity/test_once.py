@@ -28,7 +28,7 @@ def fits(world, trainings) -> Training:
 
 def entropies(cache: Path) -> dict[str, list[list[float]]]:
     """The one table of entropies that a cache folder holds."""
-    (stored,) = cache.glob("reference/*/rows-*")
+    (stored,) = cache.glob("reference/*/joined-*")
     return Dataset.from_file(str(stored)).to_dict()
 
 

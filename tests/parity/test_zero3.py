@@ -71,7 +71,7 @@ def test_reference_entropies_are_those_of_the_whole_model(trainings, tmp_path):
         cache = tmp_path / f"cache-{ranks}"
         bent = partial(each, gather_every_parameter, partial(note_shares, tmp_path / f"notes-{ranks}"))
         run(trainings["rm"], tmp_path / str(ranks), ranks, bent if ranks > 1 else None, epochs=1, cache_dir=cache, **options)
-        stored = [Dataset.from_file(str(path)).to_dict() for path in cache.glob("reference/*/rows-*")]
+        stored = [Dataset.from_file(str(path)).to_dict() for path in cache.glob("reference/*/joined-*")]
         found[ranks] = sorted(stored, key=lambda columns: len(columns["chosen_logprob"]))
     for one, two in zip(found[1], found[2], strict=True):
         assert one.keys() == two.keys()
