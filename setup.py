@@ -53,6 +53,7 @@ setup(
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "tyro>=1.0",
+        "xxhash>=3",
     ],
     extras_require={
         "dev": [

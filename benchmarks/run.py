@@ -26,6 +26,7 @@ ROWS = {
     10: "row_memory",
     11: "rank_balance",
     12: "killed_entropies",
+    13: "checkpoints",
 }
 
 

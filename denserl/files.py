@@ -1,9 +1,13 @@
-"""Files and folders brought to the disk, so that they survive a loss of power. What is in them is not known here."""
+"""Files and folders brought to the disk, so that they survive a loss of power; checksums. What is in them is not known here."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import xxhash
 
 from denserl.errors import UserError, require
 
@@ -12,6 +16,10 @@ log = logging.getLogger(__name__)
 COMMAND_FILE = "command.json"  # in every output folder: the command that wrote it
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _BLOCK = 2**16  # bytes that are looked through at a time
+_SUMMED_BLOCK = 2**22  # bytes that are summed at a time
+# Against damage, not against forgery: nearly as fast as memory, so that it costs little beside the disk.
+CHECKSUM = "xxh3_128"
+_SUMS: dict[str, Callable[[], Any]] = {CHECKSUM: xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 
 def without_outputs(files: Iterable[Path], root: Path) -> list[Path]:
@@ -38,6 +46,53 @@ def write_flushed(path: Path, text: str) -> None:
     """Write a text file and wait until it is on the disk."""
     path.write_text(text, encoding="utf-8")
     flush(path)
+
+
+class SummedFile:
+    """A new file that is summed while it is written, so that nothing is read back; a context, after which it is on the disk.
+
+    `entry` then holds its bytes and its checksum. `torch.save` takes it for a file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.file, self.sum = open(path, "wb"), _SUMS[CHECKSUM]()
+        self.entry: dict[str, int | str] = {}
+
+    def __enter__(self) -> "SummedFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self.file:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.entry = {"bytes": self.file.tell(), CHECKSUM: self.sum.hexdigest()}
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sum.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def entry_of(path: Path) -> dict[str, int | str]:
+    """Bytes and checksum of a file, as `SummedFile` tells them of one that it writes."""
+    return {"bytes": path.stat().st_size, CHECKSUM: _summed(path, CHECKSUM)}
+
+
+def has_checksum(path: Path, entry: dict[str, int | str]) -> bool:
+    """Whether a file's content has the checksum of its entry: SHA-256 in those of earlier versions."""
+    kind = next((name for name in _SUMS if name in entry), None)
+    return kind is not None and _summed(path, kind) == entry[kind]
+
+
+def _summed(path: Path, kind: str) -> str:
+    found = _SUMS[kind]()
+    with open(path, "rb") as file:
+        while block := file.read(_SUMMED_BLOCK):
+            found.update(block)
+    return found.hexdigest()
 
 
 def replace_whole(path: Path, text: str) -> None:

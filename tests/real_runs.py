@@ -211,7 +211,7 @@ def _without_timings(content):
 
 def _is_incidental(key: str) -> bool:
     """Timings, the place of the folder; and what follows from them, sizes and checksums of files that hold timings."""
-    return "second" in key or key in {"train_runtime", "bytes", "sha256", "metrics", "output_dir", "resume", "sft_from_here"}
+    return "second" in key or key in {"train_runtime", "bytes", "xxh3_128", "metrics", "output_dir", "resume", "sft_from_here"}
 
 
 def _unequal(one, other, place: str = "") -> Iterator[str]:

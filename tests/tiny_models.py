@@ -88,6 +88,16 @@ def tiny_tokenizer():
     return train_tokenizer(TEXTS, 320)
 
 
+def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained weights in a checkpoint of a supervised training, in fp32, as DeepSpeed's own program reads them."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    (states,) = checkpoint.glob("global_step*")
+    if any(states.glob("*_optim_states.pt")):
+        return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), states.name))
+    return dict(torch.load(states / "mp_rank_00_model_states.pt", weights_only=False)["module"])
+
+
 def save_language_model(folder: Path, seed: int = 0, stops: int = 0, hidden: int = 32) -> Path:
     """A one-layer Llama and its tokenizer in a folder; `stops` further tokens of the vocabulary also end a response."""
     tokenizer = tiny_tokenizer()

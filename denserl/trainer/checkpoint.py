@@ -4,23 +4,29 @@ A checkpoint is a folder `<word>-<number>`. It is written aside, flushed, listed
 file `latest` is moved to its name. Its contents are up to the trainers.
 """
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from denserl import distributed
 from denserl.errors import UserError
-from denserl.files import flush, write_flushed
+from denserl.files import entry_of, flush, has_checksum, write_flushed
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+# A file's name in a checkpoint, and its bytes and checksum as far as they are known.
+Entries = dict[str, dict[str, int | str]]
 
 NAME = re.compile(r"[a-z]+-(\d+)")
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
@@ -30,7 +36,7 @@ def save_checkpoint(folder: Path, name: str, state: dict, engines: dict, tensors
     """Write engines (DeepSpeed), this rank's random state, rank 0's tensors and the state as one checkpoint.
 
     Args:
-        state: JSON-able. engines: name -> DeepSpeed engine.
+        state: JSON-able. engines: name -> DeepSpeed engine with `engine_files.EngineFiles`.
         tensors: name -> tensor, the same on every rank, e.g. a moving average of weights.
         keep: newest checkpoints to keep.
 
@@ -38,17 +44,23 @@ def save_checkpoint(folder: Path, name: str, state: dict, engines: dict, tensors
         UserError: the disk is full.
     """
 
-    def write(aside: Path) -> None:
+    def write(aside: Path) -> Entries:
         for part, engine in engines.items():
             engine.save_checkpoint(str(aside / part), tag="state", save_latest=False)
         save_file(_random_state(), str(aside / f"random-{distributed.rank()}.safetensors"))
         if distributed.rank() == 0:
             save_file(tensors, str(aside / "tensors.safetensors"))
             (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
+        return entries_of(aside, *engines.values())
 
     aside = aside_folder(folder, name)
-    write_or_say_full(aside, write)
-    return commit(aside, folder / name, keep)
+    return commit(aside, folder / name, keep, written=write_or_say_full(aside, write))
+
+
+def entries_of(aside: Path, *engines: Any) -> Entries:
+    """What this rank's engines have just written below a folder."""
+    written = {path: entry for engine in engines for path, entry in engine.checkpoint_engine.take_written().items()}
+    return {Path(path).relative_to(aside).as_posix(): entry for path, entry in written.items()}
 
 
 def load_checkpoint(path: Path, engines: dict) -> tuple[dict, dict]:
@@ -93,10 +105,10 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=left.suffix == ".dropped")
 
 
-def write_or_say_full(aside: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(aside)`; where the disk is full, make room again (alone: others may be at it) and say so in a UserError."""
+def write_or_say_full(aside: Path, write: Callable[[Path], Result]) -> Result:
+    """`write(aside)`; where the disk is full, make room again (alone: others may be at it) and say so in a UserError."""
     try:
-        write(aside)
+        return write(aside)
     except Exception as error:
         if not is_disk_full(error):
             raise
@@ -129,13 +141,17 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-def commit(aside: Path, target: Path, keep: int, protected: str | None = None) -> Path:
+def commit(
+    aside: Path, target: Path, keep: int, protected: str | None = None, written: Mapping[str, dict] = MappingProxyType({})
+) -> Path:
     """Flush what the ranks wrote in `aside`, list it in a manifest, move it to `target`, then drop old checkpoints.
 
     The newest `keep` whole ones stay, and the one named `protected`. Collective.
+
+    written: this rank's files that are on the disk, and known, already.
     """
     pointer = target.parent / f".{LATEST}"
-    write_or_say_full(aside, lambda aside: _write_manifest(aside, _manifest_entries(aside), pointer, target.name))
+    write_or_say_full(aside, lambda aside: _write_manifest(aside, _manifest_entries(aside, written), pointer, target.name))
     if distributed.rank() == 0:
         if target.exists():
             _drop(target)
@@ -208,16 +224,17 @@ def check_settings(saved: dict, now: dict, harmless: frozenset[str], path: Path)
         )
 
 
-def _manifest_entries(aside: Path) -> dict[str, dict]:
-    """Size and checksum of every file, each flushed to the disk; the ranks share the work."""
+def _manifest_entries(aside: Path, written: Mapping[str, dict]) -> Entries:
+    """Size and checksum of every file, each flushed to the disk; the ranks share what is not known of the others."""
     distributed.barrier()
     # On network storage a rank may not yet see the others' newest files.
-    names = sorted(set().union(*distributed.gather_objects(_files(aside))))
+    sizes = _joined(distributed.gather_objects(_file_sizes(aside)))
+    known = _joined(distributed.gather_objects(dict(written)))
     mine = {}
-    for file in (aside / name for name in _share(names)):
-        flush(file)
-        mine[file.relative_to(aside).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    return {name: entry for share in distributed.gather_objects(mine) for name, entry in sorted(share.items())}
+    for name in _share({name: size for name, size in sizes.items() if name not in known}):
+        flush(aside / name)
+        mine[name] = entry_of(aside / name)
+    return dict(sorted((known | _joined(distributed.gather_objects(mine))).items()))
 
 
 def _write_manifest(aside: Path, entries: dict[str, dict], pointer: Path, name: str) -> None:
@@ -252,9 +269,9 @@ def _unlike_manifest(path: Path) -> str | None:
 def _other_content(path: Path) -> str | None:
     """The first file of this rank's share whose checksum is not the manifest's."""
     entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    for name in _share(sorted(entries)):
+    for name in _share({name: int(entry["bytes"]) for name, entry in entries.items()}):
         try:
-            same = _sha256(path / name) == entries[name].get("sha256")
+            same = has_checksum(path / name, entries[name])
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         if not same:
@@ -286,20 +303,24 @@ def _name_of(aside: Path) -> str:
     return aside.name.removeprefix(".").removesuffix(".partial")
 
 
-def _files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+def _file_sizes(folder: Path) -> dict[str, int]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _share(items: list) -> list:
-    return items[distributed.rank() :: distributed.world_size()]
+def _joined(shares: list[dict[str, Value]]) -> dict[str, Value]:
+    return {name: value for share in shares for name, value in share.items()}
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def _share(sizes: dict[str, int]) -> list[str]:
+    """This rank's names: the largest goes first, each to the rank that has the least by then."""
+    shares: list[list[str]] = [[] for _ in range(distributed.world_size())]
+    loads = [0] * len(shares)
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(name)
+        loads[lightest] += sizes[name]
+    return shares[distributed.rank()]
 
 
 def _drop(path: Path) -> None:

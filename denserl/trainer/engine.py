@@ -165,7 +165,27 @@ def train_engine(
     if not engine_config["gradient_clipping"]:
         clip_in_step(optimizer, config.max_grad_norm)
     scheduler = make_scheduler(config, optimizer, total_steps)
-    return deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=engine_config)[0]
+    engine = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=engine_config)[0]
+    hold_weights_once(engine)
+    return engine
+
+
+def hold_weights_once(engine: nn.Module) -> None:
+    """Let the checkpoints of a DeepSpeed engine hold each trained weight once, and none that is frozen (`EngineFiles`)."""
+    from denserl.trainer.engine_files import EngineFiles
+
+    engine.checkpoint_engine = EngineFiles(engine)
+    engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+    load = engine.load_checkpoint
+
+    @functools.wraps(load)
+    def loaded(*args: Any, **kw: Any) -> tuple:
+        found = load(*args, **kw)
+        if engine.zero_optimization() and not engine.zero_optimization_partition_weights():
+            engine.optimizer.update_lp_params()
+        return found
+
+    engine.load_checkpoint = loaded
 
 
 def frozen_engine(module: nn.Module, engine_config: dict, device: torch.device) -> nn.Module:

@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from denserl import distributed
 from denserl.errors import Stopped, UserError
-from denserl.trainer.checkpoint import STATE, aside_folder, commit, damage, read_state, write_or_say_full
+from denserl.trainer.checkpoint import STATE, Entries, aside_folder, commit, damage, entries_of, read_state, write_or_say_full
 from denserl.trainer.engine import clip_in_step
 from denserl.trainer.stopping import StopRequest
 from denserl.trainer.supervised_trainer import SupervisedTrainer
@@ -39,17 +39,18 @@ class OutputFolder:
     def save(self, trainer: SupervisedTrainer) -> None:
         """Write a checkpoint of the optimiser step that was just taken, complete or not at all."""
 
-        def write(aside: Path) -> None:
+        def write(aside: Path) -> Entries:
             trainer.write_checkpoint(aside)
             if distributed.rank() == 0:
                 state = {"settings": self.settings, "files": {"metrics": self.metrics.file.size}, **trainer.progress()}
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
+            return entries_of(aside, *filter(None, [trainer.deepspeed]))
 
         target = self.checkpoint(trainer.state.global_step)
         aside = aside_folder(self.checkpoints, target.name)
-        write_or_say_full(aside, write)
+        written = write_or_say_full(aside, write)
         best = self.best(trainer.state) if self.keep_best else None
-        commit(aside, target, self.keep, protected=best.name if best is not None else None)
+        commit(aside, target, self.keep, best.name if best is not None else None, written)
 
     def restore(self, trainer: SupervisedTrainer, checkpoint: Path) -> None:
         """Take metrics file and sums back to where they were when the checkpoint was written."""

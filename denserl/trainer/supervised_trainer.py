@@ -4,6 +4,7 @@ A step takes the same rows, and its loss and metrics are averages over all of th
 What a run keeps on disk is not known here: a RunFolder comes in.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,6 +25,7 @@ from transformers.trainer_utils import SchedulerType
 from denserl import distributed
 from denserl.data.batching import in_halves, length_batches, rank_batches, to_device
 from denserl.data.order import StepSampler
+from denserl.trainer.engine import hold_weights_once
 from denserl.trainer.schedules import inverse_sqrt_scheduler
 
 Sums = dict[str, Tensor]
@@ -118,6 +120,21 @@ class SupervisedTrainer(Trainer, ABC):
         if self._session is None:
             raise ValueError(f"{type(self).__name__}.run needs a trainer made by from_config; call train() instead")
         return self._session
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The library's; checkpoints of the engine that it makes hold each weight once."""
+        super().create_accelerator_and_postprocess()
+        prepare = self.accelerator.prepare
+
+        @functools.wraps(prepare)
+        def prepared(*args: Any, **kw: Any) -> Any:
+            made = prepare(*args, **kw)
+            for one in made if isinstance(made, tuple) else (made,):
+                if isinstance(one, nn.Module) and hasattr(one, "checkpoint_engine"):
+                    hold_weights_once(one)
+            return made
+
+        self.accelerator.prepare = prepared
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank, those of all ranks at a time of like length; every row is counted once an epoch."""
@@ -228,9 +245,10 @@ class SupervisedTrainer(Trainer, ABC):
         self.skipped_in_a_row = progress["skipped_in_a_row"]
 
     def write_checkpoint(self, folder: Path) -> None:
-        """What `train(resume_from_checkpoint=folder)` reads; the weights also as a model. Collective."""
+        """What `train(resume_from_checkpoint=folder)` reads. Collective."""
         self.store_flos()
-        self.save_model(str(folder))
+        if not self.is_deepspeed_enabled:
+            self.save_model(str(folder))
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:

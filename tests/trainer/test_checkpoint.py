@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 
 from denserl.errors import UserError
+from denserl.files import SummedFile, entry_of
 from denserl.trainer import checkpoint
 from denserl.trainer.checkpoint import (
     aside_folder,
@@ -26,17 +28,24 @@ from denserl.trainer.checkpoint import (
 
 
 class Engine:
-    """Keeps one number in a file, as DeepSpeed keeps its tensors; may fail on the way."""
+    """Keeps one number in a file, as DeepSpeed keeps its tensors, and a note that is not summed; may fail on the way."""
 
     def __init__(self, number: int = 0, error: Exception | None = None):
-        self.number, self.error = number, error
+        self.number, self.error, self.checkpoint_engine = number, error, self
+        self.written = {}
 
     def save_checkpoint(self, folder, tag, save_latest):
         target = Path(folder) / tag
         target.mkdir(parents=True)
-        (target / "number").write_text(str(self.number))
+        with SummedFile(target / "number") as file:
+            file.write(str(self.number).encode())
+        self.written = {str(target / "number"): file.entry}
+        (target / "note").write_text("beside it")
         if self.error:
             raise self.error
+
+    def take_written(self):
+        return self.written
 
     def load_checkpoint(self, folder, tag):
         self.number = int((Path(folder) / tag / "number").read_text())
@@ -75,16 +84,46 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 def test_the_manifest_lists_every_file(tmp_path):
     path = save(tmp_path, 3)
     files = [file for file in path.rglob("*") if file.is_file() and file.name != "manifest.json"]
-    assert len(files) == 5  # two engines, random state, tensors, state
+    assert len(files) == 7  # two of each engine, random state, tensors, state
     expected = {
         file.relative_to(path).as_posix(): {
             "bytes": len(file.read_bytes()),
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "xxh3_128": xxhash.xxh3_128_hexdigest(file.read_bytes()),
         }
         for file in files
     }
     assert json.loads((path / "manifest.json").read_text())["files"] == expected
     assert (tmp_path / "latest").read_text() == "iteration-000003\n"
+
+
+def test_what_was_summed_as_it_was_written_is_not_read_back(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint, "entry_of", lambda path: read.append(path.name) or entry_of(path))
+    save(tmp_path, 3)
+    assert sorted(read) == ["note", "note", "random-0.safetensors", "state.json", "tensors.safetensors"]
+
+
+def test_sums_of_earlier_versions_are_checked(tmp_path):
+    path = save(tmp_path, 3)
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry["sha256"] = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        del entry["xxh3_128"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert damage(path) is None
+    flipped(path / "state.json")
+    assert damage(path) == "state.json is not as it was written (other checksum)"
+
+
+def test_files_are_dealt_to_ranks_by_size(monkeypatch):
+    """Each file once; no rank has more than the least loaded and its own last file."""
+    sizes = {"optimiser-0": 900, "optimiser-1": 880, "averages": 300, "state": 3, "random-0": 2, "random-1": 2}
+    monkeypatch.setattr(checkpoint.distributed, "world_size", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(checkpoint.distributed, "rank", lambda rank=rank: rank)
+        shares.append(checkpoint._share(sizes))
+    assert shares == [["optimiser-0"], ["optimiser-1"], ["averages", "state", "random-0", "random-1"]]
 
 
 def test_a_save_that_fails_half_way_leaves_the_one_before(tmp_path):
@@ -118,7 +157,7 @@ class Countdown:
         return call
 
 
-FILE_OPERATIONS = [(os, "replace"), (os, "fsync"), (shutil, "rmtree"), (checkpoint, "save_file"), (checkpoint, "_sha256")]
+FILE_OPERATIONS = [(os, "replace"), (os, "fsync"), (shutil, "rmtree"), (checkpoint, "save_file"), (checkpoint, "entry_of")]
 
 
 def test_killed_at_any_file_operation_a_whole_checkpoint_is_left(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import reference_loops as loops
 import tiny_models
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from test_reward_trainer import files, same_bits, scores_of, tokenised, train  # noqa: F401
 from test_supervised_trainer import spoiled
 from torch import nn
@@ -194,9 +193,9 @@ def test_a_skipped_step_leaves_the_weights_as_they_were(options, files, samples,
     with pytest.raises(UserError, match="1 updates in a row were not finite"):
         train("rm", meta_data=samples, meta_lr=LR, meta_samples=MANY, max_skipped_steps=1, **options)
     unset_hf_deepspeed_config()
-    saved = load_file(tmp_path / "rm/checkpoints/step-000001/model.safetensors")
+    saved = tiny_models.checkpoint_weights(tmp_path / "rm/checkpoints/step-000001")
     before = new_reward_model(str(files / "sft"), options.get("dtype", "fp32"), seed=42).state_dict()
-    assert saved.keys() == before.keys() and all(torch.equal(saved[name], tensor) for name, tensor in before.items())
+    assert saved.keys() == before.keys() and all(torch.equal(saved[name], tensor.float()) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize(
