@@ -17,6 +17,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import fixtures
+import numpy as np
 import torch
 from harness import Options, Result, cpu_only, limited, run_alone
 
@@ -26,11 +27,11 @@ from denserl.trainer.engine import trained_parameters
 from denserl.trainer.run_folder import OutputFolder
 from denserl.trainer.sft_trainer import SFTTrainer
 
-SHAPE, REPEATS = "8x384", 5
+SHAPE, REPEATS = "4x384", 5
 REACH_BYTES, REACH_TIME = 1.05, 1.5
 SETTINGS = ((0, 1), (2, 1), (2, 2), (3, 1))  # ZeRO stage, ranks
 BYTES_A_WEIGHT = 12
-ROWS = 4
+ROWS = 2  # of a step; a row a rank suffices to make moments
 
 
 class Save(NamedTuple):
@@ -88,9 +89,10 @@ def saves_of(options: Options, model: Path, stage: int, folder: Path, place: dic
 
     def save(kept: OutputFolder, trainer: SFTTrainer) -> None:
         own = BYTES_A_WEIGHT * numbers_of(trainer.model)
+        content = torch.rand(own // 4 // distributed.world_size()).numpy()
         sides = {
             "seconds": lambda: write(kept, trainer),
-            "plain": lambda: write_plainly(folder, own // distributed.world_size()),
+            "plain": lambda: write_plainly(folder / f"plain-{distributed.rank()}", content),
         }
         took = {side: seconds_together(sides[side]) for side in sorted(sides, reverse=len(saves) % 2 == 0)}
         files = kept.checkpoint(trainer.state.global_step).rglob("*")
@@ -133,9 +135,8 @@ def seconds_together(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def write_plainly(folder: Path, size: int) -> None:
-    """A file of this rank's, of so many bytes, flushed to the disk; the one before is removed, as old checkpoints are."""
-    path, content = folder / f"plain-{distributed.rank()}", torch.rand(-(-size // 4)).numpy()
+def write_plainly(path: Path, content: np.ndarray) -> None:
+    """A file, flushed to the disk; the one before is removed, as old checkpoints are."""
     path.unlink(missing_ok=True)
     with open(path, "wb") as file:
         file.write(content)

@@ -144,7 +144,16 @@ def all_max(number: int) -> int:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is up on any rank."""
-    return bool(all_max(int(flag)))
+    return any_ranks(flag)[0]
+
+
+def any_ranks(*flags: bool) -> list[bool]:
+    """Of each flag, whether it is up on any rank; one reduction for all of them."""
+    if not initialised():
+        return list(flags)
+    up = torch.tensor(flags, dtype=torch.int32, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(up, op=dist.ReduceOp.MAX)
+    return [bool(number) for number in up.tolist()]
 
 
 def gather_objects(obj: Object) -> list[Object]:

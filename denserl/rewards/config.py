@@ -315,6 +315,7 @@ OF_STEPWISE = (
     "meta_data",
     "eval_steps",
     "save_steps",
+    "save_minutes",
     "save_total_limit",
     "logging_steps",
     "keep",

@@ -20,6 +20,8 @@ class TrackingConfig(Config):
     """Go on from the newest checkpoint of the output folder."""
     report_to: Annotated[list[str], RESUMABLE] = field(default_factory=list)
     """Trackers beside metrics.jsonl, e.g. tensorboard wandb; all: every one that is installed; none: none, the default."""
+    save_minutes: Annotated[float | None, Gt(0), RESUMABLE] = None
+    """Checkpoint too when so many minutes have gone by since the last one, at the end of the step, in PPO of the iteration."""
     max_skipped_steps: Annotated[int, Ge(1), RESUMABLE] = 5
     """Stop after so many updates in a row that were not finite; each is skipped, and its batch written to skipped/."""
 
@@ -80,7 +82,7 @@ class SupervisedConfig(OptimisationConfig, DataConfig, RunConfig):
     eval_steps: Annotated[int, Ge(0), RESUMABLE] = 512
     """Evaluate every so many steps; 0 only at the end."""
     save_steps: Annotated[int, Ge(0), RESUMABLE] = 256
-    """Checkpoint every so many steps; 0: none but on a stop request."""
+    """Checkpoint every so many steps; 0: none but on a stop request, or by `save_minutes`."""
     save_total_limit: Annotated[int, Ge(1), RESUMABLE] = 2
     """Checkpoints kept."""
     logging_steps: Annotated[int, Ge(1), RESUMABLE] = 10

@@ -111,7 +111,7 @@ class PPOConfig(
     """Let the judge compare every so many held-out rollouts, and the last one, with answers of the reference model to the same
     prompts: a win rate (docs/judging.md)."""
     save_every: Annotated[int, Ge(0), RESUMABLE] = 5
-    """Iterations between checkpoints; 0 none."""
+    """Iterations between checkpoints; 0: none but on a stop request, or by `save_minutes`."""
     keep_checkpoints: Annotated[int, Ge(1), RESUMABLE] = 2
     """Checkpoints kept."""
     samples_logged: Annotated[int, Ge(0), RESUMABLE] = 4

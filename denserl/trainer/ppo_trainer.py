@@ -66,7 +66,7 @@ from denserl.trainer.ppo_models import (
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, join_scores
 from denserl.trainer.ppo_sources import Loaded, check_comparisons, check_sources, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
-from denserl.trainer.stopping import StopRequest
+from denserl.trainer.stopping import SaveClock, StopRequest
 from denserl.trainer.summaries import in_words, policy_lines
 from denserl.trainer.trackers import not_finite, read_metrics
 
@@ -211,6 +211,7 @@ class PPOTrainer:
         if self.iteration == 0 and self.eval_prompts is not None and config.eval_every:
             self.log.trackers.log(0, self.evaluate())
         bar = tqdm(total=iterations, initial=self.iteration, desc="ppo", disable=distributed.rank() > 0)
+        clock = SaveClock(config.save_minutes)
         with StopRequest() as stop, bar:
             while self.iteration < iterations:
                 metrics = self.iterate()
@@ -219,9 +220,11 @@ class PPOTrainer:
                 self.log.trackers.log(self.iteration, metrics)
                 bar.update()
                 bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("reward", "kl", "response_length")})
-                stopping, in_trouble = stop.requested(), self.skipped_in_a_row >= config.max_skipped_steps
-                if stopping or in_trouble or self._every(config.save_every):
+                stopping, due = stop.requested_or_due(clock)
+                in_trouble = self.skipped_in_a_row >= config.max_skipped_steps
+                if stopping or in_trouble or due or self._every(config.save_every):
                     saved = self.save_checkpoint()
+                    clock.saved()
                 # Whoever resumes does so from the oldest checkpoint at the worst.
                 oldest = oldest_number(Path(config.output_dir) / "checkpoints")
                 self.rewards.forget_before(self.iteration if oldest is None else oldest)
@@ -241,7 +244,11 @@ class PPOTrainer:
             log.info("  %s", line)
         if rows and abs(rows[-1].get("reward") or 0.0) >= HUGE_SCORE:
             log.warning("  rewards reach %.1e in magnitude: the reward model, or its normaliser, is off", rows[-1]["reward"])
-        written = {"critic/": self.models.critic, "ema/": self.ema, "checkpoints/": self.config.save_every}
+        written = {
+            "critic/": self.models.critic,
+            "ema/": self.ema,
+            "checkpoints/": self.config.save_every or self.config.save_minutes,
+        }
         beside = [*(part for part, there in written.items() if there), "metrics.jsonl", "samples.jsonl"]
         log.info("  policy in %s, beside it %s", folder, ", ".join(beside))
 

@@ -15,7 +15,7 @@ from denserl import distributed
 from denserl.errors import Stopped, UserError
 from denserl.trainer.checkpoint import STATE, Entries, aside_folder, commit, damage, entries_of, read_state, write_or_say_full
 from denserl.trainer.engine import clip_in_step
-from denserl.trainer.stopping import StopRequest
+from denserl.trainer.stopping import SaveClock, StopRequest
 from denserl.trainer.supervised_trainer import SupervisedTrainer
 from denserl.trainer.trackers import MetricsFileCallback, not_finite, write_batch
 
@@ -77,9 +77,16 @@ class OutputFolder:
 
 
 def run_training(
-    trainer: SupervisedTrainer, folder: OutputFolder, checkpoint: Path | None, max_grad_norm: float, max_skipped_steps: int
+    trainer: SupervisedTrainer,
+    folder: OutputFolder,
+    checkpoint: Path | None,
+    max_grad_norm: float,
+    max_skipped_steps: int,
+    save_minutes: float | None = None,
 ) -> None:
     """Train from the start or from a checkpoint to the end, then load the best weights if asked for.
+
+    save_minutes: see `SaveClock`.
 
     Raises:
         Stopped: SIGTERM or SIGINT asked for it; the step was finished and saved.
@@ -93,7 +100,7 @@ def run_training(
     if checkpoint is not None:
         folder.restore(trainer, checkpoint)
     with StopRequest() as stop:
-        trainer.add_callback(StopWhenAsked(stop, trainer, max_skipped_steps))
+        trainer.add_callback(SaveOrStop(stop, SaveClock(save_minutes), trainer, max_skipped_steps))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     step, last = trainer.state.global_step, trainer.state.max_steps
     if trainer.skipped_in_a_row >= max_skipped_steps:
@@ -144,12 +151,18 @@ class OwnIntervals(TrainerCallback):
         state.compute_steps(args, state.max_steps)
 
 
-class StopWhenAsked(TrainerCallback):
-    """Saves and stops after a step when a signal asked for it, or when too many updates in a row were skipped."""
+class SaveOrStop(TrainerCallback):
+    """Saves after a step when the clock says so, and stops too when a signal asked for it, or too many updates were skipped."""
 
-    def __init__(self, stop: StopRequest, trainer: SupervisedTrainer, max_skipped_steps: int):
-        self.stop, self.trainer, self.max_skipped_steps = stop, trainer, max_skipped_steps
+    def __init__(self, stop: StopRequest, clock: SaveClock, trainer: SupervisedTrainer, max_skipped_steps: int):
+        self.stop, self.clock, self.trainer, self.max_skipped_steps = stop, clock, trainer, max_skipped_steps
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any):
-        if self.stop.requested() or self.trainer.skipped_in_a_row >= self.max_skipped_steps:
+        stop, due = self.stop.requested_or_due(self.clock)
+        if stop or self.trainer.skipped_in_a_row >= self.max_skipped_steps:
             control.should_save = control.should_training_stop = True
+        elif due:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any):
+        self.clock.saved()

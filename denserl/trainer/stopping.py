@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT during training: asked once, finish the step and save; asked again, stop at once."""
+"""What a training is told beside its steps. Signals: asked once, finish the step and save; asked again, stop at once. And the
+clock that says when a checkpoint is due.
+"""
 
 import os
 import signal
@@ -39,6 +41,11 @@ class StopRequest:
         """Whether any rank was asked to stop. Collective."""
         return distributed.any_rank(self.first is not None)
 
+    def requested_or_due(self, clock: "SaveClock") -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether a checkpoint is due. Collective, in one reduction."""
+        stop, due = distributed.any_ranks(self.first is not None, clock.due())
+        return stop, due
+
     def _watch(self, waiting: int) -> None:
         with open(waiting, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
@@ -54,3 +61,21 @@ class StopRequest:
                 say(f"\n{name}: finishing this step, then saving; once more to stop at once", sys.stderr)
         elif now - self.first >= SAME_WISH_SECONDS:
             os._exit(128 + number)
+
+
+class SaveClock:
+    """Says when a checkpoint is due: `minutes` after the last one, or the start, by rank 0's clock; never where they are None."""
+
+    now = staticmethod(time.monotonic)
+
+    def __init__(self, minutes: float | None):
+        self.minutes = minutes
+        self.saved()
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self.since = self.now()
+
+    def due(self) -> bool:
+        """On rank 0, whether it is time; False on the others, whose clocks are not asked."""
+        return distributed.rank() == 0 and self.minutes is not None and self.now() - self.since >= 60 * self.minutes

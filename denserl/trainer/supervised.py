@@ -41,7 +41,8 @@ class Session:
         # Read now: the checkpoint may be dropped on the way.
         then = self.settings if self.checkpoint is None else read_state(self.checkpoint)["settings"]
         same_rows = all(then[name] == self.settings[name] for name in ("eval_data", "eval_split"))
-        run_training(trainer, folder, self.checkpoint, config.max_grad_norm, config.max_skipped_steps)
+        limits = (config.max_grad_norm, config.max_skipped_steps, config.save_minutes)
+        run_training(trainer, folder, self.checkpoint, *limits)
         kept = folder.best(trainer.state) if folder.keep_best else folder.checkpoint(trainer.state.global_step)
         for row in trainer.state.log_history[::-1]:
             if same_rows and "eval_loss" in row and folder.checkpoint(row["step"]) == kept:

@@ -48,6 +48,26 @@ def test_what_a_launcher_sends_again_is_one_request():
     assert process.returncode == 0 and out == "out True\n" and said.count("finishing this step") == 1
 
 
+@pytest.mark.parametrize(
+    "rank, minutes, expected", [(0, 2, [58, 158]), (0, None, []), (1, 2, [])], ids=["rank 0", "without", "another rank"]
+)
+def test_a_checkpoint_is_due_when_the_minutes_have_gone_by_since_the_last_one(rank, minutes, expected, monkeypatch):
+    """Steps of 2.1 seconds: two minutes are over in the 58th; the 100th is saved for another reason, and 58 later it is time."""
+    from denserl.trainer.stopping import SaveClock, distributed
+
+    seconds = [0.0]
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(SaveClock, "now", staticmethod(lambda: seconds[0]))
+    clock, found = SaveClock(minutes), []
+    for number in range(1, 200):
+        seconds[0] = 2.1 * number
+        if clock.due():
+            found.append(number)
+        if number in (*found, 100):
+            clock.saved()
+    assert found == expected
+
+
 def test_outside_the_context_signals_are_what_they_were(monkeypatch):
     from denserl.trainer.stopping import SIGNALS, StopRequest
 

@@ -1,5 +1,6 @@
 """Supervised training: whole optimiser steps on any split, exact evaluation, and runs that go on where they were ended."""
 
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from denserl.errors import Stopped, UserError
 from denserl.trainer.reward_trainer import RewardTrainer
 from denserl.trainer.run_folder import OutputFolder
 from denserl.trainer.sft_trainer import SFTTrainer
+from denserl.trainer.stopping import SaveClock
 from denserl.trainer.trackers import read_metrics
 
 PAIRS = 10
@@ -219,6 +221,14 @@ def test_a_run_ended_after_saves_writes_the_same_metrics_and_weights(command, op
     ended = train("ended", command, resume=True, **options)
     assert (ended / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert same_bits(weights(ended), weights(whole))
+
+
+def test_a_checkpoint_is_written_when_its_minutes_are_over(train, monkeypatch):
+    """Half a minute goes by each time that the clock is looked at: at the start, after each step, after each save."""
+    times = itertools.count(step=30.0)
+    monkeypatch.setattr(SaveClock, "now", staticmethod(lambda: next(times)))
+    output = train("timed", epochs=2, save_steps=0, save_minutes=1, save_total_limit=9)
+    assert sorted(path.name for path in (output / "checkpoints").glob("step-*")) == [f"step-{i:06d}" for i in (2, 4, 6)]
 
 
 def test_a_stop_request_saves_after_the_step_and_the_run_goes_on_from_there(train, monkeypatch):
