@@ -1,7 +1,8 @@
 """Row 13: bytes and seconds of a checkpoint, against the weights and moments themselves and a plain write of as many bytes.
 
 A fine-tuning saves after every step. Weights once and the two moments of AdamW, all in fp32, are what a checkpoint cannot do
-without; the plain write is a file of that size, in equal parts from all ranks, flushed to the same disk. The two take turns.
+without. The plain write is a file of that size, in equal parts from all ranks, flushed to the same disk, after which the one
+before is removed, as old checkpoints are. The two take turns.
 """
 
 import multiprocessing
@@ -29,9 +30,8 @@ from denserl.trainer.sft_trainer import SFTTrainer
 
 SHAPE, REPEATS = "4x384", 5
 REACH_BYTES, REACH_TIME = 1.05, 1.5
-SETTINGS = ((0, 1), (2, 1), (2, 2), (3, 1))  # ZeRO stage, ranks
+SETTINGS = ((0, 1), (2, 1), (2, 2))  # ZeRO stage, ranks
 BYTES_A_WEIGHT = 12
-ROWS = 2  # of a step; a row a rank suffices to make moments
 
 
 class Save(NamedTuple):
@@ -92,7 +92,7 @@ def saves_of(options: Options, model: Path, stage: int, folder: Path, place: dic
         content = torch.rand(own // 4 // distributed.world_size()).numpy()
         sides = {
             "seconds": lambda: write(kept, trainer),
-            "plain": lambda: write_plainly(folder / f"plain-{distributed.rank()}", content),
+            "plain": lambda: write_plainly(folder / f"plain-{distributed.rank()}", len(saves), content),
         }
         took = {side: seconds_together(sides[side]) for side in sorted(sides, reverse=len(saves) % 2 == 0)}
         files = kept.checkpoint(trainer.state.global_step).rglob("*")
@@ -106,12 +106,13 @@ def saves_of(options: Options, model: Path, stage: int, folder: Path, place: dic
 def settings(model: Path, folder: Path, stage: int, steps: int) -> SFTConfig:
     """A fine-tuning of so many steps that saves after each."""
     data = folder / f"text-{os.environ['RANK']}.jsonl"
-    data.write_text('{"text": "One short line to learn from."}\n' * ROWS * steps)
+    rows = int(os.environ["WORLD_SIZE"])
+    data.write_text('{"text": "One short line to learn from."}\n' * rows * steps)
     return SFTConfig(
         model=str(model),
         data=[str(data)],
         output_dir=str(folder / "run"),
-        batch_size=ROWS,
+        batch_size=rows,
         micro_batch_size=1,
         zero_stage=stage,
         save_steps=1,
@@ -135,13 +136,13 @@ def seconds_together(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def write_plainly(path: Path, content: np.ndarray) -> None:
-    """A file, flushed to the disk; the one before is removed, as old checkpoints are."""
-    path.unlink(missing_ok=True)
-    with open(path, "wb") as file:
+def write_plainly(path: Path, number: int, content: np.ndarray) -> None:
+    """A file of that number, flushed to the disk; then the one before is removed."""
+    with open(path.with_suffix(f".{number}"), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    path.with_suffix(f".{number - 1}").unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ class StopRequest:
 
 
 class SaveClock:
-    """Says when a checkpoint is due: `minutes` after the last one, or the start, by rank 0's clock; never where they are None."""
+    """Says when a checkpoint is due: `minutes` after the last one, or the start, by rank 0's clock; never if None."""
 
     now = staticmethod(time.monotonic)
 

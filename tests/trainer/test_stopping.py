@@ -52,7 +52,7 @@ def test_what_a_launcher_sends_again_is_one_request():
     "rank, minutes, expected", [(0, 2, [58, 158]), (0, None, []), (1, 2, [])], ids=["rank 0", "without", "another rank"]
 )
 def test_a_checkpoint_is_due_when_the_minutes_have_gone_by_since_the_last_one(rank, minutes, expected, monkeypatch):
-    """Steps of 2.1 seconds: two minutes are over in the 58th; the 100th is saved for another reason, and 58 later it is time."""
+    """Steps of 2.1 seconds: two minutes are over in the 58th; the 100th is saved for another reason, and 58 later it is due."""
     from denserl.trainer.stopping import SaveClock, distributed
 
     seconds = [0.0]
