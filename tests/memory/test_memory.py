@@ -169,7 +169,7 @@ def test_the_cache_is_as_large_as_a_real_one(folder, family):
     assert per_token == 2 * LAYERS * (KV if family == "llama" else HIDDEN) * 4
 
 
-@pytest.mark.parametrize("new_tokens", [1, 2, 64, 65, 66, 200])
+@pytest.mark.parametrize("new_tokens", [1, 64, 65, *(pytest.param(count, marks=pytest.mark.long) for count in (2, 66, 200))])
 def test_the_decoders_cache_is_as_large_as_planned(folder, new_tokens):
     path, prompt, rows = folder("llama", max_position_embeddings=512), 20, 3
     model = real(empty_policy(path, "fp32")).eval()
@@ -197,9 +197,19 @@ def passed(model, kind: str, rows: int, known=()):
     return live.most
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["policy", "classifier"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "family, kind, checkpointing",
+    [
+        ("llama", "policy", False),
+        ("llama", "classifier", True),
+        ("gpt2", "policy", True),
+        ("gpt2", "classifier", False),
+        pytest.param("llama", "policy", True, marks=pytest.mark.long),
+        pytest.param("llama", "classifier", False, marks=pytest.mark.long),
+        pytest.param("gpt2", "policy", False, marks=pytest.mark.long),
+        pytest.param("gpt2", "classifier", True, marks=pytest.mark.long),
+    ],
+)
 def test_a_dry_run_needs_what_a_real_run_needs(folder, family, kind, checkpointing):
     empty = (empty_policy if kind == "policy" else empty_reward_model)(folder(family), "fp32")
     prepare_model(empty, AdapterConfig(gradient_checkpointing=checkpointing), "")

@@ -111,9 +111,8 @@ def test_one_of_the_two_is_frozen(parts, kind, frozen):
             torch.testing.assert_close(own.grad.double(), expected.grad, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["biased", "hooked"])
+@pytest.mark.parametrize("kind, temperature", [("biased", 0.7), ("hooked", 1.0)])
 @pytest.mark.parametrize("ruled_out", [slice(0, 60), slice(40, VOCABULARY), slice(1, VOCABULARY - 1)])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_tokens_that_are_ruled_out_have_no_part_in_entropy_and_gradient(parts, kind, ruled_out, temperature):
     """Against a loop over the tokens that are left, whose logits alone a smaller head gives."""
     head, (hidden, _) = make_head("biased"), make_inputs()
