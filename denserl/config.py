@@ -220,7 +220,7 @@ class ModelSourceConfig(Config):
     group: ClassVar[str] = "device and loading"
 
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """Attention kernel; flash_attention_2 needs the extra denserl[flash]."""
+    """Attention kernel; flash_attention_2 needs CUDA, bf16 and the extra denserl[flash]."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model folder or hub repository."""
     revision: Annotated[

@@ -23,7 +23,7 @@ class Options(ModelSourceConfig):
 def run(options: Options) -> None:
     from denserl.models.loading import load_policy
     from denserl.models.measured import measured
-    from denserl.models.probe import TOLERANCE
+    from denserl.models.probe import AT_ONCE, NARROW_TOLERANCE, TOLERANCE
     from denserl.models.reward_models import holds_reward_head, load_reward_model
 
     quiet_libraries()
@@ -34,7 +34,7 @@ def run(options: Options) -> None:
     rows = [
         ("model", f"{type(model).__name__}, a {'reward' if is_reward_model else 'language'} model in {options.dtype}"),
         ("runs", f"on padded batches, with {found.attention} attention" if found.unpacked else "without padding"),
-        ("", found.unpacked),
+        ("", found.unpacked or found.row_by_row),
     ]
     if not is_reward_model:
         scale, cap = found.logits.scale, found.logits.cap
@@ -50,7 +50,10 @@ def run(options: Options) -> None:
         ("", found.unsteady),
         ("longest row", "as its positions allow" if found.longest is None else f"{found.longest} tokens"),
         ("", "" if found.longest is None else "beyond that, a row's positions change what its first tokens mean"),
-        *((f"apart, {what}", f"{value:.1e} of at most {TOLERANCE:g}") for what, value in found.apart.items()),
+        *(
+            (f"apart, {what}", f"{value:.1e} of at most {NARROW_TOLERANCE if what == AT_ONCE else TOLERANCE:g}")
+            for what, value in found.apart.items()
+        ),
     ]
     say("\n".join(f"{name:36}{visible(text, kept='')}" for name, text in rows if text))
 

@@ -17,6 +17,7 @@ from denserl import distributed
 from denserl.models.folders import weight_files
 from denserl.models.measured import LogitMap, Measured
 from denserl.models.probe import probe
+from denserl.models.varlen import FLASH_ATTN
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def _fingerprint(model: PreTrainedModel, path: str) -> str:
     digest = hashlib.sha256()
     told = [model.config.to_json_string(use_diff=False), vars(model.config).get("_commit_hash")]
     told += [model.config.get_text_config()._attn_implementation, model.dtype, model.device.type, torch.cuda.is_available()]
-    told += [torch.__version__, transformers.__version__, type(model).__qualname__, path]
+    told += [FLASH_ATTN.function() is not None, torch.__version__, transformers.__version__, type(model).__qualname__, path]
     if Path(path).is_dir():
         told += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(Path(path))]
     digest.update(repr(told).encode())

@@ -29,6 +29,8 @@ from denserl.models.folders import MODEL_FILES, TOKENIZER_FILES, UNREADABLE, che
 from denserl.models.heads import read_in_fp32
 from denserl.models.measured import Measured, remember
 from denserl.models.probe import run_as
+from denserl.models.varlen import DTYPES as NARROW
+from denserl.models.varlen import TORCH, tell
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +141,19 @@ def _kernel(attn_implementation: str | None = None, **_: Any) -> dict[str, str |
 
 
 def as_measured(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    """The model, set to run as it is found that it may be (probe.py)."""
-    return run_as(model, measure(model, path))
+    """The model, set to run as it is found that it may be (probe.py).
+
+    Raises:
+        UserError: flash attention is asked for in fp32, which it does not have.
+    """
+    found = measure(model, path)
+    if found.attention.startswith("flash") and model.dtype not in NARROW:
+        raise UserError(
+            f"`attention` {found.attention} computes in bf16 and fp16 alone", "add `dtype` bf16, or `attention` sdpa"
+        )
+    if found.row_by_row:
+        tell(TORCH.name, found.row_by_row)
+    return run_as(model, found)
 
 
 def _empty_model(

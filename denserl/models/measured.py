@@ -35,8 +35,9 @@ class Measured(NamedTuple):
     """What a model was found to do. A reason is empty where there is nothing to say.
 
     logits: None of a classifier.
-    attention: the kernel that it has where it runs on padded batches.
+    attention: the kernel that it has where it runs on padded batches; without padding, flash attention as well.
     unpacked: why it runs on padded batches, and not without padding (packing.py).
+    row_by_row: why, without padding, its attention goes row by row on CUDA in narrow types, too (varlen.py).
     generates: why it is sampled from with transformers' `generate`, and not by decoding.py.
     unsampled: why it cannot be sampled from.
     unsteady: why it cannot be trained where scores or ratios are used: two passes in training mode differ.
@@ -47,6 +48,7 @@ class Measured(NamedTuple):
     logits: LogitMap | None = LogitMap()
     attention: str = "sdpa"
     unpacked: str = ""
+    row_by_row: str = ""
     generates: str = ""
     unsampled: str = ""
     unsteady: str = ""

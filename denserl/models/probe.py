@@ -16,19 +16,22 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedConfig,
 
 from denserl.data.batching import ResponseBatch, pad_responses, pad_rows
 from denserl.errors import UserError
+from denserl.models import varlen
 from denserl.models.decoding import Decoder, plain_settings
 from denserl.models.dropout import without_dropout
 from denserl.models.gathering import widened
 from denserl.models.logprob import chunked_logprob_entropy
 from denserl.models.measured import LogitMap, Measured, hooked, measure_logit_map, remember
-from denserl.models.packing import PACKED_ATTENTION, lay_out, packed_inputs
+from denserl.models.packing import KERNELS, PACKED_ATTENTION, lay_out, packed_inputs, packed_name
 from denserl.models.scoring import score_head
-from denserl.models.stretched import STRETCHED, StretchedPacking
+from denserl.models.stretched import STRETCHED, NarrowPacking, StretchedPacking
 
 Result = TypeVar("Result")
 
 # Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32.
 TOLERANCE = 1e-4
+# The same of what is compared in a narrow type: attention of all rows at once, and row by row.
+AT_ONCE, NARROW_TOLERANCE = "all rows at once", 2e-2
 # Tokens of the prompts and of the rows that are run; the second and third begin alike.
 PROMPTS, LENGTHS = (3, 5, 5), (6, 17, 13)
 # Tokens that are sampled after each prompt.
@@ -60,7 +63,7 @@ class Subject(NamedTuple):
 def run_as(model: PreTrainedModel, found: Measured) -> PreTrainedModel:
     """Let a model run in the way that was found for it, and keep on it what was found."""
     remember(model, found)
-    model.set_attn_implementation(found.attention if found.unpacked else PACKED_ATTENTION)
+    model.set_attn_implementation(found.attention if found.unpacked else packed_name(found))
     return model
 
 
@@ -76,14 +79,15 @@ def probe(model: PreTrainedModel) -> Measured:
     was_training, attention = model.training, model.config.get_text_config()._attn_implementation
     try:
         with torch.no_grad(), without_dropout(model):
-            if attention.startswith("flash"):
-                # It runs on CUDA alone, in narrow types alone; another kernel stands in for it.
-                model.set_attn_implementation("eager")
+            is_flash = attention.startswith("flash")
+            if is_flash:
+                _stand_in(model)
             found = _measured(model.eval())
             if not found.unsteady and found.attention != "eager" and not _same_with_gradients(run_as(model, found)):
                 model.set_attn_implementation("eager")
                 found = _measured(model)._replace(unpacked="another kernel serves its attention where gradients are wanted")
-        return found if not attention.startswith("flash") else found._replace(attention=attention)
+            found = found._replace(attention=attention) if is_flash else found
+            return found if found.unpacked else _with_kernel(model, found)
     finally:
         model.train(was_training).set_attn_implementation(attention)
 
@@ -110,6 +114,45 @@ def apart(found: Tensor, expected: Tensor) -> float:
 def _most(error: Tensor) -> float:
     found = error.max().item()
     return found if math.isfinite(found) else float("inf")
+
+
+def _stand_in(model: PreTrainedModel) -> None:
+    """Another kernel for flash attention, which runs on CUDA alone, in narrow types alone."""
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:
+        model.set_attn_implementation("eager")
+
+
+def _with_kernel(model: PreTrainedModel, found: Measured) -> Measured:
+    """The findings, with what the kernel that takes all rows at once does, where it runs in this machine in the model's type.
+
+    Whatever device the model is on now, its attention is computed where the kernel runs.
+    """
+    kernel, is_flash = KERNELS[packed_name(found)], found.attention.startswith("flash")
+    if is_flash and kernel.function() is None:
+        return found._replace(unpacked=kernel.missing)
+    # Within the context below, the model's own type is fp32.
+    device, dtype = varlen.device_at_hand(), model.dtype
+    if device is None or dtype not in varlen.DTYPES:
+        return found
+    model.set_attn_implementation(packed_name(found))
+    with widened(model):
+        of = _subject(model)._replace(found=dict(found.apart))
+        why = _compare(of, AT_ONCE, lambda: _at_once(of, device, dtype), NARROW_TOLERANCE)
+    found = found._replace(apart=of.found)
+    return found._replace(unpacked=why) if is_flash else found._replace(row_by_row=why)
+
+
+def _at_once(of: Subject, device: torch.device, dtype: torch.dtype) -> float:
+    """How far attention of all rows at once is from that row by row, both in a narrow type; windows are narrow, too."""
+
+    def hidden(by_kernel: bool) -> Tensor:
+        packing = NarrowPacking(of.batch, dtype, device, by_kernel)
+        places = packing.tokens.to(of.model.device), packing.positions.to(of.model.device)
+        return _forward(of.model, of.head, packed_inputs(of.batch.input_ids.flatten()[places[0]], places[1], packing)).hidden[0]
+
+    return apart(hidden(True), hidden(False))
 
 
 def _measured(model: PreTrainedModel) -> Measured:
@@ -142,7 +185,7 @@ def _probe(of: Subject) -> Measured:
     if not of.is_classifier:
         generates = unpacked or _compare(of, "decoded", lambda: _decoded(of, together))
         unsampled = generates and _compare(of, "generated", lambda: _generated(of, together))
-    return Measured(logits, attention, unpacked, generates, unsampled, unsteady, longest, of.found)
+    return Measured(logits, attention, unpacked, "", generates, unsampled, unsteady, longest, of.found)
 
 
 def _rows(model: PreTrainedModel) -> list[list[int]]:
@@ -215,13 +258,13 @@ def _tokens(of: Subject) -> Tensor:
     return hidden[places[of.batch.attention_mask.bool().to(places.device)]]
 
 
-def _compare(of: Subject, what: str, measure: Callable[[], float]) -> str:
+def _compare(of: Subject, what: str, measure: Callable[[], float], tolerance: float = TOLERANCE) -> str:
     """Note what was measured, and return why it will not do; empty where it will."""
     value, error = _attempt(measure)
     of.found[what] = float("inf") if value is None else value
     if error is not None:
         return f"{what}: {_said(error)}"
-    return "" if of.found[what] <= TOLERANCE else f"{what}: apart by {of.found[what]:.2g}, by more than {TOLERANCE:g}"
+    return "" if of.found[what] <= tolerance else f"{what}: apart by {of.found[what]:.2g}, by more than {tolerance:g}"
 
 
 def _said(error: Exception) -> str:

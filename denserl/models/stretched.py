@@ -13,7 +13,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from denserl.data.batching import ResponseBatch
+from denserl.errors import UserError
 from denserl.models.packing import Packing
+from denserl.models.varlen import Kernel
 
 STRETCHED = "denserl_stretched"
 # The farthest token looked for in masks.
@@ -30,6 +33,23 @@ class StretchedPacking(Packing):
         if window:
             kw["sliding_window"] = -(-window // _stretch(window))
         return super().attend(module, query, key, value, **kw)
+
+
+class NarrowPacking(StretchedPacking):
+    """The same, computed on a device in a narrow type whatever the model's are, by the kernel for all rows or row by row."""
+
+    def __init__(self, batch: ResponseBatch, dtype: torch.dtype, device: torch.device, by_kernel: bool):
+        super().__init__(batch.attention_mask, batch.shared)
+        self.dtype, self.device, self.by_kernel = dtype, device, by_kernel
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
+        narrow = (x.to(self.device, self.dtype) for x in (query, key, value))
+        if not self.by_kernel:
+            kw["kernel"] = None
+        return super().attend(module, *narrow, **kw).to(query.device, query.dtype)
+
+    def refused(self, kernel: Kernel, why: str) -> None:
+        raise UserError(f"{kernel.name} does not serve this model: {why}", "add `attention` sdpa")
 
 
 def _stretched_mask(mask_function: Callable = causal_mask_function, **kw: Any) -> Tensor:

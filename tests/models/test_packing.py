@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from denserl.data.batching import pad_responses
 from denserl.errors import UserError
+from denserl.models import packing
 from denserl.models.decoding import Decoder
 from denserl.models.measured import Measured
 from denserl.models.packing import Packing, is_packed
@@ -55,6 +56,21 @@ def test_rewards_and_gradients_with_shared_prompts_equal_those_of_rows_alone(fam
         (alone * weights[b, :row]).sum().backward()
     for (name, got), want in zip(packed.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-5 * want.grad.abs().max().item(), msg=name)
+
+
+def test_on_the_cpu_a_short_prompt_is_read_with_each_row(monkeypatch):
+    """Its scores are those of sharing."""
+    monkeypatch.setattr(packing, "SHORTEST_SHARED", 6)
+    model, widths = tiny_models.probed(tiny_models.classifier("llama")), []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
+    with torch.no_grad():
+        shared, alone = (token_rewards(model, *batch()[:2], which) for which in (batch().shared, None))
+    # Three rows begin with the first prompt, two with the second.
+    tokens = sum(map(len, RESPONSES)) + 3 * len(FIRST) + len(SECOND)
+    assert widths == [tokens, tokens + len(SECOND)]
+    torch.testing.assert_close(shared * batch().attention_mask, alone * batch().attention_mask, rtol=1e-5, atol=1e-5)
+    prompts = batch().shared
+    assert packing.worth_sharing(prompts, torch.device("cuda")) is prompts
 
 
 def test_where_tokens_stand_in_the_packed_row():
