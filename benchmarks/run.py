@@ -27,6 +27,7 @@ ROWS = {
     11: "rank_balance",
     12: "killed_entropies",
     13: "checkpoints",
+    14: "masks",
 }
 
 
