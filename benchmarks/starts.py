@@ -75,7 +75,7 @@ def pairs_of_size(options: Options, count: int) -> Path:
         rows = [json.loads(line) for line in fixtures.pairs_file(options).read_text(encoding="utf-8").splitlines()]
         keys = ("prompt", "chosen", "rejected")
         texts = [tuple(row[key] for key in keys) for row in rows if isinstance(row["chosen"], str)]
-        texts = [row for row in texts if sum(map(len, row)) in SIZES and row[1] != row[2]]
+        texts = [row for row in texts if sum(map(len, row)) in SIZES and all(row) and row[1] != row[2]]
         draw = random.Random(0)
         with open(folder / "pairs.jsonl", "w", encoding="utf-8") as file:
             for number in range(count):

@@ -61,8 +61,6 @@ def kept(make: Make) -> Make:
 def _table(cache: Path, name: Callable[[], str], make: Callable[[], datasets.Dataset]) -> datasets.Dataset:
     """The table of that name, made where it is not there. UserError where hosts read different rows."""
     first = distributed.rank() == 0
-    if first:
-        make_folder("cache_dir", str(cache))
     (target, own), *_ = distributed.in_own_time(lambda: _work_folder(cache, name()) if first else ("", ""))
     try:
         # All have looked before rank 0, which is done at once where the table is there, takes its folder away.
@@ -82,6 +80,7 @@ def _table(cache: Path, name: Callable[[], str], make: Callable[[], datasets.Dat
 
 def _work_folder(cache: Path, name: str) -> tuple[str, str]:
     """The names of a table, and of a new folder beside it to work in."""
+    make_folder("cache_dir", str(cache))
     return name, Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache)).name
 
 
@@ -189,10 +188,16 @@ def _name(make: Make, arguments: Mapping[str, Any]) -> str:
     told = {**arguments, "how": how}
     if "sources" in told:
         split = {**arguments, **how}.get("split", "train")
-        told["files"] = [source_identity(source, split) for source in told["sources"]]
+        told["files"] = [_identity(source, split) for source in told["sources"]]
     libraries = [importlib.metadata.version(name) for name in _LIBRARIES]
     described = repr([make.__module__, make.__qualname__, _plain(told), libraries, _code()])
     return f"rows-{hashlib.sha256(described.encode()).hexdigest()[:32]}"
+
+
+def _identity(source: str, split: str) -> list:
+    # Which files of a folder are none of the data is said where they are read.
+    with _listening([]) if Path(source).is_dir() else contextlib.nullcontext():
+        return source_identity(source, split)
 
 
 def _plain(value: Any) -> Any:
