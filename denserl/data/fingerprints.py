@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from denserl.data.features import CHUNK
+from denserl.data.features import CHUNK, selected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +70,7 @@ def rows_fingerprint(dataset: Dataset) -> str:
     names = sorted(dataset.column_names)
     digests: dict[tuple[str, int], Any] = {}
     for table in dataset.with_format("arrow").iter(CHUNK):
+        table = table.combine_chunks()
         for name in names:
             for chunk in table[name].chunks:
                 for number, part in enumerate(_flat(chunk)):
@@ -77,6 +78,14 @@ def rows_fingerprint(dataset: Dataset) -> str:
     told = [(name, str(dataset.features.arrow_schema.field(name).type)) for name in names]
     parts = [(*key, digests[key].hexdigest()) for key in sorted(digests)]
     return hashlib.sha256(repr((told, len(dataset), parts)).encode()).hexdigest()
+
+
+def selection_fingerprint(dataset: Dataset) -> str:
+    """A hash of the rows as those of a table and of which they are: another one than `rows_fingerprint`, and soon made."""
+    digest = hashlib.sha256(rows_fingerprint(Dataset(dataset.data, dataset.info, fingerprint="whole")).encode())
+    numbers = selected(dataset)
+    digest.update(b"" if isinstance(numbers, slice) else numbers.tobytes())
+    return digest.hexdigest()
 
 
 def rows_fingerprint_of_text(dataset: Dataset) -> str:

@@ -23,7 +23,7 @@ import datasets
 
 from denserl import distributed
 from denserl.data.features import written_into
-from denserl.data.fingerprints import digest_of_file, rows_fingerprint, tokenizer_fingerprint
+from denserl.data.fingerprints import digest_of_file, selection_fingerprint, tokenizer_fingerprint
 from denserl.data.readers import source_identity
 from denserl.errors import require
 from denserl.files import flush, make_folder, write_flushed
@@ -205,7 +205,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, datasets.Dataset):
-        return rows_fingerprint(value)
+        return selection_fingerprint(value)
     if isinstance(value, Mapping):
         return sorted((key, _plain(item)) for key, item in value.items())
     if isinstance(value, (set, frozenset)):

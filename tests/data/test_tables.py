@@ -25,7 +25,7 @@ from denserl.data.features import (
     longest_row,
     written_into,
 )
-from denserl.data.fingerprints import rows_fingerprint, tokenizer_fingerprint
+from denserl.data.fingerprints import rows_fingerprint, selection_fingerprint, tokenizer_fingerprint
 from denserl.data.preferences import load_preferences, tokenize_preferences
 from denserl.data.processes import in_processes
 from denserl.data.readers import map_rows
@@ -250,6 +250,9 @@ def test_a_fingerprint_is_of_values_however_they_lie(tmp_path):
     with written_into(tmp_path):
         on_disk = build_dataset(iter(whole), features)
     assert {rows_fingerprint(each) for each in (parts, turned, on_disk)} == {mine}
+    selections = [whole, whole.select([3, 2, 1, 0]), whole.select([1, 0, 2, 3]), whole.select([0, 1]), whole.select([0, 2])]
+    assert len({selection_fingerprint(each) for each in selections}) == 5
+    assert selection_fingerprint(on_disk.select([2, 0])) == selection_fingerprint(whole.select([2, 0]))
     others = [
         columns | {"ids": [[1], [2, 3], [], [4]]},
         columns | {"ids": [[1, 2], [3], None, [4]]},
