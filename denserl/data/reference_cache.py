@@ -74,8 +74,8 @@ def add_entropies(
     # Rank 0 decides for all: another run may be writing to the store.
     home = _Home(folder, asked, sides)
     table, work = distributed.by_rank_0(lambda: home.look_up(max_tokens))
+    distributed.check_shared(folder, "cache_dir")
     if table is None:
-        distributed.check_shared(folder, "cache_dir")
         if work.batches:
             ask = functools.partial(_ask, asked, sides, work, reference_function, folder, pad_id, device, together)
             distributed.in_own_time(ask)
