@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denserl.errors import UserError
+from denserl.levels import LEVELS, level_of
 from denserl.segmentation import (
-    LEVELS,
     Segmenter,
     Segments,
     join_segments,
-    level_of,
     mean_segment_length,
     segment_by_entropy,
     segment_scores,
