@@ -3,6 +3,7 @@
 Starting the group is the engine's work (denserl/trainer/engine.py).
 """
 
+import contextlib
 import itertools
 import pickle
 import socket
@@ -58,7 +59,10 @@ def in_own_time(work: Callable[[], Object]) -> list[Object]:
     except Exception as error:
         _tell_failure(store, key, error)
         raise
-    done = [pickle.loads(_awaited(store, key, each)) for each in range(world_size())]
+    try:
+        done = [pickle.loads(_awaited(store, key, each)) for each in range(world_size())]
+    except dist.DistNetworkError as error:
+        raise UserError("the rank that keeps the store of the group has ended while others waited for work") from error
     # So that no rank, and no store with it, is gone before the others have read this.
     barrier()
     return done
@@ -95,8 +99,9 @@ def _awaited(store: dist.Store, key: str, of_rank: int) -> bytes:
     pause, longest = PAUSES
     while not store.check([f"{key}/{of_rank}"]):
         if store.check([f"{key}/failure"]):
-            store.add(f"{key}/heard", 1)
-            raise pickle.loads(store.get(f"{key}/failure"))
+            failure = pickle.loads(store.get(f"{key}/failure"))
+            _let_hear(store, key)
+            raise failure
         time.sleep(pause)
         pause = min(2 * pause, longest)
     return store.get(f"{key}/{of_rank}")
@@ -106,9 +111,18 @@ def _tell_failure(store: dist.Store, key: str, error: Exception) -> None:
     """Leave what went wrong for the other ranks, and give those that wait the time to find it."""
     told = error if isinstance(error, UserError) else UserError(f"rank {rank()} has failed: {type(error).__name__}: {error}")
     store.set(f"{key}/failure", pickle.dumps(told))
+    _let_hear(store, key)
+
+
+def _let_hear(store: dist.Store, key: str) -> None:
+    """Say that this rank knows of a failure, and wait a while until all do: with one of them the store may go."""
     until = time.monotonic() + HEARING_SECONDS
-    while store.add(f"{key}/heard", 0) < world_size() - 1 and time.monotonic() < until:
-        time.sleep(PAUSES[0])
+    # Where it is gone, all have heard, or waited long enough.
+    with contextlib.suppress(dist.DistNetworkError):
+        heard = store.add(f"{key}/heard", 1)
+        while heard < world_size() and time.monotonic() < until:
+            time.sleep(PAUSES[0])
+            heard = store.add(f"{key}/heard", 0)
 
 
 def _store() -> dist.Store:
