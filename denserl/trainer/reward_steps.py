@@ -18,7 +18,7 @@ from denserl.data.labels import two_labels
 from denserl.data.order import shuffled
 from denserl.data.step_encoding import StepLayout, tokenize_steps
 from denserl.data.step_records import StepReading, load_steps
-from denserl.errors import require
+from denserl.errors import UserError
 from denserl.models.positions import check_positions
 from denserl.rewards.sources.reading import STEP, cut_settings, new_segmenter, rule_of
 from denserl.streams import Purpose, stream
@@ -70,10 +70,11 @@ def split_by_question(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dat
     """
     most = min(size, len(rows) // 10)
     taken = whole_questions(rows["prompt"], most, stream(seed, Purpose.HELD_OUT))
-    found = (
-        f"{len(rows)} rows on {len({*map(json.dumps, rows['prompt'])})} questions are too few to split some off for evaluation"
-    )
-    require(most > 0 and len(taken) < len(rows), found, "give `eval_data`")
+    if not (most > 0 and len(taken) < len(rows)):
+        questions = len({*map(json.dumps, rows["prompt"])})
+        raise UserError(
+            f"{len(rows)} rows on {questions} questions are too few to split some off for evaluation", "give `eval_data`"
+        )
     parts = ([i for i in range(len(rows)) if (i in taken) == kept] for kept in (False, True))
     train, held_out = (rows.select(part) for part in parts)
     return train, held_out
