@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import queue
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -22,6 +24,61 @@ SHOWN = 200  # characters of an answer that a message quotes
 
 class NoAnswer(Exception):
     """What a server said or did in the place of an answer, in words."""
+
+
+class Left(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Calls:
+    """A function called for each of several items, some at a time, in threads that a program which ends does not wait for.
+
+    Args:
+        call: (item, what waits for seconds, and raises Left where nobody is left to wait for the answer) -> answer.
+        threads: calls under way at a time.
+    """
+
+    def __init__(self, call: Callable[[Any, Callable[[float], None]], Any], items: Sequence[Any], threads: int):
+        self.call, self.count = call, len(items)
+        self.left, self.error = threading.Event(), None
+        self.waiting: queue.SimpleQueue = queue.SimpleQueue()
+        self.answered: queue.SimpleQueue = queue.SimpleQueue()
+        for numbered in enumerate(items):
+            self.waiting.put(numbered)
+        for _ in range(min(threads, self.count)):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def answers(self) -> Iterator[tuple[int, Any]]:
+        """The number of an item and its answer, as they come, or the first error. Calls are let go of when it is left."""
+        try:
+            for _ in range(self.count):
+                number, found = self.answered.get()
+                if number is None:
+                    raise found
+                yield number, found
+        finally:
+            self.left.set()
+
+    def check(self) -> None:
+        """The error of a call, where one has failed already."""
+        if self.error is not None:
+            raise self.error
+
+    def _work(self) -> None:
+        while not self.left.is_set():
+            try:
+                number, item = self.waiting.get_nowait()
+                self.answered.put((number, self.call(item, self._wait)))
+            except (queue.Empty, Left):
+                return
+            except BaseException as error:  # for the one who waits
+                self.error = self.error or error
+                self.left.set()
+                self.answered.put((None, error))
+
+    def _wait(self, seconds: float) -> None:
+        if self.left.wait(seconds):
+            raise Left
 
 
 class Reply(NamedTuple):

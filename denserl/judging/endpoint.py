@@ -3,14 +3,12 @@
 import functools
 import json
 import math
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from denserl.data.responses import Messages
 from denserl.errors import UserError, require
-from denserl.http import SHOWN, NoAnswer, Patience, get_json, new_client, post_json, without
+from denserl.http import SHOWN, Calls, NoAnswer, Patience, get_json, new_client, post_json, without
 from denserl.judging.contract import Reply, Request
 from denserl.judging.seeds import seed_of
 
@@ -21,10 +19,6 @@ SEED_BITS = 31  # some servers keep 32, with a sign
 LENGTH, NEWER_LENGTH = "max_tokens", "max_completion_tokens"
 # Why an answer ends that is one, as OpenAI and text-generation-inference say it; other words, such as error, say it failed.
 ENDINGS = ("stop", "length", "content_filter", "eos_token", "stop_sequence")
-
-
-class _Left(Exception):
-    """Nobody waits for the answer any more."""
 
 
 class Endpoint:
@@ -75,41 +69,10 @@ class Endpoint:
         Raises:
             UserError: the server refuses a request, does not answer, or answers something else; with its own words.
         """
-        waiting: queue.SimpleQueue = queue.SimpleQueue()
-        answered: queue.SimpleQueue = queue.SimpleQueue()
-        left = threading.Event()
         name = self.name
-        for numbered in enumerate(requests):
-            waiting.put(numbered)
+        return Calls(lambda request, wait: self._ask(name, request, wait), requests, self.concurrency).answers()
 
-        def work() -> None:
-            while not left.is_set():
-                try:
-                    number, request = waiting.get_nowait()
-                    answered.put((number, self._ask(name, request, left)))
-                except (queue.Empty, _Left):
-                    return
-                except BaseException as error:  # for the one who waits
-                    left.set()
-                    answered.put((None, error))
-
-        # A pool's threads would be waited for, also by a program that ends.
-        for _ in range(min(self.concurrency, len(requests))):
-            threading.Thread(target=work, daemon=True).start()
-        try:
-            for _ in requests:
-                number, found = answered.get()
-                if number is None:
-                    raise found
-                yield number, found
-        finally:
-            left.set()
-
-    def _ask(self, name: str, request: Request, left: threading.Event) -> Reply:
-        def wait(seconds: float) -> None:
-            if left.wait(seconds):
-                raise _Left
-
+    def _ask(self, name: str, request: Request, wait: Callable[[float], None]) -> Reply:
         body, patience = body_of(name, request, length := self.length), self.patience._replace(wait=wait)
         try:
             said = post_json(self.client, f"{self.url}/chat/completions", body, patience)
@@ -117,7 +80,7 @@ class Endpoint:
             # OpenAI's reasoning models answer 400, with the name that they take.
             if length == LENGTH and NEWER_LENGTH in str(error):
                 self.length = NEWER_LENGTH
-                return self._ask(name, request, left)
+                return self._ask(name, request, wait)
             raise self._fault(str(error), "mend or start the server, or `judge_model` or `judge_key_env`") from error
         try:
             return reply_of(said, request, self.prompt_tokens(request.messages))
