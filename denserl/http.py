@@ -40,7 +40,8 @@ class Calls:
 
     def __init__(self, call: Callable[[Any, Callable[[float], None]], Any], items: Sequence[Any], threads: int):
         self.call, self.count = call, len(items)
-        self.left, self.error = threading.Event(), None
+        self.left = threading.Event()
+        self.error: BaseException | None = None
         self.waiting: queue.SimpleQueue = queue.SimpleQueue()
         self.answered: queue.SimpleQueue = queue.SimpleQueue()
         for numbered in enumerate(items):

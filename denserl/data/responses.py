@@ -25,6 +25,7 @@ class Responses(NamedTuple):
     ended: Sequence[bool]  # with an end token, and not cut off at the longest length
     labels: Sequence[str] = ()  # what the prompts' rows say of the right answer; empty where nothing of it is read
     groups: Sequence[int] = ()  # number of the group of samples that each is of; empty where they are of none
+    logprobs: Sequence[Sequence[float]] = ()  # of their tokens, as the sampler told them; empty where it told none
 
     def rows(self, numbers: Sequence[int]) -> "Responses":
         """Some of them."""

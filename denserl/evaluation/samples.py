@@ -146,7 +146,7 @@ def draw_samples(
             rollouts = sampler([missing[key].ids for key in mine], [numbers(key) for key in mine])
             found = [
                 Sample(*key, missing[key].messages, decode(ids), ended, prompt_ids, ids)
-                for key, prompt_ids, ids, ended in zip(mine, *rollouts, strict=True)
+                for key, prompt_ids, ids, ended in zip(mine, *rollouts[:3], strict=True)
             ]
             found = sorted((s for share in distributed.gather_objects(found) for s in share), key=lambda s: (s.id, s.sample))
             file.append(found)

@@ -1,7 +1,8 @@
 """Weights made whole, or fp32, for a while: all that ZeRO-3 has spread over ranks, or those of one layer at a time."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,33 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
             copied = hasattr(tensor, "ds_id") and distributed.rank() == 0
             state[name] = tensor.detach().cpu().clone() if copied else tensor.detach()
     return state
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Callable[[], Tensor]]]:
+    """The weights of a model as it is without adapters: name, the parameter, and what gives the weight with adapters merged.
+
+    The function is called on all ranks, each of which is given the whole weight (ZeRO-3), to be used before the next is.
+    """
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name, parameter in plain.named_parameters():
+        inside, _, last = name.rpartition(".base_layer.")
+        if inside:
+            yield f"{inside}.{last}", parameter, functools.partial(_merged, plain.get_submodule(inside), parameter, last)
+        elif ".lora_" not in name:
+            yield name, parameter, functools.partial(_whole, parameter)
+
+
+def _merged(layer: nn.Module, parameter: nn.Parameter, name: str) -> Tensor:
+    if name != "weight":
+        return _whole(parameter)
+    with torch.no_grad(), gathered(list(layer.parameters())):
+        return parameter + sum(layer.get_delta_weight(adapter).to(parameter) for adapter in layer.active_adapters)
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    with gathered([parameter]):
+        # What ZeRO-3 gathers it takes away again.
+        return parameter.detach().clone() if hasattr(parameter, "ds_id") else parameter.detach()
 
 
 @contextlib.contextmanager

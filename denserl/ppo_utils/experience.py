@@ -23,6 +23,7 @@ class ScoredRollouts(NamedTuple):
     entropy: Tensor  # (N, T) nats, of the policy
     rewards: Tensor  # (N, T), before clipping and the KL penalty
     sources: list[DenseRewards]  # what each source of rewards says, before weights and penalties
+    sampled: Tensor | None = None  # (N, T) log-probabilities as the sampler told them
 
 
 class Experience(NamedTuple):
@@ -35,6 +36,7 @@ class Experience(NamedTuple):
     returns: Tensor
     ref_logprobs: Tensor  # for a KL that is a term of the loss
     policy_mask: Tensor  # bool: the tokens that the policy learns from
+    weights: Tensor | None = None  # of tokens in the policy's loss; None: 1
 
     def rows(self, index: Tensor, width: int) -> "Experience":
         """The experience of some rows, cut to `width` token slots."""
@@ -51,6 +53,7 @@ def make_experience(
     kl_estimator: str,
     estimate: Advantages,
     policy_tokens: float = 1.0,
+    weights: Tensor | None = None,
 ) -> tuple[Experience, dict[str, Tensor]]:
     """Rewards with KL penalty, returns and scaled advantages (docs/numerics.md).
 
@@ -60,6 +63,7 @@ def make_experience(
         estimate: how advantages and returns are made of rewards and values, and scaled.
         beta: weight of the KL penalty in the reward, 0 for a KL that is a term of the loss.
         policy_tokens: share of the tokens that the policy learns from, those of highest entropy (`highest_entropies`).
+        weights: (N, T), of tokens in the policy's loss (`mismatch.importance_weights`).
 
     Returns: the experience, NaN in advantages and returns of a response whose reward, KL or value is not finite; and 0-d
         tensors for the log, of the finite responses, that are the same on every rank.
@@ -87,4 +91,4 @@ def make_experience(
         chosen, log["policy_entropy"] = highest_entropies(scored.entropy, scored.mask, policy_tokens)
         counts = all_sum(torch.stack([chosen.sum(), scored.mask.sum()]).double())
         log["policy_tokens"] = counts[0] / counts[1].clamp(min=1)
-    return Experience(scored.mask, logprobs, values, own_advantages, own_returns, ref_logprobs, chosen), log
+    return Experience(scored.mask, logprobs, values, own_advantages, own_returns, ref_logprobs, chosen, weights), log

@@ -74,6 +74,7 @@ def policy_loss(
     average: str = "sequence",
     count: Tensor | float | None = None,
     dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate (Schulman et al. 2017, eq. 7): -min(rho A, clip(rho, 1 - eps, 1 + eps) A).
 
@@ -83,6 +84,7 @@ def policy_loss(
         logprobs, old_logprobs, advantages, mask: (B, T).
         average, count: as in `masked_average`.
         dual_clip: above 1; where A < 0 a token's loss is at most dual_clip |A| (Ye et al. 2020, arXiv 1912.09729).
+        weights: (B, T), what a token's loss is multiplied by, without gradient (`mismatch.importance_weights`).
 
     Returns: the loss, and the share of tokens (averaged alike, no gradient) where a clipped term was chosen.
     """
@@ -93,6 +95,7 @@ def policy_loss(
         most = -dual_clip * advantages
         bounded = (advantages < 0) & (terms > most)
         terms, is_clipped = torch.where(bounded, most, terms), is_clipped | bounded
+    terms = terms if weights is None else weights.detach() * terms
     loss = masked_average(terms, mask, average, count)
     return loss, masked_average(is_clipped.detach(), mask, average, count)
 

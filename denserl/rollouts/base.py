@@ -18,6 +18,8 @@ class Rollouts(NamedTuple):
     prompts: list[list[int]]
     responses: list[list[int]]
     ended: list[bool]
+    # Of the responses' tokens, as the sampler itself has computed them at its temperature; empty where it tells none.
+    logprobs: list[list[float]] = []
 
 
 Sampler = Callable[[list[list[int]], Sequence[Stream]], Rollouts]

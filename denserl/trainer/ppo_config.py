@@ -11,7 +11,7 @@ from denserl.errors import require
 from denserl.judging.config import JudgeConfig
 from denserl.ppo_utils.config import WITHOUT_CRITIC, DenseRewardConfig, KLConfig, LossConfig
 from denserl.rewards.config import RewardModelConfig, SourcesConfig
-from denserl.rollouts.config import SamplingConfig
+from denserl.rollouts.config import EngineConfig
 from denserl.trainer.config import OptimisationConfig
 
 HELD_OUT = Only(
@@ -26,7 +26,7 @@ class PPOConfig(
     SourcesConfig,
     DenseRewardConfig,
     KLConfig,
-    SamplingConfig,
+    EngineConfig,
     LossConfig,
     OptimisationConfig,
     JudgeConfig,

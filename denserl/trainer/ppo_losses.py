@@ -60,7 +60,7 @@ class StepLosses:
         config, old = self.config, part.old
         logprobs, entropy = self._now(part.batch, with_entropy=config.entropy_coef > 0)
         averaged = (old.policy_mask, config.policy_clip, config.average, self.policy, config.dual_clip)
-        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, *averaged)
+        loss, clipped = policy_loss(logprobs, old.logprobs, old.advantages, *averaged, old.weights)
         now, everyone = logprobs.detach(), (old.mask, config.average_of_all(), self.tokens)
         log = {
             "policy_loss": loss.detach(),

@@ -15,6 +15,7 @@ from denserl.data.responses import Responses
 from denserl.ppo_utils.dense_reward import DenseRewards, weighted_sum
 from denserl.ppo_utils.experience import Experience, ScoredRollouts
 from denserl.ppo_utils.kl import approx_kl
+from denserl.ppo_utils.mismatch import mismatch
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_rewards import Rewards
@@ -42,6 +43,8 @@ def rollout_metrics(
     means, every_score = distributed.average_and_gather(totals, counted.sum(), scores)
     means |= rewards.logged(counted)
     means |= {f"{key}_std": max(means[f"{key}_std"] - means[key] ** 2, 0.0) ** 0.5 for key in spread}
+    if scored.sampled is not None:
+        means |= mismatch(scored.logprobs, scored.sampled, scored.mask & counted[:, None])
     of_tokens = per_token(means.pop("nll"), means.pop("ref_nll"), means["kl"], means["response_length"])
     return means | of_tokens | quantiles(every_score)
 

@@ -56,6 +56,8 @@ class Models(NamedTuple):
     reference: Callable[..., tuple[Tensor, Tensor | None]]
     # The policy as it is now, an ordinary model (with its adapters, if any), for sampling and saving.
     current_policy: Callable[[], PreTrainedModel]
+    # What the actor trains: under ZeRO-3 in shares.
+    trained_policy: PreTrainedModel
     whole_reference: Callable[[], AbstractContextManager[PreTrainedModel]] | None = None
 
     @property
@@ -92,7 +94,9 @@ def load_models(
         recompute_activations(critic, config.gradient_checkpointing, device.type)
     warn_of_shortage(config, dtype, device, [actor, *critics], [*frozen_models, *copies, *others])
     trained, frozen = _engine_configs(config, dtype)
-    whole = deepcopy(actor).eval().to(device) if config.zero_stage == 3 else actor
+    # A copy that nobody samples from is there to be saved.
+    place = "cpu" if config.rollout_engine == "vllm" and not samples_reference else device
+    whole = deepcopy(actor).eval().to(place) if config.zero_stage == 3 else actor
     # With adapters, the base model inside already runs them; the wrapper is needed for saving.
     inside = actor.get_base_model() if config.lora_rank else actor
     actor_steps = (schedule.iterations - config.critic_warmup_iterations) * schedule.steps_per_iteration
@@ -111,6 +115,7 @@ def load_models(
         critic=judging[0] if judging else None,
         reference=LastBatch(reference),
         current_policy=(lambda: whole) if whole is actor else (lambda: update_copy(actor, whole)),
+        trained_policy=actor,
         whole_reference=sampled if samples_reference else None,
     )
 
@@ -223,8 +228,7 @@ def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenize
         if distributed.rank() == 0:
             if hasattr(model, "merge_and_unload"):
                 model.save_pretrained(str(target / "adapter"))
-                model = deepcopy(model).merge_and_unload()
-            model.save_pretrained(str(target))
+            save_policy(model, target)
             tokenizer.save_pretrained(str(target))
 
     write(policy, folder)
@@ -237,6 +241,13 @@ def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenize
             parameter.data.copy_(mean)
         write(policy, folder / "ema")
     distributed.barrier()
+
+
+def save_policy(model: PreTrainedModel, folder: Path) -> None:
+    """Write a whole model, adapters merged into a copy of it."""
+    if hasattr(model, "merge_and_unload"):
+        model = deepcopy(model).merge_and_unload()
+    model.save_pretrained(str(folder))
 
 
 def _engine_configs(config: PPOConfig, dtype: str) -> tuple[dict, dict]:

@@ -20,7 +20,7 @@ from denserl.data.batching import ResponseBatch, in_halves, pad_rows
 from denserl.data.order import endless_rows, step_table
 from denserl.data.prompts import LABEL
 from denserl.data.responses import Responses
-from denserl.errors import Stopped
+from denserl.errors import Stopped, require
 from denserl.models.gathering import gathered
 from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.advantages import Advantages
@@ -48,6 +48,7 @@ from denserl.trainer.ppo_data import (
     make_schedule,
     text_batches,
 )
+from denserl.trainer.ppo_engine import Engine, check_mismatch, correction
 from denserl.trainer.ppo_judging import HeldOutJudge, check_limit, make_judge
 from denserl.trainer.ppo_losses import Part, StepLosses
 from denserl.trainer.ppo_metrics import Averages, Clock, Judged, RunLog, open_log, rollout_metrics
@@ -89,7 +90,7 @@ class PPOTrainer:
         ptx_batches: optimiser step -> this rank's micro-batches of text for the pretraining loss, or None.
         true_reward, gold: what held-out responses are worth beside the reward that is trained on, only reported, or None.
         judging: compares them with the reference model's.
-        settings: kept with every checkpoint, to be compared when a run is resumed.
+        settings: kept with every checkpoint, to be compared when a run is resumed. close: ends what the sampler has started.
 
     Random numbers depend on seed, iteration and the response's number alone, so that a run goes the same way on any number
     of ranks, and a resumed one goes on as it would have gone.
@@ -113,11 +114,13 @@ class PPOTrainer:
         gold: ResponseScorer | None = None,
         judging: HeldOutJudge | None = None,
         settings: dict | None = None,
+        close: Callable[[], None] = lambda: None,
     ):
         self.config, self.schedule, self.models, self.rewards = config, schedule, models, rewards
         self.sampler, self.log, self.tokenizer, self.device = sampler, log, tokenizer, device
         self.prompts, self.eval_prompts, self.ptx_batches = prompts, eval_prompts, ptx_batches
         self.true_reward, self.gold, self.judging, self.settings = true_reward, gold, judging, settings or {}
+        self.close = close
         self.kl = KLCoefficient(config.kl_coefficient, config.kl_target, config.kl_horizon)
         first = rewards.sources[0].segmenter.level if config.reward_model else ""
         self.value_clip = config.value_clip or VALUE_CLIP.get(first, DEFAULT_VALUE_CLIP)
@@ -133,14 +136,20 @@ class PPOTrainer:
         cls,
         config: PPOConfig,
         sources: Sequence[PaidSource] = (),
-        sampler: Callable[..., Sampler] = PolicySampler.from_config,
+        sampler: Callable[..., Sampler] | None = None,
     ) -> "PPOTrainer":
         """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together.
 
         sources: of rewards, beside those that the config names. sampler: (config, function that returns the policy as it is
-            now, tokenizer) -> Sampler.
+            now, tokenizer) -> Sampler; default: what the config names.
         """
         check_sources(config, sources)
+        require(
+            sampler is None or config.rollout_engine == "policy",
+            f"`rollout_engine` {config.rollout_engine} beside a sampler of one's own",
+            "leave one of them out",
+        )
+        sample_policy = sampler or PolicySampler.from_config
         compares = check_comparisons(config)
         device, dtype = start_run(config)
         check_sizes(config)
@@ -158,7 +167,7 @@ class PPOTrainer:
         forwards = [*implicit, lambda *args, **kw: models.reference(*args, **kw)]
         answers = Answers(Path(config.output_dir) / "answers", resumed=checkpoint is not None) if config.reward_url else None
         of_reference = ReferenceAnswers(
-            lambda *asked: sample_reference(models, config, tokenizer, sampler, *asked), decode, config.seed
+            lambda *asked: sample_reference(models, config, tokenizer, sample_policy, *asked), decode, config.seed
         )
         loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)), answers, of_reference)
         rewards = make_rewards(config, loaded, sources)
@@ -170,12 +179,13 @@ class PPOTrainer:
         remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": prompts}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
         models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit], compares or judge is not None)
+        engine = Engine(config, models, tokenizer, device, dtype) if config.rollout_engine == "vllm" else None
         trainer = cls(
             config,
             schedule,
             models,
             rewards,
-            sampler(config, models.current_policy, tokenizer),
+            engine.sampler if engine else sample_policy(config, models.current_policy, tokenizer),
             open_log(config, tokenizer, checkpoint),
             tokenizer=tokenizer,
             prompts=prompts,
@@ -186,6 +196,7 @@ class PPOTrainer:
             gold=gold and gold_scorer(gold, freeze(gold, config, device, dtype), models.reference, [config.segmenter]),
             judging=HeldOutJudge(judge, of_reference) if judge else None,
             settings=settings,
+            close=engine.close if engine else lambda: None,
         )
         if checkpoint is not None:
             trainer.resume(checkpoint)
@@ -194,7 +205,10 @@ class PPOTrainer:
     def run(self) -> None:
         """Train to the end (see `train`) and write the models into the output folder."""
         began = time.perf_counter()
-        self.train()
+        try:
+            self.train()
+        finally:
+            self.close()
         self.log.trackers.finish()
         save_models(self.config, self.models, self.tokenizer, self.ema)
         if distributed.rank() == 0:
@@ -259,6 +273,8 @@ class PPOTrainer:
         responses = self.sample(*self._next_prompts())
         clock.lap("rollout")
         scored, values = self.score(responses, learn=True)
+        metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended), config.max_new_tokens)
+        check_mismatch(metrics)
         experience, log = make_experience(
             scored,
             values,
@@ -268,8 +284,8 @@ class PPOTrainer:
             kl_estimator=config.kl_estimator,
             estimate=Advantages(**config.estimation()),
             policy_tokens=config.policy_tokens,
+            weights=correction(config, scored),
         )
-        metrics = rollout_metrics(scored, self.rewards, {}, torch.ones_like(scored.ended), config.max_new_tokens)
         log |= self.rewards.running()
         clock.lap("scoring")
         metrics |= {**self.update(responses, experience), **{key: value.item() for key, value in log.items()}}
@@ -291,7 +307,7 @@ class PPOTrainer:
         """
         rollouts = self.sampler(prompts["prompt_ids"], streams)
         texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
-        return Responses(prompts["prompt"], texts, *rollouts, prompts.get(LABEL, ()), groups)
+        return Responses(prompts["prompt"], texts, *rollouts[:3], prompts.get(LABEL, ()), groups, rollouts.logprobs)
 
     def score(self, responses: Responses, learn: bool = False) -> tuple[ScoredRollouts, Tensor | None]:
         """Log-probabilities, entropies, values (with a critic) and rewards of this rank's responses, without gradient.
@@ -306,7 +322,9 @@ class PPOTrainer:
         joined = {name: join_scores([part[name] for part in scores]) for name in scores[0]} | of_rollouts
         ids = pad_rows(responses.response_ids, self.tokenizer.pad_token_id).to(self.device)
         tokens, sources = self.rewards.pay(joined, ref_entropy, mask, ids, ended, learn)
-        scored = ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources)
+        told = responses.logprobs
+        sampled = pad_rows(told, 0.0, torch.float32).to(self.device) if told else None
+        scored = ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources, sampled)
         return scored, None if self.models.critic is None else _join_padded(values)
 
     def update(self, responses: Responses, experience: Experience) -> dict[str, float]:

@@ -154,7 +154,7 @@ def test_a_gold_model_judges_held_out_rollouts_at_its_own_level(gold_threshold, 
     by_hand, rows = ByHand(world.sft, [gold], gold_threshold), read_metrics(output / "metrics.jsonl")
     samples = read_metrics(output / "eval_samples.jsonl")
     for step, rollouts in enumerate(judged):
-        each = [by_hand.scores(*row)[0] for row in zip(*rollouts, strict=True)]
+        each = [by_hand.scores(*row)[0] for row in zip(*rollouts[:3], strict=True)]
         expected = [loops.aggregate(scores, agg_func) for scores in each]
         assert [s["gold_reward"] for s in samples if s["step"] == step] == pytest.approx(expected, abs=1e-3)
         assert rows[step]["eval_gold_reward"] == pytest.approx(sum(expected) / len(expected), abs=1e-3)

@@ -94,7 +94,7 @@ class Judged:
         shape = (len(rollouts.responses), width)
         self.logprobs, self.values, self.raw, self.normalised, self.segments, self.entropy = [], [], [], [], [], []
         rewards, values, self.mask = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
-        for b, (prompt, response, ended) in enumerate(zip(*rollouts, strict=True)):
+        for b, (prompt, response, ended) in enumerate(zip(*rollouts[:3], strict=True)):
             rewards[b, : len(response)] = torch.tensor(self.judge(prompt, response, ended))
             values[b, : len(response)] = self.values[b].detach()
             self.mask[b, : len(response)] = 1
@@ -396,7 +396,7 @@ def test_text_and_fit_are_compared_by_content(ppo, world, tmp_path):
 def segment_counts(model, rollouts: Rollouts, threshold: float) -> list[int]:
     """Segments of each response when this model's entropies cut it."""
     counts = []
-    for prompt, response, ended in zip(*rollouts, strict=True):
+    for prompt, response, ended in zip(*rollouts[:3], strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response])).logits[:, len(prompt) - 1 : -1]
         entropy = torch.distributions.Categorical(logits=logits).entropy()

@@ -5,9 +5,11 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from denserl_group import find_store, is_there, join, leave
+from torch.distributed import ProcessGroup
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -37,7 +39,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):
     """Takes every weight of the model from the training, one after the other."""
 
     init_info_cls, update_info_cls = InitInfo, UpdateInfo
-    group = None
+    group: ProcessGroup | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.shutdown()
@@ -51,13 +53,18 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        loaded = set()
-        for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True):
-            weight = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
-            self.group.broadcast([weight], 0).wait()
-            loaded |= self.model.load_weights([(name, weight)]) or set()
-        self.shutdown()
-        if missing := {name for name, _ in self.model.named_parameters()} - loaded:
+        loaded: set[str] = set()
+        try:
+            for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True):
+                weight = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
+                self.group.broadcast(weight, 0).wait()
+                loaded |= self.model.load_weights([(name, weight)]) or set()
+        finally:
+            # Whoever sends is not left waiting for one that has failed.
+            self.shutdown()
+        tied = getattr(self.model_config.hf_text_config, "tie_word_embeddings", False)
+        expected = {name for name, _ in self.model.named_parameters() if not (tied and name.startswith("lm_head."))}
+        if missing := expected - loaded:
             raise ValueError(f"no weights came for {sorted(missing)[:3]} and {len(missing)} in all: it is another model")
 
     def finish_weight_update(self) -> None:
@@ -72,6 +79,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
 class Extension:
     """What the workers learn to do besides."""
+
+    model_runner: Any  # of the worker that this is a part of
 
     def denserl_reload(self, folder: str) -> None:
         """Load a model's weights from a folder."""
