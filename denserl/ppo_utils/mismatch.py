@@ -27,7 +27,7 @@ def mismatch(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> dict[str, float
 
 
 def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, kind: str, cap: float) -> Tensor:
-    """What a token's loss is multiplied by, since it was sampled by mu and not by the policy pi: (N, T), 1 off the mask.
+    """What a token's loss is multiplied by, since it was sampled by mu and not by the policy pi: (N, T), 0 off the mask.
 
     truncated: min(pi / mu, cap) (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
     masked: pi / mu where that is from 1 / cap to cap, and 0 elsewhere, as in IcePop (Ling team 2025).
@@ -43,7 +43,9 @@ def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, kind: st
     # Held within the exponential's range, beyond which the cap has long decided.
     ratio = torch.where(mask, (logprobs - sampled).float(), 0.0).clamp(-80, 80).exp()
     if kind == "none":
-        return torch.ones_like(ratio)
-    if kind == "truncated":
-        return ratio.clamp(max=cap)
-    return torch.where((ratio >= 1 / cap) & (ratio <= cap), ratio, 0.0)
+        ratio = torch.ones_like(ratio)
+    elif kind == "truncated":
+        ratio = ratio.clamp(max=cap)
+    else:
+        ratio = torch.where((ratio >= 1 / cap) & (ratio <= cap), ratio, 0.0)
+    return torch.where(mask, ratio, 0.0)

@@ -76,15 +76,15 @@ class Servers:
         )
         extension = _found(said, "parallel_config", "worker_extension_cls")
         backend = _found(said, "weight_transfer_config", "backend")
-        wrong = {
-            f"--max-model-len {needs.tokens}": isinstance(longest, int) and longest >= needs.tokens,
-            f"--logprobs-mode {PROCESSED}": mode == PROCESSED,
-            f"--worker-extension-cls {EXTENSION}": extension == EXTENSION,
-            f"--weight-transfer-config '{json.dumps({'backend': BACKEND})}'": backend == BACKEND or not needs.broadcast,
-            "--enable-sleep-mode": sleeps is True or not needs.sleep,
+        settings = {
+            f"max-model-len {needs.tokens}": isinstance(longest, int) and longest >= needs.tokens,
+            f"logprobs-mode {PROCESSED}": mode == PROCESSED,
+            f"worker-extension-cls {EXTENSION}": extension == EXTENSION,
+            f"weight-transfer-config '{json.dumps({'backend': BACKEND})}'": backend == BACKEND or not needs.broadcast,
+            "enable-sleep-mode": sleeps is True or not needs.sleep,
         }
-        missing = [option for option, there in wrong.items() if not there]
-        require(not missing, f"{url} was started without {' '.join(missing)}", "start it as docs/rollouts.md has it")
+        missing = [option for option, there in settings.items() if not there]
+        require(not missing, f"{url} was started without {', '.join(missing)}", "start it as docs/rollouts.md has it")
 
     def _answer(self, url: str, ask: Callable[[], Any]) -> Any:
         try:

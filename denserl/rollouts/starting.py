@@ -16,7 +16,7 @@ from denserl.http import NoAnswer, Patience, get_json, new_client
 from denserl.rollouts import keeper
 from denserl.rollouts.servers import BACKEND, EXTENSION, PROCESSED
 
-HOST = "127.0.0.1"
+HOST, DASHES = "127.0.0.1", "--"
 IN_SERVER = Path(__file__).parent / "in_server"
 TO_END_SECONDS, POLL_SECONDS = 10.0, 0.2
 LAST_LINES = 3
@@ -52,8 +52,8 @@ class Started:
         )
         self.log, port = log, free_port()
         self.url = f"http://{HOST}:{port}"
-        words = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", HOST, "--port", str(port)]
-        words += [*arguments(model, sizes), *shlex.split(more or "")]
+        place = [DASHES + "host", HOST, DASHES + "port", str(port)]
+        words = [python, "-m", "vllm.entrypoints.openai.api_server", *place, *arguments(model, sizes), *shlex.split(more or "")]
         with open(log, "ab") as file:
             self.keeper = subprocess.Popen(
                 [sys.executable, "-I", keeper.__file__, str(TO_END_SECONDS), *words],
@@ -89,17 +89,26 @@ class Started:
 
 def arguments(model: Path, sizes: Sizes) -> list[str]:
     """How a server is started that a training can sample from."""
-    words = ["--model", str(model), "--served-model-name", "policy", "--skip-tokenizer-init", "--generation-config", "vllm"]
-    words += ["--dtype", {"fp32": "float32", "bf16": "bfloat16"}[sizes.dtype]]
-    words += ["--max-model-len", str(sizes.tokens), "--max-num-seqs", str(sizes.responses)]
-    words += ["--logprobs-mode", PROCESSED, "--enable-scale-out", "--worker-extension-cls", EXTENSION]
-    words += ["--weight-transfer-config", json.dumps({"backend": BACKEND})]
-    if sizes.sleep:
-        words.append("--enable-sleep-mode")
+    options: dict[str, object] = {
+        "model": model,
+        "served-model-name": "policy",
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[sizes.dtype],
+        "max-model-len": sizes.tokens,
+        "max-num-seqs": sizes.responses,
+        "logprobs-mode": PROCESSED,
+        "worker-extension-cls": EXTENSION,
+        "weight-transfer-config": json.dumps({"backend": BACKEND}),
+        # Whatever the model's own settings say.
+        "generation-config": "vllm",
+        "skip-tokenizer-init": True,
+        "enable-scale-out": True,
+        "enable-sleep-mode": sizes.sleep,
+    }
     if not sizes.cuda:
         # Compiling takes minutes; and seeds of single requests end the server where it reads a prompt in parts.
-        words += ["--enforce-eager", "--max-num-batched-tokens", str(sizes.tokens * sizes.responses)]
-    return words
+        options |= {"enforce-eager": True, "max-num-batched-tokens": sizes.tokens * sizes.responses}
+    given = {name: value for name, value in options.items() if value is not False}
+    return [word for name, value in given.items() for word in (DASHES + name, *([] if value is True else [str(value)]))]
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 
 from denserl import distributed
 from denserl.errors import UserError
-from denserl.http import Calls
+from denserl.http import SHOWN, Calls
 from denserl.rollouts.in_server.denserl_group import is_there, join, leave, open_store, own_address
 from denserl.rollouts.servers import Servers, fault, first_rank_says, shown
 
@@ -131,8 +131,9 @@ class _Sending:
         try:
             work.wait(timedelta(seconds=self.seconds))
         except RuntimeError as error:
-            self.receiving.check()
-            raise fault(self.servers.urls[0], f"left the group: {str(error).splitlines()[0]}") from error
+            # One that left because it failed is about to say why.
+            list(self.receiving.answers())
+            raise fault(self.servers.urls[0], f"left the group: {str(error)[:SHOWN]!r}") from error
 
     def _until(self, happened: Callable[[], bool], calls: Calls, late: str) -> None:
         """Wait, unless a server has said that it failed."""

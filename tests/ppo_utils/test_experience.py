@@ -50,7 +50,8 @@ def test_experience_is_what_the_loops_make(batch, estimator, discounts):
     assert torch.equal(got.mask, scored.mask)
     assert torch.equal(got.logprobs[scored.mask], scored.logprobs[scored.mask])
     assert torch.equal(got.values[scored.mask], values[scored.mask])
-    for x in got:
+    assert got.weights is None
+    for x in got[:-1]:
         assert not x[~scored.mask].any()
 
 
@@ -98,7 +99,7 @@ def test_a_response_that_is_not_finite_leaves_the_others_as_they_would_be_withou
 
     def made(rows: list[int], rewards):
         scored = ScoredRollouts(mask, mask.any(1), logprobs, ref_logprobs, entropy, rewards, [])
-        scored = ScoredRollouts(*(x[rows] for x in scored[:-1]), [])
+        scored = ScoredRollouts(*(x[rows] for x in scored[:6]), [])
         return make_experience(scored, values[rows], **settings)
 
     spoiled = rewards.clone()
@@ -136,7 +137,7 @@ def test_the_policy_learns_from_the_tokens_of_highest_entropy(batch, share):
         assert log["policy_tokens"].item() == pytest.approx(count / len(places))
         assert log["policy_entropy"].item() == scored.entropy[places[count - 1]].item()
     assert torch.equal(whole.policy_mask, scored.mask) and "policy_tokens" not in before
-    assert all(torch.equal(x, y) for x, y in zip(got[:-1], whole[:-1], strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(got[:6], whole[:6], strict=True))
 
 
 def test_tokens_of_equal_entropy_count_alike_and_what_is_no_number_counts():

@@ -1,10 +1,5 @@
 """PPO whose responses come from servers: the same run as with the own decoder, what befalls servers, and what is refused."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +9,6 @@ from safetensors.torch import load_file
 from tiny_models import restored_environment, run_command
 
 from denserl.cli import train_ppo
-from denserl.errors import UserError
 from denserl.rollouts import vllm
 from denserl.trainer.trackers import read_metrics
 
