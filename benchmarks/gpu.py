@@ -269,6 +269,7 @@ def ppo_trainer(config, sizes: Sizes, place: dict, folder: Path):
         critic=PlainEngine(critic, micro_batches),
         reference=PolicyModule(reference),
         current_policy=lambda: policy,
+        trained_policy=policy,
     )
     paid = PaidSource("reward_model", RewardModelSource([scorer]), Segmenter(8.5), DenseReward("even", None))
     # Nothing reads the texts.

@@ -217,6 +217,14 @@ def peer_python(options: Options, name: str) -> Path:
     return folder / "bin/python"
 
 
+def engine_python(options: Options) -> Path:
+    """The interpreter of vLLM's environment. UserError where `make runs/vllm/installed` has not made it."""
+    folder = options.runs.parent / "vllm"
+    if not (folder / "installed").exists():
+        raise UserError(f"vLLM is not installed: {folder}/installed does not exist", "make runs/vllm/installed")
+    return folder / "bin/python"
+
+
 @cache
 def matrix_rate(device: str, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of a square matrix product, the best of a few: what arithmetic floors are counted in."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from harness import Options, Result, arguments, as_options, ending_well, peer_python, table, write_results
+from harness import Options, Result, arguments, as_options, ending_well, engine_python, peer_python, table, write_results
 
 ROWS = {
     1: "dense_reward",
@@ -28,11 +28,14 @@ ROWS = {
     12: "killed_entropies",
     13: "checkpoints",
     14: "masks",
+    15: "rollout_engine",
 }
 
 
 # Row -> the peer that it needs.
 PEERS = {3: "trl-1.16", 4: "trl-1.12"}
+# Rows that need a server of vLLM.
+BY_ENGINE = (15,)
 ON_GPU = ("dense_reward", "logprob", "gpu")
 
 
@@ -52,6 +55,8 @@ def run_rows(options: Options, rows: list[int]) -> None:
     for row in rows:
         if row in PEERS:
             peer_python(options, PEERS[row])
+        if row in BY_ENGINE:
+            engine_python(options)
     run(options, [ROWS[row] for row in rows], options.runs / "results.json")
 
 

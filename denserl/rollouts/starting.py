@@ -114,7 +114,7 @@ def arguments(model: Path, sizes: Sizes) -> list[str]:
 def environment(own: Mapping[str, str]) -> dict[str, str]:
     """The server's environment variables, made of this process's."""
     kept = {name: value for name, value in own.items() if not name.startswith(NOT_THE_SERVERS)}
-    return {**USUALLY, **kept, **ALWAYS, "PYTHONPATH": str(IN_SERVER)}
+    return {**USUALLY, **kept, **ALWAYS, "VLLM_HOST_IP": HOST, "PYTHONPATH": str(IN_SERVER)}
 
 
 def free_port() -> int:

@@ -240,7 +240,7 @@ def test_approx_kl_is_of_the_policy_that_sampled_from_the_policy_as_it_is(ppo, w
     row = metrics(ppo("two", actor_lr=2e-2, ppo_epochs=2))[0]
     start, now = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (world.sft, one))
     right, swapped = [], []
-    for prompt, response, _ in zip(*seen[1], strict=True):
+    for prompt, response, _ in zip(*seen[1][:3], strict=True):
         gap = token_logprobs(now, prompt, response) - token_logprobs(start, prompt, response)
         right.append((gap.exp() - 1 - gap).mean().item())
         swapped.append(((-gap).exp() - 1 + gap).mean().item())
