@@ -25,7 +25,6 @@ import torch
 from reward_server import listening, respond
 from transformers import AutoModelForCausalLM
 
-from denserl.models.loading import load_policy
 from denserl.rollouts.policy import PolicySampler
 from denserl.rollouts.servers import TRIED
 from denserl.rollouts.starting import IN_SERVER
@@ -93,7 +92,7 @@ class Model:
     """A policy as vLLM's loaders see it: it takes weights by name, all of them between `begin` and `end`."""
 
     def __init__(self, folder: str):
-        self.policy, self.loading = load_policy(folder, "fp32").eval(), False
+        self.policy, self.loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), False
 
     def begin(self) -> None:
         self.loading = True
@@ -227,7 +226,9 @@ def serving(folder: Path | str, port: int = 0) -> Iterator[Server]:
             try:
                 said = server.fault(path, body) or (200, server.answer(path, body))
             except Hang:
-                server.closing.wait()
+                closing = server.closing
+                closing.wait()
+                self.close_connection = True
                 return
             except ConnectionError:
                 self.close_connection = True

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from denserl import distributed
 from denserl.errors import UserError, require
 from denserl.http import SHOWN, Calls, NoAnswer, Patience, get_json, new_client, post_json
 
@@ -102,20 +101,6 @@ def shown(said: Any) -> str:
     """The beginning of an answer, for a message."""
     text = json.dumps(said)
     return text[:SHOWN] + ("..." if len(text) > SHOWN else "")
-
-
-def first_rank_says(ask: Callable[[], Any]) -> Any:
-    """What a function says on rank 0, on every rank; a UserError of it as well. Collective."""
-    found: tuple = (None, None)
-    if distributed.rank() == 0:
-        try:
-            found = ask(), None
-        except UserError as error:
-            found = None, (error.found, error.fix)
-    said, error = distributed.gather_objects(found)[0]
-    if error is not None:
-        raise UserError(*error)
-    return said
 
 
 def _found(said: Any, *names: str) -> Any:

@@ -20,7 +20,7 @@ from denserl import distributed
 from denserl.errors import UserError
 from denserl.http import SHOWN, Calls
 from denserl.rollouts.in_server.denserl_group import is_there, join, leave, open_store, own_address
-from denserl.rollouts.servers import Servers, fault, first_rank_says, shown
+from denserl.rollouts.servers import Servers, fault, shown
 
 POLL_SECONDS = 0.001
 
@@ -60,14 +60,14 @@ class Sync:
 
     def __call__(self, servers: Servers, version: str) -> None:
         """Collective. UserError where a server cannot be brought there."""
-        first_rank_says(lambda: servers.post_all("/pause?mode=abort"))
+        distributed.by_rank_0(lambda: servers.post_all("/pause?mode=abort"))
         (self._by_broadcast if self.folder is None else self._by_files)(servers)
-        first_rank_says(lambda: _go_on(servers, version))
+        distributed.by_rank_0(lambda: _go_on(servers, version))
 
     def _by_files(self, servers: Servers) -> None:
         self.weights.save(self.folder)
         body = {"method": "denserl_reload", "kwargs": {"folder": str(self.folder.resolve())}}
-        first_rank_says(lambda: servers.post_all("/collective_rpc", dict.fromkeys(servers.urls, body)))
+        distributed.by_rank_0(lambda: servers.post_all("/collective_rpc", dict.fromkeys(servers.urls, body)))
 
     def _by_broadcast(self, servers: Servers) -> None:
         first, failed = distributed.rank() == 0, None
@@ -80,7 +80,7 @@ class Sync:
                         sending.send(number, weight)
                     except UserError as error:
                         failed = error
-            first_rank_says(lambda: _raise(failed) if failed else sending.finish())
+            distributed.by_rank_0(lambda: _raise(failed) if failed else sending.finish())
         finally:
             if first:
                 sending.leave()

@@ -13,7 +13,7 @@ import numpy as np
 from denserl import distributed
 from denserl.http import Calls
 from denserl.rollouts.base import Rollouts, Stream
-from denserl.rollouts.servers import Servers, fault, first_rank_says, shown
+from denserl.rollouts.servers import Servers, fault, shown
 from denserl.rollouts.sync import Sync
 
 SEED_BITS = 63
@@ -64,11 +64,16 @@ class VLLMSampler:
         # The response's number among those of all ranks deals it to a server.
         servers = [urls[(rank + world * i) % len(urls)] for i in range(len(prompts))]
         rows = list(zip(servers, prompts, streams, strict=True))
-        calls = Calls(lambda row, _: self._ask(version, *row), rows, self.in_flight)
-        found: list[Response] = [response for _, response in sorted(calls.answers(), key=lambda numbered: numbered[0])]
+        found: list[Response] = [Response([], False, [])] * len(rows)
+
+        def sample() -> None:
+            for number, response in Calls(lambda row, _: self._ask(version, *row), rows, self.in_flight).answers():
+                found[number] = response
+
+        # Ranks end together, however long one of them takes, and whatever befalls it.
+        distributed.in_own_time(sample)
         if self.sleep:
-            distributed.barrier()
-            first_rank_says(lambda: self.servers.post_all("/sleep?level=1"))
+            distributed.by_rank_0(lambda: self.servers.post_all("/sleep?level=1"))
         known = self.decoding.top_p == 1
         ids, ended, logprobs = map(list, zip(*found, strict=True)) if found else ([], [], [])
         return Rollouts(prompts, ids, ended, logprobs if known else [])
@@ -78,8 +83,8 @@ class VLLMSampler:
         if self.servers is None:
             self.servers = self.open()
         if self.sleep:
-            first_rank_says(lambda: self.servers.post_all("/wake_up"))
-        version, stale = first_rank_says(self._version)
+            distributed.by_rank_0(lambda: self.servers.post_all("/wake_up"))
+        version, stale = distributed.by_rank_0(self._version)
         if stale:
             self.sync(self.servers, version)
         return version

@@ -16,7 +16,7 @@ from denserl.files import make_folder
 from denserl.models.gathering import merged_weights
 from denserl.ppo_utils.experience import ScoredRollouts
 from denserl.ppo_utils.mismatch import importance_weights
-from denserl.rollouts.servers import Needs, Servers, first_rank_says
+from denserl.rollouts.servers import Needs, Servers
 from denserl.rollouts.starting import Sizes, Started
 from denserl.rollouts.sync import Described, Sync
 from denserl.rollouts.vllm import Decoding, VLLMSampler
@@ -89,7 +89,7 @@ class Engine:
         tokens = config.max_prompt_length + config.max_new_tokens
         servers = Servers(config.rollout_url or [self._start(tokens)], config.rollout_timeout)
         needs = Needs(tokens, config.rollout_sync == "broadcast", config.rollout_sleep, config.rollout_any_version)
-        first_rank_says(lambda: servers.check(needs))
+        distributed.by_rank_0(lambda: servers.check(needs))
         log.info("rollouts by vLLM at %s", ", ".join(servers.urls))
         return servers
 
@@ -115,7 +115,7 @@ class Engine:
             self.started.wait(self.config.rollout_timeout)
             return self.started.url
 
-        return first_rank_says(start)
+        return distributed.by_rank_0(start)
 
 
 def correction(config: PPOConfig, scored: ScoredRollouts) -> Tensor | None:

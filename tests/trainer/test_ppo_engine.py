@@ -5,11 +5,16 @@ from pathlib import Path
 import pytest
 import rollout_stub
 import torch
+from parity import ranks
+from real_runs import Training
 from safetensors.torch import load_file
 from tiny_models import restored_environment, run_command
 
 from denserl.cli import train_ppo
+from denserl.errors import UserError
 from denserl.rollouts import vllm
+from denserl.trainer.ppo_config import PPOConfig
+from denserl.trainer.ppo_engine import check_mismatch
 from denserl.trainer.trackers import read_metrics
 
 LETTERS = str(Path(__file__).parent.parent / "tiny_models.py") + ":letters"
@@ -68,3 +73,68 @@ def test_a_run_by_a_server_is_that_by_the_own_decoder(world, by_decoder, same_st
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
     for name, tensor in weights(tmp_path / "run").items():
         torch.testing.assert_close(tensor, final[name], rtol=0, atol=1e-5)
+
+
+def test_a_run_whose_server_dies_goes_on_as_if_it_had_not(world, by_decoder, same_streams, tmp_path):
+    rows, final = by_decoder
+    options = {**BY_ENGINE, "save_every": 1, "eval_prompts": world.prompts, "eval_every": 1}
+    with rollout_stub.serving(world.sft) as server:
+        same_streams(server)
+
+        def dies(path: str, body: dict) -> None:
+            if len(server.bodies) > 30:  # 5 before training, 13 an iteration
+                raise ConnectionError
+
+        server.fault = dies
+        with pytest.raises(UserError, match="gave no answer.*\n.*--resume"):
+            run(world, tmp_path / "run", rollout_url=server.url, **options)
+    with rollout_stub.serving(world.sft) as server:
+        same_streams(server)
+        found = run(world, tmp_path / "run", rollout_url=server.url, resume=True, **options)
+        assert server.seen.index("/update_weights") < server.seen.index("/inference/v1/generate")
+    for row, expected in zip(found, rows, strict=True):
+        assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for name, tensor in weights(tmp_path / "run").items():
+        torch.testing.assert_close(tensor, final[name], rtol=0, atol=1e-5)
+
+
+def test_two_ranks_share_servers_and_weights_that_are_spread(world, tmp_path):
+    """At ZeRO 3, two servers: the run of one rank and one server."""
+    rows = []
+    for count in (1, 2):
+        with rollout_stub.serving(world.sft) as one, rollout_stub.serving(world.sft) as two:
+            training = Training("train_ppo", world.argv, {**RUN, **BY_ENGINE, "zero_stage": 3, "micro_batch_size": 2})
+            output = ranks.run(training, tmp_path / str(count), count, rollout_url=[one.url, two.url][:count])
+            assert len(one.bodies) + len(two.bodies) == 24 and (count == 1 or len(one.bodies) == 12)
+        rows.append(read_metrics(Path(output) / "metrics.jsonl"))
+    for single, shared in zip(*rows, strict=True):
+        for name in ("reward", "policy_loss", "kl", "response_length", "actor_grad_norm"):
+            assert shared[name] == pytest.approx(single[name], rel=1e-4, abs=1e-5), name
+        assert shared["rollout_mismatch_max"] < 1e-5
+
+
+def test_what_is_no_engine_of_the_policy_ends_the_run():
+    check_mismatch({"rollout_mismatch_mean": 0.2})
+    check_mismatch({})
+    check_mismatch({"rollout_mismatch_mean": float("nan")})  # a step of it is skipped
+    with pytest.raises(UserError, match="are 0.3 nats a token from the policy's"):
+        check_mismatch({"rollout_mismatch_mean": 0.3})
+
+
+REFUSED = {
+    "neither": ({}, "neither `rollout_url` and `rollout_python`"),
+    "both": ({"rollout_url": ["http://x"], "rollout_python": "p"}, "both `rollout_url` and `rollout_python`"),
+    "a correction": ({"rollout_url": ["http://x"], "rollout_correction": "masked", "top_p": 0.9}, "`top_p` 0.9"),
+    "a temperature": ({"rollout_url": ["http://x"], "temperature": 0.001}, "`temperature` 0.001"),
+    "an option of the engine": ({"rollout_engine": "policy", "rollout_sleep": True}, "`rollout_sleep` has no effect"),
+    "arguments": ({"rollout_url": ["http://x"], "rollout_args": "x"}, "`rollout_args` x has no effect"),
+    "a cap": ({"rollout_url": ["http://x"], "rollout_cap": 3.0}, "`rollout_cap` 3.0 has no effect"),
+}
+
+
+@pytest.mark.parametrize("options, words", REFUSED.values(), ids=REFUSED)
+def test_options_that_do_not_go_together(options, words):
+    with pytest.raises(UserError, match=words):
+        PPOConfig(
+            **{"model": "m", "data": ["d"], "output_dir": "o", "reward_function": "f", "rollout_engine": "vllm", **options}
+        ).check()
