@@ -16,12 +16,12 @@ from denserl.trainer.sft_trainer import SFTTrainer
 
 @pytest.fixture(
     scope="module",
-    params=[("segment", "bandit"), pytest.param(("segment", "token", "bandit"), marks=pytest.mark.long)],
-    ids=" ".join,
+    # With half the data segments are not yet longer than tokens.
+    params=["0.01 segment bandit", pytest.param("0.02 segment token bandit", marks=pytest.mark.long)],
 )
 def finished(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    options = parse(demo.Options, "demo", ["--output_dir", str(folder), "--scale", "0.01", "--levels", *request.param])
+    folder, (scale, *levels) = tmp_path_factory.mktemp("demo"), request.param.split()
+    options = parse(demo.Options, "demo", ["--output_dir", str(folder), "--scale", scale, "--levels", *levels])
     return folder, demo.run(options)
 
 
