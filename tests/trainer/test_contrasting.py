@@ -176,7 +176,7 @@ def test_prototypes_learn_are_kept_in_checkpoints_and_are_not_saved(variant, fil
     # Adam moves each number by about the learning rate in each of two steps.
     assert 5e-4 < moved.median().item() < 3e-3
     written = [path for path in whole.rglob("*.safetensors") if "random" not in path.name]
-    assert len(written) >= 3 and not any("prototypes" in name for path in written for name in load_file(path))
+    assert written and not any("prototypes" in name for path in written for name in load_file(path))
     half = "checkpoints/step-000001"
     shutil.copytree(whole / half, tmp_path / "again" / half)
     shutil.copy(whole / "metrics.jsonl", tmp_path / "again")
