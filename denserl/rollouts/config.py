@@ -77,7 +77,7 @@ class EngineConfig(SamplingConfig):
             return
         require(
             bool(self.rollout_url) != bool(self.rollout_python),
-            f"`rollout_engine` vllm with {'both' if self.rollout_url else 'neither'} `rollout_url` and `rollout_python`",
+            f"`rollout_engine` vllm with {'both' if self.rollout_url else 'none'} of `rollout_url` and `rollout_python`",
             "give the address of a server that runs, or the Python of the environment from which one is started",
         )
         require(

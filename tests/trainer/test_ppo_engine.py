@@ -122,8 +122,8 @@ def test_what_is_no_engine_of_the_policy_ends_the_run():
 
 
 REFUSED = {
-    "neither": ({}, "neither `rollout_url` and `rollout_python`"),
-    "both": ({"rollout_url": ["http://x"], "rollout_python": "p"}, "both `rollout_url` and `rollout_python`"),
+    "neither": ({}, "none of `rollout_url` and `rollout_python`"),
+    "both": ({"rollout_url": ["http://x"], "rollout_python": "p"}, "both of `rollout_url` and `rollout_python`"),
     "a correction": ({"rollout_url": ["http://x"], "rollout_correction": "masked", "top_p": 0.9}, "`top_p` 0.9"),
     "a temperature": ({"rollout_url": ["http://x"], "temperature": 0.001}, "`temperature` 0.001"),
     "an option of the engine": ({"rollout_engine": "policy", "rollout_sleep": True}, "`rollout_sleep` has no effect"),
