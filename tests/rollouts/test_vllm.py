@@ -376,7 +376,7 @@ def test_a_server_that_does_not_start(tmp_path):
 
 SERVER = """
 import os, subprocess, sys, time
-child = subprocess.Popen(["sleep", "100"])
+child = subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 100"])
 with open(sys.argv[1], "w") as file:
     file.write(f"{os.getpid()} {child.pid} ")
 time.sleep(100)
@@ -384,7 +384,7 @@ time.sleep(100)
 OWNER = """
 import subprocess, sys, time
 _, keeper, server, pids = sys.argv
-words = [sys.executable, "-I", keeper, "5", sys.executable, "-c", server, pids]
+words = [sys.executable, "-I", keeper, "0.2", sys.executable, "-c", server, pids]
 kept = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
 time.sleep(100)
 """
@@ -400,7 +400,7 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_server_ends_with_whoever_started_it(number, tmp_path):
-    """However that one ends; with what the server itself has started."""
+    """However that one ends; with what the server itself has started, and which hears no request."""
     pids = tmp_path / "pids"
     owner = subprocess.Popen([sys.executable, "-c", OWNER, keeper.__file__, SERVER, str(pids)])
     while not (pids.exists() and pids.read_text().endswith(" ")):
