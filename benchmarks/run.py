@@ -36,12 +36,15 @@ ROWS = {
 PEERS = {3: "trl-1.16", 4: "trl-1.12"}
 # Rows that need a server of vLLM.
 BY_ENGINE = (15,)
+WITHOUT_ENGINE = [row for row in ROWS if row not in BY_ENGINE]
 ON_GPU = ("dense_reward", "logprob", "gpu")
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--row", type=int, nargs="*", choices=ROWS, default=list(ROWS), help="rows to measure; default: all")
+    parser.add_argument(
+        "--row", type=int, nargs="*", choices=ROWS, default=WITHOUT_ENGINE, help="rows to measure; default: all but 15"
+    )
     parsed = parser.parse_args()
     options = as_options(parsed)
     if options.device == "cuda":
