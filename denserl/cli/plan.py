@@ -90,8 +90,10 @@ def advice(planner: "Planner", command: str, phases: list[Phase], setting: Setti
     if setting is None:
         least = list(settings_in_order(planner.options))[-1]
         need, name = max((phase.needs(least) / GIB, phase.name) for phase in phases)
-        adapters = "" if planner.options.lora_rank else "--lora_rank 16, "
-        return f"nothing fits: {name} needs {need:.1f} GiB even so; try {adapters}shorter sequences or more --gpus"
+        options = planner.options
+        adapters = "" if options.lora_rank else "--lora_rank 16, "
+        engine = "--rollout_engine vllm, " if command == "train-ppo" and options.rollout_engine == "policy" else ""
+        return f"nothing fits: {name} needs {need:.1f} GiB even so; try {adapters}{engine}shorter sequences or more --gpus"
     need, host = max(phase.needs(setting) for phase in phases) / GIB, planner.host(command, setting) / GIB
     also = f", and {host:.0f} GiB of main memory on all hosts together" if host else ""
     return f"{' '.join(flags(setting, planner.options, phases))}   ({need:.1f} GiB{also})"

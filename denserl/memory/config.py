@@ -27,6 +27,8 @@ class PlanConfig(ModelSourceConfig):
         Only("without a critic, which `advantage` gae alone has", lambda c: c.advantage == "gae"),
     ] = "sft"
     """Backbone of the critic of train-ppo."""
+    rollout_engine: Literal["policy", "vllm"] = "policy"
+    """What samples the responses of train-ppo: the policy, or servers of vLLM on GPUs that are not among these."""
     gpus: Annotated[int, FIRST, Ge(1)] = 1
     """GPUs, all hosts together."""
     gpu_memory: Annotated[float | None, FIRST, Gt(0)] = None
@@ -56,7 +58,9 @@ class PlanConfig(ModelSourceConfig):
     """Longest response of train-ppo."""
     ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Decay of the moving average of train-ppo's policy; 0 keeps none."""
-    sample_batch_size: Annotated[int, FIRST, Ge(1)] = 64
+    sample_batch_size: Annotated[
+        int, FIRST, Ge(1), Only("with `rollout_engine` vllm", lambda c: c.rollout_engine == "policy")
+    ] = 64
     """Prompts that train-ppo samples at once on one rank."""
 
     def check(self) -> None:

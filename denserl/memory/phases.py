@@ -34,6 +34,7 @@ class Planner:
         self.length = options.max_prompt_length + options.max_new_tokens
         scorers = [*(options.reward_model or [options.model]), *filter(None, [options.gold_reward_model])]
         self.scorers = {f"scorer {i}": path for i, path in enumerate(scorers)}
+        self.samples = options.rollout_engine == "policy"
         self.critics = ["critic"] if options.advantage == "gae" else []
         self.trained = {"train-sft": ["policy"], "train-rm": ["reward"], "train-ppo": ["policy", *self.critics]}
         self.model, self.size, self.passing = cache(self._model), cache(self._size), cache(self._passing)
@@ -44,7 +45,7 @@ class Planner:
             Phase("train-rm", "reference entropies", self.entropies, "score_tokens"),
             Phase("train-rm", "training", self.reward_training, "micro_batch_size"),
             Phase("train-rm", "evaluation", self.reward_evaluation, "score_tokens"),
-            Phase("train-ppo", "rollout", self.rollout, "sample_batch_size"),
+            *([Phase("train-ppo", "rollout", self.rollout, "sample_batch_size")] if self.samples else []),
             Phase("train-ppo", "scoring", self.scoring, "micro_batch_size"),
             Phase("train-ppo", "update", self.update, "micro_batch_size"),
         ]
@@ -121,7 +122,8 @@ class Planner:
         read = (*([] if self.options.lora_rank else ["reference"]), *self.scorers)
         frozen = sum(formulas.weights(self.size(role), sharding) for role in read)
         average = formulas.moving_average(self.size("policy")) if self.options.ema_decay else 0
-        return trained + frozen + average + formulas.sampling_copy(self.size("policy"), sharding)
+        copy = formulas.sampling_copy(self.size("policy"), sharding) if self.samples else 0
+        return trained + frozen + average + copy
 
     def _model(self, role: str, checkpointing: bool) -> PreTrainedModel:
         options = self.options

@@ -161,6 +161,15 @@ def test_what_lowers_the_need(model, phase, changed):
     assert needs_of(given._replace(**changed)) < needs_of(given)
 
 
+def test_where_servers_sample_there_is_neither_cache_nor_copy(model):
+    own, served = (Planner(options(model, gpus=2, **changed)) for changed in ({}, {"rollout_engine": "vllm"}))
+    assert {phase.name for phase in own.phases()} - {phase.name for phase in served.phases()} == {"rollout"}
+    for stage, copy in ((2, 0), (3, 2)):
+        given = setting_given(own.options, stage)
+        assert own.update(given) - served.update(given) == copy * own.size("policy").parameters
+        assert own.scoring(given) - served.scoring(given) == copy * own.size("policy").parameters
+
+
 def test_the_moving_average_is_whole_in_fp32_on_every_gpu(model):
     given = [setting_given(options(model, gpus=4), stage) for stage in (0, 2, 3)]
     with_average, without = (Planner(options(model, gpus=4, **more)) for more in ({"ema_decay": 0.9}, {}))
@@ -231,6 +240,10 @@ def test_equal_columns_have_a_reason(model, changed, said):
 def test_what_is_on_is_not_advised():
     phases = [Phase("train-sft", "training", lambda setting: 2**40, "micro_batch_size")]
     assert "--lora_rank" not in advice(SimpleNamespace(options=PlanConfig(model="m", lora_rank=4)), "train-sft", phases, None)
+    update = [Phase("train-ppo", "update", lambda setting: 2**40, "micro_batch_size")]
+    for engine, advised in (("policy", True), ("vllm", False)):
+        planner = SimpleNamespace(options=PlanConfig(model="m", rollout_engine=engine))
+        assert ("--rollout_engine vllm" in advice(planner, "train-ppo", update, None)) == advised
     given = PlanConfig(model="m")
     assert "gradient_checkpointing" not in " ".join(flags(setting_given(given, 3), given, phases))
     given.gradient_checkpointing = False
