@@ -113,7 +113,7 @@ def test_rewards_of_an_ensemble(level, how, weight, world, run, members, judged)
     options = {"eval_prompts": world.prompts, "samples_logged": 9, "ensemble": how, "ensemble_weight": weight}
     output = run(members, **LEVELS[level], **options)
     by_hand = ByHand(world.sft, members, THRESHOLDS[level])
-    expected = [combined(by_hand.scores(*row), how, weight) for row in zip(*judged[0], strict=True)]
+    expected = [combined(by_hand.scores(*row), how, weight) for row in zip(*judged[0][:3], strict=True)]
     lines = [json.loads(line) for line in (output / "eval_samples.jsonl").read_text().splitlines()]
     found = [[segment["raw"] for segment in line["segments"]] for line in lines if line["step"] == 0]
     for want, got in zip(expected, found, strict=True):
@@ -132,7 +132,7 @@ def test_a_model_of_sums_is_paid_by_what_it_changes_in_the_sum(world, run, judge
     """Mean 0.5 and std 2 are of sums: the first segment is paid (r - 0.5) / 2, any other r / 2."""
     output = run([member(world, tmp_path / "rm", 4, 0.5, 2.0, agg_func="sum")], eval_prompts=world.prompts, samples_logged=9)
     by_hand, metrics = ByHand(world.sft, [tmp_path / "rm"], 5.3), read_metrics(output / "metrics.jsonl")[0]
-    expected = [by_hand.scores(*row)[0] for row in zip(*judged[0], strict=True)]
+    expected = [by_hand.scores(*row)[0] for row in zip(*judged[0][:3], strict=True)]
     samples = [line for line in read_metrics(output / "eval_samples.jsonl") if line["step"] == 0]
     for scores, sample in zip(expected, samples, strict=True):
         changes = [(score - 0.5 * (k == 0)) / 2 for k, score in enumerate(scores)]

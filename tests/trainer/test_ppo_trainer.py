@@ -328,8 +328,8 @@ def same_bits(first: Path, second: Path) -> None:
             for name, tensor in weights(first / part).items():
                 assert torch.equal(weights(second / part)[name], tensor), (part, name)
     pairs = list(zip(optimizer_states(first), optimizer_states(second), strict=True))
-    # Of each engine at least weights, two moments and a count.
-    assert len(pairs) >= 8 and all(torch.equal(a, b) for a, b in pairs)
+    # Of each engine, one at least, there are weights, two moments and a count.
+    assert len(pairs) >= 4 and all(torch.equal(a, b) for a, b in pairs)
     states = [json.loads((folder / "checkpoints/iteration-000004/state.json").read_text()) for folder in (first, second)]
     for state in states:
         del state["files"]  # sizes of files that hold timings
