@@ -42,12 +42,12 @@ class NotFinite:
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The tensors of all trained weights in a checkpoint: as they are at stage 0, else the optimiser's, in fp32 and in one."""
     found = {}
-    for path in sorted(checkpoint.rglob("*_states.pt")):
+    for i, path in enumerate(sorted(checkpoint.rglob("*_states.pt"))):
         stored = torch.load(path, weights_only=False)
         own = stored.get("optimizer_state_dict") or {}
         groups = own.get("single_partition_of_fp32_groups", own.get("fp32_flat_groups", []))
         tensors = stored.get("module") or dict(enumerate(groups))
-        found |= {f"{path.relative_to(checkpoint)}/{name}": x for name, x in tensors.items()}
+        found |= {f"{i}/{name}": x for name, x in tensors.items()}
     assert found
     return found
 
