@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
 
-# One process for each core, each with one thread; a file's tests share what they have trained.
+# A process for each core and one more, each with one thread; a file's tests share what they have trained.
 test: lint
 	$(BIN)/python -m pytest -q -n logical --dist loadfile --no-loadscope-reorder tests
 

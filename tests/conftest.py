@@ -55,6 +55,12 @@ TOGETHER = ("faults", "parity")
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: tests that start processes wait for them."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """As --dist loadfile deals files to processes, with these folders as one file."""
     if config.getvalue("dist") != "loadfile":

@@ -84,9 +84,11 @@ def test_a_signal_stops_a_run_after_its_step_and_it_can_go_on(name, number, fini
     ("name", "number"),
     [
         pytest.param("ppo-zero0", signal.SIGTERM, id="ppo-SIGTERM"),
-        pytest.param("rm-zero2", signal.SIGINT, id="rm-SIGINT", marks=pytest.mark.long),
+        pytest.param("rm-zero2", signal.SIGINT, id="rm-SIGINT"),
     ],
 )
+# In make test: test_stopping's, inside a long call.
+@pytest.mark.long
 def test_a_second_signal_stops_at_once(name, number, finished, tmp_path):
     done, output = finished(name), tmp_path / "run"
     running = done.training.start(output, SlowSteps(tmp_path / "begun"))

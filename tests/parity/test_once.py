@@ -32,6 +32,7 @@ def entropies(cache: Path) -> dict[str, list[list[float]]]:
     return Dataset.from_file(str(stored)).to_dict()
 
 
+@pytest.mark.long
 def test_a_fit_on_two_ranks_is_that_of_one(fits, tmp_path):
     found = {}
     for ranks in (1, 2):

@@ -98,6 +98,7 @@ def test_a_run_whose_server_dies_goes_on_as_if_it_had_not(world, by_decoder, sam
         torch.testing.assert_close(tensor, final[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_two_ranks_share_servers_and_weights_that_are_spread(world, tmp_path):
     """At ZeRO 3, two servers: the run of one rank and one server."""
     rows = []
