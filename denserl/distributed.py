@@ -5,7 +5,7 @@ Starting the group is the engine's work (denserl/trainer/engine.py).
 
 import contextlib
 import itertools
-import pickle
+import json
 import socket
 import time
 import uuid
@@ -55,17 +55,18 @@ def in_own_time(work: Callable[[], Object]) -> list[Object]:
         return [work()]
     key, store = f"denserl/work/{next(_works)}", _store()
     try:
-        store.set(f"{key}/{rank()}", pickle.dumps(work()))
+        found = work()
+        store.set(f"{key}/{rank()}", "done")
     except Exception as error:
         _tell_failure(store, key, error)
         raise
     try:
-        done = [pickle.loads(_awaited(store, key, each)) for each in range(world_size())]
+        for each in range(world_size()):
+            _await(store, key, each)
     except dist.DistNetworkError as error:
         raise UserError("the rank that keeps the store of the group has ended while others waited for work") from error
-    # So that no rank, and no store with it, is gone before the others have read this.
-    barrier()
-    return done
+    # All are here by now. The store itself carries texts alone: its port may be open to more than the group.
+    return gather_objects(found)
 
 
 def by_rank_0(work: Callable[[], Object]) -> Object:
@@ -94,23 +95,22 @@ def check_shared(folder: Path, option: str) -> None:
         raise UserError(f"{found} {', '.join(blind)}", fix)
 
 
-def _awaited(store: dist.Store, key: str, of_rank: int) -> bytes:
-    """What a rank has left in the store, waited for; UserError where a rank has failed."""
+def _await(store: dist.Store, key: str, of_rank: int) -> None:
+    """Wait until a rank is done; UserError where one has failed."""
     pause, longest = PAUSES
     while not store.check([f"{key}/{of_rank}"]):
         if store.check([f"{key}/failure"]):
-            failure = pickle.loads(store.get(f"{key}/failure"))
+            told = json.loads(store.get(f"{key}/failure"))
             _let_hear(store, key)
-            raise failure
+            raise UserError(*told)
         time.sleep(pause)
         pause = min(2 * pause, longest)
-    return store.get(f"{key}/{of_rank}")
 
 
 def _tell_failure(store: dist.Store, key: str, error: Exception) -> None:
     """Leave what went wrong for the other ranks, and give those that wait the time to find it."""
     told = error if isinstance(error, UserError) else UserError(f"rank {rank()} has failed: {type(error).__name__}: {error}")
-    store.set(f"{key}/failure", pickle.dumps(told))
+    store.set(f"{key}/failure", json.dumps([told.found, told.fix, told.one_rank]))
     _let_hear(store, key)
 
 
