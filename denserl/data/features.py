@@ -104,6 +104,22 @@ def joined(tables: Iterable[pa.Table], features: datasets.Features) -> datasets.
     return datasets.Dataset.from_file(file, info=datasets.DatasetInfo(features=features))
 
 
+def with_column(dataset: datasets.Dataset, name: str, values: Any, feature: Any) -> datasets.Dataset:
+    """The dataset with a column, in the place of one of that name.
+
+    What is selected of a table is written out for it, which the library would do in the folder of the table, whose files
+    are then others: here in its folder of passing files, which ends with the process.
+    """
+    others = dataset.remove_columns(name) if name in dataset.column_names else dataset
+    beside_table = datasets.is_caching_enabled()
+    datasets.disable_caching()
+    try:
+        return others.add_column(name, values, feature=feature)
+    finally:
+        if beside_table:
+            datasets.enable_caching()
+
+
 def selected(dataset: datasets.Dataset) -> np.ndarray | slice:
     """Which rows of its table (`dataset.data`) a dataset is, in their order: read as such, each takes the library a while."""
     return slice(None) if dataset._indices is None else dataset._indices.column(0).to_numpy()

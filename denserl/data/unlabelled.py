@@ -13,7 +13,7 @@ import numpy as np
 
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.chat_format import own_marks
-from denserl.data.features import MESSAGES, NUMBER, RESPONSE, TEXT
+from denserl.data.features import MESSAGES, NUMBER, RESPONSE, TEXT, with_column
 from denserl.data.preferences import GROUP, group_of
 from denserl.data.readers import load_rows, map_rows
 from denserl.data.schemas import READ_KEYS, BadRow, as_preference, unread
@@ -91,7 +91,7 @@ def with_lengths(
     A column `row` says which of all each is. sides: columns of responses. UserError on others, unless `on_bad_row` is "skip".
     """
     lengths = [f"{side}_length" for side in sides]
-    numbered = rows.add_column("row", np.arange(len(rows), dtype=np.float64))
+    numbered = with_column(rows, "row", np.arange(len(rows), dtype=np.float64), NUMBER)
 
     def encode(row: dict) -> Iterator[dict]:
         prompt = encode_prompt(tokenizer, row["prompt"])

@@ -8,7 +8,7 @@ from datasets import Dataset, concatenate_datasets
 
 from denserl.data.augmentation import augment_pairs, is_unknown
 from denserl.data.bad_rows import BadRow
-from denserl.data.features import NUMBER
+from denserl.data.features import NUMBER, with_column
 from denserl.data.order import shuffled
 from denserl.errors import UserError
 from denserl.rewards.pair_chances import load_judge, pair_chances
@@ -31,7 +31,7 @@ def augmented(config: RewardConfig, pairs: Dataset) -> Dataset:
     if config.augment_filter is not None:
         made = _unknown_to(config.augment_filter, config, made)
     for name in strengths:
-        made = made.add_column(name, np.full(len(made), np.nan), feature=NUMBER)
+        made = with_column(made, name, np.full(len(made), np.nan), NUMBER)
     return concatenate_datasets([pairs, made])
 
 

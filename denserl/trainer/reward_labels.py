@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from denserl import distributed
-from denserl.data.features import NUMBER, array_of
+from denserl.data.features import NUMBER, array_of, with_column
 from denserl.data.folds import folds_of
 from denserl.data.hub import split_revision
 from denserl.data.preferences import exchanged, labels_to_turn
@@ -38,14 +38,14 @@ def with_strength(config: RewardConfig, pairs: Dataset) -> Dataset:
     """The pairs with their strength, as the options have it, and with their folds, in columns. UserError where rows differ."""
     if config.leave_out_fold is not None:
         folds = folds_of(pairs["prompt"], config.strength_folds, config.seed_of_data())
-        pairs = _with_column(pairs, FOLD, folds)
+        pairs = _with_numbers(pairs, FOLD, folds)
     if not config.strength_from:
         return pairs
     own = (array_of(pairs, P_CHOSEN) != 1).any()
     said = "`strength_from` says how likely labels are right, and rows of the data say so themselves (p_chosen)"
     require(not own, said, "leave it out, or leave those of the rows unread with `columns` p_chosen=")
     found = strength_of(config, pairs)
-    return _with_column(_with_column(pairs, MEAN, found.mean), VOTES, found.votes)
+    return _with_numbers(_with_numbers(pairs, MEAN, found.mean), VOTES, found.votes)
 
 
 def strength_of(config: RewardConfig, pairs: Dataset) -> Strength:
@@ -115,7 +115,7 @@ def plain(pairs: Dataset) -> Dataset:
 
 def without_margins(config: RewardConfig, held_out: Dataset) -> Dataset:
     """Held-out pairs, whose margins are not those of ratings where strengths are learned as margins: theirs are not known."""
-    return _with_column(held_out, MARGIN, np.zeros(len(held_out))) if config.strength_use in MARGINS else held_out
+    return _with_numbers(held_out, MARGIN, np.zeros(len(held_out))) if config.strength_use in MARGINS else held_out
 
 
 def _used(config: RewardConfig, mean: np.ndarray, votes: np.ndarray) -> tuple[Learned, np.ndarray]:
@@ -131,9 +131,9 @@ def _with_labels(rows: Dataset, found: Learned, known: np.ndarray) -> Dataset:
     """The rows with what those of known strength are learned as; ratings, where they stay, follow the turned labels."""
     ratings = array_of(rows, MARGIN)
     margin = np.where(found.turned, -ratings, ratings) if found.margin is None else np.where(known, found.margin, ratings)
-    rows = _with_column(rows, MARGIN, margin)
+    rows = _with_numbers(rows, MARGIN, margin)
     if found.p_chosen is not None:
-        rows = _with_column(rows, P_CHOSEN, np.where(known, found.p_chosen, array_of(rows, P_CHOSEN)))
+        rows = _with_numbers(rows, P_CHOSEN, np.where(known, found.p_chosen, array_of(rows, P_CHOSEN)))
     return rows
 
 
@@ -152,6 +152,5 @@ def _in_words(mean: np.ndarray, found: Learned, kept: np.ndarray) -> str:
     return "; ".join([*words, f"{(~kept).sum()} left out"])
 
 
-def _with_column(rows: Dataset, name: str, values: np.ndarray) -> Dataset:
-    others = rows.remove_columns(name) if name in rows.column_names else rows
-    return others.add_column(name, np.asarray(values, dtype=np.float64), feature=NUMBER)
+def _with_numbers(rows: Dataset, name: str, values: np.ndarray) -> Dataset:
+    return with_column(rows, name, np.asarray(values, dtype=np.float64), NUMBER)

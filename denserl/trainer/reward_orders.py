@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from denserl.data.batching import pad_responses
-from denserl.data.features import IDS, longest_row
+from denserl.data.features import IDS, longest_row, with_column
 from denserl.data.pair_encoding import PairLayout, tokenize_orders
 from denserl.data.schemas import SIDES, WEIGHT
 from denserl.models.positions import check_positions
@@ -56,6 +56,6 @@ def with_orders(rows: Dataset, seed: int | None) -> Dataset:
     seed: of one fair coin a row, which says which of both it is; None: both are read.
     """
     if seed is None:
-        return rows.add_column("orders", [BOTH] * len(rows), feature=IDS)
+        return with_column(rows, "orders", [BOTH] * len(rows), IDS)
     coins = np.random.default_rng(stream(seed, Purpose.ORDERS)).integers(len(SIDES), size=len(rows))
-    return rows.add_column("orders", coins[:, None].tolist(), feature=IDS)
+    return with_column(rows, "orders", coins[:, None].tolist(), IDS)

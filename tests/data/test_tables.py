@@ -23,6 +23,7 @@ from denserl.data.features import (
     build_dataset,
     list_lengths,
     longest_row,
+    with_column,
     written_into,
 )
 from denserl.data.fingerprints import rows_fingerprint, selection_fingerprint, tokenizer_fingerprint
@@ -188,6 +189,17 @@ def test_a_damaged_table_is_made_anew_with_a_word(damage, file, cache, caplog):
     assert f"{arrow.parent} is damaged" in caplog.text
     caplog.clear()
     assert read() == before and " is damaged" not in caplog.text
+
+
+def test_a_column_of_a_selection_leaves_its_table_as_it_was(file, cache, caplog):
+    read = lambda: load_preferences([str(file)], on_bad_row="skip", cache_dir=str(cache))  # noqa: E731
+    rows = read()
+    chosen, before = rows["chosen"][:], sorted(cache.glob("*/*"))
+    for name, feature, values in (("margin", NUMBER, [7.0, 8.0]), ("orders", IDS, [[0], [1]])):
+        found = with_column(rows.select([3, 1]), name, values, feature)
+        assert found["chosen"][:] == [chosen[3], chosen[1]] and found[name][:] == values
+    assert sorted(cache.glob("*/*")) == before and tables.datasets.is_caching_enabled()
+    assert read()["chosen"][:] == chosen and "is damaged" not in caplog.text
 
 
 def test_a_table_that_another_run_has_made_meanwhile_is_taken(file, cache, monkeypatch):
