@@ -5,12 +5,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, INPUT, MODEL, Config, Only
+from denserl.config import FIRST, INPUT, MODEL, Config, Only, RunConfig
 from denserl.data.config import DataConfig
 from denserl.errors import require
 from denserl.judging.config import JudgeConfig, is_url
 from denserl.plugins import load_named
-from denserl.rewards.config import ReadConfig, RewardModelConfig, ScoringConfig
+from denserl.rewards.config import ReadConfig, RewardModelConfig, ScorerConfig, ScoringConfig
 from denserl.rollouts.config import SamplingConfig
 
 ON_PROCESSBENCH = Only("but on processbench", lambda c: c.suite == "processbench")
@@ -146,7 +146,7 @@ class JudgedConfig(JudgeConfig, SuiteConfig, ReadConfig, ScoringConfig):
 
 
 @dataclass(kw_only=True)
-class MeasureConfig(SolutionConfig, ReadConfig, ScoringConfig, DataConfig):
+class MeasureConfig(SolutionConfig, ReadConfig, ScorerConfig, DataConfig, RunConfig):
     """Measure how strong each preference is: mean and spread of the differences of scores that several reward models give it.
 
     Scores are kept in the output folder, so that the same command, or one with further models, goes on where it was ended.
@@ -159,14 +159,6 @@ class MeasureConfig(SolutionConfig, ReadConfig, ScoringConfig, DataConfig):
     of which scores the pairs that it has not seen."""
     sft_model: Annotated[str | None, MODEL] = None
     """Model whose entropies cut the responses; default: the one in each reward model's config."""
-
-    def members(self) -> list[str]:
-        return []  # of an ensemble
-
-    def check(self) -> None:
-        found = f"`ensemble` {self.ensemble} has no effect: each model scores by itself"
-        require(self.ensemble == "mean", found, "leave `ensemble` out")
-        super().check()
 
 
 @dataclass(kw_only=True)

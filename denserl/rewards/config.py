@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Interval
@@ -47,6 +47,10 @@ class EnsembleConfig(Config, ABC):
     @abstractmethod
     def members(self) -> list[str]:
         """The reward models."""
+
+    def combination(self) -> dict[str, Any]:
+        """How their scores are one: `how` and `weight` of sources of rewards."""
+        return {"how": self.ensemble, "weight": self.ensemble_weight}
 
 
 @dataclass(kw_only=True)
@@ -159,8 +163,8 @@ class ReadConfig(StepConfig):
 
 
 @dataclass(kw_only=True)
-class ScorerConfig(EnsembleConfig, DeviceConfig):
-    """How responses are scored."""
+class ScorerConfig(DeviceConfig):
+    """How responses are scored, by a model or by several whose mean counts."""
 
     group: ClassVar[str] = "reward"
 
@@ -169,9 +173,13 @@ class ScorerConfig(EnsembleConfig, DeviceConfig):
     score_tokens: Annotated[int, Ge(1)] = 16384
     """Padded tokens per batch where scores are computed."""
 
+    def combination(self) -> dict[str, Any]:
+        """As of `EnsembleConfig`, which a command inherits as well that offers a choice."""
+        return {"how": "mean", "weight": 1.0}
+
 
 @dataclass(kw_only=True)
-class ScoringConfig(ScorerConfig, RunConfig):
+class ScoringConfig(EnsembleConfig, ScorerConfig, RunConfig):
     """A run that scores whole responses."""
 
 

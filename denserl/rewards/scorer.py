@@ -125,8 +125,7 @@ class RewardScorer:
         """A scorer with the settings of a command. how: its sft_model and read, where they are not the models' own."""
         return cls(
             models,
-            how=config.ensemble,
-            weight=config.ensemble_weight,
+            **config.combination(),
             device=device,
             dtype=dtype,
             max_length=config.max_length,

@@ -137,7 +137,7 @@ def load_scorer(
     for model in members.models:
         model.to(device)
     rule = chosen_rule(read, members.each, members.paths)
-    how = {"how": config.ensemble, "weight": config.ensemble_weight, "rule": rule, "device": device}
+    how = {**config.combination(), "rule": rule, "device": device}
     model = step_model_of(members, max_length=config.max_length, score_tokens=config.score_tokens, **how)
     return StepModelScorer(model, paths, aggregate or _stored_aggregate(members))
 

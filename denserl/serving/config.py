@@ -7,11 +7,11 @@ from annotated_types import Ge, Interval
 
 from denserl.config import FIRST, MODEL, Only
 from denserl.evaluation.config import SolutionConfig
-from denserl.rewards.config import ReadConfig, ScorerConfig
+from denserl.rewards.config import EnsembleConfig, ReadConfig, ScorerConfig
 
 
 @dataclass(kw_only=True)
-class ServeConfig(SolutionConfig, ReadConfig, ScorerConfig):
+class ServeConfig(SolutionConfig, ReadConfig, EnsembleConfig, ScorerConfig):
     """Answer HTTP requests with the rewards of responses: of their tokens, their segments and the whole."""
 
     group: ClassVar[str] = "server"

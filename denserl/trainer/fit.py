@@ -53,7 +53,7 @@ def fit_normalizer(config: FitConfig) -> Fit:
         model.to(device)
     segmenter, sft_model, agg_func = _read_as(config, members)
     lengths = _lengths(config, members)
-    source = source_of(members, segmenter, how=config.ensemble, weight=config.ensemble_weight, read_at=config.read_at)
+    source = source_of(members, segmenter, **config.combination(), read_at=config.read_at)
     pairs = load_preferences(**config.source(), seed=config.seed)
     if (array_of(pairs, WEIGHT) != 1).any():
         log.info("%s: a normaliser is of responses, not of labels; weights of pairs are not read", ", ".join(config.data))

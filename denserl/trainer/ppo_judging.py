@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,16 +65,6 @@ class HeldOutJudge:
         return win_rate(self.judge.compare(pairs))
 
 
-@dataclass(kw_only=True)
-class ScoringJudgeConfig(ScorerConfig):
-    """How reward models that judge are loaded and read."""
-
-    paths: list[str]
-
-    def members(self) -> list[str]:
-        return self.paths
-
-
 def make_judge(config: PPOConfig, device: torch.device, dtype: str) -> Judge | None:
     """The judge of held-out rollouts that options name; answers of one that is asked in words are kept in the output folder.
 
@@ -84,8 +73,7 @@ def make_judge(config: PPOConfig, device: torch.device, dtype: str) -> Judge | N
     """
     if config.judge_reward_model:
         source = {option.name: getattr(config, option.name) for option in options_of(ModelSourceConfig)}
-        how = ScoringJudgeConfig(paths=config.judge_reward_model, **source)
-        return load_model_judge(how.paths, how, device, dtype)
+        return load_model_judge(config.judge_reward_model, ScorerConfig(**source), device, dtype)
     if not config.judge:
         return None
     template = find_template(config.judge_template or TEMPLATES[config.judge_verdict], "compare")

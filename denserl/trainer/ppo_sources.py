@@ -59,7 +59,7 @@ def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
         model = pair_model_of(members, model=loaded.readers[0], together=together)
         source = PairSource(model, loaded.reference, config.pair_opponent == "group")
         return [PaidSource("reward_model", source, Segmenter(BANDIT_THRESHOLD), plain_reward(config))]
-    ensemble: dict[str, Any] = {"how": config.ensemble, "weight": config.ensemble_weight, "read_at": config.read_at}
+    ensemble: dict[str, Any] = {**config.combination(), "read_at": config.read_at}
     if config.prefix_differences:
         check_of_whole_responses(members)
         check_same_tokenizer(loaded.tokenizer, members.tokenizer, members.paths[0])  # those that judge may have another

@@ -93,7 +93,7 @@ def message(capsys, *words, **how) -> str:
 
 def test_mistakes_are_said_before_anything_is_loaded(folder, tmp_path, capsys):
     data, rm = folder / "pairs.jsonl", folder / "rm"
-    assert "--ensemble min has no effect" in message(
+    assert "there is no option --ensemble" in message(
         capsys, folder, tmp_path, "--reward_model", rm, "--data", data, "--ensemble", "min"
     )
     assert "is the folder of the data" in message(capsys, folder, folder, "--reward_model", rm, "--data", folder)
