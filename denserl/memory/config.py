@@ -52,6 +52,12 @@ class PlanConfig(ModelSourceConfig):
     """Longest sequence of train-sft and train-rm, prompt and response together, in tokens."""
     score_tokens: Annotated[int, Ge(1)] = 16384
     """Tokens per batch of train-rm where nothing is trained: reference entropies and evaluation."""
+    contrastive: Literal["simcse", "swav"] | None = None
+    """Contrastive term of train-rm, whose two passes are one forward of twice the rows."""
+    meta_data: list[str] | None = None
+    """Samples of a meta step of train-rm, which is then counted too; they are not read."""
+    meta_samples: Annotated[int, Ge(2), Only("without `meta_data`", lambda c: c.meta_data)] = 4
+    """Responses to a prompt that it compares."""
     max_prompt_length: Annotated[int, FIRST, Ge(1)] = 1024
     """Longest prompt of train-ppo."""
     max_new_tokens: Annotated[int, FIRST, Ge(1)] = 1024

@@ -126,6 +126,22 @@ def in_step(size: Size, sharding: Sharding) -> int:
     return max(update, reduction)
 
 
+def meta_peak(size: Size, sharding: Sharding, activations: int) -> int:
+    """What a meta step needs beyond `at_rest`: the gradient that it adds up in fp32, 4 x trained, and its backward pass.
+
+    That ends with all of its gradients, width x trained, when activations are gone. At stage 3 each GPU has its share of the
+    sum, gradients of a pass leave one by one, and parameters are gathered.
+    """
+    if sharding.stage == 3:
+        return ADDED_UP * size.trained // sharding.gpus + gathered_weights(size, sharding) + activations
+    return ADDED_UP * size.trained + max(activations, sharding.width * size.trained)
+
+
+def moved_weights(size: Size, sharding: Sharding) -> int:
+    """Trained weights as they were before a meta step, to be put back: width x trained; at stage 3 each GPU its share."""
+    return sharding.width * size.trained // (sharding.gpus if sharding.stage == 3 else 1)
+
+
 def training_peak(size: Size, sharding: Sharding, activations: int) -> int:
     """What a trained model needs beyond `at_rest`: backward pass and optimiser step come after one another."""
     return max(in_backward(size, sharding) + activations, in_step(size, sharding))

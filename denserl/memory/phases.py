@@ -43,6 +43,7 @@ class Planner:
         return [
             Phase("train-sft", "training", self.sft, "micro_batch_size"),
             Phase("train-rm", "reference entropies", self.entropies, "score_tokens"),
+            *([Phase("train-rm", "meta step", self.meta_step, "micro_batch_size")] if self.options.meta_data else []),
             Phase("train-rm", "training", self.reward_training, "micro_batch_size"),
             Phase("train-rm", "evaluation", self.reward_evaluation, "score_tokens"),
             *([Phase("train-ppo", "rollout", self.rollout, "sample_batch_size")] if self.samples else []),
@@ -63,10 +64,19 @@ class Planner:
         held = formulas.weights(size, sharding) + formulas.gathered_weights(size, sharding)
         return held + self.passing("reference", rows, length, length - 1)
 
+    def meta_step(self, setting: Setting) -> int:
+        """One model, and as many responses as a micro-batch of pairs has, in whole prompts; one at least."""
+        size, sharding, many = self.size("reward"), self.sharding(setting), self.options.meta_samples
+        rows = many * max(1, 2 * setting.micro_batch_size // many)
+        passing = self.passing("reward", rows, self.options.max_length, 0, setting.gradient_checkpointing)
+        return formulas.at_rest(size, sharding) + formulas.meta_peak(size, sharding, passing)
+
     def reward_training(self, setting: Setting) -> int:
-        """One model; a pair is two rows, whose common prompt is counted twice."""
-        rows, length = 2 * setting.micro_batch_size, self.options.max_length
-        return self._training("reward", setting, self.passing("reward", rows, length, 0, setting.gradient_checkpointing))
+        """One model; a pair is two rows, whose common prompt is counted twice, and as many again in a second pass."""
+        rows, length = (4 if self.options.contrastive else 2) * setting.micro_batch_size, self.options.max_length
+        before = formulas.moved_weights(self.size("reward"), self.sharding(setting)) if self.options.meta_data else 0
+        passing = self.passing("reward", rows, length, 0, setting.gradient_checkpointing)
+        return before + self._training("reward", setting, passing)
 
     def reward_evaluation(self, setting: Setting) -> int:
         size, sharding, length = self.size("reward"), self.sharding(setting), self.options.max_length

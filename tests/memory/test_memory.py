@@ -15,6 +15,7 @@ from denserl.models.loading import empty_policy, empty_reward_model
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 from denserl.trainer import engine as engines
 from denserl.trainer.config import OptimisationConfig
+from denserl.trainer.lookahead import Moved, RankGradient
 
 VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 500, 64, 192, 3, 4, 2
 KV = HIDDEN * KV_HEADS // HEADS
@@ -117,6 +118,7 @@ def test_shares_by_hand(gpus, stage, width, offload, weights, states, gradients)
     assert formulas.gradients_kept(size, sharding) == gradients
     # fp32 weights, two moments, two kinds of gradients, and updated weights.
     assert formulas.offloaded(size, sharding) == (800 * (4 + 8 + 4 + width + width) if offload else 0)
+    assert formulas.moved_weights(size, sharding) == width * 800 // (gpus if stage == 3 else 1)
 
 
 def test_deepspeeds_defaults_are_what_the_formulas_take_them_for():
@@ -219,6 +221,24 @@ def test_a_dry_run_needs_what_a_real_run_needs(folder, family, kind, checkpointi
             policy_bytes(empty, rows, LENGTH, 40, True) if kind == "policy" else classifier_bytes(empty, rows, LENGTH, True)
         )
         assert planned == pytest.approx(passed(model, kind, rows), rel=CLOSE)
+
+
+def test_a_meta_step_holds_what_the_formulas_say(folder):
+    """fp32, without ZeRO: at most, and from then until the weights are put back."""
+    empty, rows = empty_reward_model(folder("llama"), "fp32"), 2
+    model = real(empty).train()
+    ids, mask = torch.ones(rows, LENGTH, dtype=torch.long), torch.ones(rows, LENGTH, dtype=torch.long)
+    with LiveBytes("cpu", [*model.parameters(), *model.buffers(), ids, mask]) as live:
+        slope = RankGradient(list(model.parameters()))
+        slope.add(token_rewards(model, ids, mask).sum())
+        moved = Moved(slope.parameters, slope.total(), 0.1, 0, lambda: None)
+        del slope
+        held = live.now
+        moved.back()
+    size, sharding = Size.of(model), Sharding(gpus=1, zero_stage=0, width=4)
+    planned = formulas.meta_peak(size, sharding, classifier_bytes(empty, rows, LENGTH, True))
+    assert planned == pytest.approx(live.most, rel=CLOSE)
+    assert formulas.moved_weights(size, sharding) == pytest.approx(held, rel=CLOSE) and live.now < 0.1 * held
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -120,6 +120,19 @@ def test_phases_by_hand_without_zero(model):
     assert got["train-ppo rollout"] == rest + cache + max(reading, 20 * 4 * 1000)
 
 
+def test_a_contrast_and_a_meta_step_by_hand(model):
+    """fp32 on one GPU: twice the rows; a prompt's three responses and the sum of their gradient; weights twice."""
+    classifier, given = empty_reward_model(model, "fp32"), {"dtype": "fp32", "meta_samples": 3, "meta_data": ["samples"]}
+    got = needs(Planner(options(model, dtype="fp32", contrastive="swav")))
+    assert got["train-rm training"] == 16 * CLASSIFIER + classifier_bytes(classifier, 8, 64, True)
+    got = needs(Planner(options(model, **given)))
+    assert got["train-rm meta step"] == (12 + 4) * CLASSIFIER + max(classifier_bytes(classifier, 3, 64, True), 4 * CLASSIFIER)
+    assert got["train-rm training"] == (16 + 4) * CLASSIFIER + classifier_bytes(classifier, 4, 64, True)
+    both = needs(Planner(options(model, **given, contrastive="simcse")), micro_batch_size=5)
+    assert both["train-rm meta step"] == 16 * CLASSIFIER + classifier_bytes(classifier, 9, 64, True)
+    assert both["train-rm training"] == 20 * CLASSIFIER + classifier_bytes(classifier, 20, 64, True)
+
+
 def test_without_a_critic(model):
     """fp32 on one GPU: its weights, moments and gradients are not there, and the policy's pass is the one that is left."""
     planner = Planner(options(model, dtype="fp32", advantage="rloo"))
