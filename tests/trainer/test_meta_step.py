@@ -1,6 +1,7 @@
 """The meta step: a worked example, its rounding, which responses are drawn; and train-rm's steps against a plain loop."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,23 @@ def test_a_step_of_no_length_is_plain_training_to_the_bit(dtype, samples, train)
     assert [{k: v for k, v in row.items() if "second" not in k} for row in rows[0]] == [
         {k: v for k, v in row.items() if "second" not in k} for row in rows[1]
     ]
+
+
+@pytest.mark.parametrize("dtype", [slow("fp32"), "bf16"])
+def test_a_resumed_run_ends_with_the_same_bits(dtype, samples, train, tmp_path):  # noqa: F811
+    """Which responses are drawn, and how bf16 weights are rounded, follows from the step."""
+    options = {"meta_data": samples, "meta_lr": LR, "meta_samples": MANY, "meta_prompts": 2, "dtype": dtype}
+    options |= {"epochs": 3, "save_steps": 1, "save_total_limit": 9}
+    whole, _ = train("whole", **options)
+    half = "checkpoints/step-000001"
+    shutil.copytree(whole / half, tmp_path / "again" / half)
+    shutil.copy(whole / "metrics.jsonl", tmp_path / "again")
+    again, _ = train("again", resume=True, **options)
+    assert same_bits(whole, again)
+    first, other = (
+        [row["separation"] for row in read_metrics(run / "metrics.jsonl") if "separation" in row] for run in (whole, again)
+    )
+    assert len(first) == 3 and first == other
 
 
 @pytest.mark.parametrize("options", [slow({}), slow({"zero_stage": 3}), {"dtype": "bf16"}])
