@@ -22,11 +22,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from denserl.data.batching import pad_responses
+from denserl.models.decoding import Decoder
 from denserl.models.probe import probe, run_as
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.objectives import pair_losses
 from denserl.rewards.pair_metrics import response_token_rewards
-from denserl.rollouts.policy import PolicySampler
+from denserl.rollouts.policy import PolicySampler, pick
 from denserl.segmentation import segment_by_entropy, segment_scores
 
 REACH_TRAINING, REACH_ROLLOUTS = 0.45, 0.5
@@ -52,7 +53,12 @@ def measure(options: Options) -> list[Result]:
     repeats = options.repeats or 5
     training = train_reward_model(name, config, sizes, place, repeats)
     sampling = sample(name, config, sizes, place, repeats)
-    print(*memory_by_length(config, sizes, place), *ppo_phases(config, sizes, place), sep="\n")
+    print(
+        decoding_step(config, sizes, place),
+        *memory_by_length(config, sizes, place),
+        *ppo_phases(config, sizes, place),
+        sep="\n",
+    )
     return [training, sampling]
 
 
@@ -160,6 +166,31 @@ def sample(name: str, config, sizes: Sizes, place: dict, repeats: int) -> Result
     )
     shares = [floor / spent for spent in seconds]
     return shares_result(5, f"rollouts, tokens/s of the bandwidth floor, {name}", shares, tokens / floor, REACH_ROLLOUTS, note)
+
+
+def decoding_step(config, sizes: Sizes, place: dict) -> str:
+    """What one token for all rows of a rollout costs halfway: recorded and replayed, and as it is; and drawing it."""
+    model = build(LlamaForCausalLM, config, **place).eval()
+    prompts = sorted(random_ids(sizes.responses, sizes.prompt // 8, sizes.prompt, config.vocab_size, 2), key=len, reverse=True)
+    prompts = [prompt + [1] * (sizes.new_tokens // 2) for prompt in prompts]
+    with torch.no_grad():
+        decoder = Decoder(model, sizes.new_tokens // 2)
+        scores, number = decoder.admit(prompts), torch.rand(len(prompts), device=place["device"], dtype=torch.float64)
+
+        def step() -> None:
+            decoder.one_token.forget()
+            scores.copy_(decoder.step(scores.argmax(1)))
+
+        as_it_is = timed(step)
+        replayed = timed(lambda: scores.copy_(decoder.step(scores.argmax(1))))
+        parts = {
+            "as it is": [as_it_is() for _ in range(3)],
+            "recorded": [replayed()],
+            "replayed": [replayed() for _ in range(9)],
+            "draw": [timed(lambda: pick(scores, number))() for _ in range(9)],
+        }
+    each = ", ".join(f"{name} {1e3 * median(seconds):.2f} ms" for name, seconds in parts.items())
+    return f"one token for {len(prompts)} rows of {len(prompts[0])} tokens at most: {each}"
 
 
 def endless_sampler(model, sizes: Sizes) -> PolicySampler:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from denserl.models.decoding import ROOM
+from denserl.models.decoding import growth, room
 
 # DeepSpeed's defaults, in numbers: how many gradients are reduced at once, and how many parameters ZeRO-3 keeps gathered.
 REDUCE_BUCKET = 500_000_000
@@ -166,10 +166,10 @@ def offloaded(size: Size, sharding: Sharding) -> int:
 
 
 def cache_columns(prompt: int, new_tokens: int) -> int:
-    """Tokens that a row's cache has room for when the last is drawn: it grows by half of itself, or ROOM (see decoding.py)."""
-    columns = prompt + ROOM
+    """Tokens that a row's cache has room for when the last is drawn: it grows step by step (see decoding.py)."""
+    columns = room(prompt + 1)
     while columns < prompt + new_tokens - 1:
-        columns += max(ROOM, columns // 2)
+        columns = room(columns + growth(columns))
     return columns
 
 

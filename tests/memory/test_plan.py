@@ -114,8 +114,8 @@ def test_phases_by_hand_without_zero(model):
         max(of_actor, 4 * POLICY), max(of_critic, 4 * CLASSIFIER)
     )
     assert got["train-ppo scoring"] == rest + policy_bytes(policy, 2, 48, 16, False)
-    # 32 + 64 columns of room, two layers, keys and values of 64 numbers; a prompt is read once.
-    cache = 4 * 96 * 2 * 2 * 64 * 4
+    # Room for 32 + 16 columns is 64, two layers, keys and values of 64 numbers; a prompt is read once.
+    cache = 4 * 64 * 2 * 2 * 64 * 4
     reading = policy_bytes(policy, 4, 32, 1, False)
     assert got["train-ppo rollout"] == rest + cache + max(reading, 20 * 4 * 1000)
 

@@ -1,17 +1,22 @@
 """Sampling: where responses end, padding, and the distribution that is sampled from."""
 
 import math
+from copy import deepcopy
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from op_recorder import op_graph
 from transformers import LlamaConfig
 
+from denserl.models import recording
 from denserl.models.loading import load_policy
+from denserl.rollouts import policy as policy_sampling
 from denserl.rollouts.base import Rollouts
-from denserl.rollouts.policy import InverseCDF, PolicySampler
+from denserl.rollouts.policy import InverseCDF, Pace, PolicySampler, pick
 from denserl.streams import Purpose, stream
 
 PAD = 0
@@ -152,9 +157,14 @@ def test_a_response_depends_on_its_stream_alone(policy):
     assert len({tuple(response) for response in sample(PROMPTS[:1] * 5, streams).responses}) > 1
 
 
-@given(st.integers(0, 2**32), st.integers(2, 12))
-def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number(seed, vocabulary):
-    generator = torch.Generator().manual_seed(seed)
+@given(st.integers(0, 2**32), st.integers(2, 12), st.sampled_from([1, 3, 4, 128]))
+def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number(seed, vocabulary, part):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_sampling, "PART", part)
+        check_picks(torch.Generator().manual_seed(seed), vocabulary)
+
+
+def check_picks(generator, vocabulary: int):
     scores = torch.randn(3, vocabulary, generator=generator)
     scores[:, 1] = -torch.inf  # as nucleus sampling leaves a token out
     numbers = torch.rand(3, 2, generator=generator, dtype=torch.float64)
@@ -167,6 +177,55 @@ def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number(se
             token += 1
             total += weights[token]
         assert (picked[row] > -torch.inf).nonzero().flatten().tolist() == [token] and weights[token] > 0
+
+
+def test_no_token_without_probability_is_drawn_at_the_ends():
+    """The least and the greatest number, where the first and the last tokens, and whole parts, are left out."""
+    scores = torch.full((2, 300), -torch.inf)
+    scores[:, 130:132] = torch.tensor([0.3, 1.0])
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64).nextafter(torch.tensor(0.5, dtype=torch.float64))
+    assert pick(scores, ends).tolist() == [130, 131]
+    assert pick(scores, torch.zeros(2, dtype=torch.float64)).tolist() == [130, 130]
+
+
+PACES = [Pace(1, 1.0), Pace(2, 0.75), Pace(3, 1.0), Pace(100, 0.0)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+def drawn(model, prompt: list[int], random, stops: list[int], longest: int) -> list[int]:
+    """Tokens drawn one by one with a stream's numbers, each time on the whole unpadded row."""
+    row, numbers = list(prompt), np.random.default_rng(random).random(longest)
+    for number in numbers:
+        with torch.no_grad():
+            ends = model(torch.tensor([row])).logits[0, -1].double().softmax(0).cumsum(0)
+        row.append(int((ends <= number * ends[-1]).sum()))
+        if row[-1] in stops:
+            break
+    return row[len(prompt) :]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_when_rows_leave_changes_no_response(policy, monkeypatch, device, temperature):
+    """Whether the step is recorded or not, and whoever has waited for a place."""
+    prompts, longest = tiny_models.random_rows([3, 7, 1, 5, 4, 4, 7, 12, 2, 9, 30, 1], seed=4, vocabulary=300), 12
+    if temperature:
+        stops = [2, *range(290, 320)]
+        streams = [stream(0, Purpose.SAMPLING, number) for number in range(len(prompts))]
+        expected = [drawn(policy, *of, stops, longest) for of in zip(prompts, streams, strict=True)]
+    else:
+        stops = [greedy(policy, prompt, [], 5)[-1] for prompt in prompts[:3]]
+        expected = [greedy(policy, prompt, stops, longest) for prompt in prompts]
+    lengths = [len(response) for response in expected]
+    assert min(lengths) < 4 and lengths.count(longest) >= 2
+    model = deepcopy(policy).to(device)
+    for number, pace in enumerate(PACES):
+        monkeypatch.setitem(policy_sampling.PACES, device, pace)
+        if number % 2:
+            monkeypatch.setitem(recording.RECORDS, "cpu", op_graph)
+        for batch_size in (5, 12):
+            found = sampler(model, stops, batch_size=batch_size, max_new_tokens=longest, temperature=temperature)(prompts)
+            assert found == Rollouts(prompts, expected, [response[-1] in stops for response in expected])
 
 
 class Small:
