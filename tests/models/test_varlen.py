@@ -6,11 +6,12 @@ The kernels run on CUDA alone. Here functions of their signatures, written in pl
 import functools
 import logging
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import tiny_models
 import torch
+from packed_rows import attention_by_hand, attention_inputs, module, with_gradients
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +25,7 @@ from denserl.models.row_attention import Masks
 from denserl.models.scoring import token_rewards
 from denserl.models.varlen import FLASH_ATTN, TORCH, sequences_of
 
-HEADS, KEY_HEADS, WIDTH = 4, 2, 8
+WIDTH = 8
 # Rows 0, 2 and 3 begin alike, and so do 1 and 4; row 3 has no tokens of its own, row 5 one token in all.
 PROMPTS = [*([row for row in tiny_models.random_rows([5, 7, 1])])]
 PROMPTS = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[2]]
@@ -114,34 +115,8 @@ def forget():
         kept.cache_clear()
 
 
-def module(causal: bool = True) -> SimpleNamespace:
-    """As much of an attention module as is read."""
-    return SimpleNamespace(num_key_value_groups=HEADS // KEY_HEADS, is_causal=causal)
-
-
-def by_hand(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    """Every query of every row, and the keys that it sees, one by one."""
-    places = packing.slots
-    out = query.new_zeros(1, query.shape[2], HEADS, WIDTH)
-    for b, length in enumerate(len(p) + len(r) for p, r in zip(PROMPTS, RESPONSES, strict=True)):
-        for i in range(length):
-            seen = places[b, max(0, 0 if window is None else i + 1 - window) : i + 1]
-            for h in range(HEADS):
-                scores = key[0, h * KEY_HEADS // HEADS, seen] @ query[0, h, places[b, i]] * scale
-                out[0, places[b, i], h] = scores.softmax(0) @ value[0, h * KEY_HEADS // HEADS, seen]
-    return out
-
-
 def tensors(packing: Packing, width: int = WIDTH) -> list[Tensor]:
-    draw = torch.Generator().manual_seed(1)
-    shapes = [(1, heads, len(packing.tokens), width) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
-    return [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in shapes]
-
-
-def with_gradients(attend, inputs: list[Tensor]) -> list[Tensor]:
-    out = attend(*inputs)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype)
-    return [out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)]
+    return attention_inputs(len(packing.tokens), width)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -152,7 +127,8 @@ def test_attention_is_that_of_a_loop_over_tokens(kernels, monkeypatch, shared, w
     monkeypatch.setattr(row_attention, "BLOCK", block)
     packing = Packing(BATCH.attention_mask, BATCH.shared if shared else None)
     inputs, asked = tensors(packing), {"scaling": 0.4, "sliding_window": window}
-    expected = with_gradients(lambda *x: by_hand(packing, *x, 0.4, window), inputs)
+    rows = [packing.slots[b, : len(p) + len(r)] for b, (p, r) in enumerate(zip(PROMPTS, RESPONSES, strict=True))]
+    expected = with_gradients(lambda *x: attention_by_hand(rows, *x, 0.4, window), inputs)
     for kernel in (None, TORCH, FLASH_ATTN):
         found = with_gradients(lambda *x, kernel=kernel: packing.attend(module(), *x, kernel=kernel, **asked), inputs)
         for one, other in zip(found, expected, strict=True):

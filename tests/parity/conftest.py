@@ -152,8 +152,13 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 @pytest.fixture(scope="session")
 def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
-    """Name -> training of ten optimiser steps, in one process, without ZeRO and without accumulation."""
-    root = tmp_path_factory.mktemp("parity")
+    """See `make_trainings`."""
+    start_server()
+    return make_trainings(world, tmp_path_factory.mktemp("parity"))
+
+
+def make_trainings(world: World, root: Path) -> dict[str, Training]:  # noqa: F811
+    """Name -> training of ten optimiser steps, in one process, without ZeRO and without accumulation; its files in a folder."""
     text = write(root / "text.jsonl", [{"text": sentence(i, 3 + 5 * i % 13)} for i in range(11)])
     rows = {
         "pairs": [pair(i) for i in range(PAIRS)],
@@ -174,7 +179,6 @@ def trainings(world, tmp_path_factory) -> dict[str, Training]:  # noqa: F811
         return lambda output, **options: as_argv({**sources, "output_dir": output, **SUPERVISED, **options})
 
     meta = {"meta_data": files["samples"], "meta_eval": files["held-out-samples"], "cache_dir": root / "cache"}
-    start_server()
     held_out = {"eval_prompts": world.prompts}
     compares = {"reward_model": save_pair_model(root / "pm", world.sft), "entropy_threshold": None, "pair_opponent": "group"}
     return {
