@@ -15,6 +15,7 @@ from denserl.memory.meta_pass import cache_bytes_per_token, classifier_bytes, po
 from denserl.memory.search import Phase, Setting
 from denserl.models.adapters import prepare_model
 from denserl.models.config import AdapterConfig
+from denserl.models.decoding import PROMPT_TOKENS
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import empty_policy, empty_reward_model
 
@@ -88,7 +89,8 @@ class Planner:
         """All models at rest, the cache at its longest, and reading the prompts or drawing tokens, whichever takes more."""
         rows, policy, options = setting.sample_batch_size, self.model("reference", False), self.options
         kept = formulas.cache(cache_bytes_per_token(policy), rows, options.max_prompt_length, options.max_new_tokens)
-        reading = self.passing("reference", rows, options.max_prompt_length, 1)
+        read = max(1, min(rows, PROMPT_TOKENS // options.max_prompt_length))
+        reading = self.passing("reference", read, options.max_prompt_length, 1)
         drawing = formulas.sampling_step(rows, policy.get_output_embeddings().out_features)
         return self._ppo_at_rest(setting) + kept + max(reading, drawing)
 

@@ -7,7 +7,7 @@ place for the newest token of all rows, so that none can join. Sampling and end-
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import GenerationConfig, PreTrainedModel
 
-from denserl.data.batching import pad_rows
+from denserl.data.batching import length_batches, pad_rows
 from denserl.models.measured import stock_model
 from denserl.models.packing import Attending, Packing, not_packable, packed_inputs
 from denserl.models.recording import Recorded
@@ -26,6 +26,8 @@ from denserl.models.scoring import head_reads
 PADDING = 0.2
 # Columns that a group has room for are a multiple of it, which kernels like, and as many are added at a time, or an eighth.
 ROOM = 32
+# Tokens of prompts that are read at a time, or one prompt.
+PROMPT_TOKENS = 8192
 # cuDNN's attention, which torch may prefer, makes a plan for every new shape.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -59,14 +61,13 @@ class Decoder:
             Group(lengths[run], sources[run], self.stock.dtype, self.stock.device)
             for run in _alike(lengths, self.max_new_tokens)
         ]
-        packing = _Prompts([len(prompt) for prompt in numbers], groups)
-        tokens = torch.tensor([token for prompt in numbers for token in prompt], device=self.stock.device)
-        lasts = torch.tensor(packing.counts).cumsum(0)[sources] - 1
-        with head_reads(self.stock.get_output_embeddings(), lasts.to(tokens.device)):
-            logits = self._logits(tokens, packing.positions.to(tokens.device), packing)
+        read = list(numbers)
+        # The longest come first, so that what is read at a time has numbers in a row.
+        passes = length_batches([len(prompt) for prompt in read], PROMPT_TOKENS)
+        logits = [self._read([read[number] for number in part], part[0], groups) for part in passes]
         self.groups += groups
         self.one_token.forget()
-        return logits
+        return torch.cat(logits)[sources]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Give every row one token, (rows,) long; (rows, V) logits of the next ones, until the next step."""
@@ -99,6 +100,14 @@ class Decoder:
         sizes = [len(group) for group in self.groups]
         parts = zip(self.groups, *(x[0].transpose(0, 1).split(sizes) for x in (query, key, value)), strict=True)
         return torch.cat([group.attend(module, *part, kw.get("scaling")) for group, *part in parts])[None]
+
+    def _read(self, prompts: list[tuple[int, ...]], first: int, groups: list["Group"]) -> Tensor:
+        """(prompts, V) logits after some prompts, whose keys and values go to groups. first: the number of the first."""
+        packing = _Prompts([len(prompt) for prompt in prompts], first, groups)
+        tokens = torch.tensor([token for prompt in prompts for token in prompt], device=self.stock.device)
+        lasts = torch.tensor(packing.counts).cumsum(0) - 1
+        with head_reads(self.stock.get_output_embeddings(), lasts.to(tokens.device)):
+            return self._logits(tokens, packing.positions.to(tokens.device), packing)
 
     def _one_token(self, tokens: Tensor) -> Tensor:
         self.layers.clear()
@@ -145,17 +154,18 @@ class Group:
     def __len__(self) -> int:
         return len(self.padding)
 
-    def fill(self, layer: int, window: int | None, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Take over a layer's keys and values of the prompts, each (1, heads, length, dim)."""
+    def fill(self, layer: int, window: int | None, first: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Take over a layer's keys and values of some prompts, each (1, heads, length, dim); first: the number of the first."""
         self.windows[layer] = window
         slots = self._slots(layer)
         for held, read in ((self.keys, keys), (self.values, values)):
-            like = read[0]
-            held[layer] = like.new_zeros(len(self), like.shape[1], slots, like.shape[3])
+            if layer not in held:
+                held[layer] = read[0].new_zeros(len(self), read[0].shape[1], slots, read[0].shape[3])
             for row, source in enumerate(self.sources):
-                last = read[source][0, :, -slots:]
-                places = torch.arange(self.width - last.shape[1], self.width, device=last.device) % slots
-                held[layer][row].index_copy_(1, places, last)
+                if first <= source < first + len(read):
+                    last = read[source - first][0, :, -slots:]
+                    places = torch.arange(self.width - last.shape[1], self.width, device=last.device) % slots
+                    held[layer][row].index_copy_(1, places, last)
 
     def grow(self) -> None:
         """Make room for further columns."""
@@ -205,16 +215,16 @@ class Group:
 class _Prompts(Packing):
     """Prompts, one after another, whose keys and values go to the groups of the rows that begin with them."""
 
-    def __init__(self, lengths: list[int], groups: list[Group]):
+    def __init__(self, lengths: list[int], first: int, groups: list[Group]):
         super().__init__(pad_rows([[1] * length for length in lengths], 0), None)
-        self.groups = groups
+        self.first, self.groups = first, groups
         self.layers: set[int] = set()
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
         _enter(module, self.layers)
-        read = [list(x.split(self.counts, 2)) for x in (key, value)]
+        read = [x.split(self.counts, 2) for x in (key, value)]
         for group in self.groups:
-            group.fill(module.layer_idx, kw.get("sliding_window"), *read)
+            group.fill(module.layer_idx, kw.get("sliding_window"), self.first, *read)
         return super().attend(module, query, key, value, **kw)
 
 

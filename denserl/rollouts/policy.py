@@ -1,6 +1,6 @@
 """Responses sampled from the policy as it is: by the own decoder, or by transformers' `generate` where it cannot be packed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,11 @@ from denserl.models.packing import is_packed
 from denserl.rollouts.base import Rollouts, Stream
 from denserl.rollouts.config import SamplingConfig
 
+# A prompt, and the random numbers of its response.
+Row = tuple[list[int], Stream]
+# Model, rows, numbers of those that are wanted, how many at a time, and (rows, tokens) for what is drawn; yields the numbers of
+# rows that have all their tokens there.
+Sample = Callable[[PreTrainedModel, list[Row], list[int], int, Tensor], Iterator[list[int]]]
 # New rows join when this share of the batch is left under way.
 REFILL = 0.75
 
@@ -91,14 +96,14 @@ class InverseCDF(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicySampler:
     """Samples responses from the policy as it is.
 
     Args:
         model: returns the policy as it is now, an ordinary causal language model in evaluation mode.
         temperature: below GREEDY_BELOW the most likely token is taken, and no random number used.
-        batch_size: rows under way at a time.
+        batch_size: rows under way at a time; fewer from where memory does not suffice for so many.
     """
 
     model: Callable[[], PreTrainedModel]
@@ -135,48 +140,61 @@ class PolicySampler:
                 "use another model; denserl check-model PATH says what was measured of one",
             )
         check_longest(model, max(map(len, prompts)) + self.max_new_tokens)
-        sample = self._decode if is_packed(model) and not found.generates else self._generate
         # Rows of like length are decoded together.
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
         rows = [(prompts[row], streams[row]) for row in order]
         with torch.no_grad():
-            tokens = in_batches_of(min(self.batch_size, len(rows)), lambda size: sample(model, rows, size))
+            tokens = self._sampled(model, rows, self._decode if is_packed(model) and not found.generates else self._generate)
         stops = torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
         # Up to the first end token, or everything: what stands after it is not looked at.
         lengths = torch.where(stops.any(1), stops.long().argmax(1) + 1, tokens.shape[1]).tolist()
         ended, found, place = stops.any(1).tolist(), tokens.tolist(), np.argsort(order)
         return Rollouts(prompts, [found[i][: lengths[i]] for i in place], [ended[i] for i in place])
 
-    def _decode(self, model: PreTrainedModel, rows: list[tuple[list[int], Stream]], size: int) -> Tensor:
-        """(rows, max_new_tokens) tokens, `size` rows at a time. Rows that have ended leave, and others take their places."""
+    def _sampled(self, model: PreTrainedModel, rows: list[Row], sample: Sample) -> Tensor:
+        """(rows, max_new_tokens) tokens. Where memory does not suffice, rows that are not done begin anew, fewer at a time."""
+        # With a place for what is drawn for rows that have ended, while they have not left.
+        tokens = torch.full((len(rows), self.max_new_tokens + 1), self.pad_id, device=model.device)
+        done: set[int] = set()
+
+        def attempt(size: int) -> int:
+            for ended in sample(model, rows, [row for row in range(len(rows)) if row not in done], size, tokens):
+                done.update(ended)
+            return size
+
+        size = min(self.batch_size, len(rows))
+        fitted = in_batches_of(size, attempt)
+        if fitted < size:
+            self.batch_size = fitted
+        return tokens[:, :-1]
+
+    def _decode(
+        self, model: PreTrainedModel, rows: list[Row], waiting: list[int], size: int, tokens: Tensor
+    ) -> Iterator[list[int]]:
+        """Rows that have ended leave, and others take their places."""
         decoder, device, pace = Decoder(model, self.max_new_tokens), model.device, PACES.get(model.device.type, EVERY_TOKEN)
         stop_ids, warpers = torch.tensor(self.stop_ids, device=device), LogitsProcessorList(self._warpers())
-        # With a place for what is drawn for rows that have ended, while they have not left.
         uniforms = pad(self._uniforms(rows).to(device), (0, 1))
-        tokens = uniforms.new_full(uniforms.shape, self.pad_id, dtype=torch.long)
         # Of the rows that are held: their numbers, how many tokens they have, and whether they go on; the logits of their next
-        # tokens; and, known without asking the device, the step at which each joined.
+        # tokens; and on the host their numbers, with the step at which each joined.
         held = torch.zeros(0, dtype=torch.long, device=device)
         count, going, logits = held, held.bool(), []
-        joined: list[int] = []
-        alive, step, waiting = 0, 0, list(range(len(rows)))
+        joined: list[tuple[int, int]] = []
+        alive = step = 0
         while waiting or joined:
             if waiting and alive <= REFILL * size:
                 new, waiting = waiting[: size - alive], waiting[size - alive :]
                 logits.append(decoder.admit([rows[row][0] for row in new]))
                 held, count = torch.cat([held, held.new_tensor(new)]), torch.cat([count, count.new_zeros(len(new))])
-                going, joined, alive = (
-                    torch.cat([going, going.new_ones(len(new))]),
-                    joined + [step] * len(new),
-                    alive + len(new),
-                )
+                going, alive = torch.cat([going, going.new_ones(len(new))]), alive + len(new)
+                joined += [(row, step) for row in new]
             scores = torch.cat(logits)
             token = scores.argmax(1) if self._is_greedy else pick(warpers(None, scores), uniforms[held, count])
             token = torch.where(going, token, self.pad_id)
             tokens[held, count] = token
             count, step = count + going, step + 1
             going = going & ~torch.isin(token, stop_ids) & (count < self.max_new_tokens)
-            at_limit = step - joined[0] == self.max_new_tokens
+            at_limit = step - joined[0][1] == self.max_new_tokens
             if at_limit or step % pace.tokens == 0:
                 left = going.nonzero().squeeze(1)
                 alive = len(left)
@@ -184,16 +202,21 @@ class PolicySampler:
                     stay = left.tolist()
                     decoder.keep(stay)
                     held, count, going, token = held[left], count[left], going[left], token[left]
-                    joined = [joined[row] for row in stay]
+                    before, joined = joined, [joined[place] for place in stay]
+                    yield [row for row, _ in set(before) - set(joined)]
             logits = [decoder.step(token)] if joined else []
-        return tokens[:, :-1]
 
-    def _generate(self, model: PreTrainedModel, rows: list[tuple[list[int], Stream]], size: int) -> Tensor:
-        """The same with transformers' `generate`, for models that cannot be packed."""
-        parts = [self._generate_batch(model, rows[first : first + size]) for first in range(0, len(rows), size)]
-        return torch.cat([pad(part, (0, self.max_new_tokens - part.shape[1]), value=self.pad_id) for part in parts])
+    def _generate(
+        self, model: PreTrainedModel, rows: list[Row], waiting: list[int], size: int, tokens: Tensor
+    ) -> Iterator[list[int]]:
+        """With transformers' `generate`, for models that cannot be packed."""
+        for first in range(0, len(waiting), size):
+            batch = waiting[first : first + size]
+            part = self._generate_batch(model, [rows[row] for row in batch])
+            tokens[batch, : part.shape[1]] = part
+            yield batch
 
-    def _generate_batch(self, model: PreTrainedModel, rows: list[tuple[list[int], Stream]]) -> Tensor:
+    def _generate_batch(self, model: PreTrainedModel, rows: list[Row]) -> Tensor:
         reversed_ids = pad_rows([prompt[::-1] for prompt, _ in rows], self.pad_id)
         reversed_mask = pad_rows([[1] * len(prompt) for prompt, _ in rows], 0)
         choose = [] if self._is_greedy else [InverseCDF(self._uniforms(rows).to(model.device), reversed_ids.shape[1])]
@@ -212,7 +235,7 @@ class PolicySampler:
             )
         return output[:, reversed_ids.shape[1] :]
 
-    def _uniforms(self, rows: list[tuple[list[int], Stream]]) -> Tensor:
+    def _uniforms(self, rows: list[Row]) -> Tensor:
         return torch.from_numpy(np.stack([np.random.default_rng(stream).random(self.max_new_tokens) for _, stream in rows]))
 
     @property

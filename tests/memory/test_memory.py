@@ -8,6 +8,7 @@ from transformers import DynamicCache, GPT2Config, LlamaConfig
 from denserl.memory import formulas
 from denserl.memory.formulas import Sharding, Size
 from denserl.memory.meta_pass import LiveBytes, cache_bytes_per_token, classifier_bytes, policy_bytes
+from denserl.models import decoding
 from denserl.models.adapters import prepare_model
 from denserl.models.config import AdapterConfig
 from denserl.models.decoding import Decoder
@@ -182,6 +183,19 @@ def test_the_decoders_cache_is_as_large_as_planned(folder, new_tokens):
             decoder.step(torch.ones(rows, dtype=torch.long))
     held = sum(x.nbytes for group in decoder.groups for part in (group.keys, group.values) for x in part.values())
     assert held == formulas.cache(cache_bytes_per_token(empty_policy(path, "fp32")), rows, prompt, new_tokens)
+
+
+def test_reading_prompts_takes_no_more_than_a_pass_beside_the_cache(folder, monkeypatch):
+    """Sixteen prompts in passes of two, against two prompts: more by keys and values, and by the logits, twice."""
+    monkeypatch.setattr(decoding, "PROMPT_TOKENS", 64)
+    model, most, cache = real(empty_policy(folder("llama", max_position_embeddings=512), "fp32")).eval(), {}, {}
+    for rows in (2, 16):
+        with LiveBytes("cpu", [*model.parameters(), *model.buffers()]) as live, torch.no_grad():
+            decoder = Decoder(model, 8)
+            logits = decoder.admit([[3 + row] * 32 for row in range(rows)])
+        most[rows] = live.most
+        cache[rows] = sum(x.nbytes for group in decoder.groups for part in (group.keys, group.values) for x in part.values())
+    assert cache[16] == 8 * cache[2] and most[16] - most[2] <= cache[16] - cache[2] + 2 * logits.nbytes
 
 
 def passed(model, kind: str, rows: int, known=()):

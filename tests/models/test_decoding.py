@@ -92,3 +92,22 @@ def test_a_prompt_of_several_rows_is_read_once():
     with torch.no_grad():
         Decoder(model, 4).admit(LATER)
     assert widths == [len(PROMPTS[0]) + len(PROMPTS[3])]
+
+
+def test_prompts_are_read_by_tokens(monkeypatch):
+    """No more than 16 at a time, or one prompt; padding to the longest counts."""
+    model, widths = tiny_models.probed(tiny_models.language_model("llama")), []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
+    monkeypatch.setattr(decoding, "PROMPT_TOKENS", 16)
+    prompts = tiny_models.random_rows([20, 8, 8, 7, 6, 3], seed=2)
+    prompts.insert(1, prompts[0])
+    plain = tiny_models.language_model("llama")
+    with torch.no_grad():
+        decoder = Decoder(model, 30)
+        torch.testing.assert_close(decoder.admit(prompts), whole(plain, prompts), rtol=1e-4, atol=1e-4)
+        assert widths == [20, 16, 13, 3]
+        # A group may have rows of several passes, and a pass rows of several groups.
+        assert [len(group) for group in decoder.groups] == [2, 5]
+        rows = [[*prompt, 5] for prompt in prompts]
+        logits = decoder.step(torch.full((len(rows),), 5))
+        torch.testing.assert_close(logits, whole(plain, rows), rtol=1e-4, atol=1e-4)

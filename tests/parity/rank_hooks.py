@@ -59,11 +59,11 @@ def uneven_responses() -> None:
 
     sample = PolicySampler._decode
 
-    def decode(self, model, rows, size) -> Tensor:
-        tokens, odd = sample(self, model, rows, size), torch.tensor([stream.spawn_key[-1] % 2 == 1 for _, stream in rows])
+    def decode(self, model, rows, waiting, size, tokens):
+        odd = torch.tensor([stream.spawn_key[-1] % 2 == 1 for _, stream in rows])
+        yield from sample(self, model, rows, waiting, size, tokens)
         tokens[torch.isin(tokens, torch.tensor(self.stop_ids))] = self.pad_id + 5
         tokens[odd, 0] = self.stop_ids[0]
-        return tokens
 
     PolicySampler._decode = decode
 

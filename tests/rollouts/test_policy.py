@@ -13,6 +13,7 @@ from op_recorder import op_graph
 from transformers import LlamaConfig
 
 from denserl.models import recording
+from denserl.models.decoding import Decoder
 from denserl.models.loading import load_policy
 from denserl.rollouts import policy as policy_sampling
 from denserl.rollouts.base import Rollouts
@@ -252,5 +253,41 @@ def test_without_packing_and_short_of_memory_responses_are_the_same(policy, temp
     assert sampler(small, **how)(PROMPTS) == expected
     assert small.sizes == [5, 2, 2, 1]
     assert "out of memory with 5 rows at once; repeated with 2" in caplog.text
+    sample = PolicySampler(lambda: small, STOPS, PAD, **how)
+    streams = [stream(0, Purpose.SAMPLING, row) for row in range(len(PROMPTS))]
+    assert [sample(PROMPTS, streams) for _ in range(2)] == [expected] * 2
+    assert small.sizes[4:] == [5, 2, 2, 1, 2, 2, 1]
     with pytest.raises(torch.OutOfMemoryError):
         sampler(Small(policy, 0))(PROMPTS)
+
+
+def test_short_of_memory_what_is_done_is_kept_and_what_fits_remembered(policy, monkeypatch, caplog):
+    """Memory for six rows until any has ended, and from then on for three."""
+    admitted, most = [], [6]
+    admit, keep = Decoder.admit, Decoder.keep
+
+    def counted(decoder, prompts):
+        if len(decoder) + len(prompts) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        admitted.append(len(prompts))
+        return admit(decoder, prompts)
+
+    def shrinking(decoder, rows):
+        keep(decoder, rows)
+        most[0] = 3
+
+    prompts, how = tiny_models.random_rows([7] * 9, seed=4, vocabulary=300), {"max_new_tokens": 9}
+    stops = [2, *range(250, 320)]
+    expected = sampler(policy, stops, **how)(prompts)
+    assert len(set(map(len, expected.responses))) > 3
+    monkeypatch.setattr(Decoder, "admit", counted)
+    monkeypatch.setattr(Decoder, "keep", shrinking)
+    sample = PolicySampler(lambda: policy, stops, PAD, batch_size=6, **how)
+    streams = [stream(0, Purpose.SAMPLING, row) for row in range(len(prompts))]
+    assert sample(prompts, streams) == expected
+    assert caplog.text.count("out of memory") == 1 and sample.batch_size == 3
+    # Six of nine at first; then without those that had ended by the time when others could have joined.
+    ended_by = sorted(len(response) for response in expected.responses[:6])[6 - int(0.75 * 6) - 1]
+    done = sum(len(response) <= ended_by for response in expected.responses[:6])
+    assert done > 0 and admitted[0] == 6 and sum(admitted[1:]) == 9 - done
+    assert sample(prompts, streams) == expected and caplog.text.count("out of memory") == 1
