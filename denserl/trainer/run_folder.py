@@ -101,7 +101,7 @@ def run_training(
         folder.restore(trainer, checkpoint)
     with StopRequest() as stop:
         trainer.add_callback(SaveOrStop(stop, SaveClock(save_minutes), trainer, max_skipped_steps))
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, last = trainer.state.global_step, trainer.state.max_steps
     if trainer.skipped_in_a_row >= max_skipped_steps:
         raise not_finite(trainer.skipped_in_a_row, folder.skipped, folder.checkpoint(step), "`lr`")

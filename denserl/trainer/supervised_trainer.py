@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SchedulerType, TrainOutput, get_last_checkpoint
 
 from denserl import distributed
 from denserl.data.batching import in_halves, length_batches, rank_batches, to_device
@@ -88,6 +88,8 @@ class SupervisedTrainer(Trainer, ABC):
         # Of the optimiser step at hand, on this rank.
         self._sums: Sums = {}
         self._rows: list[int] = []
+        # The checkpoint that a run goes on from, until its random state is there again.
+        self._goes_on_from: str | None = None
 
     @abstractmethod
     def count(self, batch: dict[str, Tensor]) -> Tensor:
@@ -154,6 +156,15 @@ class SupervisedTrainer(Trainer, ABC):
             pin_memory=args.dataloader_pin_memory,
         )
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kw: Any) -> TrainOutput:
+        given = resume_from_checkpoint
+        self._goes_on_from = (get_last_checkpoint(self.args.output_dir) if given is True else given) or None
+        return super().train(given, *args, **kw)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        self._goes_on_from = None
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
@@ -162,6 +173,9 @@ class SupervisedTrainer(Trainer, ABC):
         if self.state.global_step >= self.state.max_steps:
             return [], None
         batches = list(islice(epoch_iterator, num_batches))
+        if self._goes_on_from:
+            # In the middle of a pass the library restores it behind this call, in which forwards may draw from it.
+            self._load_rng_state(self._goes_on_from)
         count = torch.stack([self.count(batch) for batch in batches]).sum().to(device)
         return batches, distributed.all_sum(count)
 

@@ -143,6 +143,18 @@ def test_passes_that_are_equal_are_told_once(tmp_path, caplog):
         assert told() == 1
 
 
+def test_a_run_goes_on_in_the_middle_of_a_pass_to_the_bit(train, tmp_path):  # noqa: F811
+    """What negatives are made of draws the dropout that it would have drawn."""
+    options = {"contrastive": "simcse", "epochs": 1, "batch_size": 4, "micro_batch_size": 2}
+    options |= {"save_steps": 1, "save_total_limit": 5}
+    whole, _ = train("whole", **options)
+    half = "checkpoints/step-000001"
+    shutil.copytree(whole / half, tmp_path / "again" / half)
+    shutil.copy(whole / "metrics.jsonl", tmp_path / "again")
+    again, _ = train("again", resume=True, **options)
+    assert same_bits(whole, again) and len(read_metrics(whole / "metrics.jsonl")) > 2
+
+
 SWAV = {"contrastive": "swav", "epochs": 2, "micro_batch_size": 2, "save_steps": 1, "save_total_limit": 5}
 
 
