@@ -26,6 +26,8 @@ DIGEST = 16  # bytes
 _BLOCK = 2**24  # bytes of a file that are read at a time
 _TICK = 0.02  # seconds: within one, a file may change without another time
 
+version = functools.cache(importlib.metadata.version)  # of a library, which is looked for along Python's path each time
+
 
 def file_fingerprint(folder: str | Path, dtype: str) -> str:
     """A hash of a model folder's config and safetensors bytes, and of the precision it is run in.
@@ -43,8 +45,7 @@ def reading_fingerprint(folder: str | Path, dtype: str, attention: str, trust_re
     """
     code = sorted(Path(folder).rglob("*.py")) if trust_remote_code else []
     own = _hash_of_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in code), "") if code else ""
-    libraries = [importlib.metadata.version(name) for name in ("torch", "transformers")]
-    return " ".join([file_fingerprint(folder, dtype), attention, *libraries, own])
+    return " ".join([file_fingerprint(folder, dtype), attention, *map(version, ("torch", "transformers")), own])
 
 
 @functools.cache
@@ -123,7 +124,7 @@ def _add_file(digest: "hashlib._Hash | hashlib.blake2b", path: Path) -> None:
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A hash of all that a tokenizer is saved with, its template too, of its class's code and of libraries' versions."""
     digest = hashlib.sha256(Path(inspect.getfile(type(tokenizer))).read_bytes())
-    digest.update(repr([importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]).encode())
+    digest.update(repr([version(name) for name in ("transformers", "tokenizers", "jinja2")]).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):

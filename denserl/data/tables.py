@@ -7,7 +7,6 @@ beside it, and is said again. What rows are is not known here: functions that ma
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import json
 import logging
@@ -23,7 +22,7 @@ import datasets
 
 from denserl import distributed
 from denserl.data.features import written_into
-from denserl.data.fingerprints import digest_of_file, selection_fingerprint, tokenizer_fingerprint
+from denserl.data.fingerprints import digest_of_file, selection_fingerprint, tokenizer_fingerprint, version
 from denserl.data.readers import source_identity
 from denserl.errors import require
 from denserl.files import flush, make_folder, write_flushed
@@ -189,7 +188,7 @@ def _name(make: Make, arguments: Mapping[str, Any]) -> str:
     if "sources" in told:
         split = {**arguments, **how}.get("split", "train")
         told["files"] = [_identity(source, split) for source in told["sources"]]
-    libraries = [importlib.metadata.version(name) for name in _LIBRARIES]
+    libraries = [version(name) for name in _LIBRARIES]
     described = repr([make.__module__, make.__qualname__, _plain(told), libraries, _code()])
     return f"rows-{hashlib.sha256(described.encode()).hexdigest()[:32]}"
 

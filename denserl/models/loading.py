@@ -4,8 +4,10 @@ Loading is strict: a missing weight or one too many is an error. safetensors onl
 in tokenizers.py, reward models with their heads in reward_models.py.
 """
 
+import contextlib
+import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,17 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def load_config(path: str, **kw: Any) -> PreTrainedConfig:
-    """The config of a model. UserError where there is none that can be read."""
-    return load_stock(AutoConfig, path, **kw)
+    """The config of a model, to be read and not changed: all who ask are given one. UserError where none can be read."""
+    file = Path(path) / MODEL_FILES[0]
+    if not file.is_file():
+        return load_stock(AutoConfig, path, **kw)
+    return _config_in(path, file.stat().st_size, file.stat().st_mtime_ns, **kw)
+
+
+@functools.lru_cache(maxsize=64)
+def _config_in(folder: str, size: int, time: int, **kw: Any) -> PreTrainedConfig:
+    """size, time: of its file, which tell whether it is still that one."""
+    return load_stock(AutoConfig, folder, **kw)
 
 
 def load_policy(path: str, dtype: str | torch.dtype, dropout: bool = False, **kw: Any) -> PreTrainedModel:
@@ -192,18 +203,31 @@ def load_stock(auto_class: type[Any], path: str | Path, **kw: Any) -> Any:
     path = str(path)
     is_tokenizer = auto_class is AutoTokenizer
     check_source(path, TOKENIZER_FILES if is_tokenizer else MODEL_FILES)
-    # The library's own report of missing and unexpected weights is only a warning; `check_weights` decides what is an error.
-    # Left unset, trust_remote_code would ask at the terminal.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
         name, revision = split_revision(path)
         which = {"revision": revision} if revision else {}
-        return auto_class.from_pretrained(name, **{"trust_remote_code": False, **which, **kw})
+        # Left unset, trust_remote_code would ask at the terminal.
+        with _errors_alone():
+            return auto_class.from_pretrained(name, **{"trust_remote_code": False, **which, **kw})
     except UNREADABLE as error:
         raise not_loaded(path, is_tokenizer, error) from error
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """The library's own report of missing and unexpected weights is only a warning; `check_weights` decides what is an error.
+
+    It is its handlers that are told: another level of its logger would make each of the process's loggers, some thousands,
+    forget what it shows.
+    """
+    levels = [(handler, handler.level) for handler in transformers_logging.get_logger("transformers").handlers]
+    for handler, level in levels:
+        handler.setLevel(max(level, logging.ERROR))
+    try:
+        yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
+        for handler, level in levels:
+            handler.setLevel(level)
 
 
 def check_weights(path: str, info: Mapping[str, Any], *, missing: Iterable[str], unexpected: Iterable[str]) -> None:

@@ -1,7 +1,6 @@
 """What tells models and responses apart: everything that changes what a model says, and nothing else."""
 
 import builtins
-import importlib.metadata
 import os
 
 import pytest
@@ -9,7 +8,8 @@ import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denserl.data.fingerprints import file_fingerprint, prompt_key, reading_fingerprint, response_key
+from denserl.data import fingerprints
+from denserl.data.fingerprints import file_fingerprint, prompt_key, reading_fingerprint, response_key, version
 
 IDS = st.lists(st.integers(0, 3), max_size=3)
 
@@ -48,9 +48,8 @@ def test_what_changes_what_a_model_says_changes_its_fingerprint(model, monkeypat
     code.write_text("scale = 2\n")
     os.utime(code, ns=(0, 0))
     assert now(trust_remote_code=True) != trusted
-    version = importlib.metadata.version
     for library in ("torch", "transformers"):
-        monkeypatch.setattr(importlib.metadata, "version", lambda name, of=library: "0" if name == of else version(name))
+        monkeypatch.setattr(fingerprints, "version", lambda name, of=library: "0" if name == of else version(name))
         assert now() != first
         monkeypatch.undo()
 

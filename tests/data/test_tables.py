@@ -157,7 +157,7 @@ def test_other_code_makes_its_own(version, file, cache, monkeypatch):
     if version == "code":
         monkeypatch.setattr(tables, "_code", lambda: "another")
     else:
-        monkeypatch.setattr(tables.importlib.metadata, "version", lambda name: "0")
+        monkeypatch.setattr(tables, "version", lambda name: "0")
     load_preferences([str(file)], on_bad_row="skip", cache_dir=str(cache))
     assert len(kept_in(cache)) == 2
 
