@@ -61,6 +61,14 @@ def test_every_command_is_understood_and_run_once(monkeypatch, tmp_path, capsys)
     assert said[-1].startswith("round 2: held-out accuracy 0.7000, last policy's responses told apart 0.4000")
 
 
+def test_mistakes_name_the_script(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        metarm_rounds.main(["--model", "m", "--data", "d", "--prompts", "p", "--output_dir", str(tmp_path), "--turns", "2"])
+    said = capsys.readouterr().err
+    assert said.startswith("python examples/scripts/metarm_rounds.py: there is no option --turns")
+    assert "python examples/scripts/metarm_rounds.py --help" in said
+
+
 @pytest.mark.long
 def test_all_of_it_goes_on_where_it_was_ended(monkeypatch, tmp_path):
     world, tiny = tmp_path / "world", read_table()["model_types"]["tiny"]

@@ -24,8 +24,10 @@ MAIN = "main"
 _ANNOTATED: Any = Annotated
 
 
-def parse(options_class: type[Options], command: str, argv: list[str]) -> Options:
+def parse(options_class: type[Options], command: str, argv: list[str], program: str = "denserl") -> Options:
     """The options of a command from its arguments. `--config file.yaml` stands for the flags it lists; later flags win.
+
+    program: what runs the command.
 
     Raises:
         UserError: an option that the command does not have, out of bounds, or without effect; it names the flag.
@@ -35,8 +37,8 @@ def parse(options_class: type[Options], command: str, argv: list[str]) -> Option
     argv = expand_config(given, options_class)
     # Help texts are given; looking for comments in the source of classes that have none takes a third of the time.
     marks = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
-    settings: dict[str, Any] = {"prog": f"denserl {command}", "use_underscores": True, "config": marks}
-    check_names(options_class, f"denserl {command} --help", argv)
+    settings: dict[str, Any] = {"prog": f"{program} {command}", "use_underscores": True, "config": marks}
+    check_names(options_class, f"{program} {command} --help", argv)
     argv = spelled_out(argv, options_class)
     values = _values(options_class, argv, settings)
     try:

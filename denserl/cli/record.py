@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def recorded(command: str, argv: list[str], options: Config) -> Iterator[None]:
+def recorded(command: str, argv: list[str], options: Config, program: str = "denserl") -> Iterator[None]:
     """Add an entry to `output_dir`/command.json while a command runs, and say there how it ended. Rank 0 writes.
 
     A command that is refused before it has changed anything in the folder leaves none.
@@ -41,7 +41,7 @@ def recorded(command: str, argv: list[str], options: Config) -> Iterator[None]:
     before = file.read_bytes() if file.is_file() else None
     entries, settings = _entries(file, before), resolved_settings(options)
     entry = {
-        "command": shlex.join(["denserl", command, *argv]),
+        "command": shlex.join([program, command, *argv]),
         "settings": settings,
         "versions": dict(versions()),
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),

@@ -98,7 +98,7 @@ def outcome(folder: Path, number: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    launch(Options, "metarm_rounds", run, argv)
+    launch(Options, "examples/scripts/metarm_rounds.py", run, argv, program="python")
 
 
 if __name__ == "__main__":
