@@ -98,10 +98,10 @@ def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(states / "mp_rank_00_model_states.pt", weights_only=False)["module"])
 
 
-def save_language_model(folder: Path, seed: int = 0, stops: int = 0, hidden: int = 32) -> Path:
+def save_language_model(folder: Path, seed: int = 0, stops: int = 0, hidden: int = 32, inner: int = 48) -> Path:
     """A one-layer Llama and its tokenizer in a folder; `stops` further tokens of the vocabulary also end a response."""
     tokenizer = tiny_tokenizer()
-    model = new_llama(tokenizer, hidden_size=hidden, num_layers=1, num_heads=2, intermediate_size=48, seed=seed)
+    model = new_llama(tokenizer, hidden_size=hidden, num_layers=1, num_heads=2, intermediate_size=inner, seed=seed)
     if stops:
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(len(tokenizer) - stops, len(tokenizer))]
     model.save_pretrained(folder)

@@ -27,7 +27,9 @@ def launch(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "filelock", "fsspec", "transformers", "datasets", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # bitsandbytes warns of a missing kernel that is not used (models/four_bit.py).
+    for noisy in ("accelerate", "bitsandbytes"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     # CPU is a device that was chosen here, not a failure to find another.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     options = None

@@ -52,7 +52,8 @@ def heading(planner: "Planner") -> str:
     options, policy = planner.options, planner.size("policy")
     others = [*((role, role) for role in planner.critics), *(("reward model", role) for role in planner.scorers)]
     sizes = [f"{name} {planner.size(role).parameters / 1e9:.2f} B" for name, role in others]
-    trained = f" ({policy.trained / 1e6:.1f} M of them trained)" if options.lora_rank else ""
+    held = f", {sum(policy.four_bit) / 1e9:.2f} B held in 4 bits" if policy.four_bit else ""
+    trained = f" ({policy.trained / 1e6:.1f} M of them trained{held})" if options.lora_rank else ""
     return (
         f"{options.model}: {policy.parameters / 1e9:.2f} B parameters{trained}; {', '.join(sizes)}\n"
         f"{options.gpus} GPU(s), {planner.dtype}, micro-batches of {options.micro_batch_size}; {options.max_length} tokens in "
@@ -63,13 +64,10 @@ def heading(planner: "Planner") -> str:
 def table(phases: list[Phase], options: Options) -> str:
     """GiB of each phase at each stage, with what the options ask for and nothing more."""
     given = setting_given(options, 0)
-    flags = switches(given)
+    flags, possible = switches(given), stages(given.offload_optimizer, options.load_in_4bit)
     lines = [f"{' '.join(['GiB per GPU', *flags]):44}" + "".join(f"{f'ZeRO {stage}':>10}" for stage in STAGES)]
     for phase in phases:
-        needs = [
-            f"{phase.needs(given._replace(zero_stage=stage)) / GIB:.1f}" if stage in stages(given.offload_optimizer) else "-"
-            for stage in STAGES
-        ]
+        needs = [f"{phase.needs(given._replace(zero_stage=stage)) / GIB:.1f}" if stage in possible else "-" for stage in STAGES]
         lines.append(f"{phase.command:12}{phase.name:32}" + "".join(f"{need:>10}" for need in needs))
     return "\n".join(lines)
 
@@ -91,9 +89,9 @@ def advice(planner: "Planner", command: str, phases: list[Phase], setting: Setti
         least = list(settings_in_order(planner.options))[-1]
         need, name = max((phase.needs(least) / GIB, phase.name) for phase in phases)
         options = planner.options
-        adapters = "" if options.lora_rank else "--lora_rank 16, "
+        smaller = "" if options.load_in_4bit else "--load_in_4bit, " if options.lora_rank else "--lora_rank 16, "
         engine = "--rollout_engine vllm, " if command == "train-ppo" and options.rollout_engine == "policy" else ""
-        return f"nothing fits: {name} needs {need:.1f} GiB even so; try {adapters}{engine}shorter sequences or more --gpus"
+        return f"nothing fits: {name} needs {need:.1f} GiB even so; try {smaller}{engine}shorter sequences or more --gpus"
     need, host = max(phase.needs(setting) for phase in phases) / GIB, planner.host(command, setting) / GIB
     also = f", and {host:.0f} GiB of main memory on all hosts together" if host else ""
     return f"{' '.join(flags(setting, planner.options, phases))}   ({need:.1f} GiB{also})"

@@ -44,6 +44,8 @@ class PlanConfig(ModelSourceConfig):
     """Keep optimiser state in CPU memory (ZeRO 1-3), even if it fits without."""
     lora_rank: Annotated[int, FIRST, Ge(0)] = 0
     """Train LoRA adapters of this rank instead of all weights; 0 trains all."""
+    load_in_4bit: Annotated[bool, FIRST, WITHOUT_ADAPTERS] = False
+    """Hold the weights under the adapters in 4 bits."""
     lora_targets: Annotated[list[str] | None, WITHOUT_ADAPTERS] = None
     """Modules that get adapters; default: all linear layers of the backbone."""
     micro_batch_size: Annotated[int, FIRST, Ge(1)] = 4

@@ -3,11 +3,13 @@
 The memory of the passes themselves is counted in meta_pass.py.
 """
 
+import math
 from typing import NamedTuple
 
 from torch import nn
 
 from denserl.models.decoding import growth, room
+from denserl.models.four_bit import form_of, four_bit_bytes, is_four_bit
 
 # DeepSpeed's defaults, in numbers: how many gradients are reduced at once, and how many parameters ZeRO-3 keeps gathered.
 REDUCE_BUCKET = 500_000_000
@@ -18,16 +20,18 @@ ADDED_UP = 4
 
 
 class Size(NamedTuple):
-    """Numbers in a model's parameters: all of them (tied ones once), and those that are trained."""
+    """Numbers in a model's parameters: all of them (tied ones once), those that are trained, and of each weight in 4 bits."""
 
     parameters: int
     trained: int
+    four_bit: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module) -> "Size":
         # Parameters that ZeRO-3 has in shares say the number of the whole.
-        counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-        return cls(sum(n for n, _ in counts), sum(n for n, trained in counts if trained))
+        counts = [(p, getattr(p, "ds_numel", math.prod(form_of(p).shape))) for p in model.parameters()]
+        trained = sum(n for p, n in counts if p.requires_grad)
+        return cls(sum(n for _, n in counts), trained, tuple(n for p, n in counts if is_four_bit(p)))
 
 
 class Sharding(NamedTuple):
@@ -45,8 +49,14 @@ class Sharding(NamedTuple):
 
 
 def weights(size: Size, sharding: Sharding) -> int:
-    """width x parameters; at stage 3 each GPU has its share."""
-    return sharding.width * size.parameters // (sharding.gpus if sharding.stage == 3 else 1)
+    """width x parameters; at stage 3 each GPU has its share. Weights in 4 bits take `four_bit_bytes`."""
+    whole = sharding.width * (size.parameters - sum(size.four_bit)) // (sharding.gpus if sharding.stage == 3 else 1)
+    return whole + sum(map(four_bit_bytes, size.four_bit))
+
+
+def dequantised(size: Size, sharding: Sharding) -> int:
+    """What a pass holds of weights in 4 bits as they are multiplied, one after another: width x the numbers of the largest."""
+    return sharding.width * max(size.four_bit, default=0)
 
 
 def optimizer_states(size: Size, sharding: Sharding) -> int:
@@ -104,7 +114,7 @@ def in_backward(size: Size, sharding: Sharding) -> int:
     if sharding.stage == 3:
         wider = (ADDED_UP - sharding.width) * min(size.trained, MAX_LIVE_PARAMETERS)
         return gathered_weights(size, sharding) + wider
-    held = between_micro_batches(size, sharding)
+    held = between_micro_batches(size, sharding) + dequantised(size, sharding)
     if sharding.stage == 2:
         flat = sharding.width * min(size.trained, REDUCE_BUCKET) * (sharding.gpus > 1)
         held += ADDED_UP * size.trained // sharding.gpus + reduce_bucket(size, sharding) + flat

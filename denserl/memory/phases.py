@@ -17,6 +17,7 @@ from denserl.models.adapters import prepare_model
 from denserl.models.config import AdapterConfig
 from denserl.models.decoding import PROMPT_TOKENS
 from denserl.models.dropout import disable_dropout
+from denserl.models.four_bit import to_quantise
 from denserl.models.loading import empty_policy, empty_reward_model
 
 # policy, reward: trained, with adapters if any. critic, where there is one: trained whole. reference, and a scorer per reward
@@ -83,7 +84,7 @@ class Planner:
         size, sharding, length = self.size("reward"), self.sharding(setting), self.options.max_length
         rows = max(2, setting.score_tokens // length)
         held = formulas.at_rest(size, sharding) + formulas.gathered_weights(size, sharding)
-        return held + self.passing("reward", rows, length, 0)
+        return held + formulas.dequantised(size, sharding) + self.passing("reward", rows, length, 0)
 
     def rollout(self, setting: Setting) -> int:
         """All models at rest, the cache at its longest, and reading the prompts or drawing tokens, whichever takes more."""
@@ -91,6 +92,7 @@ class Planner:
         kept = formulas.cache(cache_bytes_per_token(policy), rows, options.max_prompt_length, options.max_new_tokens)
         read = max(1, min(rows, PROMPT_TOKENS // options.max_prompt_length))
         reading = self.passing("reference", read, options.max_prompt_length, 1)
+        reading += formulas.dequantised(self.size("policy"), self.sharding(setting))
         drawing = formulas.sampling_step(rows, policy.get_output_embeddings().out_features)
         return self._ppo_at_rest(setting) + kept + max(reading, drawing)
 
@@ -98,8 +100,11 @@ class Planner:
         """All models at rest, and the pass of one of them."""
         sharding = self.sharding(setting)
         responses = {"reference": self.options.max_new_tokens, **dict.fromkeys([*self.critics, *self.scorers], 0)}
+        # With adapters, the policy without them is the reference.
+        held = {"reference": formulas.dequantised(self.size("policy"), sharding)}
         return self._ppo_at_rest(setting) + max(
             formulas.gathered_weights(self.size(role), sharding)
+            + held.get(role, 0)
             + self.passing(role, setting.micro_batch_size, self.length, response)
             for role, response in responses.items()
         )
@@ -137,7 +142,7 @@ class Planner:
         copy = formulas.sampling_copy(self.size("policy"), sharding) if self.samples else 0
         return trained + frozen + average + copy
 
-    def _model(self, role: str, checkpointing: bool) -> PreTrainedModel:
+    def _empty(self, role: str) -> PreTrainedModel:
         options = self.options
         source = {
             "trust_remote_code": options.trust_remote_code,
@@ -146,7 +151,10 @@ class Planner:
         }
         from_reward_model = role == "critic" and options.critic_init == "reward_model"
         path = self.scorers.get("scorer 0" if from_reward_model else role, options.model)
-        model = (empty_policy if role in POLICIES else empty_reward_model)(path, self.dtype, **source)
+        return (empty_policy if role in POLICIES else empty_reward_model)(path, self.dtype, **source)
+
+    def _model(self, role: str, checkpointing: bool) -> PreTrainedModel:
+        model, options = self._empty(role), self.options
         if role == "critic":
             disable_dropout(model)
         config = AdapterConfig(gradient_checkpointing=None if checkpointing else False)
@@ -155,7 +163,10 @@ class Planner:
         return prepare_model(model, config, WITH_ADAPTERS.get(role, ""), "cuda")
 
     def _size(self, role: str) -> Size:
-        return Size.of(self.model(role, False))
+        size = Size.of(self.model(role, False))
+        if not self.options.load_in_4bit or role not in WITH_ADAPTERS:
+            return size
+        return size._replace(four_bit=tuple(layer.weight.numel() for layer in to_quantise(self._empty(role))))
 
     def _passing(self, role: str, rows: int, length: int, response: int, checkpointing: bool | None = None) -> int:
         """Bytes of a pass. checkpointing: of a training pass; None for one without gradient. response: 0 for classifiers."""

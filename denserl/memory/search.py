@@ -42,13 +42,14 @@ def setting_given(options: PlanConfig, zero_stage: int) -> Setting:
     return Setting(zero_stage, options.gradient_checkpointing is not False, options.offload_optimizer, *batches)
 
 
-def stages(offload: bool) -> tuple[int, ...]:
-    """The ZeRO stages; without ZeRO nothing is offloaded."""
-    return STAGES[1:] if offload else STAGES
+def stages(offload: bool, four_bit: bool) -> tuple[int, ...]:
+    """The ZeRO stages; without ZeRO nothing is offloaded, and weights in 4 bits are not spread."""
+    return STAGES[int(offload) : 3 if four_bit else 4]
 
 
 def settings_in_order(options: PlanConfig) -> Iterator[Setting]:
-    """ZeRO stages 0 to 3; the same with gradient checkpointing; with offloading as well; then with batches halved and halved.
+    """ZeRO stages 0 to 3 (2 with weights in 4 bits); the same with gradient checkpointing; with offloading as well; then with
+    batches halved and halved.
 
     What the options ask for is on from the start.
     """
@@ -56,11 +57,11 @@ def settings_in_order(options: PlanConfig) -> Iterator[Setting]:
     checkpointed = given._replace(gradient_checkpointing=True)
     # Each once: what the options ask for may make some of them the same.
     for setting in dict.fromkeys((given, checkpointed, checkpointed._replace(offload_optimizer=True))):
-        yield from (setting._replace(zero_stage=stage) for stage in stages(setting.offload_optimizer))
+        yield from (setting._replace(zero_stage=stage) for stage in stages(setting.offload_optimizer, options.load_in_4bit))
     batches = {name: given._asdict()[name] for name in BATCHES}
     while max(batches.values()) > 1:
         batches = {name: max(1, size // 2) for name, size in batches.items()}
-        for stage in stages(offload=True):
+        for stage in stages(offload=True, four_bit=options.load_in_4bit):
             yield Setting(stage, gradient_checkpointing=True, offload_optimizer=True, **batches)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from denserl.memory.formulas import Sharding, Size, at_rest, between_micro_batches, training_peak, weights
-from denserl.memory.search import GIB, STAGES
+from denserl.memory.search import GIB, stages
 
 
 def least_bytes(trained: Sequence[Size], frozen: Sequence[Size], sharding: Sharding) -> int:
@@ -25,8 +25,9 @@ def shortage(trained: Sequence[Size], frozen: Sequence[Size], sharding: Sharding
         f"weights, gradients and optimiser alone need {needed / GIB:.1f} GiB of each GPU at `zero_stage` {sharding.zero_stage}"
         f"{' with `offload_optimizer`' if sharding.offload else ''}, and it has {memory / GIB:.1f}"
     )
+    four_bit = any(size.four_bit for size in trained)
     for offload in (sharding.offload, True):
-        others = [sharding._replace(zero_stage=stage, offload=offload) for stage in STAGES[1:]]
+        others = [sharding._replace(zero_stage=stage, offload=offload) for stage in stages(True, four_bit)]
         enough = min(others, key=lambda other: least_bytes(trained, frozen, other))
         if least_bytes(trained, frozen, enough) <= memory:
             break

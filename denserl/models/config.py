@@ -1,7 +1,7 @@
 """Options of how a model's weights are trained: recomputed activations, and adapters in their place."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
@@ -21,9 +21,16 @@ class AdapterConfig(Config):
     can."""
     lora_rank: Annotated[int, Ge(0)] = 0
     """Train LoRA adapters of this rank instead of all weights; 0 trains all."""
+    load_in_4bit: Annotated[bool, WITHOUT_ADAPTERS] = False
+    """Hold the weights under the adapters in 4 bits (NF4, doubly quantised), with the extra denserl[4bit]; adapters are merged
+    into the model as it is stored."""
     lora_alpha: Annotated[float, Gt(0), WITHOUT_ADAPTERS] = 32.0
     """LoRA scaling."""
     lora_dropout: Annotated[float, Interval(ge=0, lt=1), WITHOUT_ADAPTERS] = 0.0
     """LoRA dropout."""
     lora_targets: Annotated[list[str] | None, WITHOUT_ADAPTERS] = None
     """Modules that get adapters; default: all linear layers of the backbone."""
+
+    def base_loading(self) -> dict[str, Any]:
+        """The arguments that the loading of the model to be trained takes beside those of all models."""
+        return {"four_bit": True} if self.load_in_4bit else {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from denserl import distributed
+from denserl.models.four_bit import computing_in, plain
 from denserl.models.measured import hooked
 
 
@@ -53,13 +54,14 @@ def _merged(layer: nn.Module, parameter: nn.Parameter, name: str) -> Tensor:
     if name != "weight":
         return _whole(parameter)
     with torch.no_grad(), gathered(list(layer.parameters())):
-        return parameter + sum(layer.get_delta_weight(adapter).to(parameter) for adapter in layer.active_adapters)
+        own = plain(parameter)
+        return own + sum(layer.get_delta_weight(adapter).to(own) for adapter in layer.active_adapters)
 
 
 def _whole(parameter: nn.Parameter) -> Tensor:
     with gathered([parameter]):
         # What ZeRO-3 gathers it takes away again.
-        return parameter.detach().clone() if hasattr(parameter, "ds_id") else parameter.detach()
+        return parameter.detach().clone() if hasattr(parameter, "ds_id") else plain(parameter.detach())
 
 
 @contextlib.contextmanager
@@ -71,7 +73,7 @@ def widened(model: nn.Module):
     layers = list({id(layer): layer for layer in _layers(model)}.values())
     inside = {id(p) for layer in layers for p in layer.parameters()}
     beside = [p for p in model.parameters() if id(p) not in inside]
-    with _wide(beside), _wide_buffers(model), contextlib.ExitStack() as hooks:
+    with _wide(beside), _wide_buffers(model), computing_in(model, torch.float32), contextlib.ExitStack() as hooks:
         for layer in layers:
             running = contextlib.ExitStack()
 

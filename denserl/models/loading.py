@@ -28,6 +28,7 @@ from denserl.errors import UserError
 from denserl.models.dropout import disable_dropout
 from denserl.models.findings import measure
 from denserl.models.folders import MODEL_FILES, TOKENIZER_FILES, UNREADABLE, check_source, not_loaded
+from denserl.models.four_bit import Stored, quantised, settle
 from denserl.models.heads import read_in_fp32
 from denserl.models.measured import Measured, remember
 from denserl.models.probe import run_as
@@ -71,6 +72,7 @@ def load_policy(path: str, dtype: str | torch.dtype, dropout: bool = False, **kw
     """A causal language model, measured (probe.py); dtype is `fp32`, `bf16` or a torch dtype.
 
     dropout: keep what its config says of dropout, for training where neither scores nor ratios are used.
+    four_bit: hold its linear layers in 4 bits, to be trained under adapters (four_bit.py).
 
     Raises:
         UserError: no folder, incomplete weights, or numbers that depend on more than a row and what came before.
@@ -133,14 +135,19 @@ def local_folder(path: str) -> Path:
 
 
 def load_weights(
-    auto_class: type[Any], path: str, dtype: str | torch.dtype, dropout: bool = False, **kw: Any
+    auto_class: type[Any], path: str, dtype: str | torch.dtype, dropout: bool = False, four_bit: bool = False, **kw: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what `check_weights` reads. Weights of another shape are reported there, not by the library.
 
-    dropout: see `load_policy`.
+    dropout, four_bit: see `load_policy`.
     """
     settings = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if four_bit:
+        trust = kw.get("trust_remote_code", False)
+        settings |= quantised(load_config(path, trust_remote_code=trust), path, as_dtype(dtype))
     model, info = load_stock(auto_class, path, dtype=as_dtype(dtype), **settings, **{**kw, **_kernel(**kw)})
+    if four_bit:
+        settle(model, Stored(path, trust))
     if not dropout:
         disable_dropout(model)
     return model, info

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from denserl.errors import UserError
 from denserl.models.folders import ADAPTERS, read_settings
+from denserl.models.four_bit import stored_base
 from denserl.models.heads import Head, described_head, make_head
 from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.reward_models import new_reward_model
@@ -66,6 +67,17 @@ def merge_adapters(
         if name in config:
             setattr(merged.config, name, config[name])
     return merged.eval(), tokenizer
+
+
+def merge_trained(model: nn.Module, adapter: Path) -> PreTrainedModel:
+    """A model that was trained with adapters, these merged in; of one in 4 bits, into its base as it is stored.
+
+    adapter: folder to which they have just been saved.
+    """
+    base = stored_base(model)
+    if base is None:
+        return model.merge_and_unload()
+    return merge_adapters(base.path, str(adapter), trust_remote_code=base.trust_remote_code)[0]
 
 
 def read_adapter(path: str) -> tuple[dict, dict[str, Tensor]]:

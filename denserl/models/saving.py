@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from denserl.errors import require
+from denserl.models.four_bit import config_as_stored
+from denserl.models.gathering import merged_weights
 from denserl.models.heads import STOCK, is_disentangled, is_of_labels, quality_alone, store_head, stored_head
 from denserl.models.lm_head import embeddings_name, read_whole
 from denserl.models.loading import empty_policy, local_folder
+from denserl.models.measured import stock_model
 from denserl.models.prototypes import PROTOTYPES
 from denserl.models.reward_models import origin_of
 
@@ -33,6 +36,19 @@ def save_model(model: PreTrainedModel, folder: str | Path, state: Mapping[str, T
         _save_quality(model, folder, state or model.state_dict())
     else:
         model.save_pretrained(folder, state_dict=state)
+
+
+def save_merged(model: nn.Module, folder: str | Path) -> None:
+    """Write a whole policy as it computes now, adapters merged; what is in 4 bits in the type that it was quantised from."""
+    stock = stock_model(model)
+    if stock is model:
+        return model.save_pretrained(folder)
+    with torch.device("meta"):
+        plain = type(stock)(config_as_stored(stock))
+    plain.load_state_dict({name: weight() for name, _, weight in merged_weights(model)}, strict=False, assign=True)
+    plain.tie_weights()
+    plain.generation_config = stock.generation_config
+    plain.save_pretrained(folder)
 
 
 def is_saved_otherwise(model: PreTrainedModel) -> bool:

@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Interval
 
 from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Config, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
+from denserl.errors import require
 from denserl.models.config import AdapterConfig
 
 
@@ -51,6 +52,14 @@ class OptimisationConfig(TrackingConfig, AdapterConfig):
     """DeepSpeed ZeRO stage."""
     offload_optimizer: Annotated[bool, Only("with `zero_stage` 0", lambda c: c.zero_stage)] = False
     """Keep optimiser state in CPU memory (ZeRO 1-3)."""
+
+    def check(self) -> None:
+        super().check()
+        require(
+            not (self.load_in_4bit and self.zero_stage == 3),
+            "`load_in_4bit` with `zero_stage` 3, which spreads weights over ranks: those in 4 bits are whole on each",
+            "use `zero_stage` 2; each GPU holds about 0.52 bytes of a weight",
+        )
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from denserl.files import SummedFile
+from denserl.models.four_bit import is_four_bit
 
 
 class EngineFiles(TorchCheckpointEngine):
@@ -47,11 +48,16 @@ class EngineFiles(TorchCheckpointEngine):
         return written
 
     def _kept_elsewhere(self, state_dict: dict) -> set[str]:
-        """Names of weights, tied ones by all their names, that the optimiser's state holds, or that are frozen."""
+        """Names of weights, tied ones by all their names, that the optimiser's state holds, or that are frozen.
+
+        With those in 4 bits goes what they are read with.
+        """
         weights = dict(self.engine.module.named_parameters(remove_duplicate=False))
         groups = state_dict["param_shapes"] or []  # of what ZeRO optimises; None without it
         optimised = {id(weights[name]) for group in groups for name in group}
-        return {name for name, weight in weights.items() if id(weight) in optimised or not weight.requires_grad}
+        kept = {name for name, weight in weights.items() if id(weight) in optimised or not weight.requires_grad}
+        beside = tuple(f"{name}." for name in kept if is_four_bit(weights[name]))
+        return kept | {name for name in state_dict["module"] if name.startswith(beside)}
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from denserl import distributed
 from denserl.data.chat import stop_ids
 from denserl.errors import require
 from denserl.files import make_folder
+from denserl.models.four_bit import form_of
 from denserl.models.gathering import merged_weights
+from denserl.models.saving import save_merged
 from denserl.ppo_utils.experience import ScoredRollouts
 from denserl.ppo_utils.mismatch import importance_weights
 from denserl.rollouts.servers import Needs, Servers
@@ -21,7 +23,7 @@ from denserl.rollouts.starting import Sizes, Started
 from denserl.rollouts.sync import Described, Sync
 from denserl.rollouts.vllm import Decoding, VLLMSampler
 from denserl.trainer.ppo_config import PPOConfig
-from denserl.trainer.ppo_models import Models, save_policy
+from denserl.trainer.ppo_models import Models
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +42,8 @@ class PolicyWeights:
         return self.models.actor.global_steps
 
     def described(self) -> list[Described]:
-        return [
-            Described(name, list(getattr(weight, "ds_shape", weight.shape)), weight.dtype)
-            for name, weight, _ in self._weights()
-        ]
+        forms = [(name, form_of(weight)) for name, weight, _ in self._weights()]
+        return [Described(name, list(getattr(form, "ds_shape", form.shape)), form.dtype) for name, form in forms]
 
     def whole(self) -> Iterator[Tensor]:
         for _, _, weight in self._weights():
@@ -52,7 +52,7 @@ class PolicyWeights:
     def save(self, folder: Path) -> None:
         policy = self.models.current_policy()
         if distributed.rank() == 0:
-            save_policy(policy, folder)
+            save_merged(policy, folder)
         distributed.barrier()
 
     def _weights(self) -> Iterator[tuple[str, nn.Parameter, Callable[[], Tensor]]]:

@@ -20,6 +20,7 @@ from denserl.models.adapters import prepare_model, recompute_activations
 from denserl.models.dropout import disable_dropout
 from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.measured import check_steady
+from denserl.models.merging import merge_trained
 from denserl.models.reward_models import load_reward_model, new_reward_model
 from denserl.models.scoring import token_rewards
 from denserl.models.tokenizers import check_same_tokenizer, load_tokenizer
@@ -79,7 +80,7 @@ def load_models(
 
     others: what is on the device beside them. samples_reference: whether the reference is to be sampled from.
     """
-    policy = load_policy(config.model, dtype, **config.model_source())
+    policy = load_policy(config.model, dtype, **config.model_source(), **config.base_loading())
     # With adapters, the policy without them is the reference.
     frozen_models = [] if config.lora_rank else [load_policy(config.model, dtype, **config.model_source())]
     critics = [_new_critic(config, dtype)] if config.has_critic() else []
@@ -228,7 +229,8 @@ def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenize
         if distributed.rank() == 0:
             if hasattr(model, "merge_and_unload"):
                 model.save_pretrained(str(target / "adapter"))
-            save_policy(model, target)
+                model = merge_trained(deepcopy(model), target / "adapter")
+            model.save_pretrained(str(target))
             tokenizer.save_pretrained(str(target))
 
     write(policy, folder)
@@ -241,13 +243,6 @@ def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenize
             parameter.data.copy_(mean)
         write(policy, folder / "ema")
     distributed.barrier()
-
-
-def save_policy(model: PreTrainedModel, folder: Path) -> None:
-    """Write a whole model, adapters merged into a copy of it."""
-    if hasattr(model, "merge_and_unload"):
-        model = deepcopy(model).merge_and_unload()
-    model.save_pretrained(str(folder))
 
 
 def _engine_configs(config: PPOConfig, dtype: str) -> tuple[dict, dict]:

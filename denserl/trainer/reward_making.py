@@ -174,18 +174,19 @@ def make_model(
 
     settings: how it reads responses, which is stored with it.
     """
+    source = config.model_source() | config.base_loading()
     if config.start_from:
-        model = _to_go_on_from(config.start_from, head, dtype, config.model_source())
+        model = _to_go_on_from(config.start_from, head, dtype, source)
     else:
         new = new_gated_model if head.kind == "gated" else new_reward_model
-        model = new(config.model, dtype, head=head, seed=config.seed, **config.model_source())
+        model = new(config.model, dtype, head=head, seed=config.seed, **source)
     check_steady(model)
     match_embeddings(model, tokenizer)
     reads = all_reads(objectives)
     if "label_logp" in reads:
-        train_whole_head(model, config.start_from or config.model, dtype, **config.model_source())
+        train_whole_head(model, config.start_from or config.model, dtype, **source)
     elif reads & {"first_logps", "logps"}:
-        attach_lm_head(model, config.model, dtype, **config.model_source())
+        attach_lm_head(model, config.model, dtype, **source)
     if config.freeze_trunk or head.kind == "gated":
         freeze_trunk(model)
     if config.contrastive is not None:

@@ -51,7 +51,7 @@ class SFTTrainer(SupervisedTrainer):
         check_positions(longest, [config.model], config, "the longest row", "give a `max_length` of at most {}")
         args = training_arguments(config, device, dtype)
         settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)
-        model = load_policy(config.model, dtype, dropout=True, **config.model_source())
+        model = load_policy(config.model, dtype, dropout=True, **config.model_source(), **config.base_loading())
         match_embeddings(model, tokenizer)
         model = prepare_model(model, config, "CAUSAL_LM", device.type)
         warn_of_shortage(config, dtype, device, [model])

@@ -10,8 +10,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from denserl import distributed
 from denserl.errors import require
+from denserl.models.four_bit import config_as_stored
 from denserl.models.gathering import whole_state
 from denserl.models.measured import stock_model
+from denserl.models.merging import merge_trained
 from denserl.models.prototypes import PROTOTYPES
 from denserl.models.saving import is_saved_otherwise, save_model
 from denserl.trainer.checkpoint import read_state
@@ -123,7 +125,7 @@ def check_steps(config: SupervisedConfig) -> None:
 def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
     """Write the trained model (`save_model`) and tokenizer.
 
-    Adapters are merged, and kept in `adapter/` with what `denserl merge` needs.
+    Adapters are merged (`merge_trained`), and kept in `adapter/` with what `denserl merge` needs.
     """
     stock = stock_model(trainer.model)
     if trainer.args.should_save:
@@ -145,7 +147,7 @@ def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
                 adapter = Path(output_dir) / "adapter"
                 trainer.model.save_pretrained(str(adapter))
                 trainer.processing_class.save_pretrained(str(adapter))
-                stock.config.save_pretrained(str(adapter))
-                save_model(trainer.model.merge_and_unload(), output_dir)
+                config_as_stored(stock).save_pretrained(str(adapter))
+                save_model(merge_trained(trainer.model, adapter), output_dir)
     # A launcher ends all ranks when one fails: none may leave before everything is written.
     distributed.barrier()

@@ -75,8 +75,8 @@ BACKBONE = VOCABULARY * HIDDEN + LAYERS * (2 * HIDDEN**2 + 2 * HIDDEN * KV + 3 *
 def test_parameters_of_a_config_are_those_counted_by_hand(folder, tied):
     path = folder("llama", tie_word_embeddings=tied)
     count = BACKBONE + (0 if tied else VOCABULARY * HIDDEN)
-    assert Size.of(empty_policy(path, "fp32")) == (count, count)
-    assert Size.of(empty_reward_model(path, "bf16")) == (BACKBONE + HIDDEN, BACKBONE + HIDDEN)
+    assert Size.of(empty_policy(path, "fp32")) == Size(count, count)
+    assert Size.of(empty_reward_model(path, "bf16")) == Size(BACKBONE + HIDDEN, BACKBONE + HIDDEN)
 
 
 def test_adapters_are_counted_by_hand(folder):
@@ -85,7 +85,7 @@ def test_adapters_are_counted_by_hand(folder):
     ends = 2 * (HIDDEN + HIDDEN) + 2 * (HIDDEN + KV) + 3 * (HIDDEN + INNER)
     trained = LAYERS * rank * ends
     model = prepare_model(empty_policy(path, "fp32"), AdapterConfig(lora_rank=rank), "CAUSAL_LM")
-    assert Size.of(model) == (BACKBONE + VOCABULARY * HIDDEN + trained, trained)
+    assert Size.of(model) == Size(BACKBONE + VOCABULARY * HIDDEN + trained, trained)
 
 
 def test_adam_holds_eight_bytes_a_parameter():

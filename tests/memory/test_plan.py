@@ -16,6 +16,8 @@ from denserl.memory.config import PlanConfig
 from denserl.memory.meta_pass import classifier_bytes, policy_bytes
 from denserl.memory.phases import Planner
 from denserl.memory.search import Phase, Setting, first_fit, setting_given, settings_in_order
+from denserl.models.adapters import prepare_model
+from denserl.models.config import AdapterConfig
 from denserl.models.loading import empty_policy, empty_reward_model
 
 COMMANDS = {"train-sft": train_sft, "train-rm": train_rm, "train-ppo": train_ppo}
@@ -203,6 +205,43 @@ def test_adapters_lower_the_need(model):
     pytest.importorskip("peft")
     given = setting_given(options(model), 2)
     assert Planner(options(model, lora_rank=2)).sft(given) < Planner(options(model)).sft(given)
+
+
+def test_a_base_in_4_bits_by_hand(model):
+    """Half a byte a number, a byte for each 64, four for each 16384, 1092 for tables; a pass has the largest weight whole."""
+    pytest.importorskip("peft")
+    planner = Planner(options(model, dtype="fp32", lora_rank=2, load_in_4bit=True, advantage="rloo"))
+    square, oblong = 64 * 64, 64 * 192
+    numbers = 2 * (4 * square + 3 * oblong)
+    held = 2 * (4 * (2048 + 64 + 4 + 1092) + 3 * (6144 + 192 + 4 + 1092))
+    adapters = 2 * 2 * (4 * (64 + 64) + 3 * (64 + 192))
+    assert planner.size("policy") == (POLICY + adapters, adapters, 2 * (*[square] * 4, *[oblong] * 3))
+    assert "0.00 B held in 4 bits" in heading(planner)
+    got, config = needs(planner), AdapterConfig(lora_rank=2)
+    policy = prepare_model(empty_policy(model, "fp32"), config, "CAUSAL_LM")
+    classifier = prepare_model(empty_reward_model(model, "fp32"), config, "SEQ_CLS")
+    base = 4 * (POLICY - numbers) + held
+    # Weights and moments of the adapters, then their gradients; the frozen reward model of train-ppo is whole.
+    rest = base + 12 * adapters
+    assert got["train-sft training"] == rest + 4 * adapters + 4 * oblong + policy_bytes(policy, 2, 64, 63, True)
+    # The head that learns is a copy, with moments.
+    ranked = rest + 4 * (CLASSIFIER - POLICY) + 4 * 64 + 8 * 64
+    assert got["train-rm training"] == ranked + 4 * (adapters + 64) + 4 * oblong + classifier_bytes(classifier, 4, 64, True)
+    assert got["train-rm evaluation"] == ranked + 4 * oblong + classifier_bytes(classifier, 4, 64, False)
+    assert got["train-rm reference entropies"] == 4 * POLICY + policy_bytes(empty_policy(model, "fp32"), 4, 64, 63, False)
+    ppo, plain = rest + 4 * CLASSIFIER, empty_policy(model, "fp32")
+    assert got["train-ppo update"] == ppo + 4 * adapters + 4 * oblong + policy_bytes(policy, 2, 48, 16, True)
+    assert got["train-ppo scoring"] == ppo + 4 * oblong + policy_bytes(plain, 2, 48, 16, False)
+    reading = 4 * oblong + policy_bytes(plain, 4, 32, 1, False)
+    assert got["train-ppo rollout"] == ppo + 4 * 64 * 2 * 2 * 64 * 4 + max(reading, 20 * 4 * 1000)
+
+
+def test_a_base_in_4_bits_is_not_spread(model):
+    pytest.importorskip("peft")
+    given = options(model, lora_rank=2, load_in_4bit=True)
+    assert {setting.zero_stage for setting in settings_in_order(given)} == {0, 1, 2}
+    planner = Planner(given)
+    assert all(line.split()[-1] == "-" for line in table(planner.phases(), given).splitlines()[1:])
 
 
 def test_another_reward_model_and_a_critic_from_it(model, tmp_path):
