@@ -42,6 +42,8 @@ RM = {
     "max_length": 64,
     "max_prompt_length": 48,
 }
+# What draws, or has weights, beside a reward model: both passes of a contrast, its prototypes, and the meta step.
+TERMS = {"contrastive": "swav", "prototypes": 4, "meta_lr": 0.05, "meta_samples": 2, "meta_prompts": 2}
 
 
 class Done(NamedTuple):
@@ -54,12 +56,14 @@ class Done(NamedTuple):
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
-    """A folder with an SFT model and twenty pairs of text."""
+    """A folder with an SFT model, twenty pairs of text, and samples of five prompts."""
     root = tmp_path_factory.mktemp("pairs")
     tiny_models.save_language_model(root / "sft")
     # With ratings, so that margins can be asked for.
     rows = [{**row, "score_chosen": i % 3, "score_rejected": 0} for i, row in enumerate(tiny_models.boat_pairs(20))]
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = [{"prompt": row["prompt"], "responses": [row["rejected"], row["chosen"], "Boats!"]} for row in rows[:5]]
+    (root / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     return root
 
 
@@ -77,6 +81,7 @@ def trainings(world, pairs) -> dict[str, Training]:  # noqa: F811
     for stage in (0, 2):
         made[f"ppo-zero{stage}"] = Training("train_ppo", world.argv, {**ppo, "zero_stage": stage})
         made[f"rm-zero{stage}"] = Training("train_rm", rm_argv, {**RM, "zero_stage": stage})
+    made["rm-terms"] = Training("train_rm", rm_argv, {**RM, **TERMS, "meta_data": pairs / "samples.jsonl"})
     return made
 
 

@@ -13,7 +13,7 @@ import pytest
 from on_ranks import ended, start_ranks
 from real_runs import DiesAtFileCall, Training, answers_to_mtbench, checkpoints, differences, is_saving
 
-SHORT, LONG = ["ppo-zero0", "rm-zero2"], ["ppo-zero2", "rm-zero0"]
+SHORT, LONG = ["ppo-zero0", "rm-zero2"], ["ppo-zero2", "rm-zero0", "rm-terms"]
 
 
 def killed_at_a_moment(training: Training, output, moments: random.Random, seconds: float) -> None:
