@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -20,6 +20,7 @@ from denserl.data.batching import length_batches, pad_rows
 from denserl.models.measured import stock_model
 from denserl.models.packing import Attending, Packing, not_packable, packed_inputs
 from denserl.models.recording import Recorded
+from denserl.models.row_attention import BACKENDS
 from denserl.models.scoring import head_reads
 
 # The share of its columns, those of tokens to come included, that a group may pad in its shortest row.
@@ -28,8 +29,6 @@ PADDING = 0.2
 ROOM = 32
 # Tokens of prompts that are read at a time, or one prompt.
 PROMPT_TOKENS = 8192
-# cuDNN's attention, which torch may prefer, makes a plan for every new shape.
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Decoder:
@@ -45,6 +44,8 @@ class Decoder:
         self.groups: list[Group] = []
         self.layers: set[int] = set()
         self.one_token = Recorded(self._one_token, type(self.stock).__name__)
+        # Weights that ZeRO-3 gathers for each pass are elsewhere in the next.
+        self.one_token.can_record = not any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -16,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from denserl.data.batching import SharedPrompts
 from denserl.errors import UserError
 from denserl.models.measured import Measured, check_longest, measured
-from denserl.models.row_attention import Masks, row_attention
+from denserl.models.row_attention import BACKENDS, Masks, row_attention
 from denserl.models.varlen import FLASH_ATTN, TORCH, Asked, Kernel, Sequences, runs_on, sequences_of, tell
 
 # Names that transformers is told, with the kernel that attends to all rows at once where it runs. One with flash in it would be
@@ -100,11 +101,12 @@ class Packing:
         keys, values = key.split(self.counts, 2), value.split(self.counts, 2)
         outputs: list[Tensor] = []
         rows = zip(query.split(self.counts, 2), keys, values, self.prefixes, self.owners, strict=True)
-        for q, k, v, prefix, owner in rows:
-            if prefix:
-                k, v = (torch.cat([whole[owner][:, :, :prefix], own], 2) for whole, own in ((keys, k), (values, v)))
-            if q.shape[2]:
-                outputs += row_attention(module, q, k, v, self.masks, **kw)
+        with sdpa_kernel(BACKENDS):
+            for q, k, v, prefix, owner in rows:
+                if prefix:
+                    k, v = (torch.cat([whole[owner][:, :, :prefix], own], 2) for whole, own in ((keys, k), (values, v)))
+                if q.shape[2]:
+                    outputs += row_attention(module, q, k, v, self.masks, **kw)
         return torch.cat(outputs, 1)
 
 

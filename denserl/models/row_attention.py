@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 # Queries that are attended to at once under a mask. A mask has so many rows, and more work is done for what it hides.
 BLOCK = 256
+# Kernels on CUDA read a mask 16 bytes at a time, and check neither where it begins nor whether it is a part of another: every
+# row of it begins at a multiple of so many numbers.
+ALIGNED = 8
+# cuDNN's attention, which torch may prefer on CUDA, makes a plan for every new shape.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Masks:
@@ -28,12 +34,13 @@ class Masks:
         """(1, 1, queries, keys): 0 where the last of so many queries, at the last of so many keys, see one; else -inf.
 
         What a query sees depends on how far before the last key it and the others stand, so that all masks are the lower right
-        corners of one.
+        corners of one, of which each is a copy.
         """
         if window not in self.made:
             widest = self.keys if window is None else min(self.keys, seen_by(self.queries, window))
             self.made[window] = _mask(self.queries, widest, window).to(like.device, like.dtype, non_blocking=True)
-        return self.made[window][:, :, -queries:, -keys:]
+        aligned = like.new_empty(1, 1, queries, keys + -keys % ALIGNED)[..., :keys]
+        return aligned.copy_(self.made[window][:, :, -queries:, -keys:])
 
 
 def row_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, masks: Masks, **kw: Any) -> Iterator[Tensor]:

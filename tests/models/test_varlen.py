@@ -158,6 +158,20 @@ def test_masks_grow_with_the_length_and_not_with_its_square():
     assert [mask.shape[2:].numel() for mask in masks.made.values()] == [256 * 16384, 256 * (4096 + 255)]
 
 
+@pytest.mark.parametrize("window", [None, 3, 40, 300])
+def test_every_row_of_a_mask_begins_where_kernels_can_read_it(window):
+    """16 bytes at a time, in bf16 and fp32."""
+    masks = Masks(256, 320)
+    for queries, keys in ((1, 8), (3, 9), (17, 64), (256, 320), (200, 203)):
+        keys = keys if window is None else min(keys, queries + window - 1)
+        mask = masks.of(queries, keys, window, torch.zeros(1, dtype=torch.bfloat16))
+        assert mask.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in mask.stride()[:3]) and mask.stride(3) == 1
+        for query in range(queries):
+            last = keys - queries + query
+            seen = [key <= last and (window is None or key > last - window) for key in range(keys)]
+            assert (mask[0, 0, query] == 0).tolist() == seen
+
+
 @pytest.mark.parametrize(
     ("kernel", "asked", "width", "why"),
     [
