@@ -46,9 +46,11 @@ def launch(
         again = "the same command with --resume" if hasattr(options, "resume") else "the same command"
         _end(f"{program} {command}", f"{stopped}\n  to go on: {again}", STOPPED_STATUS)
     except Exception as error:
+        if options is None:
+            raise
         from denserl.cli.resource_errors import shortage
 
-        message = shortage(error, options) if options is not None else None
+        message = shortage(error, options)
         if message is None:
             raise
         _end(f"{program} {command}", str(message), 2, message.one_rank)

@@ -1,5 +1,6 @@
 """The versions that what a command does may depend on."""
 
+import functools
 import platform
 from importlib import metadata
 
@@ -16,6 +17,7 @@ def versions() -> list[tuple[str, str]]:
     return own + [(name, version(name)) for name in PACKAGES]
 
 
+@functools.cache
 def version(package: str) -> str:
     try:
         return metadata.version(package) or "no version"  # None of an installation that was cut short

@@ -15,16 +15,12 @@ from ranks import deviations, run
 METRICS = 1e-5
 WEIGHTS = 1e-5
 # Ranks, and micro-batches that each accumulates.
-LAYOUTS = {"one process": (1, 1), "two processes": (2, 1), "two micro-batches": (1, 2)}
-GRID = [(layout, stage) for layout in LAYOUTS for stage in range(4)]
+LAYOUTS = {"one process": (1, 1), "two processes": (2, 1), "two micro-batches": (1, 2), "two of both": (2, 2)}
+GRID = [(layout, stage) for layout in LAYOUTS for stage in range(4) if layout != "two of both"]
 GRID.remove(("one process", 0))
-# A reward model that is not disentangled is on two ranks at ZeRO 3 in test_gate_on_ranks and test_contrast_on_ranks, too.
-SHORT = [
-    ("ppo", "two processes", 2),
-    ("disentangled", "two processes", 3),
-    ("ppo", "two micro-batches", 0),
-    ("rm", "two micro-batches", 0),
-]
+# Either alone, in one process at ZeRO 0: the split steps of tests/trainer. A reward model that is not disentangled is on two
+# ranks at ZeRO 3 in test_gate_on_ranks and test_contrast_on_ranks, too.
+SHORT = [("ppo", "two of both", 2), ("disentangled", "two of both", 3)]
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,10 @@ def same_numbers(one, other) -> None:
 
 
 def test_one_rank_has_long_responses_and_the_other_ends_at_once(trainings, world, tmp_path):
-    """Different numbers of positions, and of chunks of them; gradient checkpointing; one held-out prompt for two ranks."""
+    """Different numbers of positions, and of chunks of them; gradient checkpointing; one held-out prompt for two ranks.
+
+    However long the responses are, weights are gathered once for a rollout.
+    """
     (tmp_path / "one.jsonl").write_text(world.prompts.read_text().splitlines()[0])
     options = {
         "micro_batch_size": 4,
@@ -34,22 +37,18 @@ def test_one_rank_has_long_responses_and_the_other_ends_at_once(trainings, world
         "eval_every": 1,
     }
     one = run(trainings["ppo"], tmp_path / "one", before=uneven_responses, **options)
-    bent = partial(each, uneven_responses, small_chunks, gather_every_parameter)
+    counted = partial(count_gathers, tmp_path / "notes")
+    bent = partial(each, uneven_responses, small_chunks, gather_every_parameter, counted)
     two = run(trainings["ppo"], tmp_path / "two", ranks=2, before=bent, zero_stage=3, **options)
     same_numbers(one, two)
     lengths = [json.loads(line)["response_length"] for line in (one / "metrics.jsonl").read_text().splitlines()[1:]]
     assert lengths == [(24 + 1) / 2] * 2
-
-
-def test_weights_are_gathered_once_a_rollout_however_long_the_responses(trainings, tmp_path):
-    bent = partial(each, uneven_responses, gather_every_parameter, partial(count_gathers, tmp_path / "notes"))
-    options = {"iterations": 2, "eval_every": 0, "eval_prompts": None, "micro_batch_size": 4, "zero_stage": 3}
-    run(trainings["ppo"], tmp_path / "two", ranks=2, before=bent, **options)
     long, short = ([json.loads(line) for line in (tmp_path / f"notes.{rank}").read_text().splitlines()] for rank in (0, 1))
-    assert [note["tokens"] for note in long] == [16, 16] and [note["tokens"] for note in short] == [1, 1]
+    # Two rollouts; before, between and after them those of the held-out prompt, of which the second rank has an odd repeat.
+    assert [note["tokens"] for note in long] == [24] * 5 and [note["tokens"] for note in short] == [1] * 5
     # Of the tiny policy: the embeddings, which are tied, nine of its only layer, the last norm.
     parameters = 1 + 9 + 1
-    assert [(note["copies"], note["gathers"]) for note in long + short] == [(1, parameters)] * 4
+    assert [(note["copies"], note["gathers"]) for note in long + short] == [(1, parameters)] * 10
 
 
 @pytest.mark.long

@@ -382,7 +382,8 @@ with open(sys.argv[1], "w") as file:
 time.sleep(100)
 """
 OWNER = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as jobs in the background do not have it
 _, keeper, server, pids = sys.argv
 words = [sys.executable, "-I", keeper, "0.2", sys.executable, "-c", server, pids]
 kept = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)

@@ -145,8 +145,8 @@ def test_a_request_of_many_equals_requests_of_one_and_what_is_scored_in_process(
         apart = list(threads.map(alone, range(64)))
     for one, other in zip(together, apart, strict=True):
         for name in ("token_rewards", "segment_scores"):
-            assert one.pop(name) == pytest.approx(other.pop(name), rel=1e-6, abs=1e-6)
-        assert one.pop("score") == pytest.approx(other.pop("score"), rel=1e-6, abs=1e-6)
+            assert one.pop(name) == pytest.approx(other.pop(name), abs=1e-5)  # which rows are beside them is left to chance
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-5)
         assert one == other  # ends, texts, cuts
 
 
