@@ -13,7 +13,7 @@ import torch
 import denserl
 from denserl.cli import env
 from denserl.cli.main import COMMANDS, main
-from denserl.cli.versions import PACKAGES
+from denserl.cli.versions import PACKAGES, version
 
 # Package -> module, for the second way of asking: whether and as what it can be imported.
 SAME = "torch transformers accelerate datasets deepspeed tokenizers safetensors peft numpy tyro vllm wandb tensorboard".split()
@@ -22,14 +22,16 @@ MODULES = {**{name: name for name in SAME}, "flash-attn": "flash_attn"}
 
 @pytest.fixture
 def shown(capsys):
-    """A function that runs the command and returns its lines as name -> value."""
+    """A function that runs the command and returns its lines as name -> value. Versions are looked up for the test alone."""
 
     def run() -> dict[str, str]:
+        version.cache_clear()
         main(["env"])
         out = capsys.readouterr().out
         return {line[:22].strip(): line[22:] for line in out.splitlines()}
 
-    return run
+    yield run
+    version.cache_clear()
 
 
 def test_every_package_is_named_with_its_version(shown):
