@@ -20,14 +20,19 @@ INTO_OURS = Only("without `layout` denserl", lambda c: c.layout == "denserl")
 @dataclass(kw_only=True)
 class Options(Config):
     """Write a reward model as a standard classifier, in GRM's or ArmoRM's layout, or one of another library in ours, of equal
-    scores."""
+    scores; or the model of a checkpoint."""
 
-    reward_model: Annotated[str, INPUT, FIRST]
+    reward_model: Annotated[str | None, INPUT, FIRST] = None
     """Trained reward model: folder or hub name; for the layout denserl a published GRM or ArmoRM model, a token classifier of
     wrong and right steps, or a language model that judges by labels."""
-    layout: Annotated[Literal["hf", "grm", "armorm", "denserl"], FIRST]
+    layout: Annotated[
+        Literal["hf", "grm", "armorm", "denserl"] | None, FIRST, Only("without `reward_model`", lambda c: c.reward_model)
+    ] = None
     """hf: a classifier that transformers 4.57 and 5 read; grm: GRM's published layout; armorm: ArmoRM's, of gated heads;
     denserl: ours, from others'."""
+    checkpoint: Annotated[str | None, INPUT, FIRST] = None
+    """Checkpoint of a training, such as OUTPUT_DIR/checkpoints/step-000256: write the model as the run would have, had it ended
+    there."""
     output_dir: Annotated[str, FIRST]
     """New folder for the model."""
     labels: Annotated[list[str] | None, INTO_OURS] = None
@@ -45,15 +50,32 @@ class Options(Config):
     ] = None
     """It compares two responses, written like this: rlhflow is the layout of published models."""
 
+    def check(self) -> None:
+        super().check()
+        found = "`reward_model` and `checkpoint`: both given" if self.checkpoint else "neither `reward_model` nor `checkpoint`"
+        require(bool(self.reward_model) != bool(self.checkpoint), found, "give what is to be written")
+        named = self.layout is not None or not self.reward_model
+        require(named, "`reward_model` without `layout`", "add `layout` hf, grm, armorm or denserl")
+
 
 def run(options: Options) -> None:
+    quiet_libraries()
+    folder = make_model_folder(options.output_dir)
+    if options.checkpoint:
+        from denserl.trainer.descriptions import write_models
+
+        write_models(Path(options.checkpoint), folder)
+        log.info("%s: the model of %s", folder, options.checkpoint)
+    else:
+        _write_layout(options, folder)
+
+
+def _write_layout(options: Options, folder: Path) -> None:
     from denserl.data.labels import place_labels, two_labels
     from denserl.models.export import LAYOUTS
     from denserl.models.importing import import_model
     from denserl.steps import as_typed
 
-    quiet_libraries()
-    folder = make_model_folder(options.output_dir)
     try:
         if options.layout == "denserl":
             named = place_labels if options.pair_layout else two_labels

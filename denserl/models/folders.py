@@ -22,6 +22,7 @@ from denserl.files import refuse_lfs_pointer
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "config.json")
 ADAPTERS = "adapter_config.json"
+CHECKPOINT_FILES = ("manifest.json", "state.json")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # What the libraries raise when they cannot load a tokenizer or a model.
@@ -34,7 +35,7 @@ UNREADABLE = (
 def check_source(path: str, files: tuple[str, ...]) -> None:
     """UserError unless `path` is a hub name, or a folder in which those of the files that are there are JSON objects.
 
-    Adapters alone are no model, and refused where one is to be read.
+    Adapters alone are no model, and refused where one is to be read; so are checkpoints.
     """
     folder = Path(path)
     if path and folder.is_dir():
@@ -42,6 +43,11 @@ def check_source(path: str, files: tuple[str, ...]) -> None:
             raise UserError(
                 f"{path} holds adapters ({ADAPTERS}) and no whole model",
                 f"merge them: denserl merge --model BASE --adapter {path} --output_dir NEW_FOLDER",
+            )
+        if is_checkpoint(folder):
+            raise UserError(
+                f"{path} is a checkpoint of a run, which holds no whole model",
+                f"take the model out of it: denserl export --checkpoint {path} --output_dir NEW_FOLDER",
             )
         for file in _matching(folder, [*files, "*.safetensors"]):
             refuse_lfs_pointer(file)
@@ -58,6 +64,11 @@ def check_source(path: str, files: tuple[str, ...]) -> None:
             f"there is no model folder {path!r}; expected one, or a hub name (user/model, or user/model@revision){in_the_way}",
             "give the path of a model folder",
         )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a training (trainer/checkpoint.py), by the files that it has and has not."""
+    return all((folder / name).is_file() for name in CHECKPOINT_FILES) and not (folder / MODEL_FILES[0]).exists()
 
 
 def not_loaded(path: str, is_tokenizer: bool, error: Exception) -> UserError:

@@ -32,13 +32,22 @@ NAME = re.compile(r"[a-z]+-(\d+)")
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 
 
-def save_checkpoint(folder: Path, name: str, state: dict, engines: dict, tensors: dict, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path,
+    name: str,
+    state: dict,
+    engines: dict,
+    tensors: dict,
+    keep: int,
+    describe: Callable[[Path], None] = lambda aside: None,
+) -> Path:
     """Write engines (DeepSpeed), this rank's random state, rank 0's tensors and the state as one checkpoint.
 
     Args:
         state: JSON-able. engines: name -> DeepSpeed engine with `engine_files.EngineFiles`.
         tensors: name -> tensor, the same on every rank, e.g. a moving average of weights.
         keep: newest checkpoints to keep.
+        describe: writes, on rank 0, what the models are beside their weights.
 
     Raises:
         UserError: the disk is full.
@@ -49,6 +58,7 @@ def save_checkpoint(folder: Path, name: str, state: dict, engines: dict, tensors
             engine.save_checkpoint(str(aside / part), tag="state", save_latest=False)
         save_file(_random_state(), str(aside / f"random-{distributed.rank()}.safetensors"))
         if distributed.rank() == 0:
+            describe(aside)
             save_file(tensors, str(aside / "tensors.safetensors"))
             (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
         return entries_of(aside, *engines.values())

@@ -37,6 +37,7 @@ from denserl.rollouts.base import Sampler, Stream
 from denserl.rollouts.policy import PolicySampler
 from denserl.streams import Purpose, stream
 from denserl.trainer.checkpoint import load_checkpoint, oldest_number, save_checkpoint
+from denserl.trainer.descriptions import describe
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_data import (
@@ -392,7 +393,14 @@ class PPOTrainer:
         state = {**counters, "beta": self.kl.beta, "settings": self.settings, "files": self.log.trackers.sizes}
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)} | self.rewards.moments.saved()
         folder, name = Path(self.config.output_dir) / "checkpoints", f"iteration-{self.iteration:06d}"
-        return save_checkpoint(folder, name, state, self.models.engines, tensors, self.config.keep_checkpoints)
+        return save_checkpoint(
+            folder, name, state, self.models.engines, tensors, self.config.keep_checkpoints, self._describe_models
+        )
+
+    def _describe_models(self, checkpoint: Path) -> None:
+        describe(checkpoint / "actor", self.models.trained_policy, self.tokenizer)
+        if self.models.critic is not None:
+            describe(checkpoint / "critic", self.models.critic.module, self.tokenizer)
 
     def resume(self, path: Path) -> None:
         """Models, optimisers, schedulers, KL coefficient, averages, moments, random state and place in the data."""

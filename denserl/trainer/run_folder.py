@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from denserl import distributed
 from denserl.errors import Stopped, UserError
 from denserl.trainer.checkpoint import STATE, Entries, aside_folder, commit, damage, entries_of, read_state, write_or_say_full
+from denserl.trainer.descriptions import describe
 from denserl.trainer.engine import clip_in_step
 from denserl.trainer.stopping import SaveClock, StopRequest
 from denserl.trainer.supervised_trainer import SupervisedTrainer
@@ -42,6 +43,7 @@ class OutputFolder:
         def write(aside: Path) -> Entries:
             trainer.write_checkpoint(aside)
             if distributed.rank() == 0:
+                describe(aside, trainer.model, trainer.processing_class)
                 state = {"settings": self.settings, "files": {"metrics": self.metrics.file.size}, **trainer.progress()}
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
             return entries_of(aside, *filter(None, [trainer.deepspeed]))

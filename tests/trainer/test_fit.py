@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from safetensors.torch import load_file, save_file
 
-from denserl.cli import fit_normalizer
+from denserl.cli import fit_normalizer, train_rm
 from denserl.errors import UserError
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards import pairs as reward_pairs
@@ -87,6 +87,32 @@ def test_a_fit_of_steps_asks_no_language_model(fit, reward_model, tmp_path, monk
     assert record["segments"] > record["pairs"] == 6 and not [*tmp_path.glob("cache/reference")]
     with pytest.raises(UserError, match="--sft_model .* has no effect where steps are cut"):
         fit(step_separator=" ", sft_model=tmp_path)
+
+
+def test_a_fit_after_its_training_asks_the_language_model_nothing(world, tmp_path, monkeypatch, caplog):
+    """Rows that the training split off and those it learned from are all found; so are those of a part of the file."""
+    caplog.set_level(logging.INFO)
+    pairs, cache = tmp_path / "pairs.jsonl", tmp_path / "cache"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in tiny_models.boat_pairs(24)))
+    training = {"model": world.sft, "data": pairs, "output_dir": tmp_path / "rm", "eval_size": 4, "batch_size": 4}
+    training |= {"lr": 1e-3, "save_steps": 0, "cache_dir": cache, "entropy_threshold": world.threshold}
+    tiny_models.run_command(train_rm, "train-rm", tiny_models.as_argv(training))
+    asked = [message for message in caplog.messages if "left to ask" in message]
+    assert asked and not any("left to ask: 0 tokens" in message for message in asked)
+    caplog.clear()
+    monkeypatch.setattr(reward_pairs, "load_policy", pytest.fail)
+    for limit in (None, 7):
+        fit = {
+            "reward_model": tmp_path / "rm",
+            "data": pairs,
+            "output_dir": tmp_path / "fit",
+            "cache_dir": cache,
+            "limit": limit,
+        }
+        record = tiny_models.run_command(fit_normalizer, "fit-normalizer", tiny_models.as_argv(fit))
+        assert record["pairs"] == (limit or 24)
+    asked = [message for message in caplog.messages if "left to ask" in message]
+    assert asked and all("left to ask: 0 tokens" in message for message in asked)
 
 
 def test_lines_worse_than_constants_are_said_by_the_fit_and_by_ppo(fit, ppo, reward_model, monkeypatch, caplog):
