@@ -73,6 +73,7 @@ setup(
         ],
         "mutants": ["mutmut>=3.8.1"],
         "lora": ["peft>=0.18"],
+        "liger": ["liger-kernel>=0.6"],
         "4bit": ["peft>=0.18", "bitsandbytes>=0.50"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
         "flash": ["flash-attn>=2.7"],

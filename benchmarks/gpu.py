@@ -1,9 +1,10 @@
 """What a GPU is for, on a random Llama of 1B parameters (or any LAYERSxHIDDEN): shares of what the device can do.
 
-Its parts, of which --parts names some: reward-model training as a share of the matrix rate (reward), what fused kernels and
-compiled layers change of it and of a policy's update (kernels), rollouts as a share of the bandwidth floor (rollouts), a PPO
-iteration by phase (ppo), peak memory against `denserl plan` (memory), adapters on the shape of 8B (adapters). Models are
-random, and made on the device; engines, losses, samplers and the PPO loop are the project's own. On CPU everything is tiny.
+Its parts, of which --parts names some: reward-model training as a share of the matrix rate (reward), where a step of it goes
+(profile), what Liger's kernels and compiled layers change of it and of a policy's update (kernels), rollouts as a share of the
+bandwidth floor (rollouts), a PPO iteration by phase (ppo), peak memory against `denserl plan` (memory), adapters on the shape
+of 8B (adapters). Models are random, and made on the device; engines, losses, samplers and the PPO loop are the project's own.
+On CPU everything is tiny.
 """
 
 import functools
@@ -23,16 +24,14 @@ import flop_floors
 import torch
 from harness import Options, Result, arguments, as_options, copy_rate, ending_well, matrix_rate, quartiles, table, timed
 from torch import nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from denserl.data.batching import ResponseBatch, pad_responses
 from denserl.models.decoding import Decoder
-from denserl.models.measured import Measured
-from denserl.models.packing import PACKED_ATTENTION, packed_attention
+from denserl.models.kernels import compile_layers, use_liger_kernel
+from denserl.models.measured import Measured, stock_model
 from denserl.models.probe import run_as
 from denserl.models.scoring import token_logprob_entropy
-from denserl.models.varlen import TORCH
 from denserl.rewards.aggregation import aggregate
 from denserl.rewards.objectives import pair_losses
 from denserl.rewards.pair_metrics import response_token_rewards
@@ -251,12 +250,39 @@ def train_reward_model(place: Place) -> Iterator[Result]:
     engine.destroy()
 
 
-def training_share(place: Place, pairs: Pairs, step: Callable[[], None], how: str) -> Result:
-    """A training step as a share of the matrix rate; what is recomputed is not counted as work."""
+def profile_step(place: Place) -> Iterator[str]:
+    """Seconds of a step's passes and of its optimiser, and the operations of one step that take longest."""
+    pairs = Pairs(place)
+    engine = engine_of(recompute(reward_model(place), False), place, place.sizes.micro_pairs, len(pairs.batches))
+    step = engine_step(engine, pairs.batches)
+    step()
+    engine.train()
+    spent = {"forward": 0.0, "backward": 0.0, "step": 0.0}
+    for batch in pairs.batches:
+        loss: list[torch.Tensor] = []
+        spent["forward"] += timed(functools.partial(lambda loss, batch: loss.append(reward_loss(engine, batch)), loss, batch))()
+        spent["backward"] += timed(functools.partial(engine.backward, loss[0]))()
+        spent["step"] += timed(engine.step)()
+    yield "a step, its parts waited for: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in spent.items())
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if place.device == "cuda" else []
+    with torch.profiler.profile(activities=kinds) as seen:
+        step()
+    averages = seen.key_averages()
+    yield averages.table(sort_by="self_device_time_total", row_limit=14, max_name_column_width=60)
+    yield averages.table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=60)
+    engine.destroy()
+
+
+def training_share(place: Place, pairs: Pairs, step: Callable[[], None], how: str, work: float = 1.0) -> Result:
+    """A training step as a share of the matrix rate; what is recomputed is not counted as work.
+
+    work: what share of a full training's it does.
+    """
     step()
     free()
     seconds = [timed(step)() for _ in range(place.repeats)]
-    flops = flop_floors.step_flops(place.config, pairs.lengths, prefixes=pairs.prefixes)
+    flops = work * flop_floors.step_flops(place.config, pairs.lengths, prefixes=pairs.prefixes)
     note = f"{pairs.pairs} pairs, {pairs.tokens} tokens a step, longest {max(pairs.lengths)}: {median(seconds):.3g} s,"
     note += f" {pairs.tokens / median(seconds):.0f} tokens/s; {flops / 1e12:.3g} TFLOP a step; peak {peak()}"
     name = f"RM training, activations {how}, TFLOP/s of the matrix rate, {place.name}"
@@ -272,19 +298,20 @@ def peak() -> str:
 
 
 def compare_kernels(place: Place) -> Iterator[str]:
-    """Forward and backward passes of a step, without the optimiser: as they are, compiled, with Liger's kernels, with both."""
+    """Forward and backward passes of a step, without the optimiser: as they are, compiled, with Liger's kernels."""
     pairs, ways = Pairs(place), [("as it is", ())]
     if place.device == "cuda":
         # Liger's cannot be taken off a model again, and come last.
-        ways += [("compiled", (compiled,)), ("Liger", (uncompiled, with_liger)), ("Liger, compiled", (compiled,))]
+        ways += [("compiled", (compile_layers,)), ("Liger", (uncompiled, liger))]
     for make, loss in ((reward_model, reward_loss), (policy, policy_loss)):
         model = make(place).train()
         expected = None
         for way, changes in ways:
+            # The compiler is kept out of what is recomputed.
+            recompute(model, False)
             for change in changes:
                 change(model)
-            # What is recomputed runs as it is: torch's checkpointing keeps the compiler out.
-            for wanted in (False,) if compiled in changes else (True, False):
+            for wanted in (False,) if compile_layers in changes else (True, False):
                 recompute(model, wanted)
 
                 def step(model=model, loss=loss) -> None:
@@ -316,27 +343,13 @@ def loss_values(model: nn.Module, batch: ResponseBatch) -> torch.Tensor:
     return token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1], 1.0, batch.shared, False)[0]
 
 
-def compiled(model: nn.Module) -> None:
-    """Each layer compiled, in two parts: packed attention, which is laid out in Python, stands between them."""
-    AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(functools.partial(packed_attention, kernel=TORCH)))
-    for layer in layers_of(model):
-        layer.compile(dynamic=True)
-
-
 def uncompiled(model: nn.Module) -> None:
-    for layer in layers_of(model):
+    for layer in model.modules():
         layer._compiled_call_impl = None
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-
-def with_liger(model: nn.Module) -> None:
-    """Liger's norms, MLPs and rotary positions; losses are the project's."""
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+def liger(model: nn.Module) -> None:
+    use_liger_kernel(stock_model(model))
 
 
 def sample(place: Place) -> Iterator[Result]:
@@ -431,29 +444,38 @@ def memory_by_length(place: Place) -> Iterator[str]:
 
 
 def ppo_phases(place: Place) -> Iterator[str]:
-    """Seconds, shares and peak memory of rollout, scoring and update in one iteration, the second of two."""
+    """Seconds, shares and peak memory of rollout, scoring and update in an iteration, as it is and with Liger's kernels."""
     sizes, peaks = place.sizes, {}
     with TemporaryDirectory() as folder:
-        trainer = ppo_trainer(place, Path(folder) / "run")
-        for phase in ("sample", "score", "update"):
-            setattr(trainer, phase, with_peak(getattr(trainer, phase), phase, peaks))
-        trainer.iterate()
-        metrics = trainer.iterate()
+        trainer, models = ppo_trainer(place, Path(folder) / "run")
         planner, setting = plan_of(
             place,
             **{"folder": folder, "micro_batch_size": sizes.micro, "sample_batch_size": sizes.responses},
             **{"max_prompt_length": sizes.prompt, "max_new_tokens": sizes.new_tokens},
         )
         planned = [getattr(planner, phase)(setting) / GIB for phase in ("rollout", "scoring", "update")]
+        for phase in ("sample", "score", "update"):
+            setattr(trainer, phase, with_peak(getattr(trainer, phase), phase, peaks))
+        yield f"PPO iteration of {sizes.responses} responses of {sizes.new_tokens} tokens: {phases_of(trainer, peaks, planned)}"
+        if place.device == "cuda":
+            for model in models:
+                liger(model)
+            yield f"the same with Liger's kernels: {phases_of(trainer, peaks, planned)}"
         for engine in trainer.models.engines.values():
             engine.destroy()
+
+
+def phases_of(trainer, peaks: dict[str, str], planned: list[float]) -> str:
+    """The phases of the second of two iterations."""
+    trainer.iterate()
+    metrics = trainer.iterate()
     seconds = {phase: metrics[f"{phase}_seconds"] for phase in ("rollout", "scoring", "update")}
     total = sum(seconds.values())
     parts = [
         f"{phase} {spent:.2f} s ({spent / total:.0%}), peak {most}, planned {plan:.2f} GiB"
         for (phase, spent), most, plan in zip(seconds.items(), peaks.values(), planned, strict=True)
     ]
-    yield f"PPO iteration of {sizes.responses} responses of {sizes.new_tokens} tokens: {total:.2f} s: {'; '.join(parts)}"
+    return f"{total:.2f} s: {'; '.join(parts)}"
 
 
 def with_peak(function: Callable, phase: str, peaks: dict[str, str]) -> Callable:
@@ -469,7 +491,7 @@ def with_peak(function: Callable, phase: str, peaks: dict[str, str]) -> Callable
 
 
 def ppo_trainer(place: Place, folder: Path):
-    """The project's PPO loop on random models, all resident on the device."""
+    """The project's PPO loop on random models, all resident on the device; and the models."""
     from denserl.ppo_utils.dense_reward import DenseReward, Penalties
     from denserl.rewards.sources.reward_model import RewardModelSource
     from denserl.segmentation import Segmenter
@@ -499,7 +521,7 @@ def ppo_trainer(place: Place, folder: Path):
     paid = PaidSource("reward_model", RewardModelSource([scorer]), Segmenter(8.5), DenseReward("even", None))
     # Nothing reads the texts.
     tokenizer = SimpleNamespace(pad_token_id=PAD, batch_decode=lambda rows, **kw: [""] * len(rows))
-    return PPOTrainer(
+    trainer = PPOTrainer(
         ppo_config(sizes, folder),
         Schedule(iterations=2, steps_per_iteration=1),
         models,
@@ -511,6 +533,7 @@ def ppo_trainer(place: Place, folder: Path):
         eval_prompts=None,
         device=torch.device(place.device),
     )
+    return trainer, (trained, reference, critic, scorer)
 
 
 class Prompts:
@@ -574,17 +597,17 @@ def train_adapters(place: Place) -> Iterator[Result]:
     adapted = prepare_model(reward_model(place), config, "SEQ_CLS", place.device)
     engine = engine_of(adapted, place, place.sizes.micro_pairs, len(pairs.batches), lora_rank=16)
     step = engine_step(engine, pairs.batches)
-    result = training_share(place, pairs, step, "recomputed")
     # Frozen weights have no gradient: two thirds of the work.
-    shares = [2 / 3 * share for share in (result.ratio, *result.spread)]
-    yield result._replace(
-        ours=shares[0] * result.theirs, ratio=shares[0], spread=(shares[1], shares[2]), met=shares[0] >= result.reach
-    )
+    yield training_share(place, pairs, step, "recomputed", 2 / 3)
+    if place.device == "cuda":
+        liger(adapted)
+        yield training_share(place, pairs, step, "recomputed, Liger", 2 / 3)
     engine.destroy()
 
 
 PARTS: dict[str, Callable[[Place], Iterator[Result | str]]] = {
     "reward": train_reward_model,
+    "profile": profile_step,
     "rollouts": sample,
     "ppo": ppo_phases,
     "memory": memory_by_length,

@@ -108,8 +108,8 @@ def between_micro_batches(size: Size, sharding: Sharding) -> int:
 def in_backward(size: Size, sharding: Sharding) -> int:
     """The same at the height of a backward pass, activations apart.
 
-    Stage 2 keeps the sum of its share's gradients, and holds the micro-batch's own share, the bucket and, on several GPUs, a
-    flat copy of what is being reduced. Stage 3 holds gathered parameters, and their gradients in fp32.
+    Stage 2 keeps the sum of its share's gradients, and holds the bucket and, on several GPUs, a flat copy of what is being
+    reduced. Stage 3 holds gathered parameters, and their gradients in fp32.
     """
     if sharding.stage == 3:
         wider = (ADDED_UP - sharding.width) * min(size.trained, MAX_LIVE_PARAMETERS)
@@ -117,7 +117,7 @@ def in_backward(size: Size, sharding: Sharding) -> int:
     held = between_micro_batches(size, sharding) + dequantised(size, sharding)
     if sharding.stage == 2:
         flat = sharding.width * min(size.trained, REDUCE_BUCKET) * (sharding.gpus > 1)
-        held += ADDED_UP * size.trained // sharding.gpus + reduce_bucket(size, sharding) + flat
+        held += reduce_bucket(size, sharding) + flat
     return held
 
 
@@ -153,8 +153,12 @@ def moved_weights(size: Size, sharding: Sharding) -> int:
 
 
 def training_peak(size: Size, sharding: Sharding, activations: int) -> int:
-    """What a trained model needs beyond `at_rest`: backward pass and optimiser step come after one another."""
-    return max(in_backward(size, sharding) + activations, in_step(size, sharding))
+    """What a trained model needs beyond `at_rest`: backward pass and optimiser step come after one another.
+
+    At stage 2 the micro-batch's own share of gradients comes while activations go.
+    """
+    own = ADDED_UP * size.trained // sharding.gpus if sharding.stage == 2 else 0
+    return max(in_backward(size, sharding) + max(activations, own), in_step(size, sharding))
 
 
 def sampling_copy(size: Size, sharding: Sharding) -> int:

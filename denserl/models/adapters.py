@@ -1,4 +1,4 @@
-"""Gradient checkpointing and LoRA adapters for a model that is to be trained."""
+"""Gradient checkpointing, faster kernels and LoRA adapters for a model that is to be trained."""
 
 import re
 
@@ -8,14 +8,20 @@ from transformers.pytorch_utils import Conv1D
 
 from denserl.errors import UserError, require
 from denserl.models.config import AdapterConfig
+from denserl.models.kernels import use_liger_kernel
 from denserl.models.prototypes import PROTOTYPES
 
 # Names of modules of a classifier that get no adapters: its head, and what objectives read beside it.
 OTHER_THAN_TRUNK = r"(.*\.)?(score|lm_head|prototypes)(\..*)?"
 
 
+def recomputes(wanted: bool | None, device: str) -> bool:
+    """Whether activations are recomputed: where it is wanted, and on CUDA if nothing is said. device: cpu or cuda."""
+    return device == "cuda" if wanted is None else wanted
+
+
 def recompute_activations(model: PreTrainedModel, wanted: bool | None, device: str) -> None:
-    """Turn on gradient checkpointing where it is wanted; None: on CUDA, if the model's class can. device: cpu or cuda.
+    """Turn on gradient checkpointing where it is wanted (`recomputes`), if the model's class can.
 
     Raises:
         UserError: it is wanted and the class cannot.
@@ -23,16 +29,23 @@ def recompute_activations(model: PreTrainedModel, wanted: bool | None, device: s
     can = model.supports_gradient_checkpointing
     name = type(model).__name__
     require(can or not wanted, f"`gradient_checkpointing`: {name} has none", "leave `gradient_checkpointing` out")
-    if can and (wanted or (wanted is None and device == "cuda")):
+    if can and recomputes(wanted, device):
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def prepare_layers(model: PreTrainedModel, config: AdapterConfig, device: str) -> None:
+    """Gradient checkpointing (`recompute_activations`) and Liger's kernels, where asked for."""
+    recompute_activations(model, config.gradient_checkpointing, device)
+    if config.use_liger_kernel:
+        use_liger_kernel(model)
+
+
 def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str, device: str = "cpu"):
-    """Gradient checkpointing (`recompute_activations`) and LoRA adapters, where asked for.
+    """Gradient checkpointing (`recompute_activations`), Liger's kernels and LoRA adapters, where asked for.
 
     With adapters on a classifier the head is trained in full, and prototypes beside it. task: CAUSAL_LM or SEQ_CLS.
     """
-    recompute_activations(model, config.gradient_checkpointing, device)
+    prepare_layers(model, config, device)
     if not config.lora_rank:
         return model
     try:

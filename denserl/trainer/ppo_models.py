@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, response_slots
 from denserl.data.fingerprints import file_fingerprint
-from denserl.models.adapters import prepare_model, recompute_activations
+from denserl.models.adapters import prepare_layers, prepare_model
 from denserl.models.dropout import disable_dropout
+from denserl.models.kernels import use_liger_kernel
 from denserl.models.loading import load_policy, local_folder, match_embeddings
 from denserl.models.measured import check_steady
 from denserl.models.merging import merge_trained
@@ -88,11 +89,15 @@ def load_models(
         match_embeddings(model, tokenizer)
         check_steady(model)
         disable_dropout(model)
+    if config.use_liger_kernel:
+        # As of the policy, from which it is not to differ before it is trained, by rounding either.
+        for model in frozen_models:
+            use_liger_kernel(model)
     # ZeRO-3 spreads the weights of the one that is read.
     copies = [deepcopy(model).eval() for model in frozen_models if samples_reference and config.zero_stage == 3]
     actor = prepare_model(policy, config, "CAUSAL_LM", device.type)
     for critic in critics:
-        recompute_activations(critic, config.gradient_checkpointing, device.type)
+        prepare_layers(critic, config, device.type)
     warn_of_shortage(config, dtype, device, [actor, *critics], [*frozen_models, *copies, *others])
     trained, frozen = _engine_configs(config, dtype)
     # A copy that nobody samples from is there to be saved.

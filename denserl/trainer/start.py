@@ -22,6 +22,7 @@ from denserl.errors import require
 from denserl.files import make_folder
 from denserl.memory.formulas import Sharding, Size
 from denserl.memory.shortage import shortage
+from denserl.models.kernels import check_liger
 from denserl.models.loading import local_folder
 from denserl.models.tokenizers import load_tokenizer
 from denserl.terminal import quiet_libraries
@@ -45,6 +46,8 @@ def start_run(config: RunConfig) -> tuple[torch.device, str]:
     device, dtype = device_and_precision(config)
     if isinstance(config, OptimisationConfig):
         chosen_trackers(config.report_to)
+        if config.use_liger_kernel:
+            check_liger(device.type)
     make_folder("output_dir", config.output_dir)
     init_distributed(device)
     if distributed.rank() > 0:

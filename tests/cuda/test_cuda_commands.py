@@ -41,7 +41,7 @@ class Started:
     def ended(self) -> str:
         """What it wrote, when it has ended well."""
         try:
-            assert self.process.wait(SECONDS) == 0, self.log.read_text()[-4000:]
+            assert self.process.wait(SECONDS) == 0, self.log.read_text()[-20000:]
         finally:
             self.process.kill()
         return self.log.read_text()
@@ -88,12 +88,15 @@ LORA = {"lora_rank": 4, "lora_alpha": 8}
         ("rm", {"zero_stage": 3}),
         ("rm", {"zero_stage": 2, **LORA}),
         ("rm", {"zero_stage": 2, "offload_optimizer": True}),
+        ("rm", {"use_liger_kernel": True}),
+        ("rm", {"torch_compile": True, "no-gradient_checkpointing": True}),
         ("disentangled", {"zero_stage": 2}),
         ("meta", {"zero_stage": 2}),
         ("sft", {"zero_stage": 2}),
         ("ppo", {"zero_stage": 0}),
         ("ppo", {"zero_stage": 3}),
         ("ppo", {"zero_stage": 2, **LORA}),
+        ("ppo", {"zero_stage": 2, "use_liger_kernel": True}),
         ("ppo-compared", {"zero_stage": 2}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{key}-{number}" for key, number in value.items()),

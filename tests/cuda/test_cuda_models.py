@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from denserl.data.batching import pad_responses
+from denserl.models.kernels import compile_layers, use_liger_kernel
 from denserl.models.packing import is_packed
 from denserl.models.probe import probe, run_as
 from denserl.models.scoring import token_logprob_entropy, token_rewards
@@ -92,6 +93,29 @@ def test_models_run_without_padding_by_the_kernel(family):
         assert (found.unpacked, found.row_by_row, found.generates, found.unsteady) == ("", "", "", "")
         assert all(value < 1e-4 for what, value in found.apart.items() if what != "all rows at once")
     assert 0 < found.apart["all rows at once"] < 2e-2
+
+
+def by_liger(model: nn.Module) -> None:
+    pytest.importorskip("liger_kernel")
+    use_liger_kernel(model)
+
+
+@DTYPES
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
+@pytest.mark.parametrize("change", [compile_layers, by_liger])
+def test_faster_layers_give_the_scores_of_the_stock_model(family, dtype, change):
+    model, exact = on_gpu(tiny_models.classifier(family), dtype)
+    change(model)
+    mask = BATCH.attention_mask.double()
+    found = token_rewards(model.train(), *BATCH.to("cuda")[:2], BATCH.shared)
+    expected = torch.zeros_like(mask)
+    for b, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        hidden = exact.base_model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0]
+        expected[b, : len(hidden)] = exact.score(hidden)[:, 0]
+    assert far(found.cpu() * mask, expected) < VALUES[dtype]
+    (expected**2).sum().backward()
+    (found * mask.float().cuda()).square().sum().backward()
+    assert far(gradients(model), gradients(exact)) < GRADIENTS[dtype]
 
 
 # What the sampled responses begin with, and what ends them.
