@@ -63,6 +63,8 @@ class LocalModel:
     ):
         self.name, self.source, self.device, self.dtype = path, source, device, dtype
         self.batch_size, self.template = batch_size, template
+        # A sampler remembers how many answers memory has sufficed for.
+        self.sampler_of = functools.cache(self._sampler)
 
     @functools.cached_property
     def version(self) -> str:
@@ -120,7 +122,7 @@ class LocalModel:
         )
 
     def _answers(self, rows: Sequence[_Asked], decoding: Decoding) -> list[Reply]:
-        found = self._sampler(decoding)(
+        found = self.sampler_of(decoding)(
             [one.ids for one in rows], [stream(seed_of(one.request, 63), Purpose.JUDGING) for one in rows]
         )
         firsts = self._firsts([one.ids for one in rows], decoding.top_logprobs)

@@ -74,6 +74,8 @@ class Policy:
         self.config, self.device, self.dtype = config, device, dtype
         self.tokenizer = policy_tokenizer(config, self.samples_path(0))
         self.shortened = 0  # prompts
+        # A sampler remembers how many answers memory has sufficed for.
+        self.sampler_of = functools.cache(self._sampler)
 
     def samples_path(self, turn: int) -> Path:
         """The file of the samples of a turn, 0 the first."""
@@ -104,7 +106,7 @@ class Policy:
             samples |= draw_samples(
                 file,
                 {key: prompt for key, prompt in missing.items() if heat[key] == temperature},
-                self._sampler(temperature),
+                self.sampler_of(temperature),
                 response_text(self.tokenizer),
                 numbers=lambda key: stream(self.config.seed, Purpose.ANSWERS, key[0], turn, key[1]),
                 at_once=BATCHES_AT_ONCE * self.config.sample_batch_size,
