@@ -8,12 +8,14 @@ place for the newest token of all rows, so that none can join. Sampling and end-
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import GenerationConfig, PreTrainedModel
 
 from denserl.data.batching import length_batches, pad_rows
@@ -22,10 +24,11 @@ from denserl.models.packing import Attending, Packing, not_packable, packed_inpu
 from denserl.models.recording import Recorded
 from denserl.models.row_attention import BACKENDS
 from denserl.models.scoring import head_reads
+from denserl.models.varlen import Asked, Kernel, Sequences, runs_on
 
 # The share of its columns, those of tokens to come included, that a group may pad in its shortest row.
 PADDING = 0.2
-# Columns that a group has room for are a multiple of it, which kernels like, and as many are added at a time, or an eighth.
+# Columns that a group has room for are a multiple of it, which kernels like, and as many are added at a time, or a quarter.
 ROOM = 32
 # Tokens of prompts that are read at a time, or one prompt.
 PROMPT_TOKENS = 8192
@@ -100,7 +103,7 @@ class Decoder:
         _enter(module, self.layers)
         sizes = [len(group) for group in self.groups]
         parts = zip(self.groups, *(x[0].transpose(0, 1).split(sizes) for x in (query, key, value)), strict=True)
-        return torch.cat([group.attend(module, *part, kw.get("scaling")) for group, *part in parts])[None]
+        return torch.cat([group.attend(module.layer_idx, *part, kw.get("scaling")) for group, *part in parts])[None]
 
     def _read(self, prompts: list[tuple[int, ...]], first: int, groups: list["Group"]) -> Tensor:
         """(prompts, V) logits after some prompts, whose keys and values go to groups. first: the number of the first."""
@@ -119,18 +122,34 @@ class Decoder:
         return self.model(**packed_inputs(tokens, positions, packing), use_cache=False).logits[0].float()
 
 
-class Seen(NamedTuple):
-    """What a step needs to know of layers whose keys and values have some number of slots."""
+@dataclass
+class Past:
+    """Keys and values of a layer, (rows, heads, slots, dim), or where a kernel reads them (rows, slots, heads, dim).
 
-    slot: Tensor  # (1,) long, where the newest token stands
-    mask: Tensor  # (rows, 1, 1, slots), added to the attention: 0 where a slot holds a token of the row, else -inf
+    The token at position p of a row stands in slot p modulo their number, so that a window's slots are written over and over.
+    """
+
+    window: int | None
+    kernel: Kernel | None
+    keys: Tensor
+    values: Tensor
+
+    def by_slot(self) -> tuple[Tensor, Tensor]:
+        """Views of keys and values, (rows, slots, heads, dim)."""
+        return (self.keys, self.values) if self.kernel else (self.keys.transpose(1, 2), self.values.transpose(1, 2))
+
+    def grow(self, columns: int) -> None:
+        """Make room for rows of so many tokens."""
+        more = _slots(columns, self.window) - self.by_slot()[0].shape[1]
+        edges = (0, 0, 0, 0, 0, more) if self.kernel else (0, 0, 0, more)
+        self.keys, self.values = pad(self.keys, edges), pad(self.values, edges)
+
+    def keep(self, rows: Tensor) -> None:
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
 
 class Group:
-    """Keys and values of some rows, side by side, padded on the left to one width.
-
-    A layer has as many slots as columns have room, or as its window sees; the token of column c stands in slot c modulo their
-    number, so that a window's slots are written over and over.
+    """Rows of like length, and their keys and values.
 
     Args:
         lengths: of the rows' prompts, in tokens, the longest first.
@@ -138,79 +157,98 @@ class Group:
         dtype, device: of the attention.
 
     Attributes:
-        width: columns with tokens. columns: those that there is room for. On the host.
-        column: (1,) long, the newest one. padding: (rows,) long, columns before a row's first token. On the device.
+        width: tokens of the longest row. columns: for how many there is room. On the host.
+        position: (rows,) long, of each row's newest token. On the device.
     """
 
     def __init__(self, lengths: list[int], sources: list[int], dtype: torch.dtype, device: torch.device):
         self.width, self.sources, self.dtype = lengths[0], sources, dtype
         self.columns = room(self.width + 1)
-        self.column = torch.tensor([self.width - 1], device=device)
-        self.padding = torch.tensor([self.width - length for length in lengths], device=device)
-        self.windows: dict[int, int | None] = {}
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.seen: dict[int, Seen] = {}
+        self.position = torch.tensor(lengths, device=device) - 1
+        self.layers: dict[int, Past] = {}
+        # Of a step, by the slots of those layers that use them.
+        self.places: dict[int, tuple[Tensor, Tensor]] = {}
+        self.masks: dict[int, Tensor] = {}
+        self.sequences: dict[int, Sequences] = {}
 
     def __len__(self) -> int:
-        return len(self.padding)
+        return len(self.position)
 
-    def fill(self, layer: int, window: int | None, first: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Take over a layer's keys and values of some prompts, each (1, heads, length, dim); first: the number of the first."""
-        self.windows[layer] = window
-        slots = self._slots(layer)
-        for held, read in ((self.keys, keys), (self.values, values)):
-            if layer not in held:
-                held[layer] = read[0].new_zeros(len(self), read[0].shape[1], slots, read[0].shape[3])
+    def make(self, layer: int, window: int | None, kernel: Kernel | None, key: Tensor, value: Tensor) -> None:
+        """Make room for a layer's keys and values, which are like those of a packed row, (1, heads, N, dim)."""
+        slots = _slots(self.columns, window)
+        shape = (len(self), slots, key.shape[1]) if kernel else (len(self), key.shape[1], slots)
+        self.layers[layer] = Past(window, kernel, *(x.new_zeros(*shape, x.shape[3]) for x in (key, value)))
+
+    def fill(self, layer: int, first: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Take over keys and values of some prompts, each (length, heads, dim). first: the number of the first."""
+        for held, read in zip(self.layers[layer].by_slot(), (keys, values), strict=True):
+            slots = held.shape[1]
             for row, source in enumerate(self.sources):
                 if first <= source < first + len(read):
-                    last = read[source - first][0, :, -slots:]
-                    places = torch.arange(self.width - last.shape[1], self.width, device=last.device) % slots
-                    held[layer][row].index_copy_(1, places, last)
+                    whole = read[source - first]
+                    places = torch.arange(max(0, len(whole) - slots), len(whole), device=whole.device) % slots
+                    held[row].index_copy_(0, places, whole[-slots:])
 
     def grow(self) -> None:
         """Make room for further columns."""
         self.columns = room(self.columns + growth(self.columns))
-        for held in (self.keys, self.values):
-            for layer, tensor in held.items():
-                held[layer] = pad(tensor, (0, 0, 0, self._slots(layer) - tensor.shape[2]))
+        for past in self.layers.values():
+            past.grow(self.columns)
 
     def advance(self) -> Tensor:
-        """Go on to the next column; (rows,) long positions of its tokens in their rows."""
-        self.column += 1
-        self.seen.clear()
-        return self.column - self.padding
+        """Go on to the next tokens; (rows,) long, their positions in their rows."""
+        self.position += 1
+        for made in (self.places, self.masks, self.sequences):
+            made.clear()
+        return self.position
 
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Attention of the rows' newest tokens, (rows, heads, dim), written to their slot before."""
-        slot, mask = self._seen(self.keys[module.layer_idx].shape[2])
-        past = self.keys[module.layer_idx], self.values[module.layer_idx]
-        for tensor, new in zip(past, (key, value), strict=True):
-            tensor.index_copy_(2, slot, new[:, :, None])
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attention of the rows' newest tokens, (rows, heads, dim), written to their slots before: by a kernel, or a mask."""
+        past = self.layers[layer]
+        keys, values = past.by_slot()
+        slots = keys.shape[1]
+        for held, new in ((keys, key), (values, value)):
+            held.index_put_(self._places(slots), new)
         # Heads that share their keys are queries of one head, so that keys are not repeated.
         query = query.unflatten(1, (key.shape[1], -1))
-        return scaled_dot_product_attention(query, *past, mask, scale=scale).flatten(1, 2)
+        if past.kernel is None:
+            return sdpa(query, past.keys, past.values, self._mask(slots), scale=scale).flatten(1, 2)
+        queries, where = query.transpose(1, 2).flatten(0, 1), self._sequences(slots, query.shape[2])
+        inputs = queries, keys.flatten(0, 1), values.flatten(0, 1), where, Asked(scale, 0.0, None, causal=False)
+        return past.kernel.run(past.kernel.function(), *inputs).unflatten(0, (len(self), -1)).transpose(1, 2).flatten(1, 2)
 
     def keep(self, rows: list[int]) -> None:
         """Drop all but some rows."""
-        index = torch.tensor(rows, device=self.padding.device)
-        self.padding = self.padding[index]
-        for held in (self.keys, self.values):
-            for layer, tensor in held.items():
-                held[layer] = tensor.index_select(0, index)
+        index = torch.tensor(rows, device=self.position.device)
+        self.position = self.position[index]
+        for past in self.layers.values():
+            past.keep(index)
 
-    def _slots(self, layer: int) -> int:
-        return min(self.columns, self.windows[layer] or self.columns)
+    def _places(self, slots: int) -> tuple[Tensor, Tensor]:
+        """Rows, and where their newest tokens stand among so many slots."""
+        if slots not in self.places:
+            self.places[slots] = torch.arange(len(self), device=self.position.device), self.position % slots
+        return self.places[slots]
 
-    def _seen(self, slots: int) -> Seen:
-        """Made by the first layer of a step that asks."""
-        if slots not in self.seen:
-            # The column of the newest token that stands in each slot; negative where there was none.
-            ago = (self.column - torch.arange(slots, device=self.column.device)) % slots
-            hidden = self.column - ago < self.padding[:, None]
+    def _mask(self, slots: int) -> Tensor:
+        """(rows, 1, 1, slots), added to the attention: 0 where a slot holds a token of the row, else -inf."""
+        if slots not in self.masks:
+            hidden = torch.arange(slots, device=self.position.device) > self.position[:, None]
             mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device).masked_fill(hidden, -torch.inf)
-            self.seen[slots] = Seen(self.column % slots, mask[:, None, None])
-        return self.seen[slots]
+            self.masks[slots] = mask[:, None, None]
+        return self.masks[slots]
+
+    def _sequences(self, slots: int, queries: int) -> Sequences:
+        """Where a kernel finds the rows, of so many queries each: the slots that are not taken yet are rows without queries."""
+        if slots not in self.sequences:
+            row = torch.arange(len(self) + 1, device=self.position.device)
+            ends = row[:-1] * slots + (self.position + 1).clamp(max=slots)
+            key_starts = torch.cat([torch.stack([row[:-1] * slots, ends], 1).flatten(), row[-1:] * slots])
+            query_starts = (row * queries)[:, None].expand(-1, 2).flatten()[1:]
+            # Of rows of one query some kernels believe that none is without.
+            self.sequences[slots] = Sequences(query_starts.int(), key_starts.int(), max(2, queries), slots, None)
+        return self.sequences[slots]
 
 
 class _Prompts(Packing):
@@ -223,10 +261,19 @@ class _Prompts(Packing):
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
         _enter(module, self.layers)
-        read = [x.split(self.counts, 2) for x in (key, value)]
+        kernel: Kernel | None = kw.get("kernel")
+        if kernel is not None and (not runs_on(query) or kernel.refuses(query, value, Asked(kw.get("scaling"), 0.0, None))):
+            kernel = None
         for group in self.groups:
-            group.fill(module.layer_idx, kw.get("sliding_window"), self.first, *read)
+            if module.layer_idx not in group.layers:
+                group.make(module.layer_idx, kw.get("sliding_window"), kernel, key, value)
+            group.fill(module.layer_idx, self.first, *(x[0].transpose(0, 1).split(self.counts) for x in (key, value)))
         return super().attend(module, query, key, value, **kw)
+
+
+def _slots(columns: int, window: int | None) -> int:
+    """How many slots a layer has for a row of so many tokens at most."""
+    return min(columns, window or columns)
 
 
 def room(columns: int) -> int:
@@ -236,7 +283,7 @@ def room(columns: int) -> int:
 
 def growth(columns: int) -> int:
     """How many more columns a group of so many is given."""
-    return max(ROOM, columns // 8)
+    return max(ROOM, columns // 4)
 
 
 def _enter(module: nn.Module, layers: set[int]) -> None:

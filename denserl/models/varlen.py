@@ -60,6 +60,7 @@ class Asked(NamedTuple):
     scale: float | None
     dropout: float
     window: int | None  # how many keys a query sees, itself included; None: all before it
+    causal: bool = True  # whether a query sees no keys after it
 
 
 class Kernel(NamedTuple):
@@ -131,7 +132,7 @@ def _of_flash_attn() -> Callable | None:
 
 def _window(asked: Asked) -> tuple[int, int]:
     """As the kernels count: keys before a query and after it; -1 for all."""
-    return (-1 if asked.window is None else asked.window - 1, 0)
+    return (-1 if asked.window is None else asked.window - 1, 0 if asked.causal else -1)
 
 
 def _run_torch(function: Callable, query: Tensor, key: Tensor, value: Tensor, where: Sequences, asked: Asked) -> Tensor:
@@ -156,7 +157,7 @@ def _run_flash_attn(function: Callable, query: Tensor, key: Tensor, value: Tenso
         max_seqlen_k=where.most_keys,
         dropout_p=asked.dropout,
         softmax_scale=asked.scale,
-        causal=True,
+        causal=asked.causal,
         window_size=_window(asked),
     )
 

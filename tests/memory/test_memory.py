@@ -172,6 +172,10 @@ def test_the_cache_is_as_large_as_a_real_one(folder, family):
     assert per_token == 2 * LAYERS * (KV if family == "llama" else HIDDEN) * 4
 
 
+def cache_bytes(decoder: Decoder) -> int:
+    return sum(past.keys.nbytes + past.values.nbytes for group in decoder.groups for past in group.layers.values())
+
+
 @pytest.mark.parametrize("new_tokens", [1, 64, 65, *(pytest.param(count, marks=pytest.mark.long) for count in (2, 66, 200))])
 def test_the_decoders_cache_is_as_large_as_planned(folder, new_tokens):
     path, prompt, rows = folder("llama", max_position_embeddings=512), 20, 3
@@ -181,7 +185,7 @@ def test_the_decoders_cache_is_as_large_as_planned(folder, new_tokens):
         decoder.admit([[token] * prompt for token in range(3, 3 + rows)])
         for _ in range(new_tokens - 1):
             decoder.step(torch.ones(rows, dtype=torch.long))
-    held = sum(x.nbytes for group in decoder.groups for part in (group.keys, group.values) for x in part.values())
+    held = cache_bytes(decoder)
     assert held == formulas.cache(cache_bytes_per_token(empty_policy(path, "fp32")), rows, prompt, new_tokens)
 
 
@@ -194,7 +198,7 @@ def test_reading_prompts_takes_no_more_than_a_pass_beside_the_cache(folder, monk
             decoder = Decoder(model, 8)
             logits = decoder.admit([[3 + row] * 32 for row in range(rows)])
         most[rows] = live.most
-        cache[rows] = sum(x.nbytes for group in decoder.groups for part in (group.keys, group.values) for x in part.values())
+        cache[rows] = cache_bytes(decoder)
     assert cache[16] == 8 * cache[2] and most[16] - most[2] <= cache[16] - cache[2] + 2 * logits.nbytes
 
 
