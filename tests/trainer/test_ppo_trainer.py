@@ -339,7 +339,8 @@ def same_bits(first: Path, second: Path) -> None:
         assert read_metrics(first / samples) == read_metrics(second / samples)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+# Without ZeRO, in make test: the killed run of tests/faults.
+@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_resumed_run_ends_with_the_same_bits(ppo, world, zero_stage, tmp_path):
     """It goes on in the text, too, of which there is more than the steps before the interruption take."""
     lines = [{"text": f"{tiny_models.TEXTS[i % 4]} {i}"} for i in range(23)]
@@ -587,8 +588,16 @@ ONE_EMPTY = (
 )
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("answers", [ONLY_THE_END, NOTHING, ONE_EMPTY], ids=lambda case: case[0])
+# In make test, every case at the level of segments and every level in one case.
+DEGENERATE = [(level, answers) for answers in (ONLY_THE_END, NOTHING, ONE_EMPTY) for level in LEVELS]
+SHORT = [("segment", ONLY_THE_END), ("segment", NOTHING), ("segment", ONE_EMPTY), ("token", ONE_EMPTY), ("bandit", NOTHING)]
+
+
+@pytest.mark.parametrize(
+    ("level", "answers"),
+    [pytest.param(*case, marks=() if case in SHORT else pytest.mark.long) for case in DEGENERATE],
+    ids=[f"{level}-{answers[0]}" for level, answers in DEGENERATE],
+)
 def test_degenerate_responses_give_numbers(level, answers, ppo, monkeypatch):
     monkeypatch.setattr(PolicySampler, "__call__", lambda self, prompts, streams: answers[1](prompts, self.stop_ids[0]))
     # Two optimiser steps an iteration: ratios are not one in the second, and there is a KL in the second iteration.
