@@ -96,10 +96,14 @@ def _summed(path: Path, kind: str) -> str:
 
 
 def replace_whole(path: Path, text: str) -> None:
-    """Write a text file that is there whole or, as it was before, not at all."""
+    """Write a text file that is there whole or, as it was before, not at all. What a kill left of it, the next one replaces."""
     aside = path.with_name(f".{path.name}.partial")
-    write_flushed(aside, text)
-    os.replace(aside, path)
+    try:
+        write_flushed(aside, text)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     flush(path.parent)
 
 

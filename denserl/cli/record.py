@@ -20,7 +20,7 @@ from denserl.cli.versions import versions
 from denserl.config import Config, RunConfig
 from denserl.errors import Stopped, UserError
 from denserl.files import COMMAND_FILE as RECORD
-from denserl.files import make_folder
+from denserl.files import make_folder, replace_whole
 
 log = logging.getLogger(__name__)
 
@@ -94,19 +94,16 @@ def _entries(file: Path, content: bytes | None) -> list[dict]:
 
 def _write(path: Path, entries: list[dict]) -> None:
     """The file replaced whole. What it is about does not fail because of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        replace_whole(path, json.dumps(entries, indent=2) + "\n")
     except OSError as error:
-        aside.unlink(missing_ok=True)
         log.warning("%s is not written: %s", path, error.strerror)
 
 
 def _state(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Size and time of what is in a folder, and in the folders in it, but the record."""
+    """Size and time of what is in a folder, and in the folders in it, but the record and what a kill left of it."""
     found = {path: path.stat() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.exists()}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items() if path.name != RECORD}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items() if RECORD not in path.name}
 
 
 def _take_back(file: Path, before: bytes | None, made: list[Path]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from denserl import distributed
 from denserl.data.fingerprints import file_fingerprint
 from denserl.errors import UserError
+from denserl.files import replace_whole
 from denserl.models.loading import local_folder
 from denserl.ppo_utils.normalizer import (
     PACKAGED_PARAMS,
@@ -145,11 +146,9 @@ def store_fit(path: Path, key: str, fit: dict[str, Any]) -> None:
         UserError: the file is there but malformed, or cannot be written.
     """
     fits = read_fits(path) if path.exists() else {}
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({**fits, key: fit}, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        replace_whole(path, json.dumps({**fits, key: fit}, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}", "give another file with `fit`") from error
 

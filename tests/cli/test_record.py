@@ -73,6 +73,24 @@ def test_an_entry_says_what_was_run_with_what_and_when(here):
     assert (running["started"], running["ended"], running["outcome"]) == (entry["started"], None, None)
 
 
+class Killed(BaseException):
+    """As SIGKILL ends a process: nothing is tidied up."""
+
+
+def test_what_a_kill_left_of_the_record_is_gone_with_the_next_command(here, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", killed)
+        launched(lambda _: None)
+    (left,) = (here / "out").iterdir()
+    assert left.name != RECORD
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
+    assert [entry["outcome"] for entry in launched(lambda _: None)] == ["finished"]
+    assert [path.name for path in (here / "out").iterdir()] == [RECORD]
+
+
 def test_a_stop_a_failure_and_going_on_are_appended(here):
     def stops(_):
         raise Stopped("stopped after step 3")
