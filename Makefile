@@ -25,7 +25,7 @@ models: .venv/installed
 	$(BIN)/python benchmarks/model_table.py
 
 LONG_TESTS := $(addprefix tests/,parity faults cluster bad_input fuzz hostile trainer models cli memory evaluation/test_clusters.py test_*.py)
-# The long suite, about a quarter of an hour on two cores; it ends with what passed and failed, kind by kind.
+# The long suite, the better part of an hour on two cores; it ends with what passed and failed, kind by kind.
 faults: .venv/installed
 	$(BIN)/python -m pytest -q -m "long or not long" --by_kind $(LONG_TESTS)
 
