@@ -423,8 +423,12 @@ class PPOTrainer:
         return self.gold(responses, self._batch(responses))
 
     def _optimiser_step(self, responses: Responses, experience: Experience, rows: list[int], log: Averages) -> None:
-        """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch."""
-        micro_batches = self._micro_batches(rows)
+        """One step of critic and actor on this rank's `rows`, micro-batch by micro-batch, the longest rows first.
+
+        Ranks wait for each other, under ZeRO-3 in every micro-batch, and each has its long rows when the others have theirs.
+        """
+        lengths = [len(responses.prompt_ids[row]) + len(responses.response_ids[row]) for row in rows]
+        micro_batches = self._micro_batches([row for _, row in sorted(zip(lengths, rows, strict=True), reverse=True)])
         texts = self.ptx_batches(self.steps) if self.ptx_batches else [None] * len(micro_batches)
         parts = [self._part(responses, experience, *each) for each in zip(micro_batches, texts, strict=True)]
         losses = StepLosses(self.config, self.models, parts, self.value_clip, self.kl.beta)

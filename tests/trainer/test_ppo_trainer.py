@@ -757,6 +757,23 @@ def test_one_reward_that_is_not_finite_costs_its_own_step_alone(reward, ppo, mon
     assert changed == [[not bad, not bad] for bad in spoiled]
 
 
+def test_a_steps_micro_batches_are_of_like_length(ppo, monkeypatch):
+    """And have all its rows between them."""
+    real, steps = PPOTrainer._part, []
+
+    def part(self, responses, experience, rows, text):
+        if not steps or len(steps[-1]) == 4:
+            steps.append({})
+        steps[-1] |= {row: len(responses.prompt_ids[row]) + len(responses.response_ids[row]) for row in rows}
+        return real(self, responses, experience, rows, text)
+
+    monkeypatch.setattr(PPOTrainer, "_part", part)
+    ppo(rollout_batch_size=8, train_batch_size=4, micro_batch_size=1, iterations=1)
+    assert all([*step.values()] == sorted(step.values(), reverse=True) for step in steps)
+    assert any(len({*step.values()}) > 1 for step in steps)
+    assert {row for step in steps[:2] for row in step} == {*range(8)}
+
+
 def test_out_of_memory_while_scoring_halves_the_micro_batch(ppo, monkeypatch):
     plain, sizes, real = ppo("plain"), [], PPOTrainer._score_rows
 
