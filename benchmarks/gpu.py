@@ -1,7 +1,7 @@
 """What a GPU is for, on a random Llama of 1B parameters (or any LAYERSxHIDDEN): shares of what the device can do.
 
 Its parts, of which --parts names some: reward-model training as a share of the matrix rate (reward), where a step of it goes
-(profile), what Liger's kernels and compiled layers change of it and of a policy's update (kernels), rollouts as a share of the
+(profile), what Liger's kernels change of it and of a policy's update (kernels), rollouts as a share of the
 bandwidth floor (rollouts), a PPO iteration by phase (ppo), peak memory against `denserl plan` (memory), adapters on the shape
 of 8B (adapters). Models are random, and made on the device; engines, losses, samplers and the PPO loop are the project's own.
 On CPU everything is tiny.
@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from denserl.data.batching import ResponseBatch, pad_responses
 from denserl.models.decoding import Decoder
-from denserl.models.kernels import compile_layers, use_liger_kernel
+from denserl.models.kernels import use_liger_kernel
 from denserl.models.measured import Measured, stock_model
 from denserl.models.probe import run_as
 from denserl.models.scoring import token_logprob_entropy
@@ -298,20 +298,15 @@ def peak() -> str:
 
 
 def compare_kernels(place: Place) -> Iterator[str]:
-    """Forward and backward passes of a step, without the optimiser: as they are, compiled, with Liger's kernels."""
-    pairs, ways = Pairs(place), [("as it is", ())]
-    if place.device == "cuda":
-        # Liger's cannot be taken off a model again, and come last.
-        ways += [("compiled", (compile_layers,)), ("Liger", (uncompiled, liger))]
+    """Forward and backward passes of a step, without the optimiser: as they are, and with Liger's kernels."""
+    pairs, ways = Pairs(place), {"as it is": None, **({"Liger": liger} if place.device == "cuda" else {})}
     for make, loss in ((reward_model, reward_loss), (policy, policy_loss)):
         model = make(place).train()
         expected = None
-        for way, changes in ways:
-            # The compiler is kept out of what is recomputed.
-            recompute(model, False)
-            for change in changes:
+        for way, change in ways.items():
+            if change is not None:
                 change(model)
-            for wanted in (False,) if compile_layers in changes else (True, False):
+            for wanted in (True, False):
                 recompute(model, wanted)
 
                 def step(model=model, loss=loss) -> None:
@@ -341,11 +336,6 @@ def loss_values(model: nn.Module, batch: ResponseBatch) -> torch.Tensor:
     if hasattr(model, "score"):
         return response_token_rewards(model, batch) * batch.response_mask
     return token_logprob_entropy(model, *batch[:3], batch.response_mask.shape[1], 1.0, batch.shared, False)[0]
-
-
-def uncompiled(model: nn.Module) -> None:
-    for layer in model.modules():
-        layer._compiled_call_impl = None
 
 
 def liger(model: nn.Module) -> None:

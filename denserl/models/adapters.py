@@ -15,13 +15,8 @@ from denserl.models.prototypes import PROTOTYPES
 OTHER_THAN_TRUNK = r"(.*\.)?(score|lm_head|prototypes)(\..*)?"
 
 
-def recomputes(wanted: bool | None, device: str) -> bool:
-    """Whether activations are recomputed: where it is wanted, and on CUDA if nothing is said. device: cpu or cuda."""
-    return device == "cuda" if wanted is None else wanted
-
-
 def recompute_activations(model: PreTrainedModel, wanted: bool | None, device: str) -> None:
-    """Turn on gradient checkpointing where it is wanted (`recomputes`), if the model's class can.
+    """Turn on gradient checkpointing where it is wanted; None: on CUDA, if the model's class can. device: cpu or cuda.
 
     Raises:
         UserError: it is wanted and the class cannot.
@@ -29,7 +24,7 @@ def recompute_activations(model: PreTrainedModel, wanted: bool | None, device: s
     can = model.supports_gradient_checkpointing
     name = type(model).__name__
     require(can or not wanted, f"`gradient_checkpointing`: {name} has none", "leave `gradient_checkpointing` out")
-    if can and recomputes(wanted, device):
+    if can and (wanted or (wanted is None and device == "cuda")):
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 

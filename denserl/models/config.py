@@ -20,7 +20,7 @@ class AdapterConfig(Config):
     """Recompute activations in the backward pass, for more time and far less memory; default: on CUDA, where the model's class
     can."""
     use_liger_kernel: Annotated[bool, RESUMABLE] = False
-    """Norms, MLPs and rotary positions by Liger's Triton kernels (extra denserl[liger]), for less time and memory on CUDA."""
+    """Norms and MLPs by Liger's Triton kernels (extra denserl[liger]), for less time and memory on CUDA."""
     lora_rank: Annotated[int, Ge(0)] = 0
     """Train LoRA adapters of this rank instead of all weights; 0 trains all."""
     load_in_4bit: Annotated[bool, WITHOUT_ADAPTERS] = False

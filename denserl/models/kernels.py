@@ -1,19 +1,15 @@
-"""Layers that train in less time and memory on CUDA: by Liger's Triton kernels, or compiled by torch."""
+"""Layers that train in less time and memory on CUDA, by Liger's Triton kernels."""
 
-import functools
 import importlib.util
+import sys
 
-import torch
-from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from denserl.errors import UserError, require
-from denserl.models.packing import KERNELS, packed_attention
 
-# Of what Liger has, norms, MLPs and rotary positions: losses are the project's.
-LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+# Of what Liger has, norms and MLPs: rotary positions are no layers of their own, and losses are the project's.
+LIGER = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 def check_liger(device: str) -> None:
@@ -29,7 +25,7 @@ def check_liger(device: str) -> None:
 
 
 def use_liger_kernel(model: PreTrainedModel) -> None:
-    """Let norms, MLPs and rotary positions run by the kernels of liger-kernel, which change the model's layers for good.
+    """Let norms and MLPs run by the kernels of liger-kernel, which change its layers for good, and no other model's.
 
     Raises:
         UserError: it has none for the model's type.
@@ -41,23 +37,8 @@ def use_liger_kernel(model: PreTrainedModel) -> None:
         f"`use_liger_kernel`: liger-kernel has nothing for models of the type {model.config.model_type}",
         "leave `use_liger_kernel` out",
     )
+    # It would change models that are made later, too, those on the CPU among them.
+    names = vars(sys.modules[type(model).__module__])
+    before = dict(names)
     apply_liger_kernel(model, LIGER)
-
-
-def check_compiled(recomputed: bool) -> None:
-    """UserError for layers that are to be compiled where activations are recomputed, which torch keeps the compiler out of."""
-    require(
-        not recomputed,
-        "`torch_compile` beside recomputed activations: torch does not compile what it recomputes",
-        "turn `gradient_checkpointing` off, or leave `torch_compile` out",
-    )
-
-
-def compile_layers(model: nn.Module) -> None:
-    """Compile every layer, for rows of any length, in two parts: between them stands attention, which is laid out in Python."""
-    for name, kernel in KERNELS.items():
-        attention = functools.partial(packed_attention, kernel=kernel)
-        AttentionInterface.register(name, torch.compiler.disable(attention))
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.compile(dynamic=True)
+    names.update(before)

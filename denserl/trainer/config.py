@@ -96,13 +96,6 @@ class SupervisedConfig(OptimisationConfig, DataConfig, RunConfig):
     """Checkpoints kept."""
     logging_steps: Annotated[int, Ge(1), RESUMABLE] = 10
     """Log every so many steps."""
-    torch_compile: Annotated[
-        bool,
-        RESUMABLE,
-        Only("with `zero_stage` 3", lambda c: c.zero_stage < 3),
-        Only("beside `use_liger_kernel`", lambda c: not c.use_liger_kernel),
-    ] = False
-    """Compile every layer, for less time and memory where activations are kept (--no-gradient_checkpointing on CUDA)."""
     keep: Annotated[Literal["last", "best"], RESUMABLE] = "last"
     """Which weights end up in the output folder; best needs save_steps and eval_steps to agree."""
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from denserl.errors import require
 from denserl.models.adapters import prepare_model
-from denserl.models.kernels import compile_layers
 from denserl.models.loading import empty_reward_model
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.objectives import Objective, all_labels, all_reads
@@ -39,7 +38,7 @@ class RewardTrainer(GroupTrainer):
         for name, call in several.items():
             require(not getattr(config, name), f"`{name}` asks for several trainings", f"call {call}")
         device, dtype = start_run(config)
-        check_steps(config, device)
+        check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
         check_trunk(config)
@@ -58,8 +57,6 @@ class RewardTrainer(GroupTrainer):
         if head.kind == "gated" and checkpoint is None and not config.start_from:
             gate_start(config, tokenizer, device, dtype, head, made.train, made.reads["segmenter"]).apply(model.score)
         model = prepare_model(model, config, "SEQ_CLS", device.type)
-        if config.torch_compile:
-            compile_layers(model)
         warn_of_shortage(config, dtype, device, [model])
         return kind(
             model=model,

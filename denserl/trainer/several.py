@@ -66,7 +66,7 @@ def begin(config: RewardConfig, name: str, kind: type[Kind]) -> tuple[torch.devi
         UserError: options that do not go together; there is nothing to go on with, or what the folder holds was not to go on.
     """
     device, dtype = start_run(config)
-    check_steps(config, device)
+    check_steps(config)
     check_trunk(config)
     folder = Path(config.output_dir)
     path = folder / name

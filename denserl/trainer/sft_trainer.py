@@ -13,7 +13,6 @@ from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
 from denserl.data.features import list_lengths, longest_row
 from denserl.models.adapters import prepare_model
-from denserl.models.kernels import compile_layers
 from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.positions import check_positions
 from denserl.models.scoring import token_logprob_entropy
@@ -36,7 +35,7 @@ class SFTTrainer(SupervisedTrainer):
         if not config.eval_data:
             config = dataclasses.replace(config, eval_steps=0)
         device, dtype = start_run(config)
-        check_steps(config, device)
+        check_steps(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
         tokenizer = load_tokenizer(config.model, template_of_run(config, checkpoint), **config.tokenizer_source())
 
@@ -55,8 +54,6 @@ class SFTTrainer(SupervisedTrainer):
         model = load_policy(config.model, dtype, dropout=True, **config.model_source(), **config.base_loading())
         match_embeddings(model, tokenizer)
         model = prepare_model(model, config, "CAUSAL_LM", device.type)
-        if config.torch_compile:
-            compile_layers(model)
         warn_of_shortage(config, dtype, device, [model])
         return cls(
             model=model,

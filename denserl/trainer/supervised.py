@@ -10,10 +10,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from denserl import distributed
 from denserl.errors import require
-from denserl.models.adapters import recomputes
 from denserl.models.four_bit import config_as_stored
 from denserl.models.gathering import whole_state
-from denserl.models.kernels import check_compiled
 from denserl.models.measured import stock_model
 from denserl.models.merging import merge_trained
 from denserl.models.prototypes import PROTOTYPES
@@ -108,12 +106,8 @@ def training_arguments(config: SupervisedConfig, device: torch.device, dtype: st
     )
 
 
-def check_steps(config: SupervisedConfig, device: torch.device) -> None:
-    """UserError for batch sizes that do not divide, keeping the best with checkpoints that are not evaluated, and layers that
-    cannot be compiled.
-    """
-    if config.torch_compile:
-        check_compiled(recomputes(config.gradient_checkpointing, device.type))
+def check_steps(config: SupervisedConfig) -> None:
+    """UserError for batch sizes that do not divide, or for keeping the best with checkpoints that are not evaluated."""
     world = distributed.world_size()
     per_forward = config.micro_batch_size * world
     require(

@@ -930,8 +930,6 @@ OPTIONS = [
     outside("seed", RM, 2**70, "at least 0 and at most 4.29497e+09"),
     idle("lora_alpha", RM, "without --lora_rank", lora_alpha=16),
     idle("lora_targets", PPO, "without --lora_rank", lora_targets="q_proj"),
-    idle("torch_compile", RM, "with --zero_stage 3", zero_stage=3, words=("--torch_compile",)),
-    idle("torch_compile", SFT, "beside --use_liger_kernel", words=("--torch_compile", "--use_liger_kernel")),
     idle("load_in_4bit", SFT, "without --lora_rank", words=("--load_in_4bit",)),
     case(
         "weights in 4 bits in shares",
@@ -997,11 +995,6 @@ OPTIONS = [
         "fits.json has no effect without --normalizer location",
         "leave --fit out",
         assignment=None,
-    ),
-    case(
-        *("compiled layers whose activations are recomputed", RM, "--torch_compile beside recomputed activations"),
-        "turn --gradient_checkpointing off",
-        words=("--torch_compile", "--gradient_checkpointing"),
     ),
     case(
         *("Liger's kernels without a GPU", PPO, "--use_liger_kernel on cpu", "run on a GPU alone"),

@@ -89,7 +89,6 @@ LORA = {"lora_rank": 4, "lora_alpha": 8}
         ("rm", {"zero_stage": 2, **LORA}),
         ("rm", {"zero_stage": 2, "offload_optimizer": True}),
         ("rm", {"use_liger_kernel": True}),
-        ("rm", {"torch_compile": True, "no-gradient_checkpointing": True}),
         ("disentangled", {"zero_stage": 2}),
         ("meta", {"zero_stage": 2}),
         ("sft", {"zero_stage": 2}),
