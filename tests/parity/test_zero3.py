@@ -57,7 +57,8 @@ def test_one_held_out_row_for_two_ranks(name, trainings, tmp_path):
     """And text that one rank has fewer tokens of."""
     training = trainings[name]
     rows = Path(training.arguments(tmp_path)[training.arguments(tmp_path).index("--eval_data") + 1])
-    (tmp_path / "one.jsonl").write_text(rows.read_text().splitlines()[0])
+    # The first of the pairs says of neither response that it is the better one, which is refused.
+    (tmp_path / "one.jsonl").write_text(rows.read_text().splitlines()[1])
     options = {"epochs": 1, "eval_steps": 1, "eval_data": tmp_path / "one.jsonl"}
     one = run(training, tmp_path / "one", **options)
     same_numbers(one, run(training, tmp_path / "two", 2, gather_every_parameter, zero_stage=3, micro_batch_size=2, **options))
