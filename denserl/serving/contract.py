@@ -101,19 +101,26 @@ def answer_rewards(scored: Sequence[Scored], logits: bool) -> dict[str, Any]:
 
 
 def answer_query(scored: Sequence[Scored], by_segment: bool) -> dict[str, Any]:
-    """OpenRLHF's answer: a number for each response, or by segment a list of [end character, number] where there are some."""
+    """OpenRLHF's answer: a number for each response, or by segment a list of [end character, number] where there are some.
+
+    By segment there are `changes` besides: for each response [end character, what the segment changes in the score so far].
+    """
     scores = [row.score for row in scored]
     lists = [row.segments if by_segment and row.segments is not None else row.score for row in scored]
+    told: dict[str, Any] = {"rewards": lists, "scores": scores}
+    if by_segment:
+        told["changes"] = [_changes(row) for row in scored]
     logs = {name: [float(getattr(row, name)) for row in scored] for name in ("segment_count", "prompt_cut", "response_cut")}
-    return {"rewards": lists, "scores": scores, "extra_logs": logs}
+    return {**told, "extra_logs": logs}
 
 
 def _told(row: Scored, logits: bool) -> dict[str, Any]:
     segments = row.segments if row.segments is not None else [(len(row.text), row.score)]
-    told = {
+    told: dict[str, Any] = {
         "score": row.score,
         "segment_ends": [end for end, _ in segments],
         "segment_scores": [score for _, score in segments],
+        "segment_changes": [change for _, change in _changes(row)],
         "text": row.text,
         "prompt_cut": row.prompt_cut,
         "response_cut": row.response_cut,
@@ -124,6 +131,13 @@ def _told(row: Scored, logits: bool) -> dict[str, Any]:
         texts, ends, scores = zip(*row.tokens, strict=True)
         told |= {"tokens": texts, "token_ends": ends, "token_rewards": scores}
     return told
+
+
+def _changes(row: Scored) -> list[tuple[int, float]]:
+    """Where each segment ends, and what it changes in the score so far."""
+    if row.segments is None:
+        return [(len(row.text), row.score)]
+    return [(end, change) for (end, _), change in zip(row.segments, row.changes, strict=True)]
 
 
 def _told_labels(labels: list[Any] | None, count: int) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from denserl.data.bad_rows import BadRow
 from denserl.data.responses import Responses
 from denserl.rewards.sources.function import FunctionSource
+from denserl.rewards.sources.texts import Value
 from denserl.serving.rows import Rendered, Row, Scored
 
 
@@ -37,12 +38,14 @@ class FunctionService:
         prompts, texts = [row.prompt for row in rows], [row.response for row in rows]
         labels = [row.label for row in rows] if labelled else ()
         found = self.source.values(Responses(prompts, texts, [], [], [row.ended for row in rows], labels))
-        return [
-            Scored(value, None, None, text, 1)
-            if isinstance(value, float)
-            else Scored(sum(number for _, number in value), value, None, text, len(value))
-            for value, text in zip(found, texts, strict=True)
-        ]
+        return [_scored(value, text) for value, text in zip(found, texts, strict=True)]
 
     def describe(self) -> dict[str, Any]:
         return {"reward_function": self.source.name}
+
+
+def _scored(value: Value, text: str) -> Scored:
+    if isinstance(value, float):
+        return Scored(value, None, None, text, 1)
+    numbers = [number for _, number in value]
+    return Scored(sum(numbers), value, None, text, len(value), changes=numbers)

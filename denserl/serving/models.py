@@ -4,8 +4,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from denserl.data.rendered import encode_rendered, is_own
 from denserl.data.responses import Encoded
+from denserl.ppo_utils.assignment import score_changes
 from denserl.rewards.scorer import Reading, RewardScorer
 from denserl.rewards.sources.reading import response_text
 from denserl.serving.characters import ends_of_tokens
@@ -52,18 +55,20 @@ class ModelService:
         return {name: value for name, value in self.scorer.describe().items() if name != "shortened"}
 
     def _scored(self, row: EncodedRow, reading: Reading) -> Scored:
-        cuts = {"prompt_cut": row.encoded.prompt_cut, "response_cut": row.encoded.response_cut}
+        cuts: dict[str, Any] = {"prompt_cut": row.encoded.prompt_cut, "response_cut": row.encoded.response_cut}
         if not row.detailed:
             return Scored(reading.score, None, None, row.given or "", len(reading.segments), **cuts)
         text, ends = self._ends(row)
-        segments = None
+        segments = changes = None
         if not self.scorer.segmenter.cuts_nothing:
             segments = [(ends[token], score) for token, score in reading.segments]
+            scores = torch.tensor([[score for _, score in segments]])
+            changes = score_changes(scores, torch.tensor([len(segments)]), self.scorer.agg_func)[0].tolist()
         tokens = None
         if reading.tokens is not None:
             texts = self.tokenizer.batch_decode([[i] for i in row.encoded.response_ids])
             tokens = [Token(*token) for token in zip(texts, ends, reading.tokens, strict=True)]
-        return Scored(reading.score, segments, tokens, text, len(reading.segments), **cuts)
+        return Scored(reading.score, segments, tokens, text, len(reading.segments), **cuts, changes=changes)
 
     def _ends(self, row: EncodedRow) -> tuple[str, list[int]]:
         """The response's text, and where its tokens end in it: the text that came, where its tokens are found in that."""

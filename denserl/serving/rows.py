@@ -53,6 +53,8 @@ class Scored(NamedTuple):
     segment_count: int
     prompt_cut: int = 0  # tokens lost, since prompt and response were over the longest length
     response_cut: int = 0
+    # What each segment changes in the score so far: they add up to the score. None where segments are None.
+    changes: list[float] | None = None
 
 
 class Service(Protocol):

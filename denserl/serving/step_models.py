@@ -63,7 +63,14 @@ class StepModelService:
 
     def _scored(self, row: EncodedSteps, logits: list[float]) -> Scored:
         score = aggregate_steps(torch.tensor([logits]), torch.tensor([len(logits)]), self.scorer.aggregate).item()
-        return Scored(score, list(zip(row.ends, logits, strict=True)), None, row.text, len(logits), row.prompt_cut)
+        segments = list(zip(row.ends, logits, strict=True))
+        return Scored(score, segments, None, row.text, len(logits), row.prompt_cut, changes=self._changes(logits))
+
+    def _changes(self, logits: list[float]) -> list[float]:
+        """What each step changes in the score of the steps so far."""
+        counts = torch.arange(1, len(logits) + 1)
+        so_far = aggregate_steps(torch.tensor(logits).expand(len(logits), -1), counts, self.scorer.aggregate)
+        return so_far.diff(prepend=so_far.new_zeros(1)).tolist()
 
     def _of_texts(self, row: Row) -> EncodedSteps:
         ends = scored_ends(row.response, self.model.rule, row.ended)

@@ -128,7 +128,9 @@ def test_tokens_segments_and_score_are_those_of_a_plain_loop(folder, client):
     assert found["token_rewards"] == pytest.approx(scores, abs=1e-5)
     assert found["segment_scores"] == pytest.approx([scores[t] for t in ends], abs=1e-5)
     assert found["segment_ends"] == [len("".join(tokens[: t + 1])) for t in ends]
-    assert found["score"] == pytest.approx(sum(scores[t] for t in ends) / len(ends), abs=1e-5)
+    so_far = [0.0] + [sum(scores[t] for t in ends[:k]) / k for k in range(1, len(ends) + 1)]
+    assert found["score"] == pytest.approx(so_far[-1], abs=1e-5)
+    assert found["segment_changes"] == pytest.approx([b - a for a, b in zip(so_far, so_far[1:])], abs=1e-5)
     assert (found["prompt_cut"], found["response_cut"]) == (0, 0)
 
 
@@ -144,7 +146,7 @@ def test_a_request_of_many_equals_requests_of_one_and_what_is_scored_in_process(
     with concurrent.futures.ThreadPoolExecutor(16) as threads:  # these wait for one another, and are scored in batches
         apart = list(threads.map(alone, range(64)))
     for one, other in zip(together, apart, strict=True):
-        for name in ("token_rewards", "segment_scores"):
+        for name in ("token_rewards", "segment_scores", "segment_changes"):
             assert one.pop(name) == pytest.approx(other.pop(name), abs=1e-5)  # which rows are beside them is left to chance
         assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-5)
         assert one == other  # ends, texts, cuts
@@ -204,6 +206,9 @@ def test_lists_by_segment_are_of_the_same_numbers(client, folder):
             assert [end for end, _ in one] == [end for end, _ in other]
             assert [score for _, score in one] == pytest.approx([score for _, score in other], rel=1e-6, abs=1e-6)
         assert found["scores"] == pytest.approx([row["score"] for row in expected], rel=1e-6, abs=1e-6)
+        for changes, row in zip(found["changes"], expected, strict=True):
+            assert [end for end, _ in changes] == row["segment_ends"]
+            assert [change for _, change in changes] == pytest.approx(row["segment_changes"], rel=1e-5, abs=1e-6)
     # Without segments there is the one number, as PPO reads it at the end of the turn.
     bandit = RewardScorer([str(folder / "bandit")])
     with TestClient(make_app(ModelService(bandit), LIMITS)) as one:
@@ -214,7 +219,7 @@ def test_lists_by_segment_are_of_the_same_numbers(client, folder):
         expected = bandit.score([bandit.encode(user("Why?"), "A river", False)]).tolist()
         assert cut["rewards"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
         (told,) = asked(one, "/rewards", prompts=["Why?"], responses=["No."])["rewards"]
-        assert told["segment_ends"] == [3] and told["segment_scores"] == [told["score"]]
+        assert told["segment_ends"] == [3] and told["segment_scores"] == told["segment_changes"] == [told["score"]]
 
 
 def test_what_ppo_asks_is_answered_by_the_scores_of_its_token_ids(client, scorer, tmp_path):
@@ -296,6 +301,8 @@ def test_the_steps_of_a_solution_are_those_of_the_stock_class(folder):
         assert found["segment_scores"] == pytest.approx(expected, abs=1e-5)
         assert found["segment_probabilities"] == pytest.approx(chances, rel=1e-6, abs=1e-6)
         assert found["score"] == pytest.approx(min(chances), rel=1e-6, abs=1e-6)
+        least = [0.0] + [min(chances[:k]) for k in (1, 2, 3)]
+        assert found["segment_changes"] == pytest.approx([b - a for a, b in zip(least, least[1:])], rel=1e-6, abs=1e-6)
         pairs = [pytest.approx(pair, abs=1e-5) for pair in zip(ends, expected)]
         foreign = {"query": [f"Q: {text}</s>"], "prompts": ["Q: "], "messages": ["Why?"], "responses": [text]}
         for body in ({"query": [f"{OPENED}{text}<|im_end|>"], "prompts": [OPENED]}, foreign):
@@ -303,7 +310,7 @@ def test_the_steps_of_a_solution_are_those_of_the_stock_class(folder):
             assert told["rewards"] == [pairs] and told["scores"] == pytest.approx([min(chances)], rel=1e-6, abs=1e-6)
             assert asked(client, "/get_reward", **body)["rewards"] == told["scores"]
         (nothing,) = asked(client, "/rewards", prompts=["Why?"], responses=[" "])["rewards"]
-        assert nothing["segment_ends"] == [] and nothing["score"] == 0
+        assert nothing["segment_ends"] == nothing["segment_changes"] == [] and nothing["score"] == 0
         long = client.post("/rewards", json={"prompts": ["Why?"], "responses": ["The river. " * 300]})
         assert long.status_code == 422 and "response 0: the solution has" in long.json()["error"]
 
@@ -418,7 +425,7 @@ def test_a_function_is_served(caplog):
     with TestClient(make_app(FunctionService(f"{__name__}:of_letters"), LIMITS)) as client:
         found = asked(client, "/rewards", prompts=["Q"] * 2, responses=["one two", "three"])["rewards"]
         assert [row["score"] for row in found] == [1.5, 5.0] and "tokens" not in found[0]
-        assert found[0]["segment_ends"] == [3, 7] and found[0]["segment_scores"] == [1.0, 0.5]
+        assert found[0]["segment_ends"] == [3, 7] and found[0]["segment_scores"] == found[0]["segment_changes"] == [1.0, 0.5]
         body = {
             "query": ["Q one two", "Q three"],
             "prompts": ["Q ", "Q "],
