@@ -36,6 +36,7 @@ ROOMS = [
     "evaluation",
     "world",
     "serving",
+    "integrations",
     "cli",
 ]
 HEAVY = ["flash_attn", "peft", "wandb", "bitsandbytes", "matplotlib", "deepspeed"]

@@ -1,6 +1,6 @@
-"""Asks `denserl serve-rewards` by the code of OpenRLHF, TRL and verl themselves, and prints as JSON what they were answered.
+"""Asks `denserl serve-rewards` by the code of OpenRLHF and TRL themselves, and prints as JSON what they were answered.
 
-It runs in an environment of theirs, and imports nothing of this package but the two files in examples/.
+It runs in an environment of theirs, and imports nothing of this package but a file in examples/.
 """
 
 import asyncio
@@ -84,33 +84,6 @@ def by_trl(model: str) -> list:
     return seen
 
 
-def by_verl(model: str) -> list:
-    """What the reward manager of the example gives verl: (B, T) rewards, assembled as by its reward loop."""
-    import numpy as np
-    from tensordict import TensorDict
-    from verl import DataProto
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    manager = module("verl_rewards").Served({}, tokenizer, None)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    responses = [[*tokenizer(answer).input_ids, end] for _, answer, _ in conversations()]
-    width = max(map(len, responses))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in responses])
-    mask = torch.tensor([[1] * (3 + len(row)) + [0] * (width - len(row)) for row in responses])
-    batch = TensorDict(
-        {"prompts": torch.ones(len(ids), 3, dtype=torch.long), "responses": ids, "attention_mask": mask}, len(ids)
-    )
-    prompts = np.empty(len(ids), dtype=object)
-    prompts[:] = [prompt for prompt, _, _ in conversations()]
-    data = DataProto(batch=batch, non_tensor_batch={"raw_prompt": prompts})
-
-    async def all_at_once() -> list[dict]:
-        return await asyncio.gather(*(manager.run_single(data[i : i + 1]) for i in range(len(data))))
-
-    found = asyncio.run(all_at_once())
-    return manager.assemble_rm_scores(data, [row["reward_score"] for row in found]).tolist()
-
-
 def module(name: str):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)
@@ -120,9 +93,7 @@ def module(name: str):
 
 def main() -> None:
     client, url, model, out = sys.argv[1:]
-    found = {"openrlhf": lambda: by_openrlhf(url, model), "trl": lambda: by_trl(model), "verl": lambda: by_verl(model)}[
-        client
-    ]()
+    found = {"openrlhf": lambda: by_openrlhf(url, model), "trl": lambda: by_trl(model)}[client]()
     Path(out).write_text(json.dumps({"version": version(client), "found": found}))
 
 

@@ -1,10 +1,11 @@
-"""Do OpenRLHF, TRL and verl get from `denserl serve-rewards` what denserl scores in process? Run by hand:
+"""Do OpenRLHF, TRL, verl and SkyRL get from `denserl serve-rewards` what denserl scores in process? Run by hand:
 
     .venv/bin/python tests/clients/served_rewards.py
 
 Makes an environment of its own for them, once; serves a tiny reward model with segments behind a token, and lets their own code
-ask: OpenRLHF's executor of single turns, GRPOTrainer with examples/trl_rewards.py, and a reward manager of verl's with
-examples/verl_rewards.py. Ends with status 1 where a number differs.
+ask: OpenRLHF's executor of single turns and GRPOTrainer with examples/trl_rewards.py for a number a response; by
+denserl/integrations, verl's workers of agent loops and of rewards, SkyRL's generator and OpenRLHF's maker of experiences.
+Ends with status 1 where a number differs.
 """
 
 import argparse
@@ -33,11 +34,15 @@ from denserl.rewards.scorer import RewardScorer  # noqa: E402
 TOKEN = "a-token-of-the-test"
 TOLERANCE = 1e-5  # of fp32 scores, relative to their size
 # Without what they bring for GPUs and clusters, none of which the code that asks needs.
-BARE = ("openrlhf==0.11.2", "verl==0.9.1")
+BARE = ("openrlhf==0.11.2", "verl==0.9.1", "skyrl==0.3.0", "skyrl-gym==0.4.0")
 NEEDED = (
-    *("trl==1.16.0", "aiohttp", "ray==2.55.0", "tensordict", "codetiming", "hydra-core", "orjson", "torchdata"),
-    *("cachetools", "prometheus_client"),
+    *("trl==1.16.0", "aiohttp", "ray==2.55.0", "tensordict", "codetiming", "hydra-core", "orjson", "torchdata", "cachetools"),
+    *("prometheus_client", "TransferQueue", "uvicorn", "fastapi", "peft", "pillow", "pylatexenc", "jsonlines", "loralib"),
+    *("deepspeed", "torchmetrics", "loguru", "func_timeout", "jaxtyping", "polars", "httpx", "cloudpathlib", "lazy-loader"),
 )
+# What each is asked by.
+SCALAR = dict.fromkeys(("openrlhf", "trl"), "ask_served_rewards.py")
+DENSE = dict.fromkeys(("verl", "skyrl", "openrlhf-dense"), "ask_dense_rewards.py")
 
 
 def environment(folder: Path) -> str:
@@ -70,15 +75,19 @@ def scored(scorer: RewardScorer, client: str, found: list) -> tuple[list[float],
     if client == "trl":
         prompts, texts, rewards = zip(*found)
         return list(rewards), scorer(prompts, texts).tolist()
-    rows = [scorer.encode(prompt, text, ended or client == "verl") for prompt, text, ended in conversations()]
+    rows = [scorer.encode(*row) for row in conversations()]
     if client == "openrlhf":
         return [reward for (reward,) in found], scorer.score(rows).tolist()
     expected = []
     for row, reading, paid in zip(rows, scorer.read(rows), found, strict=True):
-        shares = [0.0] * len(paid)
-        for token, score in reading.segments:
-            shares[_whole(scorer.tokenizer, row.response_ids, token)] += score / len(reading.segments)
-        expected += shares
+        changes, before = [0.0] * len(row.response_ids), 0.0
+        for count, (token, _) in enumerate(reading.segments, 1):
+            so_far = sum(score for _, score in reading.segments[:count]) / count
+            place = len(changes) - 1 if count == len(reading.segments) else _whole(scorer.tokenizer, row.response_ids, token)
+            changes[place] += so_far - before
+            before = so_far
+        assert len(paid) == len(changes)
+        expected += changes
     return [reward for paid in found for reward in paid], expected
 
 
@@ -93,7 +102,7 @@ def ask(client: str, python: str, url: str, scratch: Path) -> list:
     with_token = url.replace("//", f"//any:{TOKEN}@") + "/get_reward"
     words = [
         python,
-        str(HERE / "ask_served_rewards.py"),
+        str(HERE / (SCALAR | DENSE)[client]),
         client,
         with_token,
         str(scratch / "sft"),
@@ -101,6 +110,8 @@ def ask(client: str, python: str, url: str, scratch: Path) -> list:
     ]
     settings = {"REWARDS_URL": f"{url}/rewards", "REWARDS_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if client in DENSE:
+        settings["PYTHONPATH"] = str(HERE.parents[1])  # this package, without what it needs
     subprocess.run(words, check=True, cwd=scratch, env=environment | settings, stdout=subprocess.DEVNULL)
     found = json.loads((scratch / f"{client}.json").read_text())
     print(f"{client} {found['version']}: ", end="", flush=True)
@@ -110,7 +121,7 @@ def ask(client: str, python: str, url: str, scratch: Path) -> list:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--env", type=Path, help="their environment; default: a folder of the system's for temporary files")
-    parser.add_argument("--clients", nargs="+", default=["openrlhf", "trl", "verl"])
+    parser.add_argument("--clients", nargs="+", default=[*SCALAR, *DENSE], choices=[*SCALAR, *DENSE])
     options = parser.parse_args()
     python = environment(options.env or Path(tempfile.gettempdir()) / "denserl-client-served-rewards")
     failed = False
