@@ -56,9 +56,9 @@ def respond(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str
 
 
 @contextlib.contextmanager
-def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
-    """Serves while the context lasts; yields the port, on this machine alone."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+def listening(handler: type[BaseHTTPRequestHandler], address: str = "127.0.0.1") -> Iterator[int]:
+    """Serves at an address of this machine while the context lasts; yields the port."""
+    with ThreadingHTTPServer((address, 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         try:

@@ -7,6 +7,8 @@ It takes weights by the very code that vLLM's workers run, on stand-ins of vLLM'
 no tokens while it is paused, and until its cache is emptied, those of the weights before.
 `server.streams` may hold the streams that seeds were drawn from; then responses are those of the project's own decoder.
 `server.fault` is asked before each request is answered: (path, body) -> None, or (status, JSON or text), or an exception.
+
+As a program, `rollout_stub.py FOLDER ADDRESS`, it prints its URL, serves until its input ends, and prints what it has seen.
 """
 
 import contextlib
@@ -207,8 +209,8 @@ def loaded_code() -> ModuleType:
 
 
 @contextlib.contextmanager
-def serving(folder: Path | str, port: int = 0) -> Iterator[Server]:
-    """Serves the model of a folder while the context lasts."""
+def serving(folder: Path | str, address: str = "127.0.0.1") -> Iterator[Server]:
+    """Serves the model of a folder at an address of this machine while the context lasts."""
     server = Server(str(folder))
 
     class Handler(BaseHTTPRequestHandler):
@@ -243,9 +245,16 @@ def serving(folder: Path | str, port: int = 0) -> Iterator[Server]:
         def log_message(self, *args):
             pass
 
-    with listening(Handler) as bound:
-        server.url = f"http://127.0.0.1:{bound}"
+    with listening(Handler, address) as bound:
+        server.url = f"http://{address}:{bound}"
         try:
             yield server
         finally:
             server.closing.set()
+
+
+if __name__ == "__main__":
+    with serving(*sys.argv[1:]) as server:
+        print(server.url, flush=True)
+        sys.stdin.read()
+        print(json.dumps({"seen": server.seen, "responses": len(server.bodies)}))

@@ -1,9 +1,11 @@
-"""Training on two hosts: two network namespaces of this machine joined by a cable, one rank each; and the hostfile launch.
+"""Training on two hosts: two network namespaces of this machine joined by a cable, one rank each; with a server of rollouts on
+one of them; and the hostfile launch.
 
 Making network namespaces takes rights that ordinary users lack; the test is skipped without them.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -13,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rollout_stub
 from parity.ranks import deviations
 from real_runs import SET_BY_LAUNCHERS, Training
 
@@ -27,6 +30,11 @@ ROUNDING = 1e-5
 SHORT = {
     "ppo": {"iterations": 3, "train_batch_size": 8, "ppo_epochs": 1, "ptx_data": None, "actor_lr": 1e-4, "eval_every": 1},
     "rm": {"epochs": 1, "logging_steps": 1},
+}
+WEIGHTS = ["/pause", "/reset_prefix_cache", "/update_weight_version", "/resume"]
+ON_ITS_WAY = {
+    "broadcast": ["/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"],
+    "disk": ["/collective_rpc"],
 }
 DOCUMENTS = [path for folder in (".", "docs") for path in (Path(__file__).parents[2] / folder).glob("*.md")]
 
@@ -56,14 +64,14 @@ def hosts():
         yield names
 
 
-def on_two_hosts(hosts: list[str], training: Training, output: Path, **options) -> None:
+def on_hosts(hosts: list[str], training: Training, output: Path, **options) -> None:
     """The documented torchrun command on each host."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(SET_BY_LAUNCHERS)}
     environment["GLOO_SOCKET_IFNAME"] = "cable"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts)), "--nproc_per_node", "1"]
     torchrun += ["--master_addr", ADDRESSES[0], "--master_port", PORT]
     module = ["-m", f"denserl.cli.{training.command}", *training.arguments(output, **options)]
-    logs = [output.with_name(f"{output.name}-{i}.log") for i in range(2)]
+    logs = [output.with_name(f"{output.name}-{i}.log") for i in range(len(hosts))]
     started = []
     for node, (host, log) in enumerate(zip(hosts, logs)):
         argv = ["ip", "netns", "exec", host, *torchrun, "--node_rank", str(node), *module]
@@ -74,7 +82,7 @@ def on_two_hosts(hosts: list[str], training: Training, output: Path, **options) 
     finally:
         for process in started:
             process.kill()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    assert codes == [0] * len(hosts), "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 @pytest.mark.long
@@ -85,9 +93,44 @@ def test_two_hosts_do_what_one_process_does(name, zero_stage, hosts, trainings, 
     training, short = trainings[f"{name}-zero0"], SHORT[name]
     code, said = training.run(tmp_path / "one", **short)
     assert code == 0, said[-3000:]
-    on_two_hosts(hosts, training, tmp_path / "two", **short, zero_stage=zero_stage)
+    on_hosts(hosts, training, tmp_path / "two", **short, zero_stage=zero_stage)
     apart = deviations(tmp_path / "one", tmp_path / "two")
     assert max(apart.values()) < ROUNDING, apart
+
+
+@contextlib.contextmanager
+def server_on(host: str, address: str, model: Path):
+    """A stand-in of vLLM's server in a namespace; yields its URL, and a dictionary of what it has seen, filled when it ends."""
+    argv = ["ip", "netns", "exec", host, sys.executable, rollout_stub.__file__, str(model), address]
+    seen = {}
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().strip(), seen
+            seen.update(json.loads(process.communicate(timeout=SECONDS)[0]))
+        finally:
+            process.kill()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("sync, ranks, zero_stage", [("broadcast", 1, 0), ("broadcast", 2, 3), ("disk", 2, 0)])
+def test_a_server_on_one_of_two_hosts_is_given_the_weights(sync, ranks, zero_stage, hosts, trainings, world, tmp_path):
+    """The run with such a server beside it on this machine. Namespaces share their disk."""
+    training = trainings["ppo-zero0"]
+    # Held-out prompts, dealt to ranks in equal numbers, would be asked for twice.
+    options = {**SHORT["ppo"], "eval_prompts": None, "eval_every": None}
+    options |= {"rollout_engine": "vllm", "rollout_sync": sync, "rollout_timeout": 60}
+    with rollout_stub.serving(world.sft) as beside:
+        code, said = training.run(tmp_path / "one", rollout_url=beside.url, **options)
+        assert code == 0, said[-3000:]
+    with server_on(hosts[1], ADDRESSES[1], world.sft) as (url, seen):
+        assert url.startswith(f"http://{ADDRESSES[1]}:")
+        on_hosts(hosts[:ranks], training, tmp_path / "two", rollout_url=url, zero_stage=zero_stage, **options)
+    apart = deviations(tmp_path / "one", tmp_path / "two")
+    assert max(apart.values()) < ROUNDING, apart
+    assert seen["responses"] == len(beside.bodies) > 0
+    for path in WEIGHTS + ON_ITS_WAY[sync]:
+        assert seen["seen"].count(path) == beside.seen.count(path) >= options["iterations"], path
 
 
 def documented(start: str) -> list[str]:
