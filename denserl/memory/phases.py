@@ -71,7 +71,8 @@ class Planner:
         size, sharding, many = self.size("reward"), self.sharding(setting), self.options.meta_samples
         rows = many * max(1, 2 * setting.micro_batch_size // many)
         passing = self.passing("reward", rows, self.options.max_length, 0, setting.gradient_checkpointing)
-        return formulas.at_rest(size, sharding) + formulas.meta_peak(size, sharding, passing)
+        held = formulas.at_rest(size, sharding) + formulas.dequantised(size, sharding)
+        return held + formulas.meta_peak(size, sharding, passing)
 
     def reward_training(self, setting: Setting) -> int:
         """One model; a pair is two rows, whose common prompt is counted twice, and as many again in a second pass."""

@@ -100,11 +100,30 @@ class SupervisedConfig(OptimisationConfig, DataConfig, RunConfig):
     """Which weights end up in the output folder; best needs save_steps and eval_steps to agree."""
 
 
+WITHOUT_STREAMING = Only("without `streaming`", lambda c: c.streaming)
+
+
 @dataclass(kw_only=True)
 class SFTConfig(SupervisedConfig):
     """Fine-tune a language model on demonstrations (loss on the response) or plain text (loss on every token)."""
 
     lr: Annotated[float, FIRST, Ge(0)] = 2e-5
     """Peak learning rate."""
+    streaming: Annotated[
+        bool,
+        Only("with `streaming`", lambda c: not c.streaming, of=("epochs", "data_weights", "limit", "every")),
+    ] = False
+    """Read the data while training, window by window, where it does not fit the disk (docs/data.md); needs `max_steps`."""
+    max_steps: Annotated[int | None, Ge(1), WITHOUT_STREAMING] = None
+    """Optimiser steps to take."""
+    stream_window: Annotated[int, Ge(1), WITHOUT_STREAMING] = 65536
+    """Rows of a window, which are shuffled among one another; about two windows are on the disk at a time."""
     eval_steps: Annotated[int, Ge(0), RESUMABLE, Only("without `eval_data`", lambda c: c.eval_data)] = 512
     """Evaluate every so many steps; 0 only at the end."""
+
+    def check(self) -> None:
+        super().check()
+        if self.streaming:
+            require(self.max_steps is not None, "`streaming`: how long a stream is, is not known", "give `max_steps`")
+            several = "`streaming` with several sources, which are blended by their sizes"
+            require(len(self.data) == 1, several, "give one, such as a folder")

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from datasets import Dataset
 from denserl.data.batching import DemonstrationCollator, ResponseBatch
 from denserl.data.demonstrations import load_demonstrations, tokenize_demonstrations
 from denserl.data.features import list_lengths, longest_row
+from denserl.data.windows import Windows, open_source
 from denserl.models.adapters import prepare_model
 from denserl.models.loading import load_policy, match_embeddings
 from denserl.models.positions import check_positions
@@ -41,16 +43,29 @@ class SFTTrainer(SupervisedTrainer):
 
         def rows(**source: Any) -> Dataset:
             loaded = load_demonstrations(**source, seed=config.seed)
-            how = {"max_length": config.max_length, "on_bad_row": config.on_bad_row, "cache_dir": config.cache_dir}
+            how = {"max_length": config.max_length, "on_bad_row": config.on_bad_row, "cache_dir": source["cache_dir"]}
             return tokenize_demonstrations(loaded, tokenizer, **how)
 
-        demonstrations, held_out = rows(**config.source()), None
+        held_out, beside = None, {}
+        if config.streaming:
+            source = open_source(config.data[0], config.split, config.seed, config.on_bad_row)
+            folder = Path(config.output_dir) / "stream"
+
+            def of_window(file: Path, cache: Path) -> Dataset:
+                return rows(sources=[str(file)], **config.source_beside() | {"cache_dir": str(cache)})
+
+            demonstrations: Dataset | Windows = Windows(source, config.stream_window, folder, of_window)
+            demonstrations.begin(anew=checkpoint is None)
+            beside["others"] = {"stream": source.identity}
+        else:
+            demonstrations = beside["data"] = rows(**config.source())
         if config.eval_data:
             held_out = rows(sources=config.eval_data, split=config.eval_split, **config.source_beside())
-        longest = max(longest_row(part, "input_ids") for part in filter(None, (demonstrations, held_out)))
+        known = [longest_row(part, "input_ids") for part in (demonstrations, held_out) if isinstance(part, Dataset)]
+        longest = max(known + [config.max_length] * config.streaming)
         check_positions(longest, [config.model], config, "the longest row", "give a `max_length` of at most {}")
-        args = training_arguments(config, device, dtype)
-        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], data=demonstrations)
+        args = training_arguments(config, device, dtype, config.max_steps)
+        settings = run_settings(config, dtype, checkpoint, tokenizer, models=["model"], **beside)
         model = load_policy(config.model, dtype, dropout=True, **config.model_source(), **config.base_loading())
         match_embeddings(model, tokenizer)
         model = prepare_model(model, config, "CAUSAL_LM", device.type)
@@ -73,6 +88,8 @@ class SFTTrainer(SupervisedTrainer):
         """
         began = time.perf_counter()
         metrics = self.session.run(self)
+        if isinstance(self.train_dataset, Windows):
+            self.train_dataset.close()
         save_trained(self, self.args.output_dir)
         steps, rows, took = self.state.global_step, len(self.train_dataset), in_words(time.perf_counter() - began)
         log.info("%s: trained to step %d on %d rows, %s", self.args.output_dir, steps, rows, took)

@@ -68,8 +68,13 @@ class Session:
         return OutputFolder(Path(config.output_dir), self.settings, config.save_total_limit, config.keep == "best")
 
 
-def training_arguments(config: SupervisedConfig, device: torch.device, dtype: str) -> TrainingArguments:
-    """The config (see `check_steps`) as transformers.TrainingArguments, DeepSpeed included."""
+def training_arguments(
+    config: SupervisedConfig, device: torch.device, dtype: str, steps: int | None = None
+) -> TrainingArguments:
+    """The config (see `check_steps`) as transformers.TrainingArguments, DeepSpeed included.
+
+    steps: how many are taken, where passes over the data do not say it.
+    """
     accumulation = config.batch_size // (config.micro_batch_size * distributed.world_size())
     evaluates, saves = config.eval_steps > 0, config.save_steps > 0
     engine = deepspeed_config(config, dtype, config.micro_batch_size, accumulation)
@@ -79,6 +84,7 @@ def training_arguments(config: SupervisedConfig, device: torch.device, dtype: st
     return TrainingArguments(
         output_dir=config.output_dir,
         num_train_epochs=config.epochs,
+        max_steps=steps or -1,
         per_device_train_batch_size=config.micro_batch_size,
         gradient_accumulation_steps=accumulation,
         learning_rate=config.lr,

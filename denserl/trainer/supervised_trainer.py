@@ -25,6 +25,7 @@ from transformers.trainer_utils import SchedulerType, TrainOutput, get_last_chec
 from denserl import distributed
 from denserl.data.batching import in_halves, length_batches, rank_batches, to_device
 from denserl.data.order import StepSampler
+from denserl.data.windows import Windows, WindowSampler
 from denserl.trainer.engine import hold_weights_once
 from denserl.trainer.schedules import inverse_sqrt_scheduler
 
@@ -50,7 +51,7 @@ class RunSession(Protocol):
 class CountedRows:
     """Rows under the keys (number, counted), which each row then holds as well."""
 
-    def __init__(self, rows: Dataset):
+    def __init__(self, rows: Dataset | Windows):
         self.rows = rows
 
     def __len__(self) -> int:
@@ -140,17 +141,15 @@ class SupervisedTrainer(Trainer, ABC):
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank, those of all ranks at a time of like length; every row is counted once an epoch."""
-        args = self.args
+        args, rows = self.args, self.train_dataset
         step_rows = args.train_batch_size * args.gradient_accumulation_steps * distributed.world_size()
-        sampler = StepSampler(
-            self.lengths(self.train_dataset).sum(1).tolist(),
-            step_rows,
-            args.train_batch_size,
-            args.seed,
-            epoch=lambda: self.state.global_step // sampler.steps,
-        )
+        sizes = (step_rows, args.train_batch_size, args.seed)
+        if isinstance(rows, Windows):
+            sampler: Any = WindowSampler(rows, self._lengths, *sizes, args.max_steps, lambda: self.state.global_step)
+        else:
+            sampler = StepSampler(self._lengths(rows), *sizes, epoch=lambda: self.state.global_step // sampler.steps)
         return DataLoader(
-            CountedRows(self.train_dataset),
+            CountedRows(rows),
             batch_sampler=sampler,
             collate_fn=self._collate,
             pin_memory=args.dataloader_pin_memory,
@@ -294,6 +293,10 @@ class SupervisedTrainer(Trainer, ABC):
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # The base class would round entropies and margins to the precision of the weights, and cut responses elsewhere.
         return to_device(inputs, self.args.device)
+
+    def _lengths(self, rows: Dataset) -> list[int]:
+        """Tokens of each row, all its sequences together."""
+        return self.lengths(rows).sum(1).tolist()
 
     def _collate(self, rows: list[dict]) -> dict[str, Tensor]:
         marks = {key: torch.tensor([row[key] for row in rows]) for key in ("row", "counted")}

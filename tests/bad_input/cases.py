@@ -930,6 +930,9 @@ OPTIONS = [
     outside("seed", RM, 2**70, "at least 0 and at most 4.29497e+09"),
     idle("lora_alpha", RM, "without --lora_rank", lora_alpha=16),
     idle("lora_targets", PPO, "without --lora_rank", lora_targets="q_proj"),
+    idle("max_steps", SFT, "without --streaming", max_steps=5),
+    idle("epochs", SFT, "with --streaming", epochs=2, max_steps=5, words=("--streaming",)),
+    case("a stream without an end", SFT, "how long a stream is, is not known", "give --max_steps", words=("--streaming",)),
     idle("load_in_4bit", SFT, "without --lora_rank", words=("--load_in_4bit",)),
     case(
         "weights in 4 bits in shares",
