@@ -34,7 +34,7 @@ def run(options: Options) -> None:
     rows = [
         ("model", f"{type(model).__name__}, a {'reward' if is_reward_model else 'language'} model in {options.dtype}"),
         ("runs", f"on padded batches, with {found.attention} attention" if found.unpacked else "without padding"),
-        ("", found.unpacked or found.row_by_row),
+        ("", found.unpacked or found.row_by_row or found.masked),
     ]
     if not is_reward_model:
         scale, cap = found.logits.scale, found.logits.cap

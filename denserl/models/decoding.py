@@ -9,7 +9,7 @@ place for the newest token of all rows, so that none can join. Sampling and end-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import GenerationConfig, PreTrainedModel
 
 from denserl.data.batching import length_batches, pad_rows
-from denserl.models.measured import stock_model
+from denserl.models.measured import measured, stock_model
 from denserl.models.packing import Attending, Packing, not_packable, packed_inputs
 from denserl.models.recording import Recorded
 from denserl.models.row_attention import BACKENDS
@@ -44,6 +44,9 @@ class Decoder:
     def __init__(self, model: nn.Module, max_new_tokens: int):
         self.model, self.max_new_tokens = model, max_new_tokens
         self.stock = stock_model(model)
+        self.dtype, self.device = self.stock.dtype, self.stock.device
+        found = measured(model)
+        self.by_kernel = found is None or not found.masked
         self.groups: list[Group] = []
         self.layers: set[int] = set()
         self.one_token = Recorded(self._one_token, type(self.stock).__name__)
@@ -61,10 +64,7 @@ class Decoder:
         numbers: dict[tuple[int, ...], int] = {}
         sources = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
         lengths = [len(prompt) for prompt in prompts]
-        groups = [
-            Group(lengths[run], sources[run], self.stock.dtype, self.stock.device)
-            for run in _alike(lengths, self.max_new_tokens)
-        ]
+        groups = [Group(lengths[run], sources[run], self.dtype, self.device) for run in _alike(lengths, self.max_new_tokens)]
         read = list(numbers)
         # The longest come first, so that what is read at a time has numbers in a row.
         passes = length_batches([len(prompt) for prompt in read], PROMPT_TOKENS)
@@ -107,7 +107,7 @@ class Decoder:
 
     def _read(self, prompts: list[tuple[int, ...]], first: int, groups: list["Group"]) -> Tensor:
         """(prompts, V) logits after some prompts, whose keys and values go to groups. first: the number of the first."""
-        packing = _Prompts([len(prompt) for prompt in prompts], first, groups)
+        packing = _Prompts([len(prompt) for prompt in prompts], first, groups, self.by_kernel)
         tokens = torch.tensor([token for prompt in prompts for token in prompt], device=self.stock.device)
         lasts = torch.tensor(packing.counts).cumsum(0) - 1
         with head_reads(self.stock.get_output_embeddings(), lasts.to(tokens.device)):
@@ -116,10 +116,31 @@ class Decoder:
     def _one_token(self, tokens: Tensor) -> Tensor:
         self.layers.clear()
         positions = torch.cat([group.advance() for group in self.groups])
-        return self._logits(tokens, positions, self)
+        return self._logits(tokens, positions.to(tokens.device), self)
 
     def _logits(self, tokens: Tensor, positions: Tensor, packing: Attending) -> Tensor:
         return self.model(**packed_inputs(tokens, positions, packing), use_cache=False).logits[0].float()
+
+
+class NarrowDecoder(Decoder):
+    """The same, with attention on a device in a narrow type whatever the model's are, by a kernel or under masks."""
+
+    def __init__(self, model: nn.Module, max_new_tokens: int, dtype: torch.dtype, device: torch.device, by_kernel: bool):
+        super().__init__(model, max_new_tokens)
+        self.dtype, self.device, self.by_kernel = dtype, device, by_kernel
+
+    def _logits(self, tokens: Tensor, positions: Tensor, packing: Attending) -> Tensor:
+        return super()._logits(tokens, positions, _Narrow(packing, self.dtype, self.device))
+
+
+class _Narrow(NamedTuple):
+    packing: Attending
+    dtype: torch.dtype
+    device: torch.device
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
+        narrow = (x.to(self.device, self.dtype) for x in (query, key, value))
+        return self.packing.attend(module, *narrow, **kw).to(query.device, query.dtype)
 
 
 @dataclass
@@ -254,14 +275,14 @@ class Group:
 class _Prompts(Packing):
     """Prompts, one after another, whose keys and values go to the groups of the rows that begin with them."""
 
-    def __init__(self, lengths: list[int], first: int, groups: list[Group]):
+    def __init__(self, lengths: list[int], first: int, groups: list[Group], by_kernel: bool):
         super().__init__(pad_rows([[1] * length for length in lengths], 0), None)
-        self.first, self.groups = first, groups
+        self.first, self.groups, self.by_kernel = first, groups, by_kernel
         self.layers: set[int] = set()
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kw: Any) -> Tensor:
         _enter(module, self.layers)
-        kernel: Kernel | None = kw.get("kernel")
+        kernel: Kernel | None = kw.get("kernel") if self.by_kernel else None
         if kernel is not None and (not runs_on(query) or kernel.refuses(query, value, Asked(kw.get("scaling"), 0.0, None))):
             kernel = None
         for group in self.groups:

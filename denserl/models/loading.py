@@ -171,6 +171,8 @@ def as_measured(model: PreTrainedModel, path: str) -> PreTrainedModel:
         )
     if found.row_by_row:
         tell(TORCH.name, found.row_by_row)
+    if found.masked:
+        tell(TORCH.name, found.masked, "decoding goes under masks")
     return run_as(model, found)
 
 

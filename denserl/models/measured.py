@@ -38,6 +38,7 @@ class Measured(NamedTuple):
     attention: the kernel that it has where it runs on padded batches; without padding, flash attention as well.
     unpacked: why it runs on padded batches, and not without padding (packing.py).
     row_by_row: why, without padding, its attention goes row by row on CUDA in narrow types, too (varlen.py).
+    masked: why it is decoded under masks on CUDA in narrow types, too, and not by a kernel (decoding.py).
     generates: why it is sampled from with transformers' `generate`, and not by decoding.py.
     unsampled: why it cannot be sampled from.
     unsteady: why it cannot be trained where scores or ratios are used: two passes in training mode differ.
@@ -49,6 +50,7 @@ class Measured(NamedTuple):
     attention: str = "sdpa"
     unpacked: str = ""
     row_by_row: str = ""
+    masked: str = ""
     generates: str = ""
     unsampled: str = ""
     unsteady: str = ""

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedConfig,
 from denserl.data.batching import ResponseBatch, pad_responses, pad_rows
 from denserl.errors import UserError
 from denserl.models import varlen
-from denserl.models.decoding import Decoder, plain_settings
+from denserl.models.decoding import Decoder, NarrowDecoder, plain_settings
 from denserl.models.dropout import without_dropout
 from denserl.models.gathering import widened
 from denserl.models.logprob import chunked_logprob_entropy
@@ -31,10 +31,11 @@ Result = TypeVar("Result")
 # Results that should be equal are apart by rounding alone up to this much (see `apart`), in fp32.
 TOLERANCE = 1e-4
 # The same of what is compared in a narrow type: attention of all rows at once, and row by row.
-AT_ONCE, NARROW_TOLERANCE = "all rows at once", 2e-2
+AT_ONCE, BY_KERNEL, NARROW_TOLERANCE = "all rows at once", "decoded by a kernel", 2e-2
 # Tokens of the prompts and of the rows that are run; the second and third begin alike.
 PROMPTS, LENGTHS = (3, 5, 5), (6, 17, 13)
-# Tokens that are sampled after each prompt.
+# Rows that are decoded, and tokens that are sampled after each prompt.
+ORDER = [2, 1]
 SAMPLED = 3
 # Passes of a model that draws random numbers: of layers that drop one token in twenty, one pass would often show nothing.
 DRAWS = 32
@@ -140,6 +141,9 @@ def _with_kernel(model: PreTrainedModel, found: Measured) -> Measured:
     with widened(model):
         of = _subject(model)._replace(found=dict(found.apart))
         why = _compare(of, AT_ONCE, lambda: _at_once(of, device, dtype), NARROW_TOLERANCE)
+        if not (why or of.is_classifier or found.generates):
+            masked = _compare(of, BY_KERNEL, lambda: _decoded_by_kernel(of, device, dtype), NARROW_TOLERANCE)
+            found = found._replace(masked=masked)
     found = found._replace(apart=of.found)
     return found._replace(unpacked=why) if is_flash else found._replace(row_by_row=why)
 
@@ -153,6 +157,12 @@ def _at_once(of: Subject, device: torch.device, dtype: torch.dtype) -> float:
         return _forward(of.model, of.head, packed_inputs(of.batch.input_ids.flatten()[places[0]], places[1], packing)).hidden[0]
 
     return apart(hidden(True), hidden(False))
+
+
+def _decoded_by_kernel(of: Subject, device: torch.device, dtype: torch.dtype) -> float:
+    """How far logits of rows that a kernel decodes are from those decoded under masks, both in a narrow type."""
+    by_kernel, masked = (_sampled(of, NarrowDecoder(of.model, SAMPLED, dtype, device, by)) for by in (True, False))
+    return apart(by_kernel, masked)
 
 
 def _measured(model: PreTrainedModel) -> Measured:
@@ -185,7 +195,7 @@ def _probe(of: Subject) -> Measured:
     if not of.is_classifier:
         generates = unpacked or _compare(of, "decoded", lambda: _decoded(of, together))
         unsampled = generates and _compare(of, "generated", lambda: _generated(of, together))
-    return Measured(logits, attention, unpacked, "", generates, unsampled, unsteady, longest, of.found)
+    return Measured(logits, attention, unpacked, "", "", generates, unsampled, unsteady, longest, of.found)
 
 
 def _rows(model: PreTrainedModel) -> list[list[int]]:
@@ -387,11 +397,15 @@ def _try_packing(of: Subject, together: Pass) -> str:
 
 
 def _decoded(of: Subject, together: Pass) -> float:
-    decoder, order = Decoder(of.model, SAMPLED), [2, 1]
-    logits = [decoder.admit([of.rows[b][: PROMPTS[b]] for b in order])]
+    return apart(_sampled(of, Decoder(of.model, SAMPLED)).to(of.model.dtype), _next_logits(together, ORDER))
+
+
+def _sampled(of: Subject, decoder: Decoder) -> Tensor:
+    """Logits of the tokens after the prompts of ORDER, step by step."""
+    logits = [decoder.admit([of.rows[b][: PROMPTS[b]] for b in ORDER])]
     for i in range(SAMPLED - 1):
-        logits.append(decoder.step(torch.tensor([of.rows[b][PROMPTS[b] + i] for b in order], device=of.model.device)))
-    return apart(torch.cat(logits).to(of.model.dtype), _next_logits(together, order))
+        logits.append(decoder.step(torch.tensor([of.rows[b][PROMPTS[b] + i] for b in ORDER], device=of.model.device)))
+    return torch.cat(logits)
 
 
 def _generated(of: Subject, together: Pass) -> float:

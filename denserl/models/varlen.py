@@ -108,9 +108,9 @@ def device_at_hand() -> torch.device | None:
 
 
 @functools.cache
-def tell(kernel: str, why: str) -> None:
-    """Log once for each reason that rows are attended to one by one."""
-    log.warning("attention goes row by row, and not through %s, which is faster: %s", kernel, why)
+def tell(kernel: str, why: str, instead: str = "attention goes row by row") -> None:
+    """Log once for each reason what is done in place of all rows at once."""
+    log.warning("%s, and not through %s, which is faster: %s", instead, kernel, why)
 
 
 @functools.cache

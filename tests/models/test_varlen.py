@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from denserl.data.batching import pad_responses
 from denserl.errors import UserError
 from denserl.models import decoding, loading, row_attention, varlen
+from denserl.models.decoding import Decoder
 from denserl.models.measured import Measured
 from denserl.models.packing import KERNELS, PACKED_ATTENTION, PACKED_FLASH, PACKED_ROWS, Packing, is_packed
 from denserl.models.probe import probe, run_as
@@ -266,7 +267,31 @@ def test_the_kernel_is_measured_in_the_models_own_type(narrow_kernels, family):
     model = tiny_models.language_model(family).to(torch.bfloat16)
     found = probe(model)
     assert not found.row_by_row and 0 < found.apart["all rows at once"] < 2e-2
-    assert run_as(model, found).config._attn_implementation == PACKED_ATTENTION
+    assert not found.masked and found.apart["decoded by a kernel"] < 2e-2
+    decoder = Decoder(run_as(model, found), 4)
+    assert model.config._attn_implementation == PACKED_ATTENTION
+    decoder.admit(PROMPTS[1:2])
+    assert [past.kernel for past in decoder.groups[0].layers.values()] == [TORCH] * 2
+
+
+def test_a_kernel_that_decodes_other_numbers_is_not_used_for_that(narrow_kernels, monkeypatch):
+    """It sees slots that are not taken."""
+
+    @functools.wraps(varlen_attn)
+    def other(query, key, value, cu_seq_q, cu_seq_k, *args, **kw):
+        if (cu_seq_q.diff() == 0).any():
+            cu_seq_k = cu_seq_k.clone()
+            cu_seq_k[1::2] = cu_seq_k[2::2]
+        return varlen_attn(query, key, value, cu_seq_q, cu_seq_k, *args, **kw)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", other)
+    forget()
+    model = tiny_models.language_model("llama").to(torch.bfloat16)
+    found = probe(model)
+    assert not found.row_by_row and "decoded by a kernel: apart by" in found.masked
+    decoder = Decoder(run_as(model, found), 4)
+    decoder.admit(PROMPTS[1:2])
+    assert [past.kernel for past in decoder.groups[0].layers.values()] == [None] * 2
 
 
 @pytest.mark.parametrize("fault", [{"window_size": (-1, -1)}, {"window_size": (4, 0)}])
