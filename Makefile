@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Tests start many processes, each of which would compile all of the package again, and pytest every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test faults lint models levels study bench bench-peers engine-test mutants real clean
+.PHONY: demo test test-oldest faults lint models levels study bench bench-peers engine-test mutants real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -14,6 +14,20 @@ demo: .venv/installed
 # A process for each core and one more, each with one thread; a file's tests share what they have trained.
 test: lint
 	$(BIN)/python -m pytest -q -n logical --dist loadfile --no-loadscope-reorder tests
+
+# The same with the lowest versions that setup.py allows, torch apart, in an environment of its own.
+OLDEST := runs/oldest
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -q -n logical --dist loadfile --no-loadscope-reorder tests
+
+$(OLDEST)/installed: setup.py constraints.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q uv
+	# A requirement that holds nowhere leaves torch out; pip brings it below, for the CPU where such a build is at hand.
+	echo "torch; sys_platform == 'none'" > $(@D)/without_torch.txt
+	$(@D)/bin/uv pip install -q --python $(@D)/bin/python --resolution lowest-direct --override $(@D)/without_torch.txt -e '.[dev]'
+	$(@D)/bin/pip install -q "$$(grep '^torch==' constraints.txt)"
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check denserl tests benchmarks examples
