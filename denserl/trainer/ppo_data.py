@@ -67,6 +67,27 @@ def make_schedule(config: PPOConfig, prompts: int) -> Schedule:
     return Schedule(iterations, config.ppo_epochs * config.rollout_batch_size // config.train_batch_size)
 
 
+class Rows(NamedTuple):
+    """What a run goes over, tokenised, and for how long."""
+
+    prompts: Dataset
+    held_out: Dataset | None
+    text: Dataset | None  # for the pretraining loss
+    schedule: Schedule
+
+
+def load_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """All rows that a run goes over.
+
+    UserError where they are too few or too long; see `make_schedule` and `check_lengths`.
+    """
+    prompts, held_out = load_prompt_rows(config, tokenizer)
+    schedule = make_schedule(config, len(prompts))
+    text = load_text_rows(config, tokenizer) if config.ptx_data else None
+    check_lengths(config, filter(None, (prompts, held_out)), text)
+    return Rows(prompts, held_out, text, schedule)
+
+
 def load_prompt_rows(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
     """Tokenised prompts to train on, and held-out ones or None."""
     limits: dict[str, Any] = {"max_prompt_length": config.max_prompt_length, "on_bad_row": config.on_bad_row}

@@ -40,15 +40,7 @@ from denserl.trainer.checkpoint import load_checkpoint, oldest_number, save_chec
 from denserl.trainer.descriptions import describe
 from denserl.trainer.engine import trained_parameters
 from denserl.trainer.ppo_config import PPOConfig
-from denserl.trainer.ppo_data import (
-    Schedule,
-    check_lengths,
-    check_sizes,
-    load_prompt_rows,
-    load_text_rows,
-    make_schedule,
-    text_batches,
-)
+from denserl.trainer.ppo_data import Schedule, check_sizes, load_rows, text_batches
 from denserl.trainer.ppo_engine import Engine, check_mismatch, correction
 from denserl.trainer.ppo_judging import HeldOutJudge, check_limit, make_judge
 from denserl.trainer.ppo_losses import Part, StepLosses
@@ -172,27 +164,26 @@ class PPOTrainer:
         )
         loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)), answers, of_reference)
         rewards = make_rewards(config, loaded, sources)
-        prompts, held_out = load_prompt_rows(config, tokenizer)
-        schedule = make_schedule(config, len(prompts))
-        check_limit(config, checkpoint, schedule.iterations, len(held_out or ()))
-        text = {"ptx": load_text_rows(config, tokenizer)} if config.ptx_data else {}
-        check_lengths(config, filter(None, (prompts, held_out)), text.get("ptx"))
-        remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": prompts}
-        settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered, **text)
-        models = load_models(config, schedule, tokenizer, device, dtype, [*readers, *implicit], compares or judge is not None)
+        rows = load_rows(config, tokenizer)
+        check_limit(config, checkpoint, rows.schedule.iterations, len(rows.held_out or ()))
+        remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": rows.prompts}
+        remembered |= {"ptx": rows.text} if rows.text is not None else {}
+        settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered)
+        others, sampled = [*readers, *implicit], compares or judge is not None
+        models = load_models(config, rows.schedule, tokenizer, device, dtype, others, sampled)
         engine = Engine(config, models, tokenizer, device, dtype) if config.rollout_engine == "vllm" else None
         trainer = cls(
             config,
-            schedule,
+            rows.schedule,
             models,
             rewards,
             engine.sampler if engine else sample_policy(config, models.current_policy, tokenizer),
             open_log(config, tokenizer, checkpoint),
             tokenizer=tokenizer,
-            prompts=prompts,
-            eval_prompts=held_out,
+            prompts=rows.prompts,
+            eval_prompts=rows.held_out,
             device=device,
-            ptx_batches=text_batches(config, text["ptx"], tokenizer.pad_token_id) if text else None,
+            ptx_batches=text_batches(config, rows.text, tokenizer.pad_token_id) if rows.text is not None else None,
             true_reward=true_reward,
             gold=gold and gold_scorer(gold, freeze(gold, config, device, dtype), models.reference, [config.segmenter]),
             judging=HeldOutJudge(judge, of_reference) if judge else None,
