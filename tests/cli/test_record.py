@@ -172,7 +172,7 @@ def test_every_option_that_names_what_is_read_is_an_input(command):
         "judge_template",
         "judge_reward_model",
     }
-    named |= {"scorer", "path", "adapter", "with_", "chat_template", "implicit_reward", "implicit_reference"} | (
+    named |= {"scorer", "path", "adapter", "with_", "checkpoint", "chat_template", "implicit_reward", "implicit_reference"} | (
         {"fit"} if command == "train-ppo" else set()
     )
     has_folder = any(option.name == "output_dir" for option in options_of(module.Options))

@@ -66,7 +66,7 @@ def value_term(now: float, old: float, target: float) -> float:
 def recorded(monkeypatch) -> list[dict]:
     """Of each iteration: responses, what models say of them, token rewards, experience; and of each step rows and outputs."""
     kept: list[dict] = []
-    score, update, step = PPOTrainer.score, PPOTrainer.update, PPOTrainer._optimiser_step
+    score, update, step, part = PPOTrainer.score, PPOTrainer.update, PPOTrainer._optimiser_step, PPOTrainer._part
 
     def keep_scores(self, responses, **kw):
         scored, values = score(self, responses, **kw)
@@ -77,9 +77,13 @@ def recorded(monkeypatch) -> list[dict]:
         kept[-1]["experience"] = experience
         return update(self, responses, experience)
 
-    def keep_rows(self, responses, experience, rows, log):
-        kept[-1]["steps"].append({"rows": rows, "policy": [], "value": []})
-        step(self, responses, experience, rows, log)
+    def keep_step(self, *args):
+        kept[-1]["steps"].append({"rows": [], "policy": [], "value": []})
+        step(self, *args)
+
+    def keep_rows(self, responses, experience, rows, text):
+        kept[-1]["steps"][-1]["rows"] += rows
+        return part(self, responses, experience, rows, text)
 
     def keeping(function, keep):
         return lambda first, *args, **kw: keep(first) or function(first, *args, **kw)
@@ -92,7 +96,8 @@ def recorded(monkeypatch) -> list[dict]:
         return kept[-1]["rewards"]
 
     penalised = experiences.penalised_rewards
-    for name, function in (("score", keep_scores), ("update", keep_experience), ("_optimiser_step", keep_rows)):
+    kinds = {"score": keep_scores, "update": keep_experience, "_optimiser_step": keep_step, "_part": keep_rows}
+    for name, function in kinds.items():
         monkeypatch.setattr(PPOTrainer, name, function)
     monkeypatch.setattr(experiences, "penalised_rewards", keep_rewards)
     monkeypatch.setattr(ppo_losses, "policy_loss", keeping(ppo_losses.policy_loss, keep_output("policy")))
