@@ -52,15 +52,15 @@ setup(
         "pydantic>=2.5",
         "pyyaml>=6.0.1",
         "safetensors>=0.8",
-        "scipy>=1.13",
+        "scipy>=1.15",
         "tokenizers>=0.23.1",
         "tqdm>=4.66",
-        "tyro>=1.0",
+        "tyro>=1.0.14",
         "xxhash>=3.4",
     ],
     extras_require={
         "dev": [
-            "pytest>=8",
+            "pytest>=8.2",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.8",
             "hypothesis>=6.112",
