@@ -198,7 +198,8 @@ class PolicySampler:
             if at_limit or step % pace.tokens == 0:
                 left = going.nonzero().squeeze(1)
                 alive = len(left)
-                if alive < len(joined) and (at_limit or alive <= pace.share * len(joined)):
+                # While others wait, no later than these join: no more rows than `size` are held.
+                if alive < len(joined) and (at_limit or alive <= pace.share * (size if waiting else len(joined))):
                     stay = left.tolist()
                     decoder.keep(stay)
                     held, count, going, token = held[left], count[left], going[left], token[left]

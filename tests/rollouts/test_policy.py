@@ -229,6 +229,38 @@ def test_when_rows_leave_changes_no_response(policy, monkeypatch, device, temper
             assert found == Rollouts(prompts, expected, [response[-1] in stops for response in expected])
 
 
+class Counted:
+    """A decoder of rows whose prompts are a number, of the tokens up to their end; notes how many rows it holds."""
+
+    def __init__(self, held: list[int]):
+        self.held, self.left = held, []
+
+    def admit(self, prompts):
+        self.left += [number for (number,) in prompts]
+        self.held.append(len(self.left))
+        return self.logits()[-len(prompts) :]
+
+    def step(self, tokens):
+        self.left = [number - 1 for number in self.left]
+        return self.logits()
+
+    def keep(self, rows):
+        self.left = [self.left[row] for row in rows]
+
+    def logits(self):
+        return torch.nn.functional.one_hot(torch.tensor([STOPS[0] if number == 1 else 5 for number in self.left]), 10).float()
+
+
+def test_no_more_rows_are_held_than_may_be(policy, monkeypatch):
+    """The first of eight reaches the limit and leaves; of the seven others one ends, and two join in place of both."""
+    monkeypatch.setitem(policy_sampling.PACES, "cpu", Pace(1, 0.75))
+    lengths, held = [12, *[2] * 7, *[12] * 6, 11, 5, 6, 7], []
+    monkeypatch.setattr(policy_sampling, "Decoder", lambda *_: Counted(held))
+    found = sampler(policy, batch_size=8, max_new_tokens=12, temperature=0.0)([[length] for length in lengths])
+    assert [len(response) for response in found.responses] == lengths
+    assert held[:3] == [8, 8, 8] and max(held) == 8
+
+
 class Small:
     """A model whose memory holds few rows at a time, and which is not packed."""
 
