@@ -28,6 +28,16 @@ class Stored(NamedTuple):
     trust_remote_code: bool
 
 
+def check_four_bit() -> None:
+    """UserError where bitsandbytes is not installed."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "`load_in_4bit` needs the package bitsandbytes, which is not installed", "pip install 'denserl[4bit]'"
+        ) from error
+
+
 def quantised(config: PreTrainedConfig, path: str, dtype: torch.dtype) -> dict[str, Any]:
     """What `from_pretrained` is given for linear layers in NF4, doubly quantised, computing in the model's own type.
 
@@ -41,12 +51,7 @@ def quantised(config: PreTrainedConfig, path: str, dtype: torch.dtype) -> dict[s
         f"`load_in_4bit`: {path} is stored quantised (quantization_config), and adapters are merged into weights as stored",
         "give the model from which it was quantised",
     )
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "`load_in_4bit` needs the package bitsandbytes, which is not installed", "pip install 'denserl[4bit]'"
-        ) from error
+    check_four_bit()
     from transformers import BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(

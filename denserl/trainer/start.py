@@ -22,6 +22,7 @@ from denserl.errors import require
 from denserl.files import make_folder
 from denserl.memory.formulas import Sharding, Size
 from denserl.memory.shortage import shortage
+from denserl.models.four_bit import check_four_bit
 from denserl.models.kernels import check_liger
 from denserl.models.loading import local_folder
 from denserl.models.tokenizers import load_tokenizer
@@ -48,6 +49,8 @@ def start_run(config: RunConfig) -> tuple[torch.device, str]:
         chosen_trackers(config.report_to)
         if config.use_liger_kernel:
             check_liger(device.type)
+        if config.load_in_4bit:
+            check_four_bit()
     make_folder("output_dir", config.output_dir)
     init_distributed(device)
     if distributed.rank() > 0:

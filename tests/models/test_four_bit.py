@@ -20,7 +20,8 @@ from denserl.models.packing import is_packed
 from denserl.models.reward_models import new_reward_model
 from denserl.models.saving import save_merged
 from denserl.models.scoring import token_logprob_entropy
-from denserl.trainer.config import OptimisationConfig
+from denserl.trainer.config import OptimisationConfig, SFTConfig
+from denserl.trainer.start import start_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -42,6 +43,16 @@ def test_without_the_package_the_command_that_installs_it_is_said(base, monkeypa
     with pytest.raises(UserError, match="`load_in_4bit` needs the package bitsandbytes") as error:
         load_policy(base, "fp32", four_bit=True)
     assert error.value.fix == "pip install 'denserl[4bit]'"
+
+
+def test_the_package_is_missed_before_data_is_read(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config = SFTConfig(
+        model=base, data=["none"], output_dir=str(tmp_path / "run"), device="cpu", lora_rank=2, load_in_4bit=True
+    )
+    with pytest.raises(UserError, match="needs the package bitsandbytes"):
+        start_run(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_they_are_not_spread_over_ranks():
