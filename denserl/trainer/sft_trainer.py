@@ -52,10 +52,13 @@ class SFTTrainer(SupervisedTrainer):
             folder = Path(config.output_dir) / "stream"
 
             def of_window(file: Path, cache: Path) -> Dataset:
-                return rows(sources=[str(file)], **config.source_beside() | {"cache_dir": str(cache)})
+                # A name that no row of the first window has is a mistake; rows that have one may be few.
+                how = config.source_beside() | {"cache_dir": str(cache), "columns_needed": not windows.known}
+                return rows(sources=[str(file)], **how)
 
-            demonstrations: Dataset | Windows = Windows(source, config.stream_window, folder, of_window)
-            demonstrations.begin(anew=checkpoint is None)
+            windows = Windows(source, config.stream_window, folder, of_window)
+            windows.begin(anew=checkpoint is None)
+            demonstrations: Dataset | Windows = windows
             beside["others"] = {"stream": source.identity}
         else:
             demonstrations = beside["data"] = rows(**config.source())

@@ -445,6 +445,15 @@ ROWS = [
         columns="prompt=Question",
     ),
     case(
+        "a stream without a column that is named",
+        SFT,
+        "--columns names question, which no row has",
+        "correct --columns",
+        columns="prompt=question",
+        max_steps=2,
+        words=("--streaming",),
+    ),
+    case(
         "a column that is not read",
         RM,
         "--columns sets 'question', which is not read",
