@@ -28,19 +28,22 @@ class Masks:
     def __init__(self, queries: int, keys: int):
         """For rows of at most so many queries and keys."""
         self.queries, self.keys = min(queries, BLOCK), keys
-        self.made: dict[int | None, Tensor] = {}
+        self.made: dict[tuple[int | None, int], Tensor] = {}
 
     def of(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
         """(1, 1, queries, keys): 0 where the last of so many queries, at the last of so many keys, see one; else -inf.
 
         What a query sees depends on how far before the last key it and the others stand, so that all masks are the lower right
-        corners of one, of which each is a copy.
+        corners of one; of one for each remainder of `keys` by ALIGNED, so that corners begin where kernels can read them. They
+        are no copies, since a backward pass would keep each.
         """
-        if window not in self.made:
+        remainder = keys % ALIGNED
+        if (window, remainder) not in self.made:
             widest = self.keys if window is None else min(self.keys, seen_by(self.queries, window))
-            self.made[window] = _mask(self.queries, widest, window).to(like.device, like.dtype, non_blocking=True)
-        aligned = like.new_empty(1, 1, queries, keys + -keys % ALIGNED)[..., :keys]
-        return aligned.copy_(self.made[window][:, :, -queries:, -keys:])
+            widest += (remainder - widest) % ALIGNED
+            aligned = like.new_empty(1, 1, self.queries, widest + -widest % ALIGNED)[..., :widest]
+            self.made[window, remainder] = aligned.copy_(_mask(self.queries, widest, window), non_blocking=True)
+        return self.made[window, remainder][:, :, -queries:, -keys:]
 
 
 def row_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, masks: Masks, **kw: Any) -> Iterator[Tensor]:

@@ -159,6 +159,8 @@ def test_masks_grow_with_the_length_and_not_with_its_square():
     for first in range(0, 8192, row_attention.BLOCK):
         masks.of(row_attention.BLOCK, 8192 + first + row_attention.BLOCK, None, like)
     masks.of(row_attention.BLOCK, 4096 + row_attention.BLOCK - 1, 4096, like)
+    parts = [masks.of(row_attention.BLOCK, keys, None, like) for keys in (8192, 16384)]
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 1, "a backward pass would keep copies"
     assert [mask.shape[2:].numel() for mask in masks.made.values()] == [256 * 16384, 256 * (4096 + 255)]
 
 
