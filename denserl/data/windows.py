@@ -91,8 +91,11 @@ def _of_hub(source: str, split: str, position: Position) -> Iterator[tuple[dict,
         raise UserError(found, "check the name, the split and the network, or give a path") from error
     if position is not None:
         rows.load_state_dict(position)
-    for row in rows:
-        yield without_nulls(row), rows.state_dict
+    try:
+        for row in rows:
+            yield without_nulls(row), rows.state_dict
+    except OSError as error:
+        raise UserError(f"the stream of {source!r} broke off: {error}", "go on with `resume` when the hub is back") from error
 
 
 class Windows:

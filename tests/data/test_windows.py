@@ -52,6 +52,21 @@ def in_order(source) -> list[str]:
     return texts(row for row, _ in source.read(None))
 
 
+def test_a_stream_that_breaks_off_says_how_it_goes_on(monkeypatch):
+    class Broken:
+        state_dict = None
+
+        def __iter__(self):
+            yield {"text": "row 0"}
+            raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setattr(module, "go_offline_if_unreachable", lambda: None)
+    monkeypatch.setattr(module.datasets, "load_dataset", lambda *args, **kw: Broken())
+    with pytest.raises(UserError, match="broke off: Server Disconnected") as caught:
+        in_order(open_source("someone/rows", "train", 3, "stop"))
+    assert "`resume`" in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["files", "hub"])
 def test_every_row_comes_once_in_order_and_a_source_that_ends_begins_anew(kind, folder, tmp_path, monkeypatch):
     hub(monkeypatch, 28, 3)
