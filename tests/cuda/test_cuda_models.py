@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from denserl.data.batching import pad_responses
 from denserl.models.kernels import use_liger_kernel
 from denserl.models.packing import is_packed
-from denserl.models.probe import probe, run_as
+from denserl.models.probe import AT_ONCE, BY_KERNEL, probe, run_as
 from denserl.models.scoring import token_logprob_entropy, token_rewards
 from denserl.rollouts.policy import PolicySampler
 
@@ -90,9 +90,9 @@ def test_models_run_without_padding_by_the_kernel(family):
         model = tiny_models.language_model(family)
     for dtype in (torch.float32, torch.bfloat16):
         found = probe(model.to("cuda", dtype))
-        assert (found.unpacked, found.row_by_row, found.generates, found.unsteady) == ("", "", "", "")
-        assert all(value < 1e-4 for what, value in found.apart.items() if what != "all rows at once")
-    assert 0 < found.apart["all rows at once"] < 2e-2
+        assert (found.unpacked, found.row_by_row, found.masked, found.generates, found.unsteady) == ("", "", "", "", ""), found
+        assert all(value < (2e-2 if what in (AT_ONCE, BY_KERNEL) else 1e-4) for what, value in found.apart.items()), found
+    assert found.apart[AT_ONCE] > 0 and found.apart[BY_KERNEL] > 0
 
 
 @DTYPES
