@@ -33,6 +33,8 @@ class Options(Config):
     checkpoint: Annotated[str | None, INPUT, FIRST] = None
     """Checkpoint of a training, such as OUTPUT_DIR/checkpoints/step-000256: write the model as the run would have, had it ended
     there."""
+    trust_remote_code: Annotated[bool, Only("without `checkpoint`", lambda c: c.checkpoint)] = False
+    """Run code of the model's folder, where the training did so."""
     output_dir: Annotated[str, FIRST]
     """New folder for the model."""
     labels: Annotated[list[str] | None, INTO_OURS] = None
@@ -64,7 +66,7 @@ def run(options: Options) -> None:
     if options.checkpoint:
         from denserl.trainer.descriptions import write_models
 
-        write_models(Path(options.checkpoint), folder)
+        write_models(Path(options.checkpoint), folder, options.trust_remote_code)
         log.info("%s: the model of %s", folder, options.checkpoint)
     else:
         _write_layout(options, folder)

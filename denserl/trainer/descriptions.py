@@ -8,6 +8,8 @@ import copy
 import io
 import json
 import logging
+import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -21,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from denserl.data.fingerprints import file_fingerprint
-from denserl.errors import require
+from denserl.errors import UserError, require
 from denserl.models.folders import ADAPTERS, read_settings
 from denserl.models.four_bit import config_as_stored
 from denserl.models.heads import described_head
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # The folder of a checkpoint, or of one of its engines, that describes the model.
 DESCRIPTION = "model"
+# Of torch: `torch.load` runs nothing that a file names.
+_TENSORS_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # What objectives read beside a reward model, and what is saved leaves out.
 BESIDE = ("lm_head.", f"{PROTOTYPES}.")
 # Peft's names of what it trains; in files it leaves out the part that names the adapter.
@@ -68,14 +72,18 @@ class Part(NamedTuple):
     base: str
 
 
-def write_models(checkpoint: Path, target: Path) -> None:
+def write_models(checkpoint: Path, target: Path, trust_remote_code: bool = False) -> None:
     """Write what a run would have written had it ended at a checkpoint: of PPO the policy, and the critic in critic/.
 
     A moving average of the policy is not written. Mean and std of a reward model's scores are stored where its run evaluated it
-    at that step.
+    at that step. Files are read for their tensors alone.
+
+    Args:
+        trust_remote_code: whether code of a model's folder may be run, where the run did so.
 
     Raises:
-        UserError: no whole checkpoint there, one without description, or the model that it began with is another one now.
+        UserError: no whole checkpoint there, one without description, the model that it began with is another one now, or its
+            code is not trusted.
     """
     require(
         (checkpoint / STATE).is_file(),
@@ -85,6 +93,11 @@ def write_models(checkpoint: Path, target: Path) -> None:
     found = damage(checkpoint)
     require(found is None, f"{checkpoint} is damaged: {found}", "give another one")
     settings = read_state(checkpoint)["settings"]
+    require(
+        trust_remote_code or not settings["trust_remote_code"],
+        f"{checkpoint} is of a run with `trust_remote_code`, and its model's code would be run",
+        "give `trust_remote_code`, if you trust that code",
+    )
     for part in _parts(checkpoint, settings):
         _write(checkpoint, part, settings, target / part.target)
 
@@ -133,13 +146,35 @@ def _write(checkpoint: Path, part: Part, settings: dict, target: Path) -> None:
 
 
 def _trained_weights(folder: Path, tag: str) -> dict[str, Tensor]:
-    """What was trained, by name, in fp32, whole."""
+    """What was trained, by name, in fp32, whole. UserError where a file would run something to be read."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    if any((folder / tag).glob("*_optim_states.pt")):
-        with contextlib.redirect_stdout(io.StringIO()):
-            return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag))
-    return torch.load(folder / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+    try:
+        with _tensors_alone([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+            if not any((folder / tag).glob("*_optim_states.pt")):
+                return torch.load(folder / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
+            with contextlib.redirect_stdout(io.StringIO()):
+                return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag))
+    except pickle.UnpicklingError as error:
+        found = f"{folder / tag} holds more than tensors and numbers, and is not read: {str(error).splitlines()[0]}"
+        raise UserError(found, "take a checkpoint of a run of your own") from error
+
+
+@contextlib.contextmanager
+def _tensors_alone(others: list[type]):
+    """Within the context `torch.load` makes nothing of a file but tensors, plain values and these others, whoever calls it."""
+    before = os.environ.get(_TENSORS_ALONE)
+    os.environ[_TENSORS_ALONE] = "1"
+    try:
+        with torch.serialization.safe_globals(others):
+            yield
+    finally:
+        del os.environ[_TENSORS_ALONE]
+        if before is not None:
+            os.environ[_TENSORS_ALONE] = before
 
 
 def _policy(

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_models
+import torch
 from exported_models import exported, is_what_the_run_wrote
 
 from denserl.cli import train_rm, train_sft
 from denserl.errors import UserError
 from denserl.models.loading import load_policy
 from denserl.models.tokenizers import load_tokenizer
+from denserl.trainer import descriptions
 
 COMMANDS = {"train-sft": train_sft, "train-rm": train_rm}
 SHORT = {"batch_size": 4, "micro_batch_size": 4, "lr": 1e-2, "warmup_ratio": 0.0, "save_steps": 2, "eval_steps": 2}
@@ -115,3 +118,36 @@ def test_what_is_said_where_a_checkpoint_is_no_model_and_where_there_is_none(fil
             exported(checkpoint, tmp_path / "other")
     finally:
         weights.write_bytes(kept)
+
+
+class Hostile:
+    """What makes a file where it is unpickled."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def __reduce__(self):
+        return Path.touch, (self.made,)
+
+
+@pytest.mark.parametrize(
+    "dtype, name", [("fp32", "*_model_states.pt"), ("bf16", "*_model_states.pt"), ("bf16", "*_optim_states.pt")]
+)
+def test_nothing_that_a_file_of_weights_names_is_run(files, dtype, name, tmp_path):
+    run = trained(files, "train-sft", tmp_path / "run", dtype=dtype)
+    (tag,) = (run / "checkpoints" / "step-000002").glob("global_step*")
+    (file,) = tag.glob(name)
+    torch.save(torch.load(file, weights_only=False) | {"more": Hostile(tmp_path / "made")}, file)
+    with pytest.raises(UserError, match="holds more than tensors"):
+        descriptions._trained_weights(tag.parent, tag.name)
+    assert not (tmp_path / "made").exists()
+
+
+def test_code_of_a_model_is_not_run_because_a_checkpoint_says_so(files, tmp_path, monkeypatch):
+    run = trained(files, "train-sft", tmp_path / "run")
+    state = descriptions.read_state
+    trusting = lambda folder: (found := state(folder)) | {"settings": found["settings"] | {"trust_remote_code": True}}  # noqa: E731
+    monkeypatch.setattr(descriptions, "read_state", trusting)
+    with pytest.raises(UserError, match="its model's code would be run"):
+        descriptions.write_models(run / "checkpoints" / "step-000002", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
