@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from denserl.data.characters import ends_of_tokens
 from denserl.data.rendered import encode_rendered, is_own
 from denserl.data.responses import Encoded
 from denserl.ppo_utils.assignment import score_changes
 from denserl.rewards.scorer import Reading, RewardScorer
 from denserl.rewards.sources.reading import response_text
-from denserl.serving.characters import ends_of_tokens
 from denserl.serving.rows import Rendered, Row, Scored, Token
 
 

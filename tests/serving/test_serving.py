@@ -29,6 +29,7 @@ from denserl.cli import serve_rewards
 from denserl.cli.options import parse
 from denserl.config import ModelSourceConfig
 from denserl.data.bad_rows import BadRow
+from denserl.data.characters import ends_of_tokens
 from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.rendered import encode_rendered
 from denserl.data.responses import Responses
@@ -40,7 +41,6 @@ from denserl.rewards.sources.build import load_step_model
 from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.reading import response_text
 from denserl.serving.app import Limits, make_app
-from denserl.serving.characters import ends_of_tokens
 from denserl.serving.functions import FunctionService
 from denserl.serving.models import ModelService
 from denserl.serving.rows import Rendered, Row, Scored
