@@ -17,6 +17,7 @@ COMMANDS = {
     "strength": "measure how strong preferences are, by the votes of several reward models",
     "fit-normalizer": "fit the location-aware reward normaliser and store it",
     "train-ppo": "PPO against reward models, functions or servers, with segment, token or bandit rewards",
+    "import-gguf": "a language model out of a GGUF file, as a folder that the other commands read",
     "merge": "merge LoRA adapters into a whole model folder",
     "export": "write a reward model in other libraries' layouts, or read them",
     "evaluate": "judge a reward model: pairs, RewardBench 1 and 2, RMB, HHH, MT-Bench, LLMBar, ProcessBench, stored answers",
