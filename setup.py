@@ -31,6 +31,8 @@ setup(
         "denserl.cli": ["*.yaml"],
         "denserl.evaluation": ["*.html"],
         "denserl.judging": ["template_files/*.yaml"],
+        # vendor/ holds uPlot 1.6.32 as npm has it, with its licence.
+        "denserl.pages": ["*.html", "*.css", "*.js", "vendor/*"],
     },
     install_requires=[
         "torch>=2.6",

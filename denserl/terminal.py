@@ -17,6 +17,9 @@ _JOINERS = "\u200c\u200d"  # they belong to Persian, Indic scripts and emoji
 
 def visible(text: str, kept: str = "\n") -> str:
     """The text with control and formatting characters, except those in `kept`, written as ‹U+001B›."""
+    # All that acts is not printable, and nearly every text is.
+    if text.replace("\n", "").isprintable() and ("\n" in kept or "\n" not in text):
+        return text
     return "".join(c if c in kept or c in _JOINERS or not _acts(c) else f"‹U+{ord(c):04X}›" for c in text)
 
 

@@ -32,13 +32,14 @@ def test_the_wheel_brings_its_data_files(empty_environment):
     code = (
         "import json; from importlib.resources import files; r = files('denserl');"
         "print(json.dumps({'params': json.loads((r / 'ppo_utils/param.json').read_text()),"
-        "'table': (r / 'cli/model_types.yaml').is_file(), 'report': (r / 'evaluation/report.html').is_file(),"
+        "'table': (r / 'cli/model_types.yaml').is_file(), 'pages': [(r / name).is_file() for name in ('evaluation/steps.html',"
+        "'pages/page.html', 'pages/charts.js', 'pages/vendor/uPlot.iife.min.js', 'pages/vendor/uPlot.LICENSE')],"
         "'presets': {p.name: p.read_text() for p in (r / 'presets').iterdir()},"
         "'templates': {p.name: p.read_text() for p in (r / 'judging/template_files').iterdir()}}))"
     )
     shown = subprocess.run([empty_environment / "python", "-c", code], cwd="/", capture_output=True, text=True, check=True)
     held = json.loads(shown.stdout)
-    assert held["table"] and held["report"]
+    assert held["table"] and all(held["pages"])
     for name, folder in {"presets": "presets", "templates": "judging/template_files"}.items():
         assert held[name] == {path.name: path.read_text() for path in (ROOT / "denserl" / folder).iterdir()} != {}
     # Spec: phi3-instruct at c = 1.75.

@@ -21,6 +21,7 @@ ROOMS = [
     "plugins",
     "streams",
     "http",
+    "pages",
     "config",
     "levels",
     "steps",

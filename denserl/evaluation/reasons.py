@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from denserl.evaluation.items import Answer, Judged
-from denserl.evaluation.pages import DARK, LIGHT, render
 from denserl.files import write_flushed
+from denserl.pages.rendering import render
+from denserl.pages.segments import share_of
 from denserl.rewards.scorer import Reasons
 from denserl.terminal import visible
 
@@ -81,7 +82,7 @@ def write_reasons(folder: Path, model: str, judged: Sequence[Judged], reasons: R
         "table": _table(attribute_means(judged, reasons)),
         "items": [_item(entry, better, worse, reasons.names, limit) for entry, better, worse in decided[:SHOWN]],
     }
-    write_flushed(folder / "reasons.html", render("reasons.html", page))
+    write_flushed(folder / "reasons.html", render("evaluation/reasons.html", page))
 
 
 def _row(entry: Judged, reason: Reason, names: Sequence[str]) -> dict[str, Any]:
@@ -122,8 +123,7 @@ def _item(entry: Judged, better: Reason, worse: Reason, names: Sequence[str], li
                 "ratings": [f"{reason.ratings[k]:.3f}" for reason in (better, worse)],
                 "parts": [f"{reason.parts[k]:+.3f}" for reason in (better, worse)],
                 "difference": f"{differences[k]:+.3f}",
-                "light": LIGHT.colour(differences[k] / limit),
-                "dark": DARK.colour(differences[k] / limit),
+                "share": share_of(differences[k], limit),
             }
             for k in np.argsort(-np.abs(differences)).tolist()
         ],

@@ -1,6 +1,6 @@
 """The report of a demo run: one table for the terminal and one self-contained HTML page.
 
-Every number is computed or formatted here and none in the template (denserl/evaluation/pages.py).
+Every number is computed or formatted here and none in the template (denserl/pages/).
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from denserl.errors import UserError
-from denserl.evaluation.pages import LIGHT, data_uri, render
 from denserl.evaluation.plots import LEVEL_COLOURS, Curve, plot_levels
+from denserl.pages.rendering import data_uri, render
+from denserl.pages.segments import Step, share_of
 from denserl.terminal import visible
 from denserl.trainer.trackers import read_metrics
 
@@ -52,12 +53,12 @@ def write_report(folder: Path, results: dict, target: Path) -> None:
             "curves": _learning_curves(metrics, batch, results["target_true_reward"], Path(drawings)),
             "accuracy": _accuracy_curve(training, results["best_accuracy"], Path(drawings)),
             "normalizers": _normalizers(folder, levels),
-            "legend": _legend(scale),
+            "legend_steps": _legend(scale),
             "samples": [_level_samples(name, shown, paid[name], scale, batch) for name, shown in pairs.items()],
             "colours": LEVEL_COLOURS,
         }
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render("report.html", page), encoding="utf-8")
+    target.write_text(render("evaluation/report.html", page), encoding="utf-8")
 
 
 def table_rows(results: dict) -> list[list[str]]:
@@ -89,11 +90,6 @@ def format_table(results: dict) -> str:
     for row, line in zip(rows, lines, strict=True):
         line[0] = row[0].ljust(widths[0])
     return "\n".join("  ".join(line) for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
-
-
-def reward_colour(reward: float, limit: float) -> str:
-    """CSS colour of what a segment is paid: orange at -limit and below, near white at 0, blue at limit and above."""
-    return LIGHT.colour(reward / limit)
 
 
 def _rows(path: Path, command: str) -> list[dict]:
@@ -188,9 +184,9 @@ def _colour_limit(sizes: Iterable[float]) -> float:
     return max(round(float(np.quantile(sizes, 0.95)), 1), 0.1) if sizes else 1.0
 
 
-def _legend(limit: float) -> list[dict[str, str]]:
+def _legend(limit: float) -> list[Step]:
     rewards = [limit * quarter / 4 for quarter in range(-4, 5)]
-    return [{"colour": reward_colour(reward, limit), "label": f"{reward:+.1f}"} for reward in rewards]
+    return [Step(f"{reward:+.1f}", share_of(reward, limit)) for reward in rewards]
 
 
 def _level_samples(name: str, pairs: list[tuple[dict, dict]], paid: str, limit: float, batch: int) -> dict:
@@ -211,12 +207,12 @@ def _response(sample: dict, paid: str, limit: float, batch: int) -> dict:
     }
 
 
-def _segment(segment: dict, paid: str, limit: float) -> dict[str, str]:
+def _segment(segment: dict, paid: str, limit: float) -> dict[str, str | float]:
     raw, normalised, change = segment["raw"], segment["normalised"], segment["change"]
     return {
         "text": visible(segment["text"]).replace("\n", "↵\n"),
         "raw": f"{raw:+.2f}",
         "paid": f"{segment[paid]:+.2f}",
         "title": f"raw {raw:+.4f}, normalised {normalised:+.4f}; this segment changed the score by {change:+.4f}",
-        "colour": reward_colour(segment[paid], limit),
+        "share": share_of(segment[paid], limit),
     }

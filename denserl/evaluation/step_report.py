@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from denserl.evaluation.pages import DARK, LIGHT, render
 from denserl.evaluation.solutions import NO_ERROR, JudgedSolution, predictions
 from denserl.files import write_flushed
+from denserl.pages.rendering import render
+from denserl.pages.segments import Step, share_of
 from denserl.terminal import visible
 
 SHOWN = 100  # solutions
@@ -32,11 +33,11 @@ def write_step_report(target: Path, model: str, judged: Sequence[JudgedSolution]
         "shown": min(SHOWN, len(entries)),
         "verdicts": _verdicts(entries),
         "table": _table(summary),
-        "legend": [{"label": f"{tenth / 10:.1f}", **_colours(tenth / 10)} for tenth in range(0, 11, 2)],
+        "legend_steps": [Step(f"{tenth / 10:.1f}", _share(tenth / 10)) for tenth in range(0, 11, 2)],
         "solutions": [_solution(*entry) for entry in entries[:SHOWN]],
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_flushed(target, render("steps.html", page))
+    write_flushed(target, render("evaluation/steps.html", page))
 
 
 def _rank(entry: JudgedSolution, prediction: int) -> tuple[int, float]:
@@ -87,15 +88,15 @@ def _solution(entry: JudgedSolution, prediction: int) -> dict:
                 "chance": f"{chance:.2f}",
                 "wrong": number == item.error,
                 "held": number == prediction,
-                **_colours(chance),
+                "share": _share(chance),
             }
             for number, (text, chance) in enumerate(zip(item.steps, entry.chances.tolist(), strict=True))
         ],
     }
 
 
-def _colours(chance: float) -> dict[str, str]:
-    return {"light": LIGHT.colour(2 * chance - 1), "dark": DARK.colour(2 * chance - 1)}
+def _share(chance: float) -> float:
+    return share_of(2 * chance - 1, 1.0)
 
 
 def _number(value: float | None) -> str:

@@ -10,9 +10,9 @@ from datasets import Dataset
 from denserl.data.rendering import assistant
 from denserl.data.strength_file import Strength
 from denserl.evaluation.items import Credit, Judged
-from denserl.evaluation.pages import data_uri, render
 from denserl.evaluation.strength import strength_lines
 from denserl.files import write_flushed
+from denserl.pages.rendering import data_uri, render
 from denserl.rewards.strength import GROUP
 from denserl.terminal import visible
 
@@ -97,4 +97,4 @@ def _write(
     table, image, alt = drawn
     shown = [{"title": name, "count": count, "pairs": pairs} for name, (count, pairs) in sections.items()]
     page = {"title": visible(title), "words": words, "table": table, "image": data_uri(image), "alt": alt, "sections": shown}
-    write_flushed(target, render("strength.html", page))
+    write_flushed(target, render("evaluation/strength.html", page))

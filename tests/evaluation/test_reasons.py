@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from demo_runs import Page
+from html_pages import Page
 
 from denserl.evaluation.items import Answer, Item, with_scores
 from denserl.evaluation.reasons import attribute_means, write_reasons

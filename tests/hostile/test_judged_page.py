@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from demo_runs import Page
 from hostile import PAGE_TEXTS, TEXTS, acting
+from html_pages import Page
 from test_page import BROWSER, dom, ran
 
 from denserl.evaluation.policies.answers import Gaps, PolicyAnswer, Question

@@ -5,8 +5,9 @@ import shutil
 import subprocess
 
 import pytest
-from demo_runs import RESULTS, Page, make_run, sample
+from demo_runs import RESULTS, make_run, sample
 from hostile import PAGE_TEXTS, RUN, TERMINAL_TEXTS, TEXTS, acting
+from html_pages import Page
 
 from denserl.evaluation import report
 from denserl.evaluation.report import write_report

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from denserl.evaluation.pages import render
 from denserl.evaluation.policies.answers import Id, PolicyAnswer, Question
 from denserl.evaluation.policies.outcomes import Judged, Outcome, Played
 from denserl.files import write_flushed
+from denserl.pages.rendering import render
 from denserl.terminal import visible
 
 BETTER, WORSE, EVEN, NONE = "policy better", "baseline better", "even", "no verdict"
@@ -43,7 +43,7 @@ def write_page(
             for (name, outcome), values in zip(entries, known, strict=True)
         ],
     }
-    write_flushed(target, render("judged.html", page))
+    write_flushed(target, render("evaluation/judged.html", page))
 
 
 def result_of(outcome: Outcome) -> str:

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: their skeleton, colours of numbers, coloured segments, charts."""
