@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Tests start many processes, each of which would compile all of the package again, and pytest every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest faults lint models levels study bench bench-peers engine-test mutants real clean
+.PHONY: demo test test-oldest faults lint models levels study bench bench-peers engine-test mutants docs real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -30,8 +30,8 @@ $(OLDEST)/installed: setup.py constraints.txt
 	touch $@
 
 lint: .venv/installed
-	$(BIN)/ruff check denserl tests benchmarks examples
-	$(BIN)/ruff format --check denserl tests benchmarks examples
+	$(BIN)/ruff check denserl tests benchmarks examples docs/site
+	$(BIN)/ruff format --check denserl tests benchmarks examples docs/site
 	$(BIN)/mypy --no-error-summary
 
 # docs/models.md: every family of language models in transformers, measured; some minutes.
@@ -99,6 +99,17 @@ mutants: .venv/mutants
 
 .venv/mutants: .venv/installed
 	$(BIN)/pip install -q -e '.[mutants]' -c constraints.txt
+	touch $@
+
+# The pages as a site in runs/site, to be opened as files: whatever leads nowhere fails, and nothing is loaded from elsewhere.
+SITE := runs/docs
+docs: $(SITE)/installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	@echo "open runs/site/index.html"
+
+$(SITE)/installed: docs/site/requirements.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -r docs/site/requirements.txt
 	touch $@
 
 # DATA: a folder with text/, ultrafeedback-1k/, hh-harmless/ and prompts/

@@ -112,10 +112,33 @@ def test_the_model_types_of_the_readme_are_those_of_the_table():
     assert all(model == table[name]["sft_model"] for name, model, _ in rows if model)
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as hosts of repositories and the site name them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w -]", "", title.strip()).lower().replace(" ", "-") for title in titles}
+
+
 def test_local_links_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in headings(target), f"{page.name}: {link}#{anchor}"
+
+
+def test_the_site_leads_to_every_page():
+    """What else holds of the site, `make docs` finds."""
+
+    class Loader(yaml.SafeLoader):
+        """Of mkdocs.yml, which makes a Python object of a setting."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+    nav = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
+    listed = [name for part in nav for names in part.values() for name in names]
+    missing = {str(page.relative_to(ROOT)) for page in PAGES} - set(listed)
+    assert not missing, f"name it under `nav` in mkdocs.yml, where a reader would look for it: {', '.join(sorted(missing))}"
+    assert len(listed) == len(set(listed)) == len(PAGES)
 
 
 def python_of(page: str) -> str:

@@ -112,3 +112,35 @@ def test_the_code_that_the_page_of_formulas_names_is_there():
     for name in named:
         module, _, found = name.rpartition(".")
         assert hasattr(importlib.import_module(module), found), name
+
+
+def described_arguments(tree: ast.AST) -> Iterator[tuple[str, str, set[str]]]:
+    """(function or class, a name under `Args:` of its docstring, names of its arguments and fields)."""
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        below = ast.walk(node) if isinstance(node, ast.ClassDef) else [node]
+        names = {
+            arg.arg
+            for found in below
+            if isinstance(found, ast.FunctionDef)
+            for arg in ast.walk(found.args)
+            if isinstance(arg, ast.arg)
+        }
+        names |= {
+            field.target.id for field in node.body if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        }
+        for block in re.findall(r"^Args:\n((?: {4}.*(?:\n|\Z)|\n)*)", ast.get_docstring(node) or "", re.MULTILINE):
+            for shown in re.findall(r"^ {4}(\w[\w, *]*):", block, re.MULTILINE):
+                yield from ((node.name, name.strip(" *"), names) for name in shown.split(","))
+
+
+def test_arguments_that_docstrings_describe_are_there():
+    """Several of one description stand together: `a, b: (B, T)`."""
+    described = [
+        (str(path.relative_to(ROOT)), *found)
+        for path in MODULES
+        for found in described_arguments(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert len(described) > 300
+    assert [(path, owner, name) for path, owner, name, names in described if name not in names] == []

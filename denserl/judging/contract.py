@@ -81,9 +81,9 @@ class Judgement(NamedTuple):
     """What a judge says of a comparison.
 
     score: 1 where the first answer is better, 0 where the second, 0.5 where neither; a number between them where a judge says
-        how sure it is. None where no verdict is valid.
+    how sure it is. None where no verdict is valid.
     verdicts: of each order in which it was asked (the first answer first, then the second one first), of each vote. Empty for
-        a judge that gives no verdicts.
+    a judge that gives no verdicts.
     """
 
     score: float | None

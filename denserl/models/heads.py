@@ -30,9 +30,9 @@ class Head(NamedTuple):
     """The parts of a head; the default is the stock classifier's (docs/reward_models.md).
 
     kind: `linear`, or `mlp`: Dropout, (Linear, ReLU) x layers, Linear(width, 1), or `label`: the logit of a language model for
-        one label less those for others (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`), or
-        `gated`: ratings whose weights are read off the prompt (gated.py), or, while it trains, `disentangled`: quality, and
-        what goes with a covariate (`DisentangledHead`).
+    one label less those for others (`LabelHead`), or `attributes`: ratings, and their weighted sum (`AttributeHead`), or
+    `gated`: ratings whose weights are read off the prompt (gated.py), or, while it trains, `disentangled`: quality, and
+    what goes with a covariate (`DisentangledHead`).
     layers, width, dropout: of an `mlp`, or of the gate. bias: whether a `linear` or `label` one has one; an `mlp` always has.
     labels, label_ids: of a `label` one, the text and the token of each, the better one first (data.labels.label_ids).
     scale, cap: what the language model does to its logits (measured.LogitMap).

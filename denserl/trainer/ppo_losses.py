@@ -34,10 +34,10 @@ class StepLosses:
     """The losses of one optimiser step.
 
     parts: its micro-batches on this rank, equally many on all. value_clip: the range of values. beta: weight of a KL in the
-        loss.
+    loss.
     tokens, policy, text: what a micro-batch's sums are divided by, of all response tokens (or of responses), of those that the
-        policy learns from, and of text. DeepSpeed takes the mean over micro-batches and ranks; what remains is the count of
-        the whole step.
+    policy learns from, and of text. DeepSpeed takes the mean over micro-batches and ranks; what remains is the count of
+    the whole step.
     """
 
     def __init__(self, config: PPOConfig, models: Models, parts: Sequence[Part], value_clip: float, beta: float):

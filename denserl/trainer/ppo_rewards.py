@@ -60,7 +60,7 @@ class Rewards:
         """What the sources of one sort say of B responses, as (B, T) values, by name.
 
         of_rollouts: those that read texts or compare responses, and are asked once about all of a rollout; else those that read
-            each batch.
+        each batch.
         """
         return {
             paid.name: per_token(paid.source(responses, batch), batch.response_mask)

@@ -134,7 +134,7 @@ class PPOTrainer:
         """Everything that the config names, loaded; see `run`. UserError for what cannot be had, or does not go together.
 
         sources: of rewards, beside those that the config names. sampler: (config, function that returns the policy as it is
-            now, tokenizer) -> Sampler; default: what the config names.
+        now, tokenizer) -> Sampler; default: what the config names.
         """
         check_sources(config, sources)
         require(

@@ -38,11 +38,13 @@ class Scores(NamedTuple):
 
 
 class RewardSource(Protocol):
-    """Scores responses. Example::
+    """Scores responses, as this one does:
 
+    ```python
     class Shorter:
         def __call__(self, responses, batch):
             return Scores(-batch.response_mask.sum(1).float())
+    ```
     """
 
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:

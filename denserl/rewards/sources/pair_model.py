@@ -46,7 +46,7 @@ class PairModel:
     """Says how likely one response is better than another to the same prompt.
 
     model: a sequence classifier in evaluation mode whose score is the logit of the response that stands first being the better
-        one, less that of the second; may be wrapped (DeepSpeed).
+    one, less that of the second; may be wrapped (DeepSpeed).
     layout: how the responses are written for it. max_length: tokens of the whole text (`pair_encoding.encode_orders`).
     score_tokens: padded tokens per batch. together: ranks compute together (ZeRO-3 on several), as of `in_halves`.
     """
