@@ -62,7 +62,8 @@ def test_commands_that_the_text_names_have_the_flags_that_stand_beside_them(page
             continue
         assert name in COMMANDS, shown
         options = importlib.import_module(f"denserl.cli.{name.replace('-', '_')}").Options
-        check_names(options, f"denserl {name} --help", [word for word in words if word.startswith("--")])
+        flags = [word for word in words if word.startswith("--") and word != "--config"]  # which every command has
+        check_names(options, f"denserl {name} --help", flags)
 
 
 @pytest.mark.parametrize(("page", "command"), list(cases()))
@@ -180,3 +181,22 @@ def test_the_python_of_the_numerics_page_runs():
     # Running means 1, 2 and 8 / 3; the second segment has two tokens.
     assert shown["paid"][0].tolist() == pytest.approx([1, 0, 1, 2 / 3, 0], rel=1e-6)
     assert shown["published"][0, 3].item() == pytest.approx((4 - 0.4705) / 2.8339, rel=1e-5)
+
+
+def test_every_paper_that_is_cited_is_in_the_table_of_papers():
+    sources = [*PAGES, *(ROOT / "denserl").rglob("*.py"), *(ROOT / "denserl").rglob("*.yaml")]
+    number = re.compile(r"(?<![\d.])\d{4}\.\d{5}(?!\d)")  # of arXiv; no other number is written so
+    cited = {found for path in sources for found in number.findall(path.read_text(encoding="utf-8"))}
+    told = re.findall(r"arxiv\.org/abs/([\d.]+)\)", (ROOT / "docs/papers.md").read_text(encoding="utf-8"))
+    assert len(cited) > 35 and cited <= set(told), cited - set(told)
+
+
+def test_every_row_of_papers_names_tests_that_are_there():
+    rows = re.findall(r"^\| .* \|$", (ROOT / "docs/papers.md").read_text(encoding="utf-8"), re.MULTILINE)
+    made = [row for row in rows if row.count(" | ") == 3 and not row.startswith(("| paper", "| ---"))]
+    assert len(made) > 40
+    for row in made:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for path, name in named:
+            assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
