@@ -19,7 +19,8 @@ from denserl.ppo_utils.mismatch import mismatch
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_rewards import Rewards
-from denserl.trainer.trackers import Trackers, chosen_trackers, write_batch
+from denserl.trainer.tracker_runs import chosen_trackers
+from denserl.trainer.trackers import Trackers, write_batch
 
 # What held-out responses are worth beside the reward that is trained on, by name: a number each.
 Judged = dict[str, list[float]]

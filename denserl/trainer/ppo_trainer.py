@@ -198,10 +198,10 @@ class PPOTrainer:
         """Train to the end (see `train`) and write the models into the output folder."""
         began = time.perf_counter()
         try:
-            self.train()
+            with self.log.trackers:
+                self.train()
         finally:
             self.close()
-        self.log.trackers.finish()
         save_models(self.config, self.models, self.tokenizer, self.ema)
         if distributed.rank() == 0:
             self._summarise(time.perf_counter() - began)

@@ -18,7 +18,7 @@ from denserl.trainer.descriptions import describe
 from denserl.trainer.engine import clip_in_step
 from denserl.trainer.stopping import SaveClock, StopRequest
 from denserl.trainer.supervised_trainer import SupervisedTrainer
-from denserl.trainer.trackers import MetricsFileCallback, not_finite, write_batch
+from denserl.trainer.trackers import LogCallback, not_finite, write_batch
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -30,12 +30,13 @@ class OutputFolder:
     Args:
         settings: kept with every checkpoint, to be compared when a run is resumed.
         keep: newest checkpoints to keep. keep_best: also keep the one with the lowest `eval_loss`.
+        logs: where metrics go; default: into the folder's metrics file.
     """
 
-    def __init__(self, path: Path, settings: dict, keep: int, keep_best: bool = False):
+    def __init__(self, path: Path, settings: dict, keep: int, keep_best: bool = False, logs: LogCallback | None = None):
         self.path, self.checkpoints, self.skipped = path, path / "checkpoints", path / "skipped"
         self.settings, self.keep, self.keep_best = settings, keep, keep_best
-        self.metrics = MetricsFileCallback(path)
+        self.logs = logs or LogCallback(path)
 
     def save(self, trainer: SupervisedTrainer) -> None:
         """Write a checkpoint of the optimiser step that was just taken, complete or not at all."""
@@ -44,7 +45,7 @@ class OutputFolder:
             trainer.write_checkpoint(aside)
             if distributed.rank() == 0:
                 describe(aside, trainer.model, trainer.processing_class)
-                state = {"settings": self.settings, "files": {"metrics": self.metrics.file.size}, **trainer.progress()}
+                state = {"settings": self.settings, "files": {"metrics": self.logs.bytes_written}, **trainer.progress()}
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
             return entries_of(aside, *filter(None, [trainer.deepspeed]))
 
@@ -57,7 +58,7 @@ class OutputFolder:
     def restore(self, trainer: SupervisedTrainer, checkpoint: Path) -> None:
         """Take metrics file and sums back to where they were when the checkpoint was written."""
         state = read_state(checkpoint)
-        self.metrics.size = state["files"]["metrics"]
+        self.logs.size = state["files"]["metrics"]
         trainer.restore(state)
 
     def best(self, state: TrainerState) -> Path | None:
@@ -96,7 +97,7 @@ def run_training(
     """
     trainer.folder = folder
     trainer.add_callback(OwnIntervals)
-    trainer.add_callback(folder.metrics)
+    trainer.add_callback(folder.logs)
     if not trainer.args.max_grad_norm:
         trainer.add_callback(ClipInStep(max_grad_norm))
     if checkpoint is not None:

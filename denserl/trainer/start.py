@@ -30,7 +30,7 @@ from denserl.terminal import quiet_libraries
 from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
 from denserl.trainer.config import OptimisationConfig
 from denserl.trainer.engine import init_distributed, pick_device
-from denserl.trainer.trackers import chosen_trackers
+from denserl.trainer.tracker_runs import chosen_trackers
 
 log = logging.getLogger(__name__)
 

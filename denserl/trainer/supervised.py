@@ -1,5 +1,6 @@
 """A supervised training made from its config: arguments of transformers.Trainer, the run to its end, what is written."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from denserl.trainer.config import SupervisedConfig
 from denserl.trainer.engine import deepspeed_config, whole_parameters
 from denserl.trainer.run_folder import OutputFolder, run_training
 from denserl.trainer.supervised_trainer import SupervisedTrainer
-from denserl.trainer.trackers import ProgressLine, chosen_trackers
+from denserl.trainer.tracker_runs import chosen_trackers
+from denserl.trainer.trackers import LogCallback, ProgressLine
 
 
 @dataclass(frozen=True)
@@ -44,28 +46,32 @@ class Session:
         then = self.settings if self.checkpoint is None else read_state(self.checkpoint)["settings"]
         same_rows = all(then[name] == self.settings[name] for name in ("eval_data", "eval_split"))
         limits = (config.max_grad_norm, config.max_skipped_steps, config.save_minutes)
-        run_training(trainer, folder, self.checkpoint, *limits)
-        kept = folder.best(trainer.state) if folder.keep_best else folder.checkpoint(trainer.state.global_step)
-        for row in trainer.state.log_history[::-1]:
-            if same_rows and "eval_loss" in row and folder.checkpoint(row["step"]) == kept:
-                return row
-        return trainer.evaluate() if trainer.eval_dataset is not None else {}
+        with folder.logs:
+            run_training(trainer, folder, self.checkpoint, *limits)
+            kept = folder.best(trainer.state) if folder.keep_best else folder.checkpoint(trainer.state.global_step)
+            for row in trainer.state.log_history[::-1]:
+                if same_rows and "eval_loss" in row and folder.checkpoint(row["step"]) == kept:
+                    return row
+            return trainer.evaluate() if trainer.eval_dataset is not None else {}
 
     def run_at_once(self, trainer: SupervisedTrainer, fit: Callable[[], None]) -> dict[str, float]:
         """The same of what is learned without optimiser steps: `fit` changes the weights, and they are evaluated."""
-        trainer.add_callback(self._folder(trainer).metrics)
-        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
-        fit()
-        metrics = trainer.evaluate()
-        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        logs = self._folder(trainer).logs
+        trainer.add_callback(logs)
+        with logs:
+            trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+            fit()
+            metrics = trainer.evaluate()
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         return metrics
 
     def _folder(self, trainer: SupervisedTrainer) -> OutputFolder:
         """The output folder of a trainer, which shows no progress of the library's own."""
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        config = self.config
-        return OutputFolder(Path(config.output_dir), self.settings, config.save_total_limit, config.keep == "best")
+        config, path = self.config, Path(self.config.output_dir)
+        logs = LogCallback(path, chosen_trackers(config.report_to), dataclasses.asdict(config))
+        return OutputFolder(path, self.settings, config.save_total_limit, config.keep == "best", logs)
 
 
 def training_arguments(
@@ -105,7 +111,7 @@ def training_arguments(
         save_steps=config.save_steps or 1,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.eval_steps or None,
-        report_to=chosen_trackers(config.report_to),
+        report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         deepspeed=engine,

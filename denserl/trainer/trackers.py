@@ -1,17 +1,20 @@
-"""Metrics and samples go to JSON-lines files, always; metrics also to trackers such as tensorboard, when asked for."""
+"""Metrics and samples go to JSON-lines files, always; and to trackers such as tensorboard, when asked for."""
 
+import contextlib
 import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from denserl import distributed
-from denserl.errors import UserError, require
+from denserl.errors import Stopped, UserError
+from denserl.trainer.tracker_runs import Mark, TrackerRun, mark_of
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +84,52 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-class Trackers:
-    """The metrics file, the sample files and the trackers of one run; only rank 0 writes."""
+def marks_beyond(path: Path, size: int) -> set[Mark]:
+    """Marks of the rows that a file holds beyond a size; what is no row is passed over."""
+    found = set()
+    for line in path.read_bytes()[size:].split(b"\n")[:-1] if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.add(mark_of(json.loads(line)))
+    return found
 
-    def __init__(self, output_dir: Path, names: list[str], options: dict, sizes: dict[str, int] | None = None):
-        """names, options: trackers beside the files, and the run's options for them. sizes: bytes to keep of each file."""
+
+class Trackers:
+    """The metrics file, files of samples and the trackers of one run; only rank 0 writes.
+
+    A context, after which trackers have all of a run that came to its end, or was stopped.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        names: list[str],
+        options: dict,
+        sizes: dict[str, int] | None = None,
+        samples: Sequence[str] = SAMPLE_FILES,
+    ):
+        """names, options: trackers beside the files, and the run's options for them. samples: names of files of samples.
+
+        sizes: bytes to keep of each file, of a run that is resumed.
+        """
         self.active = distributed.rank() == 0
         if not self.active:
             return
-        sizes = sizes or {}
-        self.files = {name: StepFile(output_dir / f"{name}.jsonl", sizes.get(name, 0)) for name in ("metrics", *SAMPLE_FILES)}
-        self.others = [_tracker(name, output_dir, options) for name in names]
+        paths = {name: output_dir / f"{name}.jsonl" for name in ("metrics", *samples)}
+        kept = {name: (sizes or {}).get(name, 0) for name in paths}
+        goes_on = bool(names and sizes)
+        cut = {mark for name, path in paths.items() for mark in marks_beyond(path, kept[name])} if goes_on else set()
+        self.files = {name: StepFile(path, kept[name]) for name, path in paths.items()}
+        first = max((row["step"] for row in read_metrics(paths["metrics"])), default=-1) + 1 if goes_on else 0
+        self.others = [TrackerRun(name, output_dir, options, goes_on, first, cut) for name in names]
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # Of one that failed, trackers say so themselves.
+        if self.active and (kind is None or issubclass(kind, Stopped)):
+            for tracker in self.others:
+                tracker.finish()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -102,18 +140,15 @@ class Trackers:
         if self.active:
             self.files["metrics"].write(step, metrics)
             for tracker in self.others:
-                tracker.log(metrics, step=step)
+                tracker.log(step, metrics)
 
     def log_samples(self, name: str, step: int, samples: list[dict]) -> None:
-        """Append sample responses to one of SAMPLE_FILES."""
+        """Append sample responses to one of the files of samples, and send them to the trackers that show text."""
         if self.active:
             for sample in samples:
                 self.files[name].write(step, sample)
-
-    def finish(self) -> None:
-        if self.active:
             for tracker in self.others:
-                tracker.finish()
+                tracker.log_samples(name, step, samples)
 
 
 class ProgressLine(ProgressCallback):
@@ -132,16 +167,33 @@ class ProgressLine(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
-class MetricsFileCallback(TrainerCallback):
-    """Writes what transformers.Trainer logs into metrics.jsonl, of which a resumed run keeps `size` bytes."""
+class LogCallback(TrainerCallback):
+    """Hands what transformers.Trainer logs to the metrics file, of which a resumed run keeps `size` bytes, and to trackers.
 
-    def __init__(self, output_dir: Path, size: int = 0):
-        self.output_dir, self.size = output_dir, size
-        self.file: StepFile | None = None
+    A context around the training and what is logged after it.
+    """
+
+    def __init__(self, output_dir: Path, names: Sequence[str] = (), options: Mapping[str, Any] = MappingProxyType({})):
+        """names, options: as those of `Trackers`."""
+        self.output_dir, self.names, self.options = output_dir, list(names), dict(options)
+        self.size: int | None = None
+        self.trackers: Trackers | None = None
+
+    def __enter__(self) -> "LogCallback":
+        return self
+
+    def __exit__(self, *ended: Any) -> None:
+        if self.trackers is not None:
+            self.trackers.__exit__(*ended)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the metrics file, for a checkpoint to remember."""
+        return self.trackers.sizes["metrics"]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any):
-        if state.is_world_process_zero:
-            self.file = StepFile(self.output_dir / "metrics.jsonl", self.size)
+        sizes = None if self.size is None else {"metrics": self.size}
+        self.trackers = Trackers(self.output_dir, self.names, self.options, sizes, samples=())
 
     def on_log(
         self,
@@ -151,42 +203,4 @@ class MetricsFileCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kw: Any,
     ):
-        if self.file is not None:
-            self.file.write(state.global_step, {key: float(value) for key, value in logs.items()})
-
-
-def chosen_trackers(names: list[str]) -> list[str]:
-    """The trackers that are named; as in transformers, `none` stands for none, and `all` for those that are installed.
-
-    Raises:
-        UserError: a tracker is not known or not installed, or one of the two words stands beside others.
-    """
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    installed = sorted(str(tracker) for tracker in get_available_trackers())
-    words = {"none": [], "all": installed}
-    if len(names) == 1 and names[0] in words:
-        return words[names[0]]
-    for name in names:
-        require(name not in words, f"`report_to` has {name} beside others", f"give {name} alone, or leave it out")
-        known = ", ".join([*LOGGER_TYPE_TO_CLASS, *words])
-        require(name in LOGGER_TYPE_TO_CLASS, f"`report_to` {name} is not known; known are {known}", "choose among them")
-        require(
-            name in installed,
-            f"`report_to` {name} is not installed; installed here: {', '.join(installed) or 'none'}",
-            f"install its package: pip install {name.replace('_', '-')}",
-        )
-    return names
-
-
-def _tracker(name: str, output_dir: Path, options: dict):
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    tracker_class = LOGGER_TYPE_TO_CLASS[name]
-    folder = {"logging_dir": str(output_dir)} if tracker_class.requires_logging_directory else {}
-    tracker = tracker_class("denserl", **folder)
-    tracker.start()
-    tracker.store_init_configuration(
-        {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in options.items()}
-    )
-    return tracker
+        self.trackers.log(state.global_step, {key: float(value) for key, value in logs.items()})

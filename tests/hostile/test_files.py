@@ -78,9 +78,9 @@ def test_the_plot_of_a_fit_has_one_name(outside):
 def test_a_tracker_keeps_options_inside_its_folder(outside):
     pytest.importorskip("tensorboard")
     options = {f"option{i}": text.encode(errors="replace").decode() for i, text in enumerate(TEXTS)}
-    trackers = Trackers(outside / "run", ["tensorboard"], options)
-    trackers.log(1, {"reward": 1.0})
-    trackers.finish()
+    with Trackers(outside / "run", ["tensorboard"], options) as trackers:
+        trackers.log(1, {"reward": 1.0})
+        trackers.log_samples("samples", 1, [{"response": text, "segments": [{"text": text}]} for text in TEXTS])
     made = everything_in(outside)
     assert any("tfevents" in name for name in made)
     assert all(name.startswith("run/") and not acting(name) for name in made)

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import board
 import pytest
 import tiny_models
 import torch
@@ -206,7 +207,11 @@ def killed_after(monkeypatch, step: int) -> None:
             marks=pytest.mark.long,
         ),
         # Ended in the middle of an epoch, after the last step's save.
-        (train_sft, {"epochs": 1.5, "save_steps": 1, "logging_steps": 5, "lr_schedule": "inverse_sqrt"}, [4, 5]),
+        (
+            train_sft,
+            {"epochs": 1.5, "save_steps": 1, "logging_steps": 2, "lr_schedule": "inverse_sqrt", "report_to": "tensorboard"},
+            [4, 5],
+        ),
     ],
 )
 def test_a_run_ended_after_saves_writes_the_same_metrics_and_weights(command, options, deaths, train):
@@ -221,6 +226,10 @@ def test_a_run_ended_after_saves_writes_the_same_metrics_and_weights(command, op
     ended = train("ended", command, resume=True, **options)
     assert (ended / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert same_bits(weights(ended), weights(whole))
+    if "report_to" in options:
+        for name in ("loss", "learning_rate", "eval_loss"):
+            rows = [(row["step"], pytest.approx(row[name])) for row in logged(ended, name)]
+            assert rows and board.scalars(ended, name) == rows
 
 
 def test_a_checkpoint_is_written_when_its_minutes_are_over(train, monkeypatch):

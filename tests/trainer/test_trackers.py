@@ -1,14 +1,12 @@
-"""metrics.jsonl through resumes, torn lines and numbers that are none; and the trackers of other packages."""
+"""metrics.jsonl through resumes, torn lines and numbers that are none."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
-from accelerate import tracking
 
 from denserl import distributed
-from denserl.errors import UserError
-from denserl.trainer.trackers import MetricsFileCallback, StepFile, Trackers, chosen_trackers, read_metrics, write_batch
+from denserl.trainer.trackers import LogCallback, StepFile, Trackers, read_metrics, write_batch
 
 
 def test_one_line_a_step(tmp_path):
@@ -92,52 +90,15 @@ def test_no_file_has_no_rows(tmp_path):
 def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     trackers = Trackers(tmp_path, ["no-such-tracker"], {})
-    trackers.log(1, {"loss": 1.0})
-    trackers.finish()
+    with trackers:
+        trackers.log(1, {"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trackers_are_named_as_in_transformers(monkeypatch):
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["wandb", "tensorboard"])
-    assert chosen_trackers([]) == chosen_trackers(["none"]) == []
-    assert chosen_trackers(["all"]) == ["tensorboard", "wandb"]
-    assert chosen_trackers(["wandb"]) == ["wandb"]
-
-
-@pytest.mark.parametrize(
-    "names, found, fix",
-    [
-        (["no-such-tracker"], "no-such-tracker is not known; known are .*tensorboard, wandb,.* none, all", "choose among"),
-        (["tensorboard", "comet_ml"], "comet_ml is not installed; installed here: tensorboard", "pip install comet-ml"),
-        (["none", "tensorboard"], "has none beside others", "give none alone"),
-    ],
-)
-def test_an_unknown_tracker_is_an_error_with_a_fix(names, found, fix, monkeypatch):
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["tensorboard"])
-    with pytest.raises(UserError, match=found) as error:
-        chosen_trackers(names)
-    assert fix in error.value.fix
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trackers = Trackers(tmp_path, ["tensorboard"], {"lr": 1e-3, "names": ["a"], "nothing": None})
-    for step, loss in ((1, 0.5), (2, 0.25)):
-        trackers.log(step, {"loss": loss})
-    trackers.finish()
-    folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents.*"))
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
-    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 0.5), (2, 0.25)]
-
-
 @pytest.mark.parametrize("first_rank", [True, False])
-def test_the_trainer_of_transformers_writes_the_same_file(tmp_path, first_rank):
-    callback = MetricsFileCallback(tmp_path)
-    state = SimpleNamespace(is_world_process_zero=first_rank, global_step=0)
+def test_the_trainer_of_transformers_writes_the_same_file(tmp_path, first_rank, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: 0 if first_rank else 1)
+    callback, state = LogCallback(tmp_path), SimpleNamespace(global_step=0)
     callback.on_train_begin(None, state, None)
     state.global_step = 10
     callback.on_log(None, state, None, logs={"loss": 0.5, "epoch": 1})
