@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Tests start many processes, each of which would compile all of the package again, and pytest every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest faults lint models levels study bench bench-peers engine-test mutants docs real clean
+.PHONY: demo test test-oldest faults lint models levels study bench bench-peers engine-test browser-test mutants docs real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -89,6 +89,16 @@ $(ENGINE)/installed: constraints.txt
 	test -d $(@D) || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q "$$(grep '^torch==' constraints.txt)"
 	$(@D)/bin/pip install -q "transformers[serving]" -c constraints.txt
+	touch $@
+
+# Every page in a real browser, the system's chromium, on a phone and a wide window, in light and dark; pictures of the pages are then
+# in runs/browser/shots. Its driver stands in a folder of its own.
+BROWSER := runs/browser
+browser-test: .venv/installed $(BROWSER)/installed
+	$(BIN)/python -m pytest -q -o python_files='browse_*.py' tests/browser
+
+$(BROWSER)/installed:
+	$(BIN)/pip install -q --target $(@D) playwright==1.65.2
 	touch $@
 
 # Changes of the numerics, one at a time, and whether the tests notice: docs/mutants.md. Half an hour on two quiet cores.

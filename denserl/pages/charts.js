@@ -151,17 +151,18 @@ const denserlCharts = (() => {
       });
     });
     const place = plot.root.querySelector(".u-wrap");
+    let at = null; // the row whose numbers are read
     place.tabIndex = 0;
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", `${chart.ylabel} by ${chart.xlabel}. Arrow keys read numbers, + and - magnify, 0 shows all. The numbers follow as a table.`);
     place.addEventListener("keydown", (event) => {
-      const x = plot.data[0], { min, max } = plot.scales.x, at = plot.cursor.idx;
+      const x = plot.data[0], { min, max } = plot.scales.x;
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], factor = { "+": 0.5, "=": 0.5, "-": 2 }[event.key];
       if (!x.length || event.ctrlKey || event.metaKey || !(step || factor || event.key === "0")) return;
       event.preventDefault();
       if (step) {
-        const next = at == null ? 0 : Math.min(Math.max(at + step, 0), x.length - 1);
-        plot.setCursor({ left: plot.valToPos(x[next], "x"), top: plot.over.clientHeight / 2 });
+        at = at == null ? 0 : Math.min(Math.max(at + step, 0), x.length - 1);
+        plot.setCursor({ left: plot.valToPos(x[at], "x"), top: plot.over.clientHeight / 2 });
         return;
       }
       const middle = at == null ? (min + max) / 2 : x[at], half = factor ? ((max - min) * factor) / 2 : Infinity;
