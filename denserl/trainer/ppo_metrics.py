@@ -1,21 +1,25 @@
 """What PPO reports of an iteration: means over responses, sample responses with their segments, averages of steps, times."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import xxhash
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from denserl import distributed
+from denserl.data.characters import ends_of_tokens
 from denserl.data.responses import Responses
 from denserl.ppo_utils.dense_reward import DenseRewards, weighted_sum
 from denserl.ppo_utils.experience import Experience, ScoredRollouts
 from denserl.ppo_utils.kl import approx_kl
 from denserl.ppo_utils.mismatch import mismatch
+from denserl.rewards.sources.reading import response_text
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.ppo_config import PPOConfig
 from denserl.trainer.ppo_rewards import Rewards
@@ -25,6 +29,7 @@ from denserl.trainer.trackers import Trackers, write_batch
 # What held-out responses are worth beside the reward that is trained on, by name: a number each.
 Judged = dict[str, list[float]]
 
+TOKENS_LOGGED = 2048  # of a sample response those, its first, whose KL and entropy are logged
 QUANTILES = {"reward_q05": 0.05, "reward_q50": 0.5, "reward_q95": 0.95}
 
 
@@ -107,10 +112,17 @@ class RunLog(NamedTuple):
     def log_samples(
         self, name: str, step: int, responses: Responses, scored: ScoredRollouts, rewards: Rewards, judged: Judged
     ) -> None:
-        """Rank 0's first responses with their segments by each source: the numbers of each, and what its tokens were paid."""
-        rows = range(min(self.samples, len(responses.texts)))
+        """Rank 0's first responses with their segments by each source: the numbers of each, and what its tokens were paid.
+
+        Of each also its reward, KL and entropy by token, and a hash of its prompt's ids, by which it is found again.
+        """
+        if not self.trackers.active:
+            return
+        count = min(self.samples, len(responses.texts))
+        scored = _on_host(scored, count)
         samples = [
-            self._sample(responses, scored, rewards, i) | {key: values[i] for key, values in judged.items()} for i in rows
+            self._sample(responses, scored, rewards, i) | {key: values[i] for key, values in judged.items()}
+            for i in range(count)
         ]
         self.trackers.log_samples(name, step, samples)
 
@@ -129,12 +141,30 @@ class RunLog(NamedTuple):
         first, *others = [self._segments(responses.response_ids[i], source, i) for source in scored.sources]
         more = {paid.name: segments for paid, segments in zip(rewards.sources[1:], others, strict=True)}
         weights = {paid.name: paid.weight for paid in rewards.sources}
+        score = weighted_sum([source.score[i] for source in scored.sources], rewards.weights)
         return {
+            "prompt_id": xxhash.xxh3_64_hexdigest(json.dumps(list(responses.prompt_ids[i])).encode()),
             "prompt": self.tokenizer.decode(responses.prompt_ids[i], skip_special_tokens=True),
             "response": responses.texts[i],
             "ended": responses.ended[i],
+            "reward": round(float(score), 4),
+            **self._tokens(responses.response_ids[i], responses.texts[i], scored, i),
             "segments": first,
             **({"segments_of_other_sources": more, "weights": weights} if more else {}),
+        }
+
+    def _tokens(self, ids: Sequence[int], text: str, scored: ScoredRollouts, i: int) -> dict[str, Any]:
+        """A response's KL, length and mean entropy, and of its first tokens where each ends in the text, its KL and entropy."""
+        kl = approx_kl(scored.logprobs[i], scored.ref_logprobs[i])[: len(ids)]
+        entropy, shown = scored.entropy[i, : len(ids)], ids[:TOKENS_LOGGED]
+        columns = {"kl": kl[:TOKENS_LOGGED].tolist(), "entropy": entropy[:TOKENS_LOGGED].tolist()}
+        decode = response_text(self.tokenizer)
+        ends = ends_of_tokens(shown, decode(list(shown)), [decode([id]) for id in shown], decode)
+        return {
+            "kl": round(float(kl.sum()), 4),
+            "length": len(ids),
+            "entropy": round(float(entropy.mean()), 4) if len(ids) else 0.0,
+            "tokens": {"end": ends} | {name: [round(x, 4) for x in column] for name, column in columns.items()},
         }
 
     def _segments(self, ids: Sequence[int], rewards: DenseRewards, i: int) -> list[dict]:
@@ -150,6 +180,15 @@ class RunLog(NamedTuple):
             segments.append({"text": text} | {name: round(value, 4) for name, value in zip(columns, numbers, strict=True)})
             cursor += length
         return segments
+
+
+def _on_host(rows: Any, count: int) -> Any:
+    """The first rows of all tensors in a record, moved there together."""
+    if isinstance(rows, Tensor):
+        return rows[:count].cpu()
+    if isinstance(rows, list):
+        return [_on_host(part, count) for part in rows]
+    return rows._make(_on_host(part, count) for part in rows) if hasattr(rows, "_make") else rows
 
 
 def open_log(config: PPOConfig, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None) -> RunLog:

@@ -1,17 +1,64 @@
 """What is reported of rollouts, by numbers worked out by hand: perplexities, KL a token, the share at the cap, quantiles."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from denserl.data.responses import Responses
 from denserl.levels import BANDIT_THRESHOLD
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
 from denserl.ppo_utils.experience import ScoredRollouts
 from denserl.segmentation import Segmenter, segment_by_entropy
-from denserl.trainer.ppo_metrics import rollout_metrics
+from denserl.trainer import ppo_metrics
+from denserl.trainer.ppo_metrics import RunLog, rollout_metrics
 from denserl.trainer.ppo_rewards import PaidSource, Rewards
+
+
+class Letters:
+    """A tokenizer whose token ids are code points, 0 ending a turn."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(chr(id) for id in ids if id or not skip_special_tokens)
+
+
+def logged(samples: int, longest: int = 4096) -> list[dict]:
+    """Sample rows of two responses, of four tokens and of two."""
+    mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+    logprobs, ref = torch.full((2, 4), -1.0), torch.tensor([[-1.5, -1.25, -1.0, -0.5], [-3.0, -1.0, 9.0, 9.0]])
+    entropy = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.5, 1.5, 9.0, 9.0]])
+    segments, dense = segment_by_entropy(entropy, mask, 1.75), DenseReward("mean_last", None)
+    found = dense(torch.tensor([[1.0, 2.0, 6.0], [4.0, 0.0, 0.0]])[:, : segments.lengths.shape[1]], segments, mask)
+    scored = ScoredRollouts(mask, torch.tensor([True, False]), logprobs, ref, entropy, found.tokens, [found])
+    rewards = Rewards([PaidSource("function", None, Segmenter(1.75), dense, 2.0)], Penalties())
+    responses = Responses([[], []], ["abc", "é!"], [[65], [66, 67]], [[97, 98, 99, 0], [233, 33]], [True, False])
+    rows, trackers = [], SimpleNamespace(active=True, log_samples=lambda name, step, samples: rows.extend(samples))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo_metrics, "TOKENS_LOGGED", longest)
+        RunLog(trackers, Letters(), Path(), samples).log_samples(
+            "samples", 1, responses, scored, rewards, {"true_reward": [5.0, 6.0]}
+        )
+    return rows
+
+
+def test_samples_say_what_each_token_is_worth():
+    """The first is cut before b and c (entropies 2 and 3 above 1.75): 3 segments of a mean of 3, weighed twice."""
+    first, second = logged(8)
+    assert first["reward"] == 6.0 and second["reward"] == 8.0 and first["true_reward"] == 5.0
+    assert first["kl"] == 0.5 + 0.25 + 0 - 0.5 and second["kl"] == 2.0
+    assert (first["length"], second["length"]) == (4, 2) and (first["entropy"], second["entropy"]) == (2.5, 1.0)
+    assert first["tokens"] == {"end": [1, 2, 3, 3], "kl": [0.5, 0.25, 0.0, -0.5], "entropy": [1.0, 2.0, 3.0, 4.0]}
+    assert second["tokens"] == {"end": [1, 2], "kl": [2.0, 0.0], "entropy": [0.5, 1.5]}
+    assert [part["text"] for part in first["segments"]] == ["a", "b", "c"]
+    assert first["prompt_id"] != second["prompt_id"] and len(first["prompt_id"]) == 16
+
+
+def test_samples_are_bounded():
+    (row,) = logged(1, longest=2)
+    assert row["tokens"] == {"end": [1, 2], "kl": [0.5, 0.25], "entropy": [1.0, 2.0]} and row["kl"] == 0.25
 
 
 def reported(nll, ref_nll, ended, scores, counted=None, cap=3, clip=None) -> dict[str, float]:

@@ -211,6 +211,14 @@ def check_samples(output: Path, judged: Judged, rollouts: Rollouts, world) -> No
         assert [part["change"] for part in line["segments"]] == pytest.approx(changes, abs=1e-3)
         texts = [tokenizer.decode([response[t] for t in tokens]) for tokens in judged.segments[b]]
         assert [part["text"] for part in line["segments"]] == texts
+        of_response = {"reward": mean(judged.raw[b]), "kl": 0.0, "length": len(response), "entropy": judged.entropy[b]}
+        assert {key: line[key] for key in of_response} == pytest.approx(of_response, abs=1e-3)
+        ends = line["tokens"]["end"]
+        assert len(ends) == len(response) and ends == sorted(ends) and ends[-1] == len(line["response"])
+        assert line["tokens"]["kl"] == [0.0] * len(response)
+        assert mean(line["tokens"]["entropy"]) == pytest.approx(judged.entropy[b], abs=1e-3)
+    same = [[other["prompt_id"] for other in lines if other["prompt"] == line["prompt"]] for line in lines]
+    assert all(len(set(ids)) == 1 for ids in same) and len({ids[0] for ids in same}) == len({line["prompt"] for line in lines})
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
