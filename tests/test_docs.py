@@ -104,9 +104,11 @@ def test_commands_of_the_real_text_script_are_understood():
         parse(module.Options, name, arguments)
 
 
-def test_the_model_types_of_the_readme_are_those_of_the_table():
+def test_the_model_types_of_the_page_are_those_of_the_table():
     rows = re.findall(
-        r"^\| `(\w[\w-]*)` \| (?:`([^`]+)`|[^|]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+        r"^\| `(\w[\w-]*)` \| (?:`([^`]+)`|[^|]+) \| ([\d.]+) \|$",
+        (ROOT / "docs/published_models.md").read_text(),
+        re.MULTILINE,
     )
     table = yaml.safe_load(paper_scripts.TABLE.read_text())["model_types"]
     assert {name for name, _, _ in rows} == set(table)
@@ -147,8 +149,8 @@ def python_of(page: str) -> str:
     return block
 
 
-def test_the_python_of_the_readme_trains_a_reward_model_and_runs_ppo(tmp_path, monkeypatch, capsys):
-    block = python_of("README.md")
+def test_the_python_of_the_page_trains_a_reward_model_and_runs_ppo(tmp_path, monkeypatch, capsys):
+    block = python_of("docs/python.md")
     assert len(block.strip().splitlines()) <= 20
     monkeypatch.chdir(tmp_path)
     make_world.run(make_world.Options(output_dir="runs/world", scale=0.02))
@@ -200,3 +202,8 @@ def test_every_row_of_papers_names_tests_that_are_there():
         assert named, row
         for path, name in named:
             assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+
+
+def test_every_command_is_in_the_table_of_commands():
+    rows = re.findall(r"^\| (`[a-z].*?) \|", (ROOT / "docs/commands.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == set(COMMANDS)

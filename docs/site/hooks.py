@@ -1,6 +1,7 @@
 """Hooks of mkdocs: the pages, each at the place of its file, files that pages link to, and the reference."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,8 +112,12 @@ def _is_source(path: Path) -> bool:
 
 
 def _source_page(path: Path) -> str:
-    """The file's text, in the colours of its language; searching passes it over."""
-    fenced = f"`````{path.suffix[1:] or 'text'}\n{path.read_text('utf-8')}\n`````"
+    """The file's text, in the colours of its language; searching passes it over. Of a notebook its cells."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".ipynb":
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells)
+    fenced = f"`````{path.suffix[1:] or 'text'}\n{text}\n`````"
     return f"---\nsearch:\n  exclude: true\n---\n\n# {path.relative_to(ROOT)}\n\n{fenced}\n"
 
 
