@@ -30,6 +30,7 @@ setup(
         "denserl.ppo_utils": ["param.json"],
         "denserl.cli": ["*.yaml"],
         "denserl.evaluation": ["*.html"],
+        "denserl.inspection": ["*.html"],
         "denserl.judging": ["template_files/*.yaml"],
         # vendor/ holds uPlot 1.6.32 as npm has it, with its licence.
         "denserl.pages": ["*.html", "*.css", "*.js", "vendor/*"],

@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     OPPONENTS = 22  # answers of the reference model
     ANSWERS = 23  # of a policy to the questions of a suite
     JUDGING = 24  # answers of a judge
+    INSPECTION = 25  # rows that are looked at more closely
 
 
 def stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:

@@ -36,6 +36,7 @@ ROOMS = [
     "ppo_utils",
     "trainer",
     "evaluation",
+    "inspection",
     "world",
     "serving",
     "integrations",

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "the whole pipeline on the embedded world, at three levels, with a report",
     "make-world": "write an embedded world: base model, demonstrations, rewards, prompts",
     "new-model": "train a tokenizer on text and make a small untrained language model",
+    "inspect": "look at data before training: rows, lengths, duplicates, labels, segments at every entropy threshold",
     "train-sft": "supervised fine-tuning of a language model",
     "train-rm": "train a reward model on preferences, or on labelled steps or outcomes of solutions",
     "strength": "measure how strong preferences are, by the votes of several reward models",

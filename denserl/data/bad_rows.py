@@ -9,6 +9,7 @@ from denserl.terminal import visible
 logger = logging.getLogger(__name__)
 
 _LISTED = 10  # bad rows, and reasons, that a message lists
+_PLACES = 3  # of the rows that are bad for one reason, that are kept
 _LONGEST_REASON = 300  # characters; a reason may quote the row
 
 
@@ -33,6 +34,7 @@ class BadRows:
         self.policy = policy
         self.first: list[tuple[str, str]] = []  # place and reason
         self.reasons: Counter[str] = Counter()
+        self.places: dict[str, list[str]] = {}  # the first ones of each reason
         self.fix = ""  # of the first that has one
 
     def add(self, place: str, reason: str, fix: str = "") -> None:
@@ -41,12 +43,16 @@ class BadRows:
             self.first.append((place, reason))
         self.fix = self.fix or fix
         self.reasons[reason] += 1
+        if self.reasons[reason] <= _PLACES:
+            self.places.setdefault(reason, []).append(place)
 
     def take(self, later: "BadRows") -> None:
         """Those of rows that come after these."""
         self.first = [*self.first, *later.first][:_LISTED]
         self.fix = self.fix or later.fix
         self.reasons.update(later.reasons)
+        for reason, places in later.places.items():
+            self.places[reason] = [*self.places.get(reason, []), *places][:_PLACES]
 
     @property
     def total(self) -> int:

@@ -126,14 +126,31 @@ def encode_pair(
     max_prompt_length: int,
     template_kw: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[list[int]]]:
-    """Prompt ids and the ids of the responses to it (see `encode_response`), cut by `truncate_pair`.
+    """Prompt ids and the ids of the responses to it (see `encode_response`), cut by `cut_pair`."""
+    return cut_pair(tokenizer, *encode_whole(tokenizer, messages, responses, template_kw), max_length, max_prompt_length)
 
-    BadRow where one has no content left.
-    """
+
+def encode_whole(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict],
+    responses: Sequence[str | dict],
+    template_kw: Mapping[str, Any] | None = None,
+) -> tuple[list[int], list[list[int]]]:
+    """Prompt ids and the ids of the responses to it (see `encode_response`), however long."""
     prompt = encode_prompt(tokenizer, messages, template_kw)
-    encoded = [encode_response(tokenizer, messages, response, prompt, template_kw) for response in responses]
+    return prompt, [encode_response(tokenizer, messages, response, prompt, template_kw) for response in responses]
+
+
+def cut_pair(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: list[int],
+    responses: list[list[int]],
+    max_length: int,
+    max_prompt_length: int,
+) -> tuple[list[int], list[list[int]]]:
+    """A prompt and its responses as ids, cut by `truncate_pair`. BadRow where a response has no content left."""
     chat = chat_format(tokenizer)
-    cut = truncate_pair(prompt, encoded, max_length, max_prompt_length, chat.end_of_turn, chat.bos)
+    cut = truncate_pair(prompt, responses, max_length, max_prompt_length, chat.end_of_turn, chat.bos)
     if any(len(ids) < 2 for ids in cut[1]):
         raise BadRow("a response has no token, or keeps none after truncation, besides its end of turn")
     return cut

@@ -101,14 +101,19 @@ def tokenize_preferences(
     def encode(row: dict):
         pair = [row["chosen"], row["rejected"]]
         prompt, (chosen, rejected) = encode_pair(tokenizer, row["prompt"], pair, max_length, max_prompt_length)
-        if chosen == rejected:
-            raise BadRow("chosen and rejected have the same tokens, at least after truncation")
+        check_differ(chosen, rejected)
         yield {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, **{name: row[name] for name in own}}
 
     # Numbers of pairs, and those that objectives ask for.
     own = {name: feature for name, feature in dataset.features.items() if feature == NUMBER or name == GROUP}
     features = datasets.Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **own})
     return map_rows(dataset, encode, features, on_bad_row, own_marks(tokenizer))
+
+
+def check_differ(chosen: list[int], rejected: list[int]) -> None:
+    """BadRow where nothing could be learned from two responses as they are read."""
+    if chosen == rejected:
+        raise BadRow("chosen and rejected have the same tokens, at least after truncation")
 
 
 def labels_to_turn(rows: int, share: float, seed: int) -> np.ndarray:

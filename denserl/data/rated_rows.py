@@ -151,6 +151,11 @@ def as_rated(row: Any, ratings: Sequence[Rating]) -> list[dict]:
     return made
 
 
+def lists_ratings(row: Any) -> bool:
+    """Whether a row has rated responses in a shape that holds nothing else, as lists of them."""
+    return isinstance(row, dict) and _shape_of(row).keys not in ((), SIDES)
+
+
 def unread_rated(row: Any, ratings: Sequence[Rating]) -> set[str]:
     """The keys of a row, and of the responses in its lists, that say something and that `as_rated` does not read."""
     shape = _shape_of(row)

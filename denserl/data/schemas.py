@@ -68,6 +68,8 @@ _OF_ROWS = ((P_CHOSEN, 1.0), (WEIGHT, math.inf))  # numbers from 0 up to that
 # Content that no shape has a place for. Of an answer, in a row that has it as a text: it is read in the answer's message.
 REFUSED = (*MEDIA, "functions", "chat_template_kwargs")
 OF_ANSWERS = ("reasoning_content", "thinking", "tool_calls")
+# Why a pair is bad whose responses say the same.
+IDENTICAL = "chosen and rejected are identical"
 # Characters of a conversation, some 200 000 tokens: a longer one is an error of an export, and would be tokenised for half a
 # minute only to be cut. Plain text, which is split instead, may be longer.
 LONGEST = 1_000_000
@@ -95,7 +97,7 @@ def as_preference(row: Any, rating_keys: Sequence[tuple[str, str]] = RATING_KEYS
     if not as_is:
         check_filled(chosen_prompt, chosen=chosen, rejected=rejected)
         if same_response(chosen, rejected):
-            raise BadRow("chosen and rejected are identical")
+            raise BadRow(IDENTICAL)
     check_length(chosen_prompt, chosen, rejected)
     labels = {"margin": _margin(row, rating_keys), **{name: _one_or(row, name, most) for name, most in _OF_ROWS}}
     return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected, **labels}

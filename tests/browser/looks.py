@@ -21,7 +21,9 @@ def unreached(page) -> list[str]:
         }""",
         REACHED,
     )
-    count = page.evaluate("toReach.size")
+    # What scrolls is come to as well.
+    scrolls = "(one) => one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight"
+    count = page.evaluate(f"toReach.size + [...document.querySelectorAll('*')].filter({scrolls}).length")
     for _ in range(count + 5):
         page.keyboard.press("Tab")
         page.evaluate("toReach.delete(document.activeElement)")

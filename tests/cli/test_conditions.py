@@ -16,6 +16,7 @@ from denserl.rewards.config import Aggregation
 
 OPTIONS = {name: importlib.import_module(f"denserl.cli.{name.replace('-', '_')}").Options for name in COMMANDS}
 NEEDED = {
+    "inspect": "d.jsonl",
     "train-sft": "--model m --data d.jsonl --output_dir o",
     "train-rm": "--model m --data d.jsonl --output_dir o",
     "fit-normalizer": "--reward_model m --data d.jsonl",
@@ -80,6 +81,9 @@ def test_defaults_pass(command):
         ("bon", "--reward_model r s --ensemble min --gold_reward_model g"),
         ("evaluate", "--scorer a b --ensemble mean_std --ensemble_weight 2 --entropy_threshold 1.5 --sft_model s"),
         ("plan", "--offload_optimizer"),
+        ("inspect", "--kind steps --neutral good"),
+        ("inspect", "--rating_columns help"),
+        ("inspect", "--model m --sample 0 --max_length 100 --dtype bf16"),
     ],
 )
 def test_what_has_an_effect_passes(command, flags, tmp_path, monkeypatch):

@@ -23,6 +23,14 @@ def test_bad_rows_list_the_first_ten_and_count_all():
         BadRows("ignore")
 
 
+def test_the_first_places_of_each_reason_are_kept_across_parts():
+    bad_rows, later = BadRows("skip"), BadRows("skip")
+    for n in range(1, 12):
+        (bad_rows if n < 4 else later).add(f"f:{n}", "odd" if n % 2 else "even")
+    bad_rows.take(later)
+    assert bad_rows.places == {"odd": ["f:1", "f:3", "f:5"], "even": ["f:2", "f:4", "f:6"]}
+
+
 def test_what_was_dropped_is_logged_and_bad_rows_stop_before_that(caplog):
     bad_rows = BadRows("skip")
     finish(bad_rows, "a", 3)
