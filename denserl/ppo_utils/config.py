@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from denserl.config import FIRST, INPUT, RESUMABLE, Config, Level, Only, OnOff
-from denserl.rewards.config import Aggregation, ReadConfig
+from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Config, Level, ModelSourceConfig, Only, OnOff
+from denserl.rewards.config import Aggregation, ReadConfig, RewardModelConfig, SourcesConfig
 
 Assignment = Literal[
     "difference_end",
@@ -127,6 +127,16 @@ class DenseRewardConfig(ReadConfig):
     def possible_levels(self) -> tuple[str, ...]:
         """The level that is asked for, or all that a reward model may have."""
         return (self.reward_level,) if self.reward_level else ("segment", "token", "bandit")
+
+
+@dataclass(kw_only=True)
+class PaidConfig(RewardModelConfig, SourcesConfig, DenseRewardConfig, ModelSourceConfig):
+    """What gives rewards, and how they are paid."""
+
+    group: ClassVar[str] = "reward"
+
+    reward_model: Annotated[list[str] | None, MODEL, FIRST, RESUMABLE] = None
+    """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
 
 
 @dataclass(kw_only=True)

@@ -46,6 +46,17 @@ class DenseRewards(NamedTuple):
     changes: Tensor
     score: Tensor
 
+    def of_segments(self) -> dict[str, Tensor]:
+        """The numbers of each segment, (B, K_max) each, by the names that samples have for them.
+
+        paid: what its tokens are paid, and those after it up to the next one, such as the end of turn.
+        """
+        paid = torch.zeros_like(self.raw)
+        if paid.shape[1]:
+            after = self.segments.ids.cummax(1).values.clamp(min=0)
+            paid = valid_scores(paid.scatter_add(1, after, self.tokens), self.segments.counts)
+        return {"raw": self.raw, "normalised": self.normalised, "change": self.changes, "paid": paid}
+
 
 @dataclass(frozen=True)
 class DenseReward:

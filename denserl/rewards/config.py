@@ -102,15 +102,6 @@ class SourcesConfig(Config):
         list[float] | None, Only("with a single source of rewards", lambda c: len(c.source_names()) > 1)
     ] = None
     """Weights of the sources: of reward_model, implicit_reward, each function, reward_url; default: 1 each."""
-    label_column: Annotated[
-        str | None,
-        Only(
-            "without `reward_function`, `outcome_function`, `reward_url` or `true_reward`",
-            lambda c: c.reward_function or c.outcome_function or c.reward_url or c.true_reward,
-        ),
-    ] = None
-    """Column of the prompts' rows that says the right answer; functions are given its texts as a third argument, servers as
-    `labels`."""
     outcome_function: str | None = None
     """module:function as reward_function, whose number is paid at the response's last token, on top of what weights add up."""
     outcome_weight: Annotated[float, Only("without `outcome_function`", lambda c: c.outcome_function)] = 1.0
@@ -125,6 +116,23 @@ class SourcesConfig(Config):
         super().check()
         for url in self.reward_url or []:
             check_url("reward_url", url, "reward_url_token_env")
+
+
+@dataclass(kw_only=True)
+class LabelColumnConfig(Config):
+    """Right answers beside prompts."""
+
+    group: ClassVar[str] = "reward sources"
+
+    label_column: Annotated[
+        str | None,
+        Only(
+            "without `reward_function`, `outcome_function`, `reward_url` or `true_reward`",
+            lambda c: c.reward_function or c.outcome_function or c.reward_url or c.true_reward,
+        ),
+    ] = None
+    """Column of the prompts' rows that says the right answer; functions are given its texts as a third argument, servers as
+    `labels`."""
 
 
 @dataclass(kw_only=True)

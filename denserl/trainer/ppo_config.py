@@ -9,8 +9,8 @@ from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.errors import require
 from denserl.judging.config import JudgeConfig
-from denserl.ppo_utils.config import WITHOUT_CRITIC, DenseRewardConfig, KLConfig, LossConfig
-from denserl.rewards.config import RewardModelConfig, SourcesConfig
+from denserl.ppo_utils.config import WITHOUT_CRITIC, KLConfig, LossConfig, PaidConfig
+from denserl.rewards.config import LabelColumnConfig
 from denserl.rollouts.config import EngineConfig
 from denserl.trainer.config import OptimisationConfig
 
@@ -22,9 +22,8 @@ HELD_OUT = Only(
 
 @dataclass(kw_only=True)
 class PPOConfig(
-    RewardModelConfig,
-    SourcesConfig,
-    DenseRewardConfig,
+    PaidConfig,
+    LabelColumnConfig,
     KLConfig,
     EngineConfig,
     LossConfig,
@@ -39,9 +38,6 @@ class PPOConfig(
 
     model: Annotated[str, MODEL, FIRST, RESUMABLE]
     """Policy to start from, and the reference: the SFT model, folder or hub name."""
-    reward_model: Annotated[list[str] | None, MODEL, FIRST, RESUMABLE] = None
-    """Trained reward model: folder or hub name. Several are an ensemble, each standardised by its own mean and std."""
-
     pair_opponent: Annotated[
         Literal["group", "reference"] | None,
         Only("with `samples_per_prompt` 1", lambda c: c.pair_opponent != "group" or c.samples_per_prompt > 1),

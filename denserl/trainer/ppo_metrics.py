@@ -170,11 +170,8 @@ class RunLog(NamedTuple):
     def _segments(self, ids: Sequence[int], rewards: DenseRewards, i: int) -> list[dict]:
         count, cursor, segments = int(rewards.segments.counts[i]), 0, []
         lengths = rewards.segments.lengths[i, :count].tolist()
-        # What is paid after a segment, such as at the end of turn, is paid for it.
-        after = rewards.segments.ids[i].cummax(0).values.clamp(min=0)
-        paid = torch.zeros_like(rewards.raw[i]).index_add(0, after, rewards.tokens[i]) if count else rewards.raw[i]
-        columns = {"raw": rewards.raw[i], "normalised": rewards.normalised[i], "change": rewards.changes[i], "paid": paid}
-        values = zip(*(column[:count].tolist() for column in columns.values()), strict=True)
+        columns = {name: column[i, :count].tolist() for name, column in rewards.of_segments().items()}
+        values = zip(*columns.values(), strict=True)
         for length, numbers in zip(lengths, values, strict=True):
             text = self.tokenizer.decode(ids[cursor : cursor + length])
             segments.append({"text": text} | {name: round(value, 4) for name, value in zip(columns, numbers, strict=True)})

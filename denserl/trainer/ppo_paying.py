@@ -1,9 +1,9 @@
-"""How a PPO run's options pay a source: its normaliser, step reward, credit and assignment, and what contradicts itself."""
+"""How options pay a source: its normaliser, step reward, credit and assignment, and what contradicts itself."""
 
 from denserl.errors import require
 from denserl.models.reward_settings import StoredSettings
 from denserl.ppo_utils.assignment import OF_SCORE, SHARE, WHOLE, canonical_kind
-from denserl.ppo_utils.config import RUNNING, assignment_kind, normalizer_kind
+from denserl.ppo_utils.config import RUNNING, PaidConfig, assignment_kind, normalizer_kind
 from denserl.ppo_utils.dense_reward import DenseReward
 from denserl.ppo_utils.fits import choose_fit
 from denserl.ppo_utils.normalizer import LocationNormalizer, RunningNormalizer, ScalarNormalizer
@@ -11,10 +11,9 @@ from denserl.rewards.aggregation import SHIFTED_WHOLE
 from denserl.rewards.sources.build import Members
 from denserl.rewards.sources.reading import choose_aggregation
 from denserl.segmentation import Segmenter
-from denserl.trainer.ppo_config import PPOConfig
 
 
-def plain_reward(config: PPOConfig, beside: object = None) -> DenseReward:
+def plain_reward(config: PaidConfig, beside: object = None) -> DenseReward:
     """How a source is paid whose numbers are paid as they are, each segment's at its end, unless options say otherwise.
 
     beside: a source whose the options of paying are, where there is one.
@@ -45,7 +44,7 @@ def running_normalizer(kind: str | None) -> RunningNormalizer | None:
     return RunningNormalizer(centre=kind == "running") if kind in RUNNING else None
 
 
-def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
+def dense_reward_of(config: PaidConfig, members: Members, segmenter: Segmenter) -> DenseReward:
     """The way from the reward models' scores to token rewards that the level and the overriding options ask for."""
     if members.judge_steps:
         return step_reward_of(config, members, segmenter)
@@ -73,7 +72,7 @@ def dense_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -
     return DenseReward(assignment, normalizer, agg_func, config.tau, config.length_norm, None, *more)
 
 
-def step_reward_of(config: PPOConfig, members: Members, segmenter: Segmenter) -> DenseReward:
+def step_reward_of(config: PaidConfig, members: Members, segmenter: Segmenter) -> DenseReward:
     """The way from the logits of steps to token rewards. UserError for what is of rewards that are normalised or of scores."""
     assignment, names = config.assignment or "end", ", ".join(members.paths)
     require(
@@ -103,7 +102,7 @@ def check_credit(credit: str, assignment: str) -> None:
 
 
 def _normalizer(
-    config: PPOConfig, members: Members, segmenter: Segmenter, assignment: str, agg_func: str
+    config: PaidConfig, members: Members, segmenter: Segmenter, assignment: str, agg_func: str
 ) -> LocationNormalizer | ScalarNormalizer | RunningNormalizer | None:
     kind, names = normalizer_kind(segmenter.level, assignment, config.normalizer, config.credit), ", ".join(members.paths)
     # The level is known only now where the reward model says it.
@@ -120,7 +119,7 @@ def _normalizer(
 
 
 def _scalar(
-    config: PPOConfig, stored: StoredSettings, names: str, segmenter: Segmenter, assignment: str, agg_func: str
+    config: PaidConfig, stored: StoredSettings, names: str, segmenter: Segmenter, assignment: str, agg_func: str
 ) -> ScalarNormalizer:
     require(
         agg_func in SHIFTED_WHOLE or assignment in OF_SCORE or segmenter.level == "bandit",

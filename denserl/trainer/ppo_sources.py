@@ -1,4 +1,4 @@
-"""The sources of rewards that a PPO run's options name: a builder for each kind, and what does not go together."""
+"""The sources of rewards that options name: a builder for each kind, and what does not go together."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from denserl import distributed
 from denserl.config import options_of
 from denserl.errors import require
 from denserl.http import Patience, new_client, post_json, token_in
 from denserl.levels import BANDIT_THRESHOLD, level_of
 from denserl.models.tokenizers import check_same_tokenizer
 from denserl.plugins import load_named
+from denserl.ppo_utils.config import PaidConfig
 from denserl.ppo_utils.dense_reward import DenseReward, Penalties
 from denserl.rewards.config import StepConfig
 from denserl.rewards.sources.answers import Answers
-from denserl.rewards.sources.build import Members, check_scores, compares, reward_model_source, source_of
+from denserl.rewards.sources.build import Members, check_scores, compares, judges_steps, reward_model_source, source_of
 from denserl.rewards.sources.endpoint import EndpointSource
 from denserl.rewards.sources.function import FunctionSource
 from denserl.rewards.sources.implicit import ImplicitSource, LogProbs
@@ -41,23 +41,18 @@ class Loaded(NamedTuple):
     implicit: Sequence[LogProbs] = ()  # the model of the implicit reward, then its reference
     answers: Answers | None = None  # of servers
     reference: ReferenceAnswers | None = None  # with which responses are compared
+    of_groups: bool = False  # whether they are compared with the other samples of their group instead, where they have some
+    together: bool = False  # whether ranks compute together (ZeRO-3 on several)
 
 
-def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+def reward_models(config: PaidConfig, loaded: Loaded) -> list[PaidSource]:
     """The reward models, as one source."""
     members = loaded.members
     if members is None:
         return []
-    require(
-        config.critic_init == "sft" or not members.judge_steps,
-        f"`critic_init` reward_model with {', '.join(members.paths)}, whose scores are logits, no values, maybe of another "
-        "tokenizer",
-        "leave `critic_init` out",
-    )
     if members.judges_pairs:
-        together = config.zero_stage == 3 and distributed.world_size() > 1
-        model = pair_model_of(members, model=loaded.readers[0], together=together)
-        source = PairSource(model, loaded.reference, config.pair_opponent == "group")
+        model = pair_model_of(members, model=loaded.readers[0], together=loaded.together)
+        source = PairSource(model, loaded.reference, loaded.of_groups)
         return [PaidSource("reward_model", source, Segmenter(BANDIT_THRESHOLD), plain_reward(config))]
     ensemble: dict[str, Any] = {**config.combination(), "read_at": config.read_at}
     if config.prefix_differences:
@@ -73,7 +68,7 @@ def reward_models(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     return [PaidSource("reward_model", source, segmenter, dense_reward_of(config, members, segmenter))]
 
 
-def implicit_reward(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+def implicit_reward(config: PaidConfig, loaded: Loaded) -> list[PaidSource]:
     """The implicit reward of a language model."""
     if not config.implicit_reward:
         return []
@@ -83,7 +78,7 @@ def implicit_reward(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     return [PaidSource("implicit_reward", source, segmenter, plain_reward(config, config.reward_model))]
 
 
-def functions(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+def functions(config: PaidConfig, loaded: Loaded) -> list[PaidSource]:
     """Each function as a source."""
     whole, dense = Segmenter(BANDIT_THRESHOLD), plain_reward(config, config.reward_model)
     return [
@@ -92,7 +87,7 @@ def functions(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     ]
 
 
-def endpoint(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+def endpoint(config: PaidConfig, loaded: Loaded) -> list[PaidSource]:
     """The server, or several, as one source."""
     if not config.reward_url:
         return []
@@ -104,7 +99,7 @@ def endpoint(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     return [PaidSource("reward_url", source, Segmenter(BANDIT_THRESHOLD), plain_reward(config, config.reward_model))]
 
 
-def outcome(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
+def outcome(config: PaidConfig, loaded: Loaded) -> list[PaidSource]:
     """The outcome of a response, paid at its last token whatever the level."""
     if not config.outcome_function:
         return []
@@ -113,8 +108,8 @@ def outcome(config: PPOConfig, loaded: Loaded) -> list[PaidSource]:
     return [PaidSource("outcome_function", source, Segmenter(BANDIT_THRESHOLD), at_last, config.outcome_weight)]
 
 
-# A builder for each kind of source; in the order of `PPOConfig.source_names`.
-BUILDERS: Sequence[Callable[[PPOConfig, Loaded], list[PaidSource]]] = (reward_models, implicit_reward, functions, endpoint)
+# A builder for each kind of source; in the order of `PaidConfig.source_names`.
+BUILDERS: Sequence[Callable[[PaidConfig, Loaded], list[PaidSource]]] = (reward_models, implicit_reward, functions, endpoint)
 
 # How responses are cut: arguments of `choose_segmenter`, and the options that say them.
 CUT = {"level": "reward_level", "threshold": "entropy_threshold", "segmenter": "segmenter"}
@@ -133,7 +128,7 @@ KNOWN_BY = {
 }
 
 
-def make_rewards(config: PPOConfig, loaded: Loaded, others: Sequence[PaidSource] = ()) -> Rewards:
+def make_rewards(config: PaidConfig, loaded: Loaded, others: Sequence[PaidSource] = ()) -> Rewards:
     """The sources that the config names, with one weight each; and others, with weights of their own.
 
     Raises:
@@ -146,7 +141,7 @@ def make_rewards(config: PPOConfig, loaded: Loaded, others: Sequence[PaidSource]
     return Rewards([*weighed, *outcome(config, loaded), *others], penalties, loaded.answers)
 
 
-def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
+def check_sources(config: PaidConfig, others: Sequence[PaidSource] = ()) -> None:
     """UserError unless something gives rewards, each has one weight, and no option is of a source that is not there."""
     # A wrong name is known before models are loaded.
     for name in config.reward_function or []:
@@ -169,32 +164,38 @@ def check_sources(config: PPOConfig, others: Sequence[PaidSource] = ()) -> None:
         value, asking = getattr(config, name), [kind for kind in kinds if getattr(config, kind)]
         without = " or ".join(f"`{kind}`" for kind in kinds)
         require(value in (None, False) or asking, f"`{name}` {value} has no effect without {without}", f"leave `{name}` out")
-    if not config.reward_model:
-        require(config.critic_init == "sft", "`critic_init` reward_model without `reward_model`", "leave `critic_init` out")
-    if config.gold_reward_model:
-        check_scores([config.gold_reward_model], config)
     for name in ("fit", "length_norm", "step_reward") if config.prefix_differences else ():
         value = getattr(config, name)
         require(not value, f"`{name}` {value} has no effect with `prefix_differences`", f"leave `{name}` out")
 
 
-def check_comparisons(config: PPOConfig) -> bool:
-    """Whether the reward model compares responses. UserError for what such a one has no use for, and for what only it has."""
+def check_comparisons(config: PaidConfig) -> bool:
+    """Whether the reward model compares responses. UserError for what such a one has no use for."""
     paths = config.members()
     if not compares(paths, config):
-        found = f"`pair_opponent` {config.pair_opponent} has no effect: no `reward_model` compares responses"
-        require(
-            config.pair_opponent is None, found, "leave `pair_opponent` out, or give a model of denserl train-rm --input pair"
-        )
         return False
-    names = ", ".join(paths)
     for option in NOT_OF_COMPARISONS:
         value = getattr(config, option)
-        found = f"`{option}` {value} has no effect: {names} compares whole responses"
+        found = f"`{option}` {value} has no effect: {', '.join(paths)} compares whole responses"
         require(value in (None, False, 0), found, f"leave `{option}` out")
-    found = f"`critic_init` reward_model with {names}, which compares responses, and says nothing of one alone"
-    require(config.critic_init == "sft", found, "leave `critic_init` out")
     return True
+
+
+def check_run(config: PPOConfig, compares: bool) -> None:
+    """UserError for options of a run that do not go with its reward model. compares: whether that compares responses."""
+    found = f"`pair_opponent` {config.pair_opponent} has no effect: no `reward_model` compares responses"
+    fix = "leave `pair_opponent` out, or give a model of denserl train-rm --input pair"
+    require(compares or config.pair_opponent is None, found, fix)
+    if config.critic_init == "reward_model":
+        names, fix = ", ".join(config.members()), "leave `critic_init` out"
+        require(names, "`critic_init` reward_model without `reward_model`", fix)
+        found = f"`critic_init` reward_model with {names}, which compares responses, and says nothing of one alone"
+        require(not compares, found, fix)
+        steps = any(judges_steps(path, config) for path in config.members())
+        found = f"`critic_init` reward_model with {names}, whose scores are logits, no values, maybe of another tokenizer"
+        require(not steps, found, fix)
+    if config.gold_reward_model:
+        check_scores([config.gold_reward_model], config)
 
 
 def check_of_whole_responses(members: Members) -> None:
@@ -218,7 +219,7 @@ def check_of_whole_responses(members: Members) -> None:
         )
 
 
-def segmenter_of_increments(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Segmenter:
+def segmenter_of_increments(config: PaidConfig, tokenizer: PreTrainedTokenizerBase) -> Segmenter:
     """How a source is cut that pays every token what it adds: token by token, unless options say otherwise."""
     check_level(config.reward_level, config.entropy_threshold)
     return new_segmenter(config.reward_level or "token", config.entropy_threshold, config.segmenter, tokenizer, config)

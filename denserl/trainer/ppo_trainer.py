@@ -58,7 +58,7 @@ from denserl.trainer.ppo_models import (
     state_values,
 )
 from denserl.trainer.ppo_rewards import PaidSource, Rewards, join_scores
-from denserl.trainer.ppo_sources import Loaded, check_comparisons, check_sources, make_rewards
+from denserl.trainer.ppo_sources import Loaded, check_comparisons, check_run, check_sources, make_rewards
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run
 from denserl.trainer.stopping import SaveClock, StopRequest
 from denserl.trainer.summaries import in_words, policy_lines
@@ -144,6 +144,7 @@ class PPOTrainer:
         )
         sample_policy = sampler or PolicySampler.from_config
         compares = check_comparisons(config)
+        check_run(config, compares)
         device, dtype = start_run(config)
         check_sizes(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
@@ -157,12 +158,13 @@ class PPOTrainer:
         readers = freeze(members, config, device, dtype)
         implicit = load_implicit(config, tokenizer, device, dtype)
         models: Models  # loaded last, when it is known that the run can go on
-        forwards = [*implicit, lambda *args, **kw: models.reference(*args, **kw)]
+        forwards = map(logprobs_of, [*implicit, lambda *args, **kw: models.reference(*args, **kw)])
         answers = Answers(Path(config.output_dir) / "answers", resumed=checkpoint is not None) if config.reward_url else None
         of_reference = ReferenceAnswers(
             lambda *asked: sample_reference(models, config, tokenizer, sample_policy, *asked), decode, config.seed
         )
-        loaded = Loaded(tokenizer, decode, members, readers, tuple(map(logprobs_of, forwards)), answers, of_reference)
+        beside = (of_reference, config.pair_opponent == "group", config.zero_stage == 3 and distributed.world_size() > 1)
+        loaded = Loaded(tokenizer, decode, members, readers, tuple(forwards), answers, *beside)
         rewards = make_rewards(config, loaded, sources)
         rows = load_rows(config, tokenizer)
         check_limit(config, checkpoint, rows.schedule.iterations, len(rows.held_out or ()))
