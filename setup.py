@@ -34,6 +34,7 @@ setup(
         "denserl.judging": ["template_files/*.yaml"],
         # vendor/ holds uPlot 1.6.32 as npm has it, with its licence.
         "denserl.pages": ["*.html", "*.css", "*.js", "vendor/*"],
+        "denserl.scored": ["*.html", "*.css"],
     },
     install_requires=[
         "torch>=2.6",

@@ -36,6 +36,9 @@ from .rewards.sources.reward_model import RewardModelSource as RewardModelSource
 from .rewards.sources.step_model import StepModel as StepModel
 from .rollouts.base import Rollouts as Rollouts
 from .rollouts.policy import PolicySampler as PolicySampler
+from .scored.api import score as score
+from .scored.config import ScoreConfig as ScoreConfig
+from .scored.scorer import DenseScorer as DenseScorer
 from .segmentation import Segmenter as Segmenter
 from .segmentation import Segments as Segments
 from .segmentation import segment_by_entropy as segment_by_entropy

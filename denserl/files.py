@@ -135,6 +135,14 @@ def make_folder(option: str, path: str) -> None:
     require(writable, f"`{option}` {path}: not writable", fix)
 
 
+def check_target(option: str, path: str) -> None:
+    """UserError unless a file that an option names can be written, in a folder that is there."""
+    fix, target = "give a file in a folder that can be written", Path(path)
+    require(path and not target.is_dir(), f"`{option}` {path} is a folder" if path else f"`{option}` is empty", fix)
+    require(target.parent.is_dir(), f"`{option}` {path}: the folder {target.parent} does not exist", fix)
+    require(os.access(target.parent, os.W_OK), f"`{option}` {path}: {target.parent} is not writable", fix)
+
+
 def refuse_lfs_pointer(path: Path) -> None:
     """UserError for a file that only says where Git LFS keeps the real one."""
     try:

@@ -37,6 +37,7 @@ ROOMS = [
     "trainer",
     "evaluation",
     "inspection",
+    "scored",
     "world",
     "serving",
     "integrations",

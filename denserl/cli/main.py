@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "judge a reward model: pairs, RewardBench 1 and 2, RMB, HHH, MT-Bench, LLMBar, ProcessBench, stored answers",
     "answer": "let a policy answer AlpacaEval, Arena-Hard, MT-Bench, or prompts of your own",
     "judge": "judge the answers of policies: AlpacaEval, Arena-Hard, MT-Bench, prompts of one's own",
+    "score": "score texts by any source of rewards: coloured segments at the terminal, JSON lines, a page",
     "bon": "best-of-n: sample, score with proxy and gold, and draw both against KL",
     "serve-rewards": "score responses for other processes and libraries, by HTTP",
     "plan": "the memory that each phase will need per GPU, from a model's config alone, and the first setting that fits",

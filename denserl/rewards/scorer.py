@@ -108,7 +108,7 @@ class RewardScorer:
         self.sft_model = entropy_model(members.each, members.paths, stored, sft_model, self.segmenter)
         sft = [self._entropy_model(self.sft_model, dtype, source)] if self.sft_model is not None else []
         entropies = functools.partial(response_entropies, sft[0]) if sft else None
-        self.max_length = _within_positions(max_length, [*members.models, *sft])
+        self.max_length = within_positions(max_length, [*members.models, *sft])
         rewards = source_of(members, self.segmenter, how=how, weight=weight, read_at=read.read_at)
         self.agg_func = members.stored.agg_func
         self._scores = ResponseScorer(rewards, self.segmenter, entropies, self.agg_func)
@@ -276,8 +276,8 @@ def _remark_on_cuts(count: dict[str, int], paths: Sequence[str], max_length: int
         )
 
 
-def _within_positions(max_length: int, models: Sequence[PreTrainedModel]) -> int:
-    """The length, or that at which all of the models have positions, which mean the same in every row."""
+def within_positions(max_length: int, models: Sequence[PreTrainedModel]) -> int:
+    """The length, or that at which all of the models have positions, which mean the same in every row; logged if it is less."""
     bounds = [bound for model in models for bound in (positions_of(model.config), measured(model).longest)]
     most = min([max_length, *filter(None, bounds)])
     if most < max_length:

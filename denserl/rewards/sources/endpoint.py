@@ -13,7 +13,7 @@ from denserl.http import SHOWN, NoAnswer
 from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.texts import TextSource, Value, checked_values
 
-GO_ON = "mend or start the server, then go on with `resume` from the last checkpoint: what has been answered since is kept"
+GO_ON = "mend or start the server; a run goes on with `resume` from its last checkpoint: what has been answered since is kept"
 
 
 class EndpointSource(TextSource):

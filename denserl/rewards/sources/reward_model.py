@@ -136,6 +136,11 @@ class PrefixDifferences:
     def __init__(self, source: RewardModelSource, chances: bool = False):
         self.source, self.chances = source, chances
 
+    @property
+    def closing(self) -> Sequence[int] | None:
+        """What is read behind the end of turn."""
+        return self.source.closing
+
     def __call__(self, responses: Responses, batch: ResponseBatch) -> Scores:
         mask, closed = batch.response_mask, self.source.closed(responses)
         longer = pad_responses(responses.prompt_ids, closed, self.source.pad_id).to(mask.device)
