@@ -35,6 +35,7 @@ setup(
         # vendor/ holds uPlot 1.6.32 as npm has it, with its licence.
         "denserl.pages": ["*.html", "*.css", "*.js", "vendor/*"],
         "denserl.scored": ["*.html", "*.css"],
+        "denserl.report": ["*.html", "*.css", "*.js"],
     },
     install_requires=[
         "torch>=2.6",

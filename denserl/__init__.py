@@ -25,6 +25,7 @@ _MOVED = {
     "data.rows": "denserl.data.schemas",
     "data.sources": "denserl.data.readers",
     "data.entropies": "denserl.data.reference_cache",
+    "evaluation.report": "denserl.report.build and denserl.report.demo",
     "evaluation.pairwise": "denserl.evaluation.statistics",
     "evaluation.reading": "denserl.evaluation.suites.rows",
     "evaluation.hhh": "denserl.evaluation.suites.hhh",

@@ -22,6 +22,7 @@ ROOMS = [
     "plugins",
     "streams",
     "http",
+    "intervals",
     "pages",
     "config",
     "levels",
@@ -41,6 +42,7 @@ ROOMS = [
     "world",
     "serving",
     "integrations",
+    "report",
     "cli",
 ]
 HEAVY = ["flash_attn", "peft", "wandb", "bitsandbytes", "matplotlib", "deepspeed"]

@@ -37,7 +37,8 @@ class Options(Config):
 
 def run(options: Options) -> dict:
     """Returns the results that are also written to results.json."""
-    from denserl.evaluation.report import format_table, write_report
+    from denserl.report.build import PAGE, report_of, write_report
+    from denserl.report.demo import format_table
 
     began = time.perf_counter()
     folder = Path(options.output_dir)
@@ -62,8 +63,8 @@ def run(options: Options) -> dict:
         "levels": levels,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2))
-    write_report(folder, results, folder / "report.html")
-    say(f"\n{format_table(results)}\n\n{folder / 'report.html'}   ({results['minutes']:.1f} minutes)")
+    write_report(folder / PAGE, report_of([str(folder)]))
+    say(f"\n{format_table(results)}\n\n{folder / PAGE}   ({results['minutes']:.1f} minutes)")
     return results
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "judge": "judge the answers of policies: AlpacaEval, Arena-Hard, MT-Bench, prompts of one's own",
     "score": "score texts by any source of rewards: coloured segments at the terminal, JSON lines, a page",
     "bon": "best-of-n: sample, score with proxy and gold, and draw both against KL",
+    "report": "runs as one page, alone or compared: curves, samples, fits, judgements, settings",
     "serve-rewards": "score responses for other processes and libraries, by HTTP",
     "plan": "the memory that each phase will need per GPU, from a model's config alone, and the first setting that fits",
     "check-model": "how a model can be run, as measured: packed or padded, its logits, decoding, training mode",

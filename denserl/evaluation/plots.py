@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 
     from denserl.rewards.normalizer_fit import Groups, Line
 
-# Okabe and Ito's palette, told apart with any colour vision; the marks tell levels apart in print.
-LEVEL_COLOURS = {"segment": "#0072B2", "token": "#D55E00", "bandit": "#009E73", "segment-published": "#CC79A7"}
-LEVEL_MARKS = {"segment": "o", "token": "s", "bandit": "^", "segment-published": "D"}
-# For lines of any name; the first are the levels' own.
-COLOURS = (*LEVEL_COLOURS.values(), "#E69F00", "#56B4E9", "#000000", "#999999", "#8C564B", "#5D3A9B")
-MARKS = (*LEVEL_MARKS.values(), "v", "P", "X", "*", "<", ">")
+# Okabe and Ito's palette, told apart with any colour vision; the marks tell lines apart in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8C564B", "#5D3A9B")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 FEW_POINTS = 40
 
 
@@ -52,37 +49,6 @@ def plot_normalizer(groups: "Groups", mean: "Line", std: "Line", path: Path) -> 
         panel.plot(curve, fitted, color="C1", label=f"{line.slope:.3f} ln p {line.intercept:+.3f}   (R² {line.r2:.3f})")
         panel.set(xlabel="place p = k / K", ylabel=f"{name} of segment rewards")
         panel.legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def plot_levels(
-    curves: dict[str, Curve],
-    path: Path,
-    *,
-    xlabel: str,
-    ylabel: str,
-    reference: tuple[float, str] | None = None,
-    points: dict[str, Curve] | None = None,
-) -> None:
-    """One curve per reward level.
-
-    Args:
-        curves, points: level -> Curve. Curves are lines with a mark at each point; points stand alone, large and hollow.
-        reference: height and name of a dashed line across the plot.
-    """
-    figure, panel = _figure(1, 1, (5.6, 3.6))
-    for level, curve in curves.items():
-        panel.plot(*curve, color=LEVEL_COLOURS[level], marker=LEVEL_MARKS[level], markersize=4, linewidth=1.6, label=level)
-    for level, curve in (points or {}).items():
-        style = {"marker": LEVEL_MARKS[level], "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.8}
-        panel.plot(*curve, color=LEVEL_COLOURS[level], linestyle="none", clip_on=False, **style)
-    if reference is not None:
-        height, name = reference
-        panel.axhline(height, color="0.35", linestyle="--", linewidth=1)
-        # x in shares of the width, y in data: just above the line, at the left where curves are still low.
-        panel.annotate(name, (0.01, height), (0, 3), panel.get_yaxis_transform(), "offset points", color="0.25", fontsize=9)
-    panel.set(xlabel=xlabel, ylabel=ylabel)
-    panel.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0.2)
     _save(figure, path)
 
 
@@ -183,7 +149,7 @@ def plot_reliability(calibration: dict, path: Path) -> None:
     width = [0.9 * (row["high"] - row["low"]) for row in bins]
     panel.plot([0.5, 1], [0.5, 1], color="0.35", linestyle="--", linewidth=1, label="calibrated")
     means = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
-    panel.plot(*means, color=LEVEL_COLOURS["segment"], marker="o", markersize=5, linewidth=1.6, label="measured")
+    panel.plot(*means, color=COLOURS[0], marker="o", markersize=5, linewidth=1.6, label="measured")
     panel.set(xlim=(0.5, 1), ylim=(0, 1.02), ylabel="share of pairs judged rightly")
     panel.set_title(f"ECE {calibration['ece']:.3f}   Brier {calibration['brier']:.3f}", fontsize=10, loc="left")
     panel.legend(frameon=False, fontsize=9, loc="lower right")

@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 from scipy.special import expit
 
+from denserl.intervals import LEVEL, wilson
 from denserl.rewards.pair_chances import CONFIDENCE_BINS, calibration_error, reliability
-from denserl.rewards.pair_metrics import LEVEL, wilson
 
 GAP_BINS = 5
 SAME = 1e-12  # differences below are of rounding

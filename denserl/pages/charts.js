@@ -127,11 +127,12 @@ const denserlCharts = (() => {
     ctx.setLineDash([6 * ratio, 4 * ratio]);
     ctx.font = `${11 * ratio}px system-ui, sans-serif`;
     ctx.textAlign = "left";
-    ctx.textBaseline = "bottom";
     for (const line of chart.references) {
       const y = plot.valToPos(line.y, "y", true);
       stroke([bbox.left, y], [bbox.left + bbox.width, y]);
-      ctx.fillText(line.name, bbox.left + 4 * ratio, y - 2 * ratio);
+      const high = y - bbox.top < 14 * ratio; // no room above it
+      ctx.textBaseline = high ? "top" : "bottom";
+      ctx.fillText(line.name, bbox.left + 4 * ratio, y + (high ? 3 : -2) * ratio);
     }
     ctx.restore();
   }
@@ -193,6 +194,8 @@ const denserlCharts = (() => {
   function redraw(figure) {
     const entry = drawn.get(figure), place = figure.querySelector(".plot");
     entry.plot?.destroy();
+    entry.plot = null;
+    if (!place.clientWidth) return; // folded: drawn when it is opened
     entry.plot = new uPlot(optionsOf(entry.chart, place.clientWidth), entry.data, place);
     answerKeys(entry.plot, entry.chart);
   }
@@ -210,7 +213,8 @@ const denserlCharts = (() => {
       });
       new ResizeObserver(() => {
         const { plot } = drawn.get(figure), width = figure.querySelector(".plot").clientWidth;
-        if (width && width !== plot.width) plot.setSize({ width, height: HEIGHT });
+        if (width && !plot) redraw(figure);
+        else if (width && width !== plot.width) plot.setSize({ width, height: HEIGHT });
       }).observe(figure);
     }
     redraw(figure);

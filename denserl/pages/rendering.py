@@ -7,6 +7,7 @@ would run if it came to stand there.
 """
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -31,10 +32,6 @@ def render(template: str, page: dict[str, Any], scripts: Sequence[str] = (), con
         scripts: "room/name.js", files of the package that the page runs at its end, in this order.
         connects: whether its scripts may ask the server that the page is from.
     """
-    environment = Environment(
-        loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["data"] = _as_data
     inlined = [Markup(_text(name).strip()) for name in scripts]
     allowed = {"default-src": "'none'", "img-src": "data:", "style-src": "'unsafe-inline'"}
     if scripts:
@@ -42,7 +39,16 @@ def render(template: str, page: dict[str, Any], scripts: Sequence[str] = (), con
     if connects:
         allowed["connect-src"] = "'self'"
     policy = "; ".join(f"{kind} {sources}" for kind, sources in allowed.items())
-    return environment.get_template(template).render(page, scripts=inlined, policy=Markup(policy))
+    return _environment().get_template(template).render(page, scripts=inlined, policy=Markup(policy))
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Templates are compiled once."""
+    loader, blocks = FunctionLoader(lambda name: _text(name)), {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
+    environment.filters["data"] = _as_data
+    return environment
 
 
 def data_uri(image: Path) -> str:

@@ -32,8 +32,9 @@ def share_of(value: float, limit: float) -> float:
 
 def limit_of(values: Iterable[float]) -> float:
     """The number at the end of the colours: the 95 % quantile of the sizes of those that are finite; 1 where that is 0."""
-    sizes = [abs(value) for value in values if math.isfinite(value)]
-    return float(np.quantile(sizes, QUANTILE)) if any(sizes) and np.quantile(sizes, QUANTILE) > 0 else 1.0
+    sizes = np.abs(np.fromiter(values, dtype=np.float64))
+    sizes = sizes[np.isfinite(sizes)]
+    return (float(np.quantile(sizes, QUANTILE)) if len(sizes) else 0.0) or 1.0
 
 
 def legend(limit: float, steps: int = 9) -> list[Step]:

@@ -1,17 +1,16 @@
 """Scores of response tokens, and the metrics of scored groups of responses. Shared by training, evaluation and the fit."""
 
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 
 from denserl.data.batching import ResponseBatch, response_slots
+from denserl.intervals import LEVEL, wilson
 from denserl.models.scoring import token_rewards
 from denserl.rewards.objectives.losses import wins
 from denserl.segmentation import Segments
 
-LEVEL = 0.95  # of intervals
 FEW_PAIRS = 100  # of which an accuracy is known to about a tenth at best
 HUGE_SCORE = 1e4  # usual ones are units, at most hundreds
 
@@ -135,16 +134,6 @@ def pair_metrics(sums: dict[str, float]) -> dict[str, float]:
         "score_mean": mean,
         "score_std": variance**0.5,
     }
-
-
-def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
-    """Wilson's interval, [low, high], of a share of `count` independent pairs.
-
-    The p for which |share - p| <= z sqrt(p (1 - p) / count), where z is the normal quantile of `level`.
-    """
-    square = NormalDist().inv_cdf((1 + level) / 2) ** 2 / count
-    middle, half = share + square / 2, (square * (share * (1 - share) + square / 4)) ** 0.5
-    return [max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))]
 
 
 def remarks(accuracy: float, count: int, largest: float = 0.0, interval: Sequence[float] = (), of: str = "pairs") -> list[str]:

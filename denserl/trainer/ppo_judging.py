@@ -11,13 +11,13 @@ from denserl import distributed
 from denserl.config import ModelSourceConfig, options_of
 from denserl.data.responses import Messages, Responses
 from denserl.errors import require
+from denserl.intervals import wilson
 from denserl.judging.build import build_askers, build_judge
 from denserl.judging.contract import Comparison, Judge, Judgement
 from denserl.judging.models import load_model_judge
 from denserl.judging.tallies import tally
 from denserl.judging.templates import find_template
 from denserl.rewards.config import ScorerConfig
-from denserl.rewards.pair_metrics import wilson
 from denserl.rewards.sources.pair_source import Answer
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.ppo_config import PPOConfig

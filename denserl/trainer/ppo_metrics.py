@@ -138,12 +138,15 @@ class RunLog(NamedTuple):
         write_batch(self.skipped, name, samples)
 
     def _sample(self, responses: Responses, scored: ScoredRollouts, rewards: Rewards, i: int) -> dict:
-        first, *others = [self._segments(responses.response_ids[i], source, i) for source in scored.sources]
+        # Of a whole response in one segment, the end of turn is a part that is no text.
+        ids = responses.response_ids[i][:-1] if responses.ended[i] else responses.response_ids[i]
+        first, *others = [self._segments(ids, source, i) for source in scored.sources]
         more = {paid.name: segments for paid, segments in zip(rewards.sources[1:], others, strict=True)}
         weights = {paid.name: paid.weight for paid in rewards.sources}
         score = weighted_sum([source.score[i] for source in scored.sources], rewards.weights)
         return {
             "prompt_id": xxhash.xxh3_64_hexdigest(json.dumps(list(responses.prompt_ids[i])).encode()),
+            "messages": responses.prompts[i],
             "prompt": self.tokenizer.decode(responses.prompt_ids[i], skip_special_tokens=True),
             "response": responses.texts[i],
             "ended": responses.ended[i],

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from denserl.rewards.pair_metrics import FEW_PAIRS, LEVEL, remarks, wilson
+from denserl.intervals import LEVEL, wilson
+from denserl.rewards.pair_metrics import FEW_PAIRS, remarks
 
 PERCENT = f"{LEVEL:.0%}"
 

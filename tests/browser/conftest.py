@@ -21,7 +21,7 @@ ARGUMENTS = [
 # A phone and a wide window, by day and by night.
 VIEWS = [(width, scheme) for width in (320, 1400) for scheme in ("light", "dark")]
 
-sys.path.append(str(Path(__file__).parent.parent / "hostile"))
+sys.path += [str(Path(__file__).parent.parent / name) for name in ("hostile", "report")]
 
 
 @pytest.fixture(scope="session")

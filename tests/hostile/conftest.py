@@ -1,4 +1,4 @@
-"""The hand-made demo runs of tests/evaluation are used here too; what a command does to logging is undone."""
+"""The hand-made runs of tests/report are used here too; what a command does to logging is undone."""
 
 import logging
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent / "evaluation"))
+sys.path.append(str(Path(__file__).parent.parent / "report"))
 
 
 @pytest.fixture(autouse=True)

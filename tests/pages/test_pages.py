@@ -28,9 +28,9 @@ def written(monkeypatch):
     """Renders a template that stands in no file."""
 
     def make(template: str, page: dict, scripts=(), **more) -> str:
-        read = rendering._text
-        monkeypatch.setattr(rendering, "_text", lambda name: template if name == "test/page.html" else read(name))
-        return render("test/page.html", page, scripts, **more)
+        read, own = rendering._text, f"test/{hash(template)}.html"
+        monkeypatch.setattr(rendering, "_text", lambda name: template if name == own else read(name))
+        return render(own, page, scripts, **more)
 
     return make
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from denserl.rewards.pair_metrics import group_metrics, group_sums, pair_metrics, pair_sums, remarks, wilson
+from denserl.intervals import wilson
+from denserl.rewards.pair_metrics import group_metrics, group_sums, pair_metrics, pair_sums, remarks
 from denserl.segmentation import segment_by_entropy
 
 PAIR = st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(1, 5), st.integers(1, 5))

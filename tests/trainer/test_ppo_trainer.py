@@ -209,7 +209,8 @@ def check_samples(output: Path, judged: Judged, rollouts: Rollouts, world) -> No
         means = [0.0, *(mean(judged.normalised[b][: k + 1]) for k in range(len(judged.normalised[b])))]
         changes = [now - before for before, now in zip(means, means[1:])]
         assert [part["change"] for part in line["segments"]] == pytest.approx(changes, abs=1e-3)
-        texts = [tokenizer.decode([response[t] for t in tokens]) for tokens in judged.segments[b]]
+        content = len(response) - line["ended"]
+        texts = [tokenizer.decode([response[t] for t in tokens if t < content]) for tokens in judged.segments[b]]
         assert [part["text"] for part in line["segments"]] == texts
         of_response = {"reward": mean(judged.raw[b]), "kl": 0.0, "length": len(response), "entropy": judged.entropy[b]}
         assert {key: line[key] for key in of_response} == pytest.approx(of_response, abs=1e-3)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from denserl.evaluation.statistics import bootstrap_means, bootstrap_parts, interval
-from denserl.rewards.pair_metrics import LEVEL
+from denserl.intervals import LEVEL
 
 RESAMPLES = 1000
 

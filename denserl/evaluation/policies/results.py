@@ -22,7 +22,7 @@ from denserl.evaluation.policies.length_control import (
 )
 from denserl.evaluation.policies.length_files import LengthFiles
 from denserl.evaluation.policies.outcomes import Judged, Outcome
-from denserl.rewards.pair_metrics import wilson
+from denserl.intervals import wilson
 
 LOWEST = 1.0  # the rating that a missing answer is given where it counts as lost
 PERCENT = 100.0
