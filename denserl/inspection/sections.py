@@ -73,10 +73,15 @@ def _tokens(figures: Mapping[str, Any]) -> Section | None:
         if found["every"]
         else f"of {found['rows']} rows, drawn from {figures['rows']['records']}"
     )
-    words = [f"{drawn}, with what the chat template writes around them"]
+    words = [f"{drawn}, with what the chat template writes around turns"]
     limits = {name: found[name] for name in ("max_length", "max_prompt_length") if found[name] is not None}
-    cuts = [_cut(part, found["lengths"][part]["n"], cut) for part, cut in found["cut"].items()]
-    words.append(f"cut at {', '.join(f'{name} {tokens}' for name, tokens in limits.items())}: {', '.join(cuts)}")
+    cuts = [_cut(part, found["rows"] - found["plain"], cut) for part, cut in found["cut"].items()]
+    if cuts:
+        words.append(f"cut at {', '.join(f'{name} {tokens}' for name, tokens in limits.items())}: {', '.join(cuts)}")
+    if found["plain"]:
+        words.append(
+            f"{found['plain']} are plain text, of which {found['split']} are split at max_length {found['max_length']}"
+        )
     words += [
         f"{reason['count']} refused: {reason['reason']} ({', '.join(reason['places'])})"
         for reason in found["reasons"][:_LISTED]

@@ -87,27 +87,27 @@ def _ids(row: dict, kind: Kind, tokenizer: "PreTrainedTokenizerBase", longest: M
 
 
 def lengths_in_tokens(rows: datasets.Dataset, kind: Kind, config: InspectConfig, every: bool) -> dict[str, Any]:
-    """How long the parts of encoded rows are, and how many of them are cut.
+    """How long the parts of encoded rows are, and how many of them are cut; of plain texts, how many are split.
 
     every: whether all rows were drawn; of others shares have intervals of what holds of all.
     """
     has_prompt = array_of(rows, f"{PROMPT}_tokens") > 0
-    whole, kept = {}, {}
-    for part in (PROMPT, *kind.sides):
-        looked_at = has_prompt if part == PROMPT else slice(None)
-        whole[part] = array_of(rows, f"{part}_tokens")[looked_at]
-        kept[part] = list_lengths(rows, f"{part}_ids")[looked_at]
-    cut = {part: share(int((whole[part] > kept[part]).sum()), len(whole[part])) for part in whole if len(whole[part])}
+    whole = {part: array_of(rows, f"{part}_tokens") for part in (PROMPT, *kind.sides)}
+    lost = {part: whole[part] > list_lengths(rows, f"{part}_ids") for part in whole}
+    cut = {part: share(int(lost[part][has_prompt].sum()), int(has_prompt.sum())) for part in whole if has_prompt.any()}
     if every:
         cut = {part: {**found, "interval": None} for part, found in cut.items()}
+    plain = {part: tokens[~has_prompt] for part, tokens in whole.items() if part != PROMPT}
     return {
         "rows": len(rows),
         "every": every,
         "max_length": config.max_length if kind.sides else None,
         "max_prompt_length": config.prompt_length(kind.name),
-        "lengths": {part: spread(values) for part, values in whole.items()},
-        "together": spread(_together(rows, kind)) if kind.sides else None,
+        "lengths": {part: spread(tokens[has_prompt] if part == PROMPT else tokens) for part, tokens in whole.items()},
+        "together": spread(_together(rows, kind)[has_prompt]) if kind.sides else None,
         "cut": cut,
+        "plain": int((~has_prompt).sum()),
+        "split": sum(int((tokens > config.max_length).sum()) for tokens in plain.values()),
     }
 
 

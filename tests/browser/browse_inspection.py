@@ -1,19 +1,23 @@
 """The page of `denserl inspect` in a browser."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hostile import RUN, TEXTS
 from looks import fits, unreached
 
 sys.path.append(str(Path(__file__).parent.parent / "inspection"))
 from inspected_rows import responses, write_pairs  # noqa: E402
 
 from denserl.inspection.config import InspectConfig  # noqa: E402
-from denserl.inspection.cuts import entropies, side_by_side, threshold_for, thresholds  # noqa: E402
+from denserl.inspection.cuts import Response, entropies, side_by_side, threshold_for, thresholds  # noqa: E402
 from denserl.inspection.inspected import inspected  # noqa: E402
 from denserl.inspection.page import write_page  # noqa: E402
+from denserl.terminal import visible  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,36 @@ def test_an_inspection_fits_and_is_reached_by_keyboard(inspection, visit, view, 
     shoot(page, f"inspect-{view[0]}-{view[1]}")
     assert fits(page) and page.locator("canvas").count() == 4
     assert unreached(page) == []
+
+
+def test_hostile_rows_and_responses_are_only_text(visit, tmp_path):
+    """Without the page's own policy, so that it is not what keeps them from running."""
+    texts = list(dict.fromkeys(TEXTS))
+    rows = [{"prompt": "Tell me.", "chosen": "Yes.", "rejected": "No.", text: 1} for text in texts if text.isprintable()]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": texts[0], texts[1]: 1}]))
+    cut = [Response(text, text, text, [len(text)], np.ones(1, np.float32)) for text in map(valid, texts[:20])]
+    figures = {
+        **inspected(InspectConfig(data=[str(data)], kind="pairs")),
+        "options": {"data": [texts[1]], "model": texts[0]},
+        "thresholds": thresholds(cut, []),
+        "wished": {"tokens_per_segment": 4, "threshold": None},
+        "cut_at": [0.5],
+        "responses": side_by_side(cut, [0.5]),
+    }
+    write_page(tmp_path / "inspect.html", figures)
+    html, count = re.subn('<meta http-equiv="Content-Security-Policy"[^>]*>', "", (tmp_path / "inspect.html").read_text())
+    (tmp_path / "inspect.html").write_text(html)
+    page = visit(tmp_path / "inspect.html")
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert count == 1 and RUN.split("'")[1] == "data-ran" and page.locator("html").get_attribute("data-ran") is None
+    assert page.locator("iframe, img, svg, base").count() == 0
+    assert page.locator(".segment").all_text_contents() == [visible(one.text) for one in cut]
+
+
+def valid(text: str) -> str:
+    """Without halves of characters, which no decoder gives."""
+    return text.encode("utf-8", "ignore").decode()
 
 
 def test_responses_unfold_and_their_segments_tell_what_they_are(inspection, visit):

@@ -130,6 +130,23 @@ def test_a_sample_says_how_sure_shares_are_and_is_drawn_by_seed(sft, tmp_path):
     assert found[0]["tokens"]["max_prompt_length"] == 1024  # half of max_length, as in train-sft
 
 
+def test_plain_text_is_split_and_not_cut_and_prompts_have_nothing_to_cut(sft, tmp_path, capsys):
+    words = ["--model", sft, "--device", "cpu", "--cache_dir", tmp_path / "cache"]
+    texts, tokenizer = ["It hums. " * 30, "It hums."], load_tokenizer(str(sft))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found = command(tmp_path / "texts.jsonl", *words, "--max_length", 50, output=tmp_path / "texts")
+    lengths = [len(tokenizer(text).input_ids) for text in texts]
+    assert found["tokens"]["lengths"]["response"]["max"] == max(lengths) > 50 >= min(lengths)
+    assert (found["tokens"]["cut"], found["tokens"]["plain"], found["tokens"]["split"]) == ({}, 2, 1)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    prompts = command(tmp_path / "prompts.jsonl", *words, "--max_prompt_length", 30, output=tmp_path / "prompts")
+    assert prompts["tokens"]["cut"]["prompt"]["count"] == 1
+    said = capsys.readouterr().out
+    for name, figures in (("texts", found), ("prompts", prompts)):
+        assert "entropies" not in figures
+        check_all_say_the_same(tmp_path / name, said)
+
+
 HOSTILE = "<script>document.title='ran'</script>\x1b[2J\u202e</style>{{ 7 * 7 }}"
 
 
