@@ -206,4 +206,4 @@ def test_every_row_of_papers_names_tests_that_are_there():
 
 def test_every_command_is_in_the_table_of_commands():
     rows = re.findall(r"^\| (`[a-z].*?) \|", (ROOT / "docs/commands.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == set(COMMANDS)
+    assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} >= set(COMMANDS)

@@ -77,7 +77,8 @@ def test_a_reward_model_and_its_calibration(run):
 def test_ppo_at_three_levels(run):
     names = run(3)
     assert [round(value, 2) for value in names["paid"][0].tolist()] == [0, 0, 1.2, 0, -0.75, 0, 0, 0, 0.15]
-    assert {level: len(rows) for level, rows in names["runs"].items()} == dict.fromkeys(("segment", "token", "bandit"), 2)
+    rows = {level: [row["step"] for row in rows] for level, rows in names["runs"].items()}
+    assert rows == dict.fromkeys(("segment", "token", "bandit"), [0, 1, 2])
 
 
 @pytest.mark.long
@@ -94,4 +95,4 @@ def test_a_reward_source_of_ones_own(run):
     says = names["names_the_wish"]([names["prompt"]], ["Coupons keep sailing cheap. Dinghies belong to sailing."])
     assert says == [[(27, 1.0), (55, 0.0)]]
     first, both = names["runs"].values()
-    assert len(first) == len(both) == 2 and "reward/no_repeats" in both[0]
+    assert len(first) == len(both) == 3 and "reward/no_repeats" in both[-1]
