@@ -32,6 +32,7 @@ setup(
         "denserl.evaluation": ["*.html"],
         "denserl.inspection": ["*.html"],
         "denserl.judging": ["template_files/*.yaml"],
+        "denserl.models": ["card_files/*"],
         # vendor/ holds uPlot 1.6.32 as npm has it, with its licence.
         "denserl.pages": ["*.html", "*.css", "*.js", "vendor/*"],
         "denserl.scored": ["*.html", "*.css"],

@@ -17,7 +17,7 @@ import fixtures
 import numpy as np
 from harness import REPOSITORY, Options, arguments, as_options, ending_well
 
-from denserl.cli.words import as_flags
+from denserl.flags import as_flags
 
 STEP_PAIRS = 16
 EPOCHS = (1, 3)

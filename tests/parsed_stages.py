@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from denserl.cli.options import parse
-from denserl.cli.words import as_flags
+from denserl.flags import as_flags
 from denserl.world.make import WorldSizes, write_world
 
 

@@ -182,7 +182,7 @@ def is_saving(output: Path, since: float) -> bool:
 def differences(one: Path, other: Path) -> list[str]:
     """What two output folders do not have in common, to the bit; timings, commands and the place of the folder are left out."""
     names = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
-    names = [found - {"command.json"} for found in names]
+    names = [{name for name in found if Path(name).name not in ("command.json", "README.md")} for found in names]
     found = [f"only in one: {name}" for name in sorted(names[0] - names[1])]
     found += [f"only in the other: {name}" for name in sorted(names[1] - names[0])]
     for name in sorted(names[0] & names[1]):

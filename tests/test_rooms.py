@@ -25,6 +25,7 @@ ROOMS = [
     "intervals",
     "pages",
     "config",
+    "flags",
     "levels",
     "steps",
     "segmentation",

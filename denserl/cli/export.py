@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from denserl.cli.launch import launch
-from denserl.config import FIRST, INPUT, Config, Only
+from denserl.config import FIRST, INPUT, Only
 from denserl.errors import UserError, require
 from denserl.files import make_folder
+from denserl.models.config import SharingConfig
 from denserl.terminal import quiet_libraries
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ INTO_OURS = Only("without `layout` denserl", lambda c: c.layout == "denserl")
 
 
 @dataclass(kw_only=True)
-class Options(Config):
+class Options(SharingConfig):
     """Write a reward model as a standard classifier, in GRM's or ArmoRM's layout, or one of another library in ours, of equal
     scores; or the model of a checkpoint."""
 
@@ -61,7 +62,11 @@ class Options(Config):
 
 
 def run(options: Options) -> None:
+    from denserl.models.card import Making
+    from denserl.models.publishing import check_sharing, publish
+
     quiet_libraries()
+    check_sharing(options)
     folder = make_model_folder(options.output_dir)
     if options.checkpoint:
         from denserl.trainer.descriptions import write_models
@@ -70,6 +75,7 @@ def run(options: Options) -> None:
         log.info("%s: the model of %s", folder, options.checkpoint)
     else:
         _write_layout(options, folder)
+    publish(folder, Making("export", options))
 
 
 def _write_layout(options: Options, folder: Path) -> None:

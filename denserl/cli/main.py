@@ -21,6 +21,7 @@ COMMANDS = {
     "import-gguf": "a language model out of a GGUF file, as a folder that the other commands read",
     "merge": "merge LoRA adapters into a whole model folder",
     "export": "write a reward model in other libraries' layouts, or read them",
+    "push": "send a model with its card to the Hugging Face hub",
     "evaluate": "judge a reward model: pairs, RewardBench 1 and 2, RMB, HHH, MT-Bench, LLMBar, ProcessBench, stored answers",
     "answer": "let a policy answer AlpacaEval, Arena-Hard, MT-Bench, or prompts of your own",
     "judge": "judge the answers of policies: AlpacaEval, Arena-Hard, MT-Bench, prompts of one's own",

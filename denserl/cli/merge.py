@@ -44,6 +44,8 @@ class Options(Config):
 
 
 def run(options: Options) -> None:
+    from denserl.models.card import Making, write_cards
+
     quiet_libraries()
     dtype = None if options.dtype == "auto" else options.dtype
     folder = make_model_folder(options.output_dir)
@@ -51,6 +53,7 @@ def run(options: Options) -> None:
         _merge(options, folder, dtype)
     else:
         _average(options, folder, dtype)
+    write_cards(folder, Making("merge", options, precision=options.dtype))
 
 
 def _merge(options: Options, folder: Path, dtype: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Interval
@@ -42,6 +43,7 @@ def run(options: Options) -> None:
     from denserl.data.demonstrations import load_demonstrations
     from denserl.data.messages import texts_in
     from denserl.data.rendering import assistant
+    from denserl.models.card import Making, write_cards
     from denserl.models.tiny import new_llama, train_tokenizer
 
     require(
@@ -65,6 +67,9 @@ def run(options: Options) -> None:
     )
     model.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
+    write_cards(
+        Path(options.output_dir), Making("new-model", options), "An untrained language model, and a tokenizer trained on text."
+    )
     log.info("%s: %d tokens, %.1f M parameters, untrained", options.output_dir, len(tokenizer), model.num_parameters() / 1e6)
 
 

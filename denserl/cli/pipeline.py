@@ -8,8 +8,8 @@ from typing import Any
 
 from denserl.cli.options import parse, with_flags
 from denserl.cli.record import recorded
-from denserl.cli.words import as_flags
 from denserl.errors import UserError
+from denserl.flags import as_flags
 from denserl.terminal import say
 
 

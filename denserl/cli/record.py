@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from denserl.cli.inputs import contents, of_inputs, stamp
 from denserl.cli.versions import versions
 from denserl.config import Config, RunConfig
+from denserl.data.inputs import contents, of_inputs, stamp
 from denserl.errors import Stopped, UserError
 from denserl.files import COMMAND_FILE as RECORD
 from denserl.files import make_folder, replace_whole

@@ -2,7 +2,7 @@
 
 from denserl.cli.launch import launch, suggest
 from denserl.cli.record import recorded
-from denserl.cli.words import written_out
+from denserl.flags import written_out
 from denserl.trainer.reward_config import RewardConfig as Options
 
 

@@ -3,15 +3,14 @@
 import itertools
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from denserl.cli.names import check_name
 from denserl.config import Config, OnOff, options_of
 from denserl.errors import UserError, require
+from denserl.flags import as_flags
 
 log = logging.getLogger(__name__)
 
@@ -72,24 +71,6 @@ def _on_and_off(settings: dict, options_class: type[Config]) -> dict[str, str]:
     """The words of the options that are on or off, where YAML has made booleans of them."""
     names = {option.flag for option in options_of(options_class) if option.type in (OnOff, OnOff | None)}
     return {name: "on" if value else "off" for name, value in settings.items() if name in names and isinstance(value, bool)}
-
-
-def as_flags(name: str, value: Any) -> list[str]:
-    """One option as command-line words: a boolean as --name or --no-name, a list as several words."""
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", *map(str, _several(value))]
-
-
-def written_out(options: Config) -> list[str]:
-    """The flags of all options that differ from their defaults."""
-    changed = {option.name: getattr(options, option.name) for option in options_of(type(options))}
-    defaults = {option.name: option.default for option in options_of(type(options))}
-    return [word for name, value in changed.items() if value != defaults[name] for word in as_flags(name, value)]
-
-
-def _several(value: Any) -> Iterable:
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def spelled_out(argv: list[str], options_class: type[Config]) -> list[str]:

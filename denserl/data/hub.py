@@ -31,6 +31,11 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return (before, revision) if at and revision and is_hub_name(before) and not Path(name).exists() else (name, None)
 
 
+def public_name(name: str) -> str:
+    """A hub name as it is, with its revision and configuration; of a file or folder of this machine the last part alone."""
+    return name if is_hub_name(split_revision(name)[0].partition(":")[0]) and not Path(name).exists() else Path(name).name
+
+
 @functools.cache
 def go_offline_if_unreachable() -> None:
     """Where the hub cannot be reached, let the libraries use only what is stored: they would retry for half a minute."""

@@ -1,6 +1,7 @@
 """Gradient checkpointing, faster kernels and LoRA adapters for a model that is to be trained."""
 
 import re
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -62,6 +63,12 @@ def prepare_model(model: PreTrainedModel, config: AdapterConfig, task: str, devi
     if hasattr(model, PROTOTYPES):
         model.prototypes.requires_grad_(True)
     return adapted
+
+
+def save_adapters(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write the adapters of a model, without the card of the library, which names the base by its path (card.py has one)."""
+    model.create_or_update_model_card = lambda folder: None
+    model.save_pretrained(str(folder))
 
 
 def check_targets(model: PreTrainedModel, targets: list[str] | None, task: str) -> None:

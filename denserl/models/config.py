@@ -1,4 +1,4 @@
-"""Options of how a model's weights are trained: recomputed activations, and adapters in their place."""
+"""Options of how a model's weights are trained (recomputed activations, and adapters in their place), and where it goes."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -36,3 +36,15 @@ class AdapterConfig(Config):
     def base_loading(self) -> dict[str, Any]:
         """The arguments that the loading of the model to be trained takes beside those of all models."""
         return {"four_bit": True} if self.load_in_4bit else {}
+
+
+@dataclass(kw_only=True)
+class SharingConfig(Config):
+    """Where a model goes beside its folder."""
+
+    group: ClassVar[str] = "sharing"
+
+    push_to_hub: Annotated[str | None, RESUMABLE] = None
+    """Send the model, and nothing else, to this repository of the hub (USER/NAME) when it is written; it is private."""
+    hub_public: Annotated[bool, RESUMABLE, Only("without `push_to_hub`", lambda c: c.push_to_hub)] = False
+    """Let all see the repository."""

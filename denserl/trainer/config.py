@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Interval
 from denserl.config import FIRST, INPUT, MODEL, RESUMABLE, Config, Only, RunConfig
 from denserl.data.config import DataConfig, has_splits
 from denserl.errors import require
-from denserl.models.config import AdapterConfig
+from denserl.models.config import AdapterConfig, SharingConfig
 
 
 @dataclass(kw_only=True)
@@ -28,7 +28,7 @@ class TrackingConfig(Config):
 
 
 @dataclass(kw_only=True)
-class OptimisationConfig(TrackingConfig, AdapterConfig):
+class OptimisationConfig(TrackingConfig, AdapterConfig, SharingConfig):
     """How weights are trained: AdamW, its schedule, DeepSpeed."""
 
     group: ClassVar[str] = "optimisation"

@@ -150,7 +150,12 @@ class GroupTrainer(SupervisedTrainer):
             log.info("  %s", line)
         for remark in remarks:
             log.warning("  %s", remark)
+        self.session.present("train-rm", [*lines, *remarks], self.accuracy(metrics))
         return metrics
+
+    def accuracy(self, metrics: dict[str, float]) -> tuple[float, int] | None:
+        """The accuracy among the evaluation metrics, and of how many pairs it is; of other rows none."""
+        return None
 
     def learn(self) -> dict[str, float]:
         """Train to the end; returns the evaluation metrics of the weights that it ends with."""

@@ -17,7 +17,13 @@ class MembersConfig(Config):
 
     group: ClassVar[str] = "members"
 
-    members: Annotated[int | None, Ge(2), _OF_TWO, Only("beside `unlabelled_data`", lambda c: not c.unlabelled_data)] = None
+    members: Annotated[
+        int | None,
+        Ge(2),
+        _OF_TWO,
+        Only("beside `unlabelled_data`", lambda c: not c.unlabelled_data),
+        Only("with `members`, each of which denserl push sends", lambda c: not c.members, of=("push_to_hub",)),
+    ] = None
     """Train so many models in one command: seeds `seed`, seed + 1, ..., each in a folder of its own, member-0, member-1, ..."""
     strength_folds: Annotated[
         int | None,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from denserl import distributed
 from denserl.data.batching import ResponseBatch, response_slots
 from denserl.data.fingerprints import file_fingerprint
-from denserl.models.adapters import prepare_layers, prepare_model
+from denserl.models.adapters import prepare_layers, prepare_model, save_adapters
 from denserl.models.dropout import disable_dropout
 from denserl.models.kernels import use_liger_kernel
 from denserl.models.loading import load_policy, local_folder, match_embeddings
@@ -233,7 +233,7 @@ def save_models(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenize
     def write(model: PreTrainedModel, target: Path) -> None:
         if distributed.rank() == 0:
             if hasattr(model, "merge_and_unload"):
-                model.save_pretrained(str(target / "adapter"))
+                save_adapters(model, target / "adapter")
                 model = merge_trained(deepcopy(model), target / "adapter")
             model.save_pretrained(str(target))
             tokenizer.save_pretrained(str(target))

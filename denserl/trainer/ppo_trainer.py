@@ -21,7 +21,9 @@ from denserl.data.order import endless_rows, step_table
 from denserl.data.prompts import LABEL
 from denserl.data.responses import Responses
 from denserl.errors import Stopped, require
+from denserl.models.card import Making, write_cards
 from denserl.models.gathering import gathered
+from denserl.models.publishing import publish
 from denserl.models.tokenizers import load_tokenizer
 from denserl.ppo_utils.advantages import Advantages
 from denserl.ppo_utils.experience import Experience, ScoredRollouts, make_experience
@@ -68,6 +70,10 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# What the models that it writes are.
+POLICY = "A language model, trained by PPO against the rewards that its command names."
+CRITIC = "The critic of a training by PPO: at each token the value of the state before the next one. It is no reward model."
+AVERAGE = "The moving average of a policy over its training by PPO."
 VALUE_CLIP = {"bandit": 0.2}  # the published ones
 DEFAULT_VALUE_CLIP = 0.25
 # Options that name the models whose weights a resumed run must have.
@@ -207,6 +213,7 @@ class PPOTrainer:
         save_models(self.config, self.models, self.tokenizer, self.ema)
         if distributed.rank() == 0:
             self._summarise(time.perf_counter() - began)
+            self._present()
 
     def train(self) -> None:
         """Run all iterations that are left.
@@ -242,13 +249,27 @@ class PPOTrainer:
                 if stopping and self.iteration < iterations:
                     raise Stopped(f"stopped after iteration {self.iteration} of {iterations}; {saved} is complete")
 
+    def _lines(self, rows: Sequence[dict]) -> list[str]:
+        """What the rows of the metrics file come to."""
+        return policy_lines(rows, self.config.rollout_batch_size, len(self.eval_prompts or ()))
+
+    def _present(self) -> None:
+        """Write the cards of the models, and push the policy where that is asked for."""
+        config, folder = self.config, Path(self.config.output_dir)
+        figures = self._lines(read_metrics(folder / "metrics.jsonl"))
+        making = Making("train-ppo", config, figures, precision=self.settings.get("precision", ""))
+        if self.models.critic is not None:
+            write_cards(folder / "critic", making, CRITIC)
+        if self.ema:
+            write_cards(folder / "ema", making, AVERAGE)
+        publish(folder, making, POLICY)
+
     def _summarise(self, seconds: float) -> None:
         """Log what the run came to."""
         folder = Path(self.config.output_dir)
-        rows, held_out = read_metrics(folder / "metrics.jsonl"), len(self.eval_prompts or ())
-        sampled = self.config.rollout_batch_size
+        rows, sampled = read_metrics(folder / "metrics.jsonl"), self.config.rollout_batch_size
         log.info("%s: trained to iteration %d of %d responses each, %s", folder, self.iteration, sampled, in_words(seconds))
-        for line in policy_lines(rows, sampled, held_out):
+        for line in self._lines(rows):
             log.info("  %s", line)
         if rows and abs(rows[-1].get("reward") or 0.0) >= HUGE_SCORE:
             log.warning("  rewards reach %.1e in magnitude: the reward model, or its normaliser, is off", rows[-1]["reward"])

@@ -90,6 +90,9 @@ class RewardTrainer(GroupTrainer):
     def in_words(self, metrics: dict[str, float], rows: int) -> tuple[list[str], list[str]]:
         return super().in_words(metrics, told_pairs(self.eval_dataset))
 
+    def accuracy(self, metrics: dict[str, float]) -> tuple[float, int] | None:
+        return metrics["eval_accuracy"], told_pairs(self.eval_dataset)
+
 
 # The trainer of each kind of rows, by `RewardConfig.input`.
 KINDS: dict[str, type[GroupTrainer]] = {

@@ -21,8 +21,11 @@ from denserl.data.schemas import PAIR_LABELS, SIDES
 from denserl.data.unlabelled import TWO, load_unlabelled, load_withheld, with_lengths
 from denserl.errors import require
 from denserl.files import COMMAND_FILE, replace_whole
+from denserl.models.card import CARD, Making
+from denserl.models.publishing import publish
 from denserl.models.reward_settings import KEY
 from denserl.rewards.objectives import all_labels
+from denserl.rewards.pair_metrics import wilson
 from denserl.trainer.pseudo_labelling import Rows, judge_held_out, label_pairs
 from denserl.trainer.reward_config import RewardConfig
 from denserl.trainer.reward_making import make_objectives
@@ -39,12 +42,13 @@ from denserl.trainer.several import (
     own_config,
     train_once,
 )
+from denserl.trainer.summaries import PERCENT
 
 log = logging.getLogger(__name__)
 
 PSEUDO_LABELLED = "pseudo_labelled.jsonl"
 # What of a round's folder is of its training, and no part of its model.
-_OF_TRAINING = {COMMAND_FILE, PSEUDO_LABELLED, "metrics.jsonl", "checkpoints", "skipped"}
+_OF_TRAINING = {COMMAND_FILE, PSEUDO_LABELLED, CARD, "metrics.jsonl", "checkpoints", "skipped"}
 
 
 @dataclasses.dataclass
@@ -104,6 +108,11 @@ def train_in_rounds(config: RewardConfig, train: Train = train_once) -> dict[str
     best = record.best()
     _take(_round(folder, best["round"]), folder)
     log.info("%s: the model of round %d, whose held-out loss is the lowest", folder, best["round"])
+    accuracy = best["eval_accuracy"], len(rows.held_out)
+    low, high = wilson(*accuracy)
+    told = f"accuracy {accuracy[0]:.3f}, {PERCENT} interval [{low:.3f}, {high:.3f}], on {accuracy[1]} pairs"
+    figures = [f"{told}, of the model of round {best['round']}, of rounds 0 to {len(record.rounds) - 1}"]
+    publish(folder, Making("train-rm", config, figures, accuracy, settings["precision"]))
     return evaluation_of(best)
 
 

@@ -114,7 +114,8 @@ def common_settings(
 def own_config(config: RewardConfig, folder: Path, **changes: Any) -> RewardConfig:
     """The config of one of the trainings, which goes on from a checkpoint where it has one."""
     resumed = has_checkpoints(folder / "checkpoints")
-    return dataclasses.replace(config, **changes, output_dir=str(folder), resume=resumed)
+    changes |= {"output_dir": str(folder), "resume": resumed, "push_to_hub": None, "hub_public": False}
+    return dataclasses.replace(config, **changes)
 
 
 def evaluation_of(metrics: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from denserl.models.scoring import token_logprob_entropy
 from denserl.models.tokenizers import load_tokenizer
 from denserl.trainer.config import SFTConfig
 from denserl.trainer.start import checkpoint_to_resume, run_settings, start_run, template_of_run, warn_of_shortage
-from denserl.trainer.summaries import in_words
+from denserl.trainer.summaries import in_words, language_model_lines
 from denserl.trainer.supervised import Session, check_steps, save_trained, training_arguments
 from denserl.trainer.supervised_trainer import SupervisedTrainer
 
@@ -97,10 +97,10 @@ class SFTTrainer(SupervisedTrainer):
         steps, rows, took = self.state.global_step, len(self.train_dataset), in_words(time.perf_counter() - began)
         log.info("%s: trained to step %d on %d rows, %s", self.args.output_dir, steps, rows, took)
         logged = [row["loss"] for row in self.state.log_history if "loss" in row]
-        if logged:
-            log.info("  loss %.4f nats a token at last, %.4f at first", logged[-1], logged[0])
-        if metrics:
-            log.info("  loss %.4f nats a token on %d held-out rows", metrics["eval_loss"], len(self.eval_dataset))
+        lines = language_model_lines(logged, metrics, len(self.eval_dataset or ()))
+        for line in lines:
+            log.info("  %s", line)
+        self.session.present("train-sft", lines, role="A language model, fine-tuned on demonstrations or plain text.")
         return metrics
 
     def count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -25,6 +25,7 @@ from denserl.memory.shortage import shortage
 from denserl.models.four_bit import check_four_bit
 from denserl.models.kernels import check_liger
 from denserl.models.loading import local_folder
+from denserl.models.publishing import check_sharing
 from denserl.models.tokenizers import load_tokenizer
 from denserl.terminal import quiet_libraries
 from denserl.trainer.checkpoint import check_settings, clear_leftovers, has_checkpoints, newest_checkpoint, read_state
@@ -47,6 +48,7 @@ def start_run(config: RunConfig) -> tuple[torch.device, str]:
     device, dtype = device_and_precision(config)
     if isinstance(config, OptimisationConfig):
         chosen_trackers(config.report_to)
+        check_sharing(config)
         if config.use_liger_kernel:
             check_liger(device.type)
         if config.load_in_4bit:

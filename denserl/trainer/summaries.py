@@ -18,6 +18,12 @@ def in_words(seconds: float) -> str:
     return f"{hours} h {over} min" if hours else f"{minutes} min {rest} s"
 
 
+def language_model_lines(losses: Sequence[float], metrics: dict[str, float], rows: int) -> list[str]:
+    """Of a fine-tuning: the losses that were logged, and that of so many held-out rows, if there are any."""
+    found = [f"loss {losses[-1]:.4f} nats a token at last, {losses[0]:.4f} at first"] if losses else []
+    return found + ([f"loss {metrics['eval_loss']:.4f} nats a token on {rows} held-out rows"] if metrics else [])
+
+
 def reward_model_lines(metrics: dict[str, float], pairs: int) -> list[str]:
     """Of a reward model's evaluation: accuracy with Wilson's interval, what length alone would get, scores and segments."""
     accuracy = metrics["eval_accuracy"]

@@ -1,7 +1,7 @@
 """A supervised training made from its config: arguments of transformers.Trainer, the run to its end, what is written."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from denserl import distributed
 from denserl.errors import require
+from denserl.models.adapters import save_adapters
+from denserl.models.card import Making
 from denserl.models.four_bit import config_as_stored
 from denserl.models.gathering import whole_state
 from denserl.models.measured import stock_model
 from denserl.models.merging import merge_trained
 from denserl.models.prototypes import PROTOTYPES
+from denserl.models.publishing import publish
 from denserl.models.saving import is_saved_otherwise, save_model
 from denserl.trainer.checkpoint import read_state
 from denserl.trainer.config import SupervisedConfig
@@ -64,6 +67,13 @@ class Session:
             metrics = trainer.evaluate()
             trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         return metrics
+
+    def present(
+        self, command: str, figures: Sequence[str], accuracy: tuple[float, int] | None = None, role: str | None = None
+    ) -> None:
+        """Write the card of the model that was saved, and push it where that is asked for (`publishing.publish`)."""
+        making = Making(command, self.config, figures, accuracy, self.settings["precision"])
+        publish(self.config.output_dir, making, role)
 
     def _folder(self, trainer: SupervisedTrainer) -> OutputFolder:
         """The output folder of a trainer, which shows no progress of the library's own."""
@@ -157,7 +167,7 @@ def save_trained(trainer: SupervisedTrainer, output_dir: str) -> None:
         with whole_parameters(trainer.model):
             if trainer.args.should_save:
                 adapter = Path(output_dir) / "adapter"
-                trainer.model.save_pretrained(str(adapter))
+                save_adapters(trainer.model, adapter)
                 trainer.processing_class.save_pretrained(str(adapter))
                 config_as_stored(stock).save_pretrained(str(adapter))
                 save_model(merge_trained(trainer.model, adapter), output_dir)

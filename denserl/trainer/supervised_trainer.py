@@ -6,7 +6,7 @@ What a run keeps on disk is not known here: a RunFolder comes in.
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +46,10 @@ class RunSession(Protocol):
     def run(self, trainer: "SupervisedTrainer") -> dict[str, float]: ...
 
     def run_at_once(self, trainer: "SupervisedTrainer", fit: Callable[[], None]) -> dict[str, float]: ...
+
+    def present(
+        self, command: str, figures: Sequence[str], accuracy: tuple[float, int] | None = None, role: str | None = None
+    ) -> None: ...
 
 
 class CountedRows:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RUNS = "trackers.json"
 PROJECT = "denserl"
+PER_TOKEN = "tokens"  # of a sample, numbers of each token, which the files have alone
 
 Mark = tuple[int | str, ...]  # what tells a row from the others of a file: its step, and the names of its values
 
@@ -92,7 +93,11 @@ class TrackerRun:
 
     def log_samples(self, name: str, step: int, samples: Sequence[dict]) -> None:
         """Sample responses of a step, one a row: a table where the tracker has tables, else text."""
-        rows = [sample for sample in samples if mark_of({"step": step, **sample}) not in self.sent]
+        rows = [
+            {key: value for key, value in sample.items() if key != PER_TOKEN}
+            for sample in samples
+            if mark_of({"step": step, **sample}) not in self.sent
+        ]
         if not rows:
             return
         cells = [{key: value if _is_cell(value) else json.dumps(value) for key, value in row.items()} for row in rows]
@@ -133,8 +138,10 @@ def read_runs(output_dir: Path) -> dict[str, str]:
 
 def as_markdown(sample: dict) -> str:
     """A sample response: its texts as blocks, its numbers in lines, a line each segment."""
-    texts = [f"{name}\n\n{block(value)}" for name, value in sample.items() if isinstance(value, str)]
-    numbers = [f"{name} {value}" for name, value in sample.items() if isinstance(value, (int, float))]
+    texts = [f"{name}\n\n{block(sample[name])}" for name in ("prompt", "response") if name in sample]
+    plain = {name: value for name, value in sample.items() if name not in ("prompt", "response")}
+    numbers = [f"{name} {inline(value)}" for name, value in plain.items() if isinstance(value, str)]
+    numbers += [f"{name} {value}" for name, value in plain.items() if isinstance(value, (int, float))]
     segments = [_segment_line(segment) for segment in sample.get("segments", ())]
     return "\n\n".join([*texts, ", ".join(numbers), "\n".join(segments)])
 

@@ -16,9 +16,9 @@ from denserl.cli.launch import launch
 from denserl.cli.options import parse
 from denserl.cli.pipeline import stage
 from denserl.cli.record import resolved_settings
-from denserl.cli.words import as_flags
 from denserl.config import FIRST, INPUT, Config, resumable_options
 from denserl.files import COMMAND_FILE
+from denserl.flags import as_flags
 from denserl.terminal import say
 from denserl.trainer.checkpoint import check_settings
 from denserl.trainer.start import with_defaults

@@ -27,6 +27,7 @@ NEEDED = {
     "plan": "--model m",
     "merge": "--model m --adapter a --output_dir o",
     "export": "--reward_model m --layout hf --output_dir o",
+    "push": "--model m --push_to_hub a/b",
     "answer": "alpacaeval --model m --output_dir o",
     "bon": "--model m --reward_model r --true_reward a:b --data d.jsonl --output_dir o",
     "judge": "alpacaeval a.json --baseline b.json --annotations j.json --output_dir o",

@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 
 from denserl.cli.main import main as denserl
 from denserl.models.reward_models import load_reward_model, new_reward_model
@@ -48,6 +49,14 @@ def scores(folder) -> torch.Tensor:
         return token_rewards(load_reward_model(str(folder), "fp32"), ids, torch.ones_like(ids))
 
 
+def accuracy_of(folder, pairs: int) -> str:
+    """A run's last accuracy with the interval that scipy gives it, as commands write it."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    accuracy = [row["eval_accuracy"] for row in rows if "eval_accuracy" in row][-1]
+    interval = binomtest(round(accuracy * pairs), pairs).proportion_ci(method="wilson")
+    return f"accuracy {accuracy:.3f}, 95% interval [{interval.low:.3f}, {interval.high:.3f}], on {pairs} pairs"
+
+
 def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(files, tmp_path):
     """Adapters, an MLP head and the language-model term, from text on."""
     pytest.importorskip("peft")
@@ -57,6 +66,9 @@ def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(file
     words += " --lora_rank 2 --head_type mlp --head_width 6 --reg_type sft --device cpu"
     with tiny_models.restored_environment():
         denserl(words.split())
+    card = " ".join((tmp_path / "rm/README.md").read_text().split())
+    assert accuracy_of(tmp_path / "rm", pairs=8) in card and "--lora_rank 2" in card and str(tmp_path) not in card
+    assert "library_name: peft" in (tmp_path / "rm/adapter/README.md").read_text()
     denserl(f"merge --model {sft} --adapter {tmp_path / 'rm/adapter'} --output_dir {tmp_path / 'merged'}".split())
     run, merged = (load_file(tmp_path / name / "model.safetensors") for name in ("rm", "merged"))
     assert set(run) == set(merged) and all(torch.equal(run[name], merged[name]) for name in run)
@@ -65,6 +77,8 @@ def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(file
     denserl(f"export --reward_model {tmp_path / 'merged'} --layout grm --output_dir {tmp_path / 'grm'}".split())
     denserl(f"export --reward_model {tmp_path / 'grm'} --layout denserl --output_dir {tmp_path / 'back'}".split())
     assert torch.equal(scores(tmp_path / "back"), scores(tmp_path / "rm"))
+    assert "in the published layout of GRM" in (tmp_path / "grm/README.md").read_text()
+    assert [name for name in ("merged", "back") if "RewardScorer" not in (tmp_path / name / "README.md").read_text()] == []
 
 
 def test_a_reward_model_is_averaged_with_a_language_model(files, tmp_path):

@@ -12,12 +12,12 @@ import pytest
 import tiny_models
 
 from denserl.cli import main, train_ppo, train_sft
-from denserl.cli.inputs import stamp
 from denserl.cli.launch import launch
 from denserl.cli.record import RECORD
 from denserl.cli.versions import version
 from denserl.config import INPUT, MODEL, Config, options_of
 from denserl.data.fingerprints import file_fingerprint
+from denserl.data.inputs import stamp
 from denserl.errors import Stopped, UserError
 
 

@@ -443,6 +443,8 @@ def test_the_moving_average_by_hand(ppo, world):
         assert not torch.equal(start[name], last[name])
         torch.testing.assert_close(tensor, 0.5625 * start[name] + 0.1875 * first[name] + 0.25 * last[name], msg=name)
     load_policy(str(output / "ema"), "fp32")
+    what = {".": "trained by PPO against", "critic": "It is no reward model.", "ema": "The moving average of a policy"}
+    assert [part for part, words in what.items() if words not in (output / part / "README.md").read_text()] == []
 
 
 def test_the_average_does_not_change_the_policy(ppo):

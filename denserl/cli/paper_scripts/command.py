@@ -8,8 +8,9 @@ from denserl.cli.paper_scripts.arguments import one_of, reward_level, translate_
 from denserl.cli.paper_scripts.flags import Call, Flags
 from denserl.cli.paper_scripts.recipes import RECIPES
 from denserl.cli.paper_scripts.table import read_table
-from denserl.cli.words import as_flags, expand_config
+from denserl.cli.words import expand_config
 from denserl.errors import require
+from denserl.flags import as_flags
 
 
 def plan(name: str, argv: list[str], check_files: bool = True) -> tuple[list[list[str]], list[str]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def stamp(path: str) -> dict[str, Any]:
     """
     files = _files(Path(path))
     if not files:
-        return _revision(path)
+        return revision_of(path)
     stats = [file.stat() for file in files]
     changed = datetime.datetime.fromtimestamp(max(stat.st_mtime for stat in stats), datetime.timezone.utc)
     return {
@@ -56,12 +57,18 @@ def contents(path: str, dtype: str) -> dict[str, str]:
         return {"fingerprint": f"{dtype}:{file_fingerprint(folder, dtype)[:32]}"}
     if not files or sum(file.stat().st_size for file in files) > LARGEST_HASHED:
         return {}
+    return {"sha256": _sha256(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))}
+
+
+@functools.cache
+def _sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of the bytes of files, one behind the other. files: path, size and time of each, which tell whether it still holds."""
     digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
+    for path, *_ in files:
+        with open(path, "rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)
-    return {"sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _files(path: Path) -> list[Path]:
@@ -72,7 +79,7 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _revision(name: str) -> dict[str, str]:
+def revision_of(name: str) -> dict[str, str]:
     """The commit of a hub name as it was last fetched; nothing where that is not known."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
