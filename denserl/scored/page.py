@@ -7,21 +7,9 @@ from denserl.data.messages import whole_text
 from denserl.pages.rendering import render
 from denserl.pages.segments import Segment as Coloured
 from denserl.pages.segments import legend, share_of
+from denserl.scored import words
 from denserl.scored.results import ScoredPrompt, Segment
-from denserl.scored.words import (
-    Shown,
-    about,
-    can_tell_parts,
-    decided,
-    deciding,
-    heading,
-    how_shown,
-    is_whole,
-    line_of,
-    number,
-    signed,
-    text_of,
-)
+from denserl.scored.words import Shown
 from denserl.terminal import visible
 
 DECIDING = 10  # parts of a difference that are shown at once
@@ -39,7 +27,7 @@ def fragment(scored: Sequence[ScoredPrompt]) -> str:
 
 
 def _content(scored: Sequence[ScoredPrompt]) -> dict[str, Any]:
-    shown = how_shown(scored)
+    shown = words.how_shown(scored)
     return {
         "sources": [
             {"said": each.source, "legend": [] if _is_whole_in_all(scored, place) else legend(each.limit)}
@@ -58,17 +46,17 @@ def _prompt(scored: ScoredPrompt, shown: Sequence[Shown]) -> dict[str, Any]:
         ],
         "responses": [
             {
-                "about": about(response),
+                "about": words.about(response),
                 "text": visible(response.text),
-                "whole": all(map(is_whole, response.sources)),
+                "whole": all(map(words.is_whole, response.sources)),
                 "scores": [_score(scored, side, place, each) for place, each in enumerate(shown)],
             }
             for side, response in enumerate(scored.responses)
         ],
         "differences": [
             {
-                "said": shown[place].name + decided(found, names),
-                "parts": _parts(scored, place) if can_tell_parts(scored, place) else [],
+                "said": shown[place].name + words.decided(found, names),
+                "parts": _parts(scored, place) if words.can_tell_parts(scored, place) else [],
             }
             for place, found in enumerate(scored.comparisons)
         ],
@@ -78,28 +66,28 @@ def _prompt(scored: ScoredPrompt, shown: Sequence[Shown]) -> dict[str, Any]:
 
 
 def _is_whole_in_all(scored: Sequence[ScoredPrompt], place: int) -> bool:
-    return all(is_whole(response.sources[place]) for each in scored for response in each.responses)
+    return all(words.is_whole(response.sources[place]) for each in scored for response in each.responses)
 
 
 def _score(scored: ScoredPrompt, side: int, place: int, shown: Shown) -> dict[str, Any]:
     score = scored.responses[side].sources[place]
-    told = [] if is_whole(score) else score.segments
+    told = [] if words.is_whole(score) else score.segments
     labelled = len(told) <= LABELLED
     parts = scored.comparisons[place].parts if scored.comparisons else ()
     adds = {part.segment: part.adds for part in parts if part.side in (side, None)}
     return {
-        "heading": shown.name + heading(score),
+        "heading": shown.name + words.heading(score),
         "segments": [_coloured(segment, shown, labelled, adds.get(i)) for i, segment in enumerate(told)],
         "columns": shown.columns,
-        "rows": [[line_of(segment), *(number(segment, name) for name in shown.columns)] for segment in told],
+        "rows": [[words.line_of(segment), *(words.number(segment, name) for name in shown.columns)] for segment in told],
     }
 
 
 def _coloured(segment: Segment, shown: Shown, labelled: bool, adds: float | None) -> Coloured:
-    said = ", ".join(f"{name} {number(segment, name)}" for name in shown.columns)
-    said += f"; adds {signed(adds)} to the difference" if adds is not None else ""
+    said = ", ".join(f"{name} {words.number(segment, name)}" for name in shown.columns)
+    said += f"; adds {words.signed(adds)} to the difference" if adds is not None else ""
     share = share_of(segment.normalised, shown.limit)
-    return Coloured(text_of(segment, "↵\n"), said, share, signed(segment.normalised, 2) if labelled else "")
+    return Coloured(words.text_of(segment, "↵\n"), said, share, words.signed(segment.normalised, 2) if labelled else "")
 
 
 def _parts(scored: ScoredPrompt, place: int) -> list[dict[str, Any]]:
@@ -108,12 +96,12 @@ def _parts(scored: ScoredPrompt, place: int) -> list[dict[str, Any]]:
     limit = abs(parts[0].adds) or 1.0
     return [
         {
-            "adds": signed(adds),
+            "adds": words.signed(adds),
             "share": share_of(adds, limit),
             "name": name,
-            "raw": number(segment, "raw"),
-            "text": line_of(segment),
+            "raw": words.number(segment, "raw"),
+            "text": words.line_of(segment),
             "further": rank >= DECIDING,
         }
-        for rank, (adds, name, segment) in enumerate(deciding(scored, place, len(parts)))
+        for rank, (adds, name, segment) in enumerate(words.deciding(scored, place, len(parts)))
     ]

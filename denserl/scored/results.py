@@ -1,5 +1,6 @@
 """What texts score, as data: segments, sources, responses, and what decides between two of them."""
 
+import functools
 import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -94,7 +95,7 @@ class ScoredPrompt:
     prompt: Messages
     responses: tuple[ScoredResponse, ...]
 
-    @property
+    @functools.cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """What decides, source by source; empty unless there are two responses."""
         if len(self.responses) != 2:

@@ -24,7 +24,7 @@ from denserl.rewards.sources.answers import Answers
 from denserl.rewards.sources.build import Members, load_members
 from denserl.rewards.sources.implicit import ImplicitSource, LogProbs
 from denserl.rewards.sources.pair_source import PairSource
-from denserl.rewards.sources.reading import choose_sft_model
+from denserl.rewards.sources.reading import choose_sft_model, response_text
 from denserl.rewards.sources.reward_model import PrefixDifferences, RewardModelSource
 from denserl.rewards.sources.step_model import StepSource
 from denserl.rewards.sources.texts import TextSource
@@ -87,22 +87,19 @@ def load_sources(config: ScoreConfig) -> Sources:
     tokenizer = _own_tokenizer(config)
     members = _members(config, tokenizer, dtype)
     tokenizer = tokenizer or (members.tokenizer if members else None)
-    for model in members.models if members else []:
-        model.to(device)
+    readers = [model.to(device) for model in members.models] if members else []
     language = _Language(config, tokenizer, device, dtype)
-    decode: Any = Characters().decode if tokenizer is None else functools.partial(tokenizer.decode, skip_special_tokens=True)
-    readers, implicit = members.models if members else [], _implicit(config, language)
+    decode = response_text(tokenizer) if tokenizer else Characters().decode
     # Without a tokenizer there are functions alone, which read none.
-    loaded = Loaded(cast(Any, tokenizer), decode, members, readers, implicit, _answers(config), of_groups=True)
-    rewards = make_rewards(_with_moments(config, members), loaded)
+    made_of = (cast(Any, tokenizer), decode, members, readers, _implicit(config, language), _answers(config))
+    rewards = make_rewards(_with_moments(config, members), Loaded(*made_of, of_groups=True))
     cut_by = _entropy_model(config, members, rewards.sources)
     entropies = functools.partial(response_entropies, language(cut_by)) if cut_by else None
-    read = [*readers, *language.models.values()]
-    tokens = (
-        ModelTokens(tokenizer, within_positions(config.max_length, read) - _closing(rewards)) if tokenizer else Characters()
-    )
     infos = [_info(config, paid) for paid in rewards.sources]
-    return Sources(rewards, tokens, infos, entropies, device)
+    if tokenizer is None:
+        return Sources(rewards, Characters(), infos, entropies, device)
+    room = within_positions(config.max_length, [*readers, *language.models.values()]) - _closing(rewards)
+    return Sources(rewards, ModelTokens(tokenizer, room), infos, entropies, device)
 
 
 def _own_tokenizer(config: ScoreConfig) -> PreTrainedTokenizerBase | None:

@@ -7,22 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from denserl.data.messages import whole_text
 from denserl.pages.segments import share_of
+from denserl.scored import words
 from denserl.scored.results import ScoredPrompt, SourceScore
-from denserl.scored.words import (
-    BOTH,
-    Shown,
-    about,
-    can_tell_parts,
-    decided,
-    deciding,
-    heading,
-    how_shown,
-    is_whole,
-    line_of,
-    number,
-    signed,
-    text_of,
-)
+from denserl.scored.words import Shown
 from denserl.terminal import visible
 
 DECIDING = 8  # parts of a difference that are shown
@@ -43,7 +30,7 @@ def in_words(scored: Sequence[ScoredPrompt], coloured: bool = False, width: int 
 
     coloured: segments stand on the ANSI colours of their normalised numbers. width: of the terminal, in characters.
     """
-    painter = _Painter(how_shown(scored), coloured, width or shutil.get_terminal_size().columns)
+    painter = _Painter(words.how_shown(scored), coloured, width or shutil.get_terminal_size().columns)
     heading = "\n".join(f"by {each.source}" for each in painter.shown)
     return "\n\n".join([heading, *("\n".join(painter.of_prompt(each)) for each in scored)])
 
@@ -63,46 +50,46 @@ class _Painter:
             yield f"{visible(message['role'], kept='')}: {visible(whole_text(message).strip())}"
         for response in scored.responses:
             yield ""
-            yield self._bold(about(response))
+            yield self._bold(words.about(response))
             for score, shown in zip(response.sources, self.shown, strict=True):
-                yield shown.name + heading(score)
-                if not is_whole(score):
+                yield shown.name + words.heading(score)
+                if score.segments and not words.is_whole(score):
                     yield from self._flow(score, shown) if self.coloured else ()
                     yield from self._table(score, shown)
-            if all(is_whole(score) for score in response.sources):
+            if all(words.is_whole(score) for score in response.sources):
                 yield visible(response.text)
         for place, found in enumerate(scored.comparisons):
             yield ""
-            yield self._bold(self.shown[place].name + decided(found, [response.name for response in scored.responses]))
-            if can_tell_parts(scored, place):
+            yield self._bold(self.shown[place].name + words.decided(found, [response.name for response in scored.responses]))
+            if words.can_tell_parts(scored, place):
                 yield from self._difference(scored, place)
 
     def _flow(self, score: SourceScore, shown: Shown) -> Iterator[str]:
-        if score.segments:
-            # Blanks in front of a segment part it from the one before.
-            texts = [text_of(segment, "↵\n") for segment in score.segments]
-            blanks = [text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else "" for text in texts]
-            shares = [segment.normalised / shown.limit for segment in score.segments]
-            painted = [self._painted(text[len(blank) :], share) for text, blank, share in zip(texts, blanks, shares)]
-            yield "".join(blank + text for blank, text in zip(blanks, painted))
+        # Blanks in front of a segment part it from the one before.
+        texts = [words.text_of(segment, "↵\n") for segment in score.segments]
+        blanks = [text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else "" for text in texts]
+        shares = [segment.normalised / shown.limit for segment in score.segments]
+        painted = [self._painted(text[len(blank) :], share) for text, blank, share in zip(texts, blanks, shares)]
+        yield "".join(blank + text for blank, text in zip(blanks, painted))
 
     def _table(self, score: SourceScore, shown: Shown) -> Iterator[str]:
         yield "".join(name.rjust(COLUMN) for name in shown.columns)
         for segment in score.segments:
-            numbers = "".join(number(segment, name).rjust(COLUMN) for name in shown.columns)
-            text = self._fitting(line_of(segment), len(numbers) + 2)
+            numbers = "".join(words.number(segment, name).rjust(COLUMN) for name in shown.columns)
+            text = self._fitting(words.line_of(segment), len(numbers) + 2)
             yield f"{numbers}  {self._painted(text, segment.normalised / shown.limit)}"
 
     def _difference(self, scored: ScoredPrompt, place: int) -> Iterator[str]:
         parts, names = scored.comparisons[place].parts, [visible(response.name, kept="") for response in scored.responses]
-        limit, longest = abs(parts[0].adds) or 1.0, max(map(len, [*names, BOTH]))
+        limit, longest = abs(parts[0].adds) or 1.0, max(map(len, [*names, words.BOTH]))
         yield f"{'adds'.rjust(COLUMN)}{'raw'.rjust(COLUMN)}  what decides: + for {names[0]}, - for {names[1]}"
-        for adds, name, segment in deciding(scored, place, DECIDING):
-            before = f"{signed(adds).rjust(COLUMN)}{number(segment, 'raw').rjust(COLUMN)}  {name.ljust(longest)}  "
-            yield before + self._painted(self._fitting(line_of(segment), len(before)), adds / limit)
+        for adds, name, segment in words.deciding(scored, place, DECIDING):
+            before = f"{words.signed(adds).rjust(COLUMN)}{words.number(segment, 'raw').rjust(COLUMN)}  {name.ljust(longest)}  "
+            yield before + self._painted(self._fitting(words.line_of(segment), len(before)), adds / limit)
         rest = parts[DECIDING:]
         if rest:
-            yield f"{signed(sum(part.adds for part in rest)).rjust(COLUMN)}{''.rjust(COLUMN)}  {len(rest)} others together"
+            together = words.signed(sum(part.adds for part in rest))
+            yield f"{together.rjust(COLUMN)}{''.rjust(COLUMN)}  {len(rest)} others together"
 
     def _fitting(self, text: str, before: int) -> str:
         room = max(self.width - before, LEAST)

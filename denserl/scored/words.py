@@ -102,7 +102,9 @@ def about(response: ScoredResponse) -> str:
     cut = [f"{response.prompt_cut} tokens of the prompt are left out"] if response.prompt_cut else []
     cut += [f"{response.response_cut} of its tokens are left out"] if response.response_cut else []
     cut += [] if response.ended else ["cut off before its end"]
-    paid = f"paid {signed(response.paid)} in all" if len(response.sources) > 1 else ""
+    of_segments = sum(segment.paid for score in response.sources for segment in score.segments)
+    several = len(response.sources) > 1 or signed(of_segments) != signed(response.paid)
+    paid = f"paid {signed(response.paid)} in all" if several else ""
     return ", ".join(filter(None, (visible(response.name, kept=""), paid, *cut)))
 
 
@@ -140,5 +142,6 @@ def deciding(scored: ScoredPrompt, number: int, most: int) -> Iterator[tuple[flo
 
 
 def can_tell_parts(scored: ScoredPrompt, number: int) -> bool:
-    """Whether the source of that number says what in two responses decides."""
-    return bool(scored.comparisons) and not all(is_whole(response.sources[number]) for response in scored.responses)
+    """Whether the source of that number says what decides between the two responses."""
+    found = scored.comparisons[number]
+    return bool(found.parts) and not all(is_whole(response.sources[number]) for response in scored.responses)

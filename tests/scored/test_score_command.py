@@ -103,6 +103,12 @@ def up_and_down(prompts, responses):
     return [[(5, 2.0), (8, 0.0), (len(text), -2.0)] for text in responses]
 
 
+def test_responses_without_steps_are_shown_as_such(models):
+    found = denserl.score(["", " "], PROMPT, reward_model=models.step)
+    for shown in (str(found), found._repr_html_()):
+        assert shown.count("without steps") == 2 and "both score the same" in shown
+
+
 def test_colours_are_where_a_terminal_is_and_follow_the_numbers(monkeypatch):
     found = denserl.score("good so bad", reward_function="test_score_command:up_and_down")
     coloured, plain = in_words([found], True, 100), in_words([found], False, 100)

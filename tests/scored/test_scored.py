@@ -16,10 +16,15 @@ from transformers import AutoTokenizer
 
 import denserl
 from denserl.data.conversations import of_responses
+from denserl.data.responses import Responses
 from denserl.errors import UserError
+from denserl.models.loading import load_policy
+from denserl.models.scoring import response_entropies
 from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.config import ScorerConfig
 from denserl.rewards.scorer import RewardScorer
+from denserl.rewards.sources.build import load_members
+from denserl.rewards.sources.reading import response_text
 from denserl.rewards.step_scorer import load_scorer
 from denserl.scored.config import ScoreConfig
 from denserl.scored.results import Segment, SourceInfo, SourceScore, compared
@@ -27,6 +32,8 @@ from denserl.scored.scorer import DenseScorer
 from denserl.serving.models import ModelService
 from denserl.serving.rows import Row
 from denserl.serving.step_models import StepModelService
+from denserl.trainer.ppo_config import PPOConfig
+from denserl.trainer.ppo_sources import Loaded, make_rewards
 
 CLOSE = 3e-6
 
@@ -91,6 +98,44 @@ def test_numbers_are_those_of_evaluate_and_of_the_server(kind, models):
             std = MOMENTS[1] if kind in ("segment", "token") else 1.0
             changes = np.array(told.changes) / std - [MOMENTS[0] / std * (std != 1), *[0] * (len(segments) - 1)]
             assert numbers(score, "change") == pytest.approx(changes.tolist(), abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("segment", {}),
+        ("segment", {"assignment": "even", "normalizer": "none", "score_clip": 0.5}),
+        ("token", {"credit": "min", "normalizer": "none"}),
+        ("bandit", {}),
+        ("step", {"step_reward": "centred", "penalise_longer_than": 12}),
+    ],
+)
+def test_numbers_are_those_that_a_run_of_ppo_pays(kind, how, models):
+    """Through what a run is made with, of the token ids that transformers makes of the texts."""
+    options = {"model": models.sft, "reward_model": [getattr(models, kind)], "data": ["unread"], "output_dir": "unwritten"}
+    config, tokenizer = PPOConfig(**options, **how), load_tokenizer(models.sft)
+    members = load_members(config.reward_model, "fp32", config, tokenizer)
+    loaded = Loaded(tokenizer, response_text(tokenizer), members, members.models)
+    start = tokenizer.apply_chat_template(user(PROMPT), add_generation_prompt=True, tokenize=False)
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (start, *(f"{a}<|im_end|>" for a in ANSWERS))]
+    responses = Responses([user(PROMPT)] * 2, ANSWERS, [ids[0]] * 2, ids[1:], [True, True])
+    batch, rewards = responses.padded(tokenizer.pad_token_id, "cpu"), make_rewards(config, loaded)
+    with torch.no_grad():
+        entropy = response_entropies(load_policy(models.sft, "fp32").eval(), batch)
+        paying = (entropy, batch.response_mask, batch.response_ids, torch.tensor(responses.ended))
+        tokens, (source,) = rewards.pay(rewards.score(responses, batch), *paying)
+    found = denserl.score(ANSWERS, PROMPT, reward_model=getattr(models, kind), **how)
+    assert [response.paid for response in found.responses] == pytest.approx(tokens.sum(1).tolist(), abs=1e-5)
+    for row, response in enumerate(found.responses):
+        (score,) = response.sources
+        assert len(score.segments) == int(source.segments.counts[row])
+        columns = {"raw": source.raw, "normalised": source.normalised, "change": source.changes}
+        for name, column in columns.items():
+            assert numbers(score, name) == pytest.approx(column[row, : len(score.segments)].tolist(), abs=1e-5)
+        # By the tokens of each segment; the end of turn, behind the last one, is paid for that.
+        own = [source.tokens[row][source.segments.ids[row] == k].sum().item() for k in range(len(score.segments))]
+        own[-1] += source.tokens[row].sum().item() - sum(own)
+        assert numbers(score, "paid") == pytest.approx(own, abs=1e-5)
 
 
 def test_an_ensemble_is_standardised_member_by_member(models):
