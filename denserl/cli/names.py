@@ -1,6 +1,9 @@
 """Names of options: unknown ones are met with the one that was meant, also by users of other libraries."""
 
 import difflib
+import typing
+
+from tyro.conf import Positional
 
 from denserl.config import Config, options_of
 from denserl.errors import UserError
@@ -93,12 +96,20 @@ OTHER_NAMES = {
     "segment_method": ("segmenter",),
     "freeze_actor_steps": ("critic_warmup_iterations",),
 }
+(AS_A_WORD,) = typing.get_args(Positional[str])[1:]  # the mark of what is given without a flag
 # Options of the version before in whose place there is nothing.
 NO_LONGER = {"model_type": "the fit of a reward model is found beside it"}
 
 
 def check_names(options_class: type[Config], listing: str, argv: list[str]) -> None:
-    """UserError for a flag that the command does not have, with the one that was probably meant. listing: what shows all."""
+    """UserError for a flag that the command does not have, with the one that was probably meant, or a word without one.
+
+    listing: what shows all.
+    """
+    named_by_place = any(AS_A_WORD in option.marks for option in options_of(options_class))
+    if argv and not argv[0].startswith("-") and not named_by_place:
+        flag = "--data" if "data" in [option.flag for option in options_of(options_class)] else "one of its options"
+        raise UserError(f"{argv[0]!r} stands behind no option", f"write {flag} before it; {listing} lists all")
     for word in argv:
         name = flag_name(word)
         if word.startswith("--") and not name.startswith("tyro_") and name != "help":

@@ -247,3 +247,10 @@ def test_help_shows_how_it_is_switched(capsys):
     with pytest.raises(SystemExit):
         options("--help")
     assert "--gradient_checkpointing | --no-gradient_checkpointing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_first_word_behind_no_option_is_told_which_goes_before_it():
+    with pytest.raises(UserError, match="'rows.jsonl' stands behind no option") as error:
+        check_names(Options, "denserl train-rm --help", ["rows.jsonl", *NEEDED])
+    assert error.value.fix == "write --data before it; denserl train-rm --help lists all"
+    check_names(importlib.import_module("denserl.cli.evaluate").Options, "denserl evaluate --help", ["pairs", "rows.jsonl"])
