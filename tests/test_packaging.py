@@ -33,7 +33,8 @@ def test_the_wheel_brings_its_data_files(empty_environment):
         "import json; from importlib.resources import files; r = files('denserl');"
         "print(json.dumps({'params': json.loads((r / 'ppo_utils/param.json').read_text()),"
         "'table': (r / 'cli/model_types.yaml').is_file(), 'pages': [(r / name).is_file() for name in ('evaluation/steps.html',"
-        "'pages/page.html', 'pages/charts.js', 'pages/vendor/uPlot.iife.min.js', 'pages/vendor/uPlot.LICENSE')],"
+        "'pages/page.html', 'pages/charts.js', 'pages/vendor/uPlot.iife.min.js', 'pages/vendor/uPlot.LICENSE',"
+        "'report/report.html', 'report/samples.js')],"
         "'presets': {p.name: p.read_text() for p in (r / 'presets').iterdir()},"
         "'templates': {p.name: p.read_text() for p in (r / 'judging/template_files').iterdir()}}))"
     )

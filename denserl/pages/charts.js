@@ -82,12 +82,13 @@ const denserlCharts = (() => {
     };
   }
 
-  // With room for the halves of bars at both ends, and for a single number.
+  // With room for the halves of bars and points at both ends, and for a single number.
   const xRange = (chart) => (_, low, high) => {
     if (low == null) return [0, 1];
     const bars = chart.series.filter((series) => series.kind === "bars");
     const gaps = bars.flatMap((series) => series.x.slice(1).map((x, i) => x - series.x[i])).filter((gap) => gap > 0);
-    const half = gaps.length ? Math.min(...gaps) / 2 : low === high ? 1 : 0;
+    const points = chart.series.some((series) => series.kind === "points") ? (high - low) * 0.03 : 0;
+    const half = gaps.length ? Math.min(...gaps) / 2 : low === high ? 1 : points;
     return [low - half, high + half];
   };
 

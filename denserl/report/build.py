@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from denserl.errors import UserError
 from denserl.files import write_flushed
 from denserl.report.demo import lead_of_folder
 from denserl.report.page import format_tables, make_page
@@ -36,6 +37,9 @@ def report_of(folders: Sequence[str], samples: int = 10_000, seeds: str = "apart
 
 
 def write_report(target: Path, report: Report) -> None:
-    """The page as a file, in a folder that is made where it is not there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_flushed(target, report.html)
+    """The page as a file, in a folder that is made where it is not there. UserError where it cannot be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_flushed(target, report.html)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}", "give a file that can be written with `output`") from error

@@ -20,6 +20,7 @@ class Panel(NamedTuple):
     unit: str = ""
 
 
+DISTANCE = "Distance from the reference"
 # By heading. What stands in none of them comes last, a chart each; docs/metrics.md has what each means.
 PPO: dict[str, list[Panel]] = {
     "Rewards": [
@@ -31,10 +32,10 @@ PPO: dict[str, list[Panel]] = {
         Panel("Normalised reward", ("normalised_reward",), "mean of a response"),
         Panel("Paid to a response", ("paid",), "before clip and KL penalty"),
         Panel("Return", ("return",), "KL penalty included"),
-        Panel("Rewards of responses: quantiles", ("reward_q05", "reward_q50", "reward_q95"), "score"),
+        Panel("Quantiles of rewards", ("reward_q05", "reward_q50", "reward_q95"), "score"),
         Panel("Spread of rewards", ("reward_std", "true_reward_std", "gold_reward_std"), "standard deviation"),
     ],
-    "Distance from the reference": [
+    DISTANCE: [  # followed by what rewards are for their KL
         Panel("KL", ("kl",), "nats a response"),
         Panel("KL by token", ("kl_per_token",), "nats a token"),
         Panel("Weight of the KL", ("kl_coefficient",), "coefficient"),
@@ -124,7 +125,7 @@ def sections(
             shown = [Panel(f"{panel.title}: {name}", (name,), panel.unit) for name in there] if split else [panel]
             for one in shown:
                 charts += _charts(groups, one, one.names if split else there, xlabel, references or {})
-        found.append((heading, charts))
+        found.append((heading, charts + (_for_its_distance(groups) if heading == DISTANCE else [])))
     rest = [chart for name in left for chart in _charts(groups, Panel(name, (name,)), [name], xlabel, references or {})]
     return [(heading, charts) for heading, charts in [*found, (REST, rest)] if charts]
 
@@ -173,6 +174,25 @@ def _charts(
     ]
     lines = [line for name in names for line in references.get(name, ())]
     return [Chart(panel.title, xlabel, panel.unit or panel.title, drawn, lines)]
+
+
+def _for_its_distance(groups: Sequence[Sequence[Run]]) -> list[Chart]:
+    """Held-out rewards against KL, of each evaluation a point: what a policy has gained for its distance."""
+    charts = []
+    for name in ("true_reward", "gold_reward", "reward"):
+        series = []
+        for place, group in enumerate(groups):
+            rows = [row for run in group for row in run.metrics]
+            both = [(number(row.get(f"{HELD_OUT}kl")), number(row.get(HELD_OUT + name))) for row in rows]
+            points = sorted((kl, reward) for kl, reward in both if kl is not None and reward is not None)
+            if points:
+                distances, rewards = zip(*points, strict=True)
+                series.append(Series(name_of(group), distances, rewards, "points", colour=place))
+        if series:
+            charts.append(
+                Chart(f"Held-out {name.replace('_', ' ')} for its KL", "KL (nats a response)", "mean of a response", series)
+            )
+    return charts
 
 
 def _label(group: Sequence[Run], groups: Sequence[Sequence[Run]], name: str, names: Sequence[str], held_out: bool) -> str:

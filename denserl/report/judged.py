@@ -74,21 +74,21 @@ def best_of_n(runs: Sequence[Run]) -> list[Part]:
 
 
 def policies(runs: Sequence[Run]) -> list[Part]:
-    """Judged policies: the headline with its interval, and by category."""
+    """Judged policies: the headline of each with its interval, and how many judgements it is of."""
     found = []
     for run in runs:
         known = {name: entry for name, entry in _mapping(run.results.get("policies")).items() if isinstance(entry, dict)}
-        head = ["policy", "number", "value", "95 % interval", "judged"]
+        head = ["policy", "number", "value", "95 % interval", "questions", "judged", "without verdict"]
         rows = []
         for name, entry in known.items():
             headline = _mapping(entry.get("headline"))
-            bounds = _interval(headline)
-            rows.append(
-                [text(name), text(headline.get("name")), _shown(headline.get("value")), bounds, _shown(headline.get("n"))]
-            )
+            counts = [_shown(entry.get(count)) for count in ("questions", "judged", "invalid")]
+            bounds = _bounds(headline.get("interval")).strip()
+            rows.append([text(name), text(headline.get("name")), _shown(headline.get("value")), bounds, *counts])
         judge = _mapping(run.results.get("judge"))
-        named = text(judge.get("name") or judge.get("model") or "")
-        words = [f"{text(run.results.get('suite'))}{f', judged by {named}' if named else ''}"]
+        judges = [text(one.get("judge")) for one in map(_mapping, _list(judge.get("judges")))]
+        named = ", ".join(judges) or text(judge.get("scorer"))
+        words = [f"Suite: {text(run.results.get('suite'))}{f', judged by {named}' if named else ''}."]
         words += [f"{text(name)}: {text(line)}" for name, entry in known.items() for line in _list(entry.get("remarks"))]
         if (run.folder / "report.html").is_file():
             words.append(f"All answers stand side by side in {run.folder / 'report.html'}.")
@@ -194,11 +194,6 @@ def _scores(results: Mapping[str, Any]) -> dict[str, str]:
             if number(value) is not None:
                 shown.setdefault(text(name), f"{_shown(value)}{_bounds(bounds)} (n {_shown(part.get('n'))})")
     return shown
-
-
-def _interval(headline: Mapping[str, Any]) -> str:
-    bounds = headline.get("interval") or [headline.get("low"), headline.get("high")]
-    return _bounds(bounds).strip(" []")
 
 
 def _bounds(bounds: Any) -> str:

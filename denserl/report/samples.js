@@ -8,7 +8,7 @@ const denserlSamples = (() => {
   const one = (id) => document.getElementById(id);
   const format = (value, digits = 3) => (value == null ? "–" : (value >= 0 ? "+" : "") + value.toFixed(digits));
   const plain = (value) => (value == null ? "–" : String(Number(value.toPrecision(4))));
-  let data, rows, steps, filled = false, shown = [], first = 0;
+  let data, rows, files, steps, filled = false, shown = [], first = 0;
 
   // Rows of lists as objects, with what is worked out of them once.
   function read(given) {
@@ -20,6 +20,7 @@ const denserlSamples = (() => {
       found.low = null; // texts in small letters, when something is searched
       return found;
     });
+    files = new Set(rows.map((row) => row.file)).size;
     steps = new Map(); // run and file -> [first step, last step]
     for (const row of rows) {
       const key = `${row.run} ${row.file}`, known = steps.get(key) ?? [Infinity, -Infinity];
@@ -41,14 +42,14 @@ const denserlSamples = (() => {
 
   function fillControls() {
     const has = (i) => rows.some((row) => row.numbers[i] != null);
-    const files = data.files.map((name, i) => [String(i), name]).filter(([i]) => rows.some((row) => row.file === Number(i)));
+    const kinds = data.files.map((name, i) => [String(i), name]).filter(([i]) => rows.some((row) => row.file === Number(i)));
     const runs = data.runs.map((name, i) => [String(i), name]).filter(([i]) => rows.some((row) => row.run === Number(i)));
     const all = [...new Set(rows.map((row) => row.step))].filter((step) => step != null).sort((a, b) => a - b);
     const several = all.length > 1;
     const prompts = ["prompts", several ? "before and after, by prompt" : "side by side, by prompt"];
     choices("view", [...(several || runs.length > 1 ? [prompts] : []), ["each", "each response"]]);
     choices("run", [...(runs.length > 1 ? [["", "all runs"]] : []), ...runs]);
-    choices("file", [...files, ...(files.length > 1 ? [["", "held-out and training"]] : [])]);
+    choices("file", [...kinds, ...(kinds.length > 1 ? [["", "held-out and training"]] : [])]);
     choices("step", [["", "all steps"], ...(several ? [["last", "the last step"], ["first", "the first step"]] : []), ...all.map((step) => [String(step), `step ${step}`])]);
     choices("sort", [["order", "order of logging"], ...data.numbers.map(([name], i) => [String(i), name]).filter(([i]) => has(Number(i))), ["worst", "lowest segment"]]);
     choices("order", [["down", "highest first"], ["up", "lowest first"]]);
@@ -164,8 +165,15 @@ const denserlSamples = (() => {
       found.firstChild.nodeType === 3 ? (found.firstChild.data = part.text) : found.prepend(part.text);
       found.title = part.title;
       found.style.setProperty("--share", part.share.toFixed(3));
-      if (part.label) label.textContent = part.label;
-      else label.remove();
+      if (!part.label) label.remove();
+      else {
+        label.textContent = part.label;
+        // In the line that ends, and not in the next one.
+        if (part.text.endsWith("\n")) {
+          found.firstChild.data = part.text.slice(0, -1);
+          found.append("\n");
+        }
+      }
       return found;
     });
     // Tab comes to the first part; arrows go on from there.
@@ -176,7 +184,7 @@ const denserlSamples = (() => {
 
   function about(row) {
     const head = document.createElement("h5"), bold = document.createElement("b");
-    const names = [data.runs.length > 1 ? data.runs[row.run] : "", data.files.length > 1 ? data.files[row.file] : "", row.step == null ? "" : `step ${row.step}`];
+    const names = [data.runs.length > 1 ? data.runs[row.run] : "", files > 1 ? data.files[row.file] : "", row.step == null ? "" : `step ${row.step}`];
     bold.textContent = names.filter(Boolean).join(" · ");
     head.append(bold);
     const numbers = data.numbers.map(([name, unit], i) => (row.numbers[i] == null ? "" : `${name} ${plain(row.numbers[i])} ${unit}`.trim())).filter(Boolean);

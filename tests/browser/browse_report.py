@@ -13,6 +13,7 @@ from run_folders import best_of_n, command, evaluation, fit, judged, ppo, reward
 from denserl.report.build import report_of
 from denserl.report.watch import Server, state_of
 
+TEXT = "one => [...one.childNodes].filter(node => node.nodeType === 3).map(node => node.data).join('')"
 WORDS = "the kettle hums in a small garden while boats drift past and nobody minds the rain".split()
 PROMPTS = [f"Prompt {k}: what about {word}?" for k, word in enumerate(WORDS)]
 
@@ -196,7 +197,8 @@ def test_before_and_after_stand_side_by_side(page_file, visit, folders):
         assert own and name
         for place, row in enumerate(sorted(own, key=lambda row: row["step"])):
             box = article.locator(".segments").nth(2 * run + place)
-            text = "".join(box.locator(".segment").evaluate_all("all => all.map(one => one.firstChild.data)"))
+            # Without the numbers behind it.
+            text = "".join(box.locator(".segment").evaluate_all(f"all => all.map({TEXT})"))
             assert text.replace("↵\n", "\n") == row["response"]
             labels = [float(label) for label in box.locator("b").all_text_contents()]
             assert labels == pytest.approx([part["paid"] for part in row["segments"]], abs=0.006)

@@ -100,8 +100,11 @@ def best_of_n(folder: Path) -> Path:
 
 def judged(folder: Path) -> Path:
     command(folder, "judge")
-    headline = {"name": "win_rate", "value": 0.625, "interval": [0.5, 0.75], "n": 40}
-    results = {"suite": "prompts", "policies": {"mine": {"headline": headline, "remarks": ["few answers"]}}}
+    headline = {"name": "win_rate", "value": 62.5, "interval": [50.0, 75.0], "questions": 40}
+    counts = {"questions": 40, "judged": 38, "invalid": 2}
+    judge = {"judges": [{"judge": "rule"}], "template": "pairwise"}
+    policies = {"mine": {"headline": headline, "remarks": ["few answers"], **counts}}
+    results = {"suite": "prompts", "judge": judge, "policies": policies}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 

@@ -28,6 +28,7 @@ def test_the_page_is_written_beside_the_first_run_or_where_it_is_asked_for(tmp_p
         (["RUN", "--watch", "--output", "x"], "--output x has no effect with --watch"),
         (["RUN", "--seeds", "median"], "median"),
         (["JUDGE"], "is the page of denserl judge"),
+        (["RUN", "--output", "RUN"], "Is a directory"),
     ],
 )
 def test_mistakes_are_said(tmp_path, capsys, words, said):

@@ -53,6 +53,12 @@ def test_the_curves_are_the_numbers_of_the_file(tmp_path):
     assert "Policy loss" not in charts and charts["Reward"]["xlabel"] == "iteration"
 
 
+def test_rewards_stand_against_their_distance(tmp_path):
+    charts = charts_of(report_of([str(ppo(tmp_path / "a"))]).html)
+    assert series_of(charts["Held-out true reward for its KL"])["a"] == [(0, -0.5), (1.25, 0.5)]
+    assert series_of(charts["Held-out reward for its KL"])["a"] == [(0, 0.125), (1.25, 0.875)]
+
+
 def test_a_run_is_compared_with_others_line_by_line(tmp_path):
     folders = [str(ppo(tmp_path / name, shift=shift)) for name, shift in (("a", 0.0), ("b", 1.0))]
     report = report_of(folders)
@@ -180,7 +186,8 @@ def test_best_of_n_and_judged_policies(tmp_path):
     html = report_of([str(best_of_n(tmp_path / "bon")), str(judged(tmp_path / "judge"))]).html
     line = charts_of(html)["Best of n: gold reward"]["series"][0]
     assert (line["x"], line["y"], line["low"], line["high"]) == ([0, 0.193], [0.1, 0.3], [0, 0.2], [0.2, 0.4])
-    assert "mine win_rate 0.6250 0.5000, 0.7500 40" in shown(html) and "mine: few answers" in shown(html)
+    assert "mine win_rate 62.5000 [50.0000, 75.0000] 40 38 2" in shown(html) and "mine: few answers" in shown(html)
+    assert "Suite: prompts, judged by rule." in shown(html)
     data = samples_of(html)
     assert data["prompts"] == ["a question"] and [row[5][:3] for row in data["rows"]] == [[-0.5, None, 0.25], [0.5, None, 0.25]]
     assert [row[5][4] for row in data["rows"]] == [5, 5] and [row[6] for row in data["rows"]] == [False, True]
