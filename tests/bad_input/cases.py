@@ -914,6 +914,13 @@ OPTIONS = [
     case("an unknown level", RM, "'sentence'", "'segment', 'token', 'bandit'", "--help", reward_level="sentence"),
     case("an unknown tracker", RM, "--report_to wandbb is not known", "tensorboard, wandb", report_to="wandbb"),
     case("a tracker beside none", RM, "--report_to has none beside others", "give none alone", report_to=("none", "wandb")),
+    case(
+        "a hub's repository of no name", RM, "--push_to_hub a/b/c is no name of a repository", "USER/NAME", push_to_hub="a/b/c"
+    ),
+    case("a public repository without one", RM, "--hub_public has no effect without --push_to_hub", words=("--hub_public",)),
+    case(
+        "several models into one repository", RM, "--push_to_hub a/b has no effect with --members", members=2, push_to_hub="a/b"
+    ),
     case("a tracker that is not installed", RM, "--report_to aim is not installed", "pip install aim", report_to="aim"),
     outside("batch_size", RM, 0, "at least 1"),
     outside("gpus", PLAN, 0, "at least 1"),

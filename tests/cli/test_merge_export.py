@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import hub_server
 import pytest
 import tiny_models
 import torch
@@ -57,13 +58,19 @@ def accuracy_of(folder, pairs: int) -> str:
     return f"accuracy {accuracy:.3f}, 95% interval [{interval.low:.3f}, {interval.high:.3f}], on {pairs} pairs"
 
 
-def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(files, tmp_path):
-    """Adapters, an MLP head and the language-model term, from text on."""
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_server.serving(monkeypatch, tmp_path / "hub") as hub:
+        yield hub
+
+
+def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(files, tmp_path, hub):
+    """Adapters, an MLP head and the language-model term, from text on; what is trained and exported goes to the hub."""
     pytest.importorskip("peft")
     sft, pairs = files / "sft", files / "pairs.jsonl"
     words = f"train-rm --model {sft} --data {pairs} --eval_data {pairs} --output_dir {tmp_path / 'rm'} --cache_dir {tmp_path}"
     words += " --batch_size 4 --micro_batch_size 4 --max_length 64 --max_prompt_length 48 --save_steps 0 --lr 1e-2"
-    words += " --lora_rank 2 --head_type mlp --head_width 6 --reg_type sft --device cpu"
+    words += " --lora_rank 2 --head_type mlp --head_width 6 --reg_type sft --device cpu --push_to_hub somebody/rm"
     with tiny_models.restored_environment():
         denserl(words.split())
     card = " ".join((tmp_path / "rm/README.md").read_text().split())
@@ -74,7 +81,14 @@ def test_a_trained_model_is_merged_exported_and_read_back_with_equal_scores(file
     assert set(run) == set(merged) and all(torch.equal(run[name], merged[name]) for name in run)
     own, again = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("rm", "merged"))
     assert own | {"use_cache": True} == again and own["segment_reward"]["head"]["width"] == 6
-    denserl(f"export --reward_model {tmp_path / 'merged'} --layout grm --output_dir {tmp_path / 'grm'}".split())
+    denserl(
+        f"export --reward_model {tmp_path / 'merged'} --layout grm --output_dir {tmp_path / 'grm'} --push_to_hub a/grm".split()
+    )
+    sent = hub.repos["somebody/rm"]["files"]
+    assert sent["README.md"] == (tmp_path / "rm/README.md").read_bytes() and b"# `somebody/rm`" in sent["README.md"]
+    assert sent["model.safetensors"] == (tmp_path / "rm/model.safetensors").read_bytes()
+    assert "adapter/adapter_model.safetensors" in sent and not {"command.json", "metrics.jsonl"} & {*sent}
+    assert b"GRM" in hub.repos["a/grm"]["files"]["README.md"] and str(tmp_path).encode() not in b"".join(sent.values())
     denserl(f"export --reward_model {tmp_path / 'grm'} --layout denserl --output_dir {tmp_path / 'back'}".split())
     assert torch.equal(scores(tmp_path / "back"), scores(tmp_path / "rm"))
     assert "in the published layout of GRM" in (tmp_path / "grm/README.md").read_text()

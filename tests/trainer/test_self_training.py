@@ -93,6 +93,9 @@ def test_the_best_round_stands_in_the_output_folder(files, trained):
     ]
     stored = json.loads((trained / "config.json").read_text())["segment_reward"]
     assert (trained / stored["sft_from_here"]).resolve() == (files / "sft").resolve()
+    card = (trained / "README.md").read_text()
+    assert f"of the model of round {best}, of rounds 0 to 2" in " ".join(card.split()) and "--unlabelled_data" in card
+    assert "--unlabelled_data" not in (trained / "round_0/README.md").read_text()
 
 
 def test_a_wrong_label_is_turned_round(files, trained):
