@@ -70,7 +70,7 @@ def _write(folder: Path, making: Making, role: str | None = None) -> None:
 
 def card_of(folder: Path, making: Making, role: str | None = None) -> str:
     """The card of the model in a folder, as it is written there."""
-    options = making.options
+    options, folder = making.options, folder.absolute()
     adapter = (folder / ADAPTERS).is_file()
     name = f"{folder.parent.name}/{folder.name}" if adapter else getattr(options, "push_to_hub", None) or folder.name
     facts = facts_of(folder, name, _base(options), getattr(options, "trust_remote_code", False))
@@ -123,6 +123,8 @@ def _shown(option: Option, value: Any) -> Any:
         return "ADDRESS"
     if INPUT in option.marks or MODEL in option.marks:
         return public_name(value)
+    if option.name == "output_dir":
+        return Path(value).absolute().name
     if not re.search(r"\s", value):
         return value.rpartition("/")[2] or Path(value).name
     return re.sub(r"(?<!\S)(~|\.{0,2})/\S*/", "", value)

@@ -83,7 +83,7 @@ def push(folder: Path, repo: str, public: bool = False) -> None:
         repo = api.create_repo(repo, private=not public, exist_ok=True).repo_id
         seen = not api.model_info(repo).private
         found = f"{folder} is not pushed: {repo} is there already, and seen by all"
-        require(public or not seen, found, "give another repository, or add `hub_public`")
+        require(public or not seen, found, "give denserl push another repository, or add `hub_public`")
         if not _is_replaceable(api, repo):
             log.warning("the card of %s was written by somebody else and stays as it is", repo)
             files.pop(CARD, None)

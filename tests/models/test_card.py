@@ -137,6 +137,13 @@ def test_a_card_that_a_user_wrote_or_changed_stays(sft, tmp_path, caplog):
     assert "is yours and stays" in caplog.text
 
 
+def test_a_model_in_the_working_folder_is_called_as_that_is(sft, tmp_path, monkeypatch):
+    folder = save(tmp_path / "rm", sft, entropy_threshold=5.3)
+    monkeypatch.chdir(folder)
+    card = card_of(Path("."), Making("train-rm", RewardConfig(model=str(sft), data=["rows.jsonl"], output_dir=".")))
+    assert "# `rm`" in card and "--output_dir rm" in card and 'path = "rm"' in card
+
+
 def test_what_a_model_is_and_what_went_in_is_told(sft, tmp_path):
     folder = save(tmp_path / "rm", sft, entropy_threshold=5.3, agg_func="min", max_length=64)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a private row"}\n')
