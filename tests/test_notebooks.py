@@ -71,6 +71,8 @@ def test_a_reward_model_and_its_calibration(run):
     assert names["metrics"]["eval_accuracy"] == pytest.approx(names["right"].mean())
     encoded, reading = names["encoded"], names["scorer"].read([names["encoded"]])[0]
     assert sum(names["rewards"]) / len(names["rewards"]) == pytest.approx(reading.score) and encoded.ended
+    assert names["shown"].responses[0].sources[0].score == pytest.approx(reading.score, rel=1e-4)
+    assert "<div" in names["shown"]._repr_html_()
 
 
 @pytest.mark.long
@@ -94,5 +96,5 @@ def test_a_reward_source_of_ones_own(run):
     names = run(5)
     says = names["names_the_wish"]([names["prompt"]], ["Coupons keep sailing cheap. Dinghies belong to sailing."])
     assert says == [[(27, 1.0), (55, 0.0)]]
-    first, both = names["runs"].values()
-    assert len(first) == len(both) == 3 and "reward/no_repeats" in both[-1]
+    assert [len(rows) for rows in names["runs"].values()] == [3, 3, 3]
+    assert "reward/no_repeats" in names["runs"]["and no repeats"][-1]
