@@ -1,6 +1,5 @@
 """Everything that is found in data, as it is written to inspect.json."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +20,6 @@ from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.pairs import with_entropies
 from denserl.terminal import quiet_libraries
 from denserl.trainer.start import start_run, template_of_run
-
-log = logging.getLogger(__name__)
 
 
 def inspected(config: InspectConfig) -> dict[str, Any]:
@@ -52,9 +49,8 @@ def inspected(config: InspectConfig) -> dict[str, Any]:
         "tokens": {**lengths_in_tokens(rows, kind, config, every), "reasons": reasons_of(refused)},
     }
     # Plain text has no response, and no prompt.
-    asked = (
-        rows.select((array_of(rows, f"{PROMPT}_tokens") > 0).nonzero()[0][: config.sample]) if kind.sides else rows.select([])
-    )
+    answered = (array_of(rows, f"{PROMPT}_tokens") > 0).nonzero()[0]
+    asked = rows.select(answered[: config.sample if kind.sides else 0])
     if not len(asked):
         return figures
     responses = _asked(asked, kind, config, tokenizer, device, dtype)

@@ -42,11 +42,11 @@ def _rows(figures: Mapping[str, Any]) -> Section:
     unread = sorted({name for source in rows["sources"] for name in source["not_read"]})
     if unread:
         words.append(f"not read: {', '.join(unread)}")
-    reasons = [(source["source"], reason) for source in rows["sources"] for reason in source["reasons"]]
+    # Of a single source its path needs not be said again.
+    known = rows["sources"][0]["source"] if len(rows["sources"]) == 1 else ""
+    reasons = [reason for source in rows["sources"] for reason in source["reasons"]]
     table = [["refused because", "rows", "first places"]]
-    table += [
-        [reason["reason"], str(reason["count"]), _places(source, reason["places"])] for source, reason in reasons[:_LISTED]
-    ]
+    table += [[each["reason"], str(each["count"]), _places(known, each["places"])] for each in reasons[:_LISTED]]
     lefts = [reason for source in rows["sources"] for reason in source["left_out_reasons"]]
     table += [[f"left out: {reason['reason']}", str(reason["count"]), ""] for reason in lefts[:_LISTED]]
     if len(reasons) > _LISTED:
@@ -55,8 +55,8 @@ def _rows(figures: Mapping[str, Any]) -> Section:
 
 
 def _places(source: str, places: Sequence[str]) -> str:
-    """Places of rows without what they have in common: the source's path."""
-    return ", ".join(place.removeprefix(source).lstrip("/:") for place in places)
+    """Places of rows in a source, without its path."""
+    return ", ".join(place.removeprefix(source).lstrip("/:") if source else place for place in places)
 
 
 def _lengths(figures: Mapping[str, Any]) -> Section:

@@ -72,6 +72,8 @@ def test_without_a_model_the_rows_are_told(tmp_path, capsys):
     assert f"chosen is longer in {expected['longer'] / expected['used']:.1%} of the pairs" in said.out
     assert re.search(rf"rows that stand a second time +{expected['repeated rows']}\n", said.out)
     assert re.search(r"chosen and rejected are identical +1 +9\n", said.out)
+    command(tmp_path / "pairs.jsonl", tmp_path / "pairs.jsonl", output=tmp_path / "two")
+    assert f"{tmp_path}/pairs.jsonl:9\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/command.json").read_text())[0]["outcome"] == "finished"
 
 
