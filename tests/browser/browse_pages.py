@@ -72,6 +72,7 @@ def test_tables_have_the_numbers_of_the_charts(page_of, visit):
     for number, chart in enumerate(drawn):
         figure = page.locator(".chart").nth(number)
         figure.locator("summary").click()
+        figure.locator("details table").wait_for(state="attached")
         cells = figure.locator("details tbody tr").evaluate_all(
             "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
         )

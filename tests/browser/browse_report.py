@@ -296,6 +296,23 @@ def test_a_watched_page_brings_what_is_new_and_keeps_its_place(server, visit):
     assert "As of" in page.locator("#watched").text_content()
 
 
+def test_a_watched_page_shows_parts_that_come_later(tmp_path, visit):
+    folder = command(tmp_path / "run", "train-ppo", outcome=None)
+    started = Server(0, lambda: report_of([str(folder)], watched=True).html, lambda: state_of([folder]))
+    thread = threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        page = visit(f"http://127.0.0.1:{started.server_address[1]}/")
+        assert page.locator("#curves").count() == 0 and "missing or empty" in page.locator(".remarks").text_content()
+        long_run(folder, 0)
+        page.locator("#curves canvas").first.wait_for(timeout=20_000)
+        assert page.locator("#list article").count() == 10
+    finally:
+        started.shutdown()
+        started.server_close()
+        thread.join(10)
+
+
 def test_it_opens_in_a_second_or_two_from_thirty_thousand_samples(tmp_path, visit):
     """Loosely, for a machine that has other work; the times are printed."""
     folders = [long_run(tmp_path / f"run-{seed}", seed, samples=10_000) for seed in range(3)]
