@@ -25,6 +25,7 @@ NEEDED = {
     "check-model": "m",
     "new-model": "--data d.jsonl --output_dir o",
     "plan": "--model m",
+    "import-gguf": "m.gguf --output_dir o",
     "merge": "--model m --adapter a --output_dir o",
     "export": "--reward_model m --layout hf --output_dir o",
     "push": "--model m --push_to_hub a/b",

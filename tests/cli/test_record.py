@@ -163,6 +163,7 @@ def test_every_option_that_names_what_is_read_is_an_input(command):
     named |= {"unlabelled_data", "start_from", "pseudo_data", "augment_filter", "strength_from", "meta_data", "meta_eval"}
     named |= {
         "answers",
+        "file",
         "baseline",
         "questions",
         "references",
