@@ -22,6 +22,7 @@ OTHER_NAMES = {
     "num_ppo_epochs": ("ppo_epochs",),
     "total_episodes": ("episodes",),
     "num_episodes": ("episodes",),
+    "output": ("output_dir",),
     "save_path": ("output_dir",),
     "logging_dir": ("output_dir",),
     "model_name_or_path": ("model",),

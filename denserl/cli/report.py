@@ -40,11 +40,11 @@ def run(options: Options) -> None:
         return
     own = f"{options.runs[0]}/{PAGE}"
     require(
-        options.output or report.kinds[0] != "judge",
+        options.html or report.kinds[0] != "judge",
         f"{own} is the page of denserl judge, with all answers",
-        "give another file with `output`",
+        "give another file with `html`",
     )
-    target = Path(options.output or own)
+    target = Path(options.html or own)
     write_report(target, report)
     say(f"{report.text}\n\n{target}")
 

@@ -42,4 +42,4 @@ def write_report(target: Path, report: Report) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_flushed(target, report.html)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}", "give a file that can be written with `output`") from error
+        raise UserError(f"cannot write {target}: {error.strerror}", "give a file that can be written with `html`") from error

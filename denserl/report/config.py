@@ -17,7 +17,7 @@ class ReportConfig(Config):
     group: ClassVar[str] = "report"
 
     runs: list[str]
-    output: Annotated[str | None, FIRST, Only("with `watch`, which writes no file", lambda c: not c.watch)] = None
+    html: Annotated[str | None, FIRST, Only("with `watch`, which writes no file", lambda c: not c.watch)] = None
     """File to write; default: report.html in the first folder."""
     seeds: Annotated[Literal["apart", "mean"], FIRST] = "apart"
     """Runs that differ in seed and paths alone: each by itself (apart), or their mean with its 95 % t interval (mean)."""

@@ -15,7 +15,7 @@ def test_the_page_is_written_beside_the_first_run_or_where_it_is_asked_for(tmp_p
     assert (tmp_path / "a/report.html").is_file() and not (tmp_path / "b/report.html").exists()
     said = capsys.readouterr().out
     assert "0.125 → 0.875" in said and said.rstrip().endswith(str(tmp_path / "a/report.html"))
-    report.main([second, "--output", str(tmp_path / "new/page.html")])
+    report.main([second, "--html", str(tmp_path / "new/page.html")])
     assert (tmp_path / "new/page.html").is_file()
 
 
@@ -25,10 +25,10 @@ def test_the_page_is_written_beside_the_first_run_or_where_it_is_asked_for(tmp_p
         ([], "RUN"),
         (["nowhere"], "nowhere is no folder"),
         (["RUN", "--port", "1"], "--port 1 has no effect without --watch"),
-        (["RUN", "--watch", "--output", "x"], "--output x has no effect with --watch"),
+        (["RUN", "--watch", "--html", "x"], "--html x has no effect with --watch"),
         (["RUN", "--seeds", "median"], "median"),
         (["JUDGE"], "is the page of denserl judge"),
-        (["RUN", "--output", "RUN"], "Is a directory"),
+        (["RUN", "--html", "RUN"], "Is a directory"),
     ],
 )
 def test_mistakes_are_said(tmp_path, capsys, words, said):
