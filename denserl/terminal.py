@@ -4,6 +4,7 @@ Control characters are replaced by their code points. Escaping for HTML is the t
 """
 
 import logging
+import re
 import sys
 import traceback
 import unicodedata
@@ -12,6 +13,7 @@ from typing import TextIO
 
 # Controls (ANSI escapes, carriage return), formats (bidi marks), lone surrogates, private use, line and paragraph separators.
 _ACTING = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+_COLOURS = re.compile("(\x1b\\[[0-9;]*m)")  # each is a part of its own where a text is split
 _JOINERS = "\u200c\u200d"  # they belong to Persian, Indic scripts and emoji
 
 
@@ -23,9 +25,14 @@ def visible(text: str, kept: str = "\n") -> str:
     return "".join(c if c in kept or c in _JOINERS or not _acts(c) else f"‹U+{ord(c):04X}›" for c in text)
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print text that may come from models, data or files; on stdout by default."""
-    print(visible(text), file=file or sys.stdout, flush=True)
+def say(text: str, file: TextIO | None = None, coloured: bool = False) -> None:
+    """Print text that may come from models, data or files; on stdout by default.
+
+    coloured: escapes that set colours and weights stay, and no others; whoever puts them in has made foreign text visible.
+    """
+    parts = _COLOURS.split(text) if coloured else [text]
+    shown = "".join(part if number % 2 else visible(part) for number, part in enumerate(parts))
+    print(shown, file=file or sys.stdout, flush=True)
 
 
 def make_output_inert() -> None:

@@ -10,7 +10,7 @@ from denserl.pages.segments import share_of
 from denserl.scored import words
 from denserl.scored.results import ScoredPrompt, SourceScore
 from denserl.scored.words import Shown
-from denserl.terminal import visible
+from denserl.terminal import say, visible
 
 DECIDING = 8  # parts of a difference that are shown
 COLUMN = 12  # characters of a column of numbers
@@ -37,8 +37,7 @@ def in_words(scored: Sequence[ScoredPrompt], coloured: bool = False, width: int 
 
 def show(scored: Sequence[ScoredPrompt], coloured: bool) -> None:
     """Print what texts score."""
-    # Not by `say`, which would show the escapes of the colours; all foreign text has gone through `visible`.
-    print(in_words(scored, coloured), flush=True)
+    say(in_words(scored, coloured), coloured=coloured)
 
 
 class _Painter:

@@ -198,6 +198,12 @@ def test_a_row_of_a_hostile_file_knows_its_place(tmp_path):
     assert row["place"] == f"{tmp_path}/‹U+DCFF›‹U+000A›‹U+001B›.jsonl:1"
 
 
+def test_of_escapes_colours_alone_can_be_kept(capsys):
+    say("\x1b[1mbold\x1b[0m \x1b[2J\x1b]0;title\x07", coloured=True)
+    say("\x1b[1mbold")
+    assert capsys.readouterr().out == "\x1b[1mbold\x1b[0m ‹U+001B›[2J‹U+001B›]0;title‹U+0007›\n‹U+001B›[1mbold\n"
+
+
 def test_everything_is_printed_through_say():
     """A print elsewhere may only be of words that stand in the code, or of the name of a signal."""
     package = Path(denserl.__file__).parent
