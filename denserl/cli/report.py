@@ -28,11 +28,10 @@ def run(options: Options) -> None:
     require(options.runs, "no run is given", "denserl report RUN [RUN ...]")
     report = report_of(options.runs, options.samples, options.seeds, options.watch)
     if options.watch:
-        folders = [Path(folder) for folder in options.runs]
         server = Server(
             options.port,
             lambda: report_of(options.runs, options.samples, options.seeds, watched=True).html,
-            lambda: state_of(folders),
+            lambda: state_of(options.runs),
         )
         say(f"watching {' '.join(options.runs)} at http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends it)")
         serve(server)

@@ -51,6 +51,13 @@ def read_runs(folders: Sequence[str], samples: int) -> list[Run]:
     Raises:
         UserError: a folder is not there, or holds no run; it names those that are in it.
     """
+    paths = paths_of(folders)
+    names = names_of(paths)
+    return [read_run(path, name, samples) for path, name in zip(paths, names, strict=True)]
+
+
+def paths_of(folders: Sequence[str]) -> list[Path]:
+    """Where the runs of these folders are, each once. UserError where a folder is not there, or is a demo's without runs."""
     paths: list[Path] = []
     for given in folders:
         path = Path(given)
@@ -60,16 +67,16 @@ def read_runs(folders: Sequence[str], samples: int) -> list[Run]:
             "give folders that commands have written",
         )
         runs = parts_of_demo(path) if is_demo(path) else [path]
+        require(runs, f"{given} is of a demo that has no runs yet", "wait for its first run, or give another folder")
         paths += [run for run in runs if run not in paths]
-    names = names_of(paths)
-    return [read_run(path, name, samples) for path, name in zip(paths, names, strict=True)]
+    return paths
 
 
 def read_run(folder: Path, name: str, samples: int) -> Run:
     """One run. samples: rows that are kept of each file of them. UserError where the folder holds none."""
     remarks: list[str] = []
     kind = _kind(folder)
-    inside = sorted(str(path.parent) for path in _listed(folder, f"*/{COMMAND_FILE}"))
+    inside = [str(path.parent) for path in _listed(folder, f"*/{COMMAND_FILE}") if _kind(path.parent) in KINDS]
     fix = f"denserl report {shlex.join(inside[:8])}" if inside else "give the folder that a command has written"
     require(
         kind in KINDS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from denserl.errors import UserError
 from denserl.files import COMMAND_FILE
-from denserl.report.reading import FITS, METRICS, RESULTS, SAMPLES, SCORES
+from denserl.report.reading import FITS, METRICS, RESULTS, SAMPLES, SCORES, paths_of
 
 HOST = "127.0.0.1"
 # Names under which a browser on this machine asks; a page from elsewhere whose name leads here has another.
@@ -16,10 +16,13 @@ NAMES = ("127.0.0.1", "localhost", "[::1]")
 FILES = (COMMAND_FILE, METRICS, RESULTS, SCORES, FITS, *(f"{file}.jsonl" for file in SAMPLES))
 
 
-def state_of(folders: Sequence[Path]) -> str:
-    """What tells whether anything has changed in runs: sizes and times of their files."""
+def state_of(folders: Sequence[str]) -> str:
+    """What tells whether anything has changed in the runs of these folders: sizes and times of their files.
+
+    UserError where a folder is not there.
+    """
     parts = []
-    for folder in folders:
+    for folder in dict.fromkeys([*map(Path, folders), *paths_of(folders)]):  # a demo's own files, and those of its runs
         for path in (folder / name for name in FILES):
             try:
                 stat = path.stat()
@@ -47,13 +50,12 @@ class Server(ThreadingHTTPServer):
     def page(self) -> tuple[str, bytes]:
         """Its state and the page, made anew where that has changed."""
         with self.lock:
-            state = self.state()
-            if state != self.made[0]:
-                try:
-                    page = self.make()
-                except UserError as error:  # a run that was removed meanwhile
-                    raise FileNotFoundError(str(error)) from error
-                self.made = (state, page.encode("utf-8"))
+            try:
+                state = self.state()
+                if state != self.made[0]:
+                    self.made = (state, self.make().encode("utf-8"))
+            except UserError as error:  # a run that was removed meanwhile
+                raise FileNotFoundError(str(error)) from error
             return self.made
 
 

@@ -266,7 +266,7 @@ def test_groups_of_charts_are_opened_and_closed(page_file, visit):
 @pytest.fixture
 def server(tmp_path):
     folder = long_run(tmp_path / "run", 0)
-    started = Server(0, lambda: report_of([str(folder)], watched=True).html, lambda: state_of([folder]))
+    started = Server(0, lambda: report_of([str(folder)], watched=True).html, lambda: state_of([str(folder)]))
     thread = threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield folder, started
@@ -298,7 +298,7 @@ def test_a_watched_page_brings_what_is_new_and_keeps_its_place(server, visit):
 
 def test_a_watched_page_shows_parts_that_come_later(tmp_path, visit):
     folder = command(tmp_path / "run", "train-ppo", outcome=None)
-    started = Server(0, lambda: report_of([str(folder)], watched=True).html, lambda: state_of([folder]))
+    started = Server(0, lambda: report_of([str(folder)], watched=True).html, lambda: state_of([str(folder)]))
     thread = threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

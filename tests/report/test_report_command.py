@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from run_folders import judged, ppo, reward_model
+from run_folders import command, judged, ppo, reward_model
 
 from denserl.cli import report
 
@@ -29,14 +29,29 @@ def test_the_page_is_written_beside_the_first_run_or_where_it_is_asked_for(tmp_p
         (["RUN", "--seeds", "median"], "median"),
         (["JUDGE"], "is the page of denserl judge"),
         (["RUN", "--html", "RUN"], "Is a directory"),
+        (["DEMO"], "is of a demo that has no runs yet"),
     ],
 )
 def test_mistakes_are_said(tmp_path, capsys, words, said):
-    places = {"RUN": str(ppo(tmp_path / "a")), "JUDGE": str(judged(tmp_path / "j"))}
+    places = {
+        "RUN": str(ppo(tmp_path / "a")),
+        "JUDGE": str(judged(tmp_path / "j")),
+        "DEMO": str(command(tmp_path / "d", "demo")),
+    }
     with pytest.raises(SystemExit) as ended:
         report.main([places.get(word, word) for word in words])
     shown = capsys.readouterr()
     assert ended.value.code == 2 and said in " ".join((shown.err + shown.out).split())
+
+
+def test_of_a_folder_of_folders_those_are_named_that_can_be_reported(tmp_path, capsys):
+    command(tmp_path / "base", "new-model")
+    command(tmp_path / "inspected", "inspect")
+    runs = [str(ppo(tmp_path / "ppo")), str(reward_model(tmp_path / "rm"))]
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path)])
+    assert f"fix: denserl report {' '.join(runs)}\n" in capsys.readouterr().err
+    report.main([*runs, "--html", str(tmp_path / "page.html")])
 
 
 def test_it_starts_without_what_trains(tmp_path):

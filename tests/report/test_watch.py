@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from run_folders import charts_of, ppo, write_rows
+from run_folders import charts_of, command, ppo, reward_model, write_rows
 
 from denserl.errors import UserError
 from denserl.report.build import report_of
@@ -20,7 +20,7 @@ from denserl.report.watch import Server, state_of
 @pytest.fixture
 def watched(tmp_path):
     folder = ppo(tmp_path / "run")
-    server = Server(0, lambda: report_of([str(folder)], watched=True).html, lambda: state_of([folder]))
+    server = Server(0, lambda: report_of([str(folder)], watched=True).html, lambda: state_of([str(folder)]))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield folder, server
@@ -69,6 +69,21 @@ def test_a_run_that_is_gone_is_said_and_the_server_goes_on(watched):
     assert answer.status == 503 and "is no folder" in body
     folder.with_name("gone").rename(folder)
     assert ask(server)[0].status == 200
+
+
+def test_a_demo_is_followed_by_the_files_of_its_runs(tmp_path):
+    demo = command(tmp_path / "demo", "demo")
+    with pytest.raises(UserError, match="a demo that has no runs yet"):
+        state_of([str(demo)])
+    folder = ppo(demo / "ppo-segment")
+    states = [state_of([str(demo)])]
+    write_rows(folder / "metrics.jsonl", [{"step": 1, "reward": 1.0, "actor_lr": 1.0}])
+    states.append(state_of([str(demo)]))
+    reward_model(demo / "rm-segment")
+    states.append(state_of([str(demo)]))
+    (demo / "results.json").write_text("{}")
+    states.append(state_of([str(demo)]))
+    assert len(set(states)) == 4 and state_of([str(demo)]) == states[-1]
 
 
 def test_a_port_that_is_taken_is_said(watched):
