@@ -188,6 +188,7 @@ def _of_scores(head: Head, stored: StoredSettings) -> list[str]:
         "mlp": f"an MLP of {head.layers} hidden layers, {head.width} wide",
         "label": f"the labels {' and '.join(inline(label) for label in head.labels)} of the language model",
         "attributes": "ratings of " + ", ".join(f"{inline(n)} (x {w:g})" for n, w in zip(head.names, head.weights)),
+        "disentangled": "a linear layer for the quality, and one beside it for what goes with the covariate",
         "gated": f"ratings of {', '.join(map(inline, head.names))}, weighed by the prompt",
     }
     found.append(f"head: {head_in_words[head.kind]}")

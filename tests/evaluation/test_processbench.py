@@ -203,7 +203,7 @@ def test_the_page_shows_the_worst_misses_first_and_nothing_acts(tmp_path):
     html = (tmp_path / "out/steps.html").read_text(encoding="utf-8")
     page = Page(html)
     shown = " ".join(page.text.split())
-    assert page.open == [] and "<script" not in html and "49" not in html and "‹U+001B›[31m" in shown
+    assert page.open == [] and "<script" not in html and "49" not in shown and "‹U+001B›[31m" in shown
     assert 'onmouseover="' not in html and html.count("&lt;script&gt;") == 5  # twice as the model, and in three texts
     order = ["missed at .95", "missed at .6", "held before", "held though right", "passed", "found"]
     places = [re.search(rf'dir="auto">{re.escape(prompt)}', html).start() for prompt in order]
