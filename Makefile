@@ -91,10 +91,10 @@ $(ENGINE)/installed: constraints.txt
 	$(@D)/bin/pip install -q "transformers[serving]" -c constraints.txt
 	touch $@
 
-# Every page in a real browser, the system's chromium, on a phone and a wide window, in light and dark; pictures of the pages are then
-# in runs/browser/shots. Its driver stands in a folder of its own.
+# Every page in a real browser, the system's chromium, on a phone and a wide window, in light and dark, and searching in the site of
+# `make docs`; pictures of the pages are then in runs/browser/shots. Its driver stands in a folder of its own.
 BROWSER := runs/browser
-browser-test: .venv/installed $(BROWSER)/installed
+browser-test: .venv/installed $(BROWSER)/installed docs
 	$(BIN)/python -m pytest -q -o python_files='browse_*.py' tests/browser
 
 $(BROWSER)/installed:

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "denserl"
 OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")  # pages that are not in docs/
 # The command line is told by --help, and what runs in a server's own environment is no library.
 NO_LIBRARY = ("cli", "rollouts/in_server")
+BEHIND = "---\nsearch:\n  boost: 0.3\n---\n\n"
 # What a browser fetches by itself.
 LOADED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*""")
 LINK = re.compile(r"(\]\()((?!https?:|#)[^)#\s]+)((?:#[^)\s]*)?\))")
@@ -66,10 +67,10 @@ def on_post_page(output, page, config):
 
 
 def reference_pages() -> Iterator[tuple[str, str]]:
-    """(name, Markdown) of the public names, and of the modules of each room."""
-    yield "reference/index.md", _public_names()
+    """(name, Markdown) of the public names, and of the modules of each room; searching puts them behind other pages."""
+    yield "reference/index.md", BEHIND + _public_names()
     rooms = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
-    yield from ((f"reference/{name}.md", page) for name, page in map(_room_page, [PACKAGE, *rooms]) if page)
+    yield from ((f"reference/{name}.md", BEHIND + page) for name, page in map(_room_page, [PACKAGE, *rooms]) if page)
 
 
 def _room_page(folder: Path) -> tuple[str, str]:
