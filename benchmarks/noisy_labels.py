@@ -115,7 +115,7 @@ class NoisyWorld(World):
         folder = self.folder / f"samples-{prompts}"
         if not (folder / "results.json").exists():
             self.ppo(METHODS["Bradley-Terry"])
-            source = {"model": self.folder / "ppo/bt", "reward_model": self.folder / "bt", "data": self.rows(prompts)}
+            source = {"model": self.folder / "ppo/bt", "data": self.rows(prompts)}
             stage("bon", **{**BON, **count}, **source, output_dir=folder, seed=self.seed)
         return folder / "samples.jsonl"
 
