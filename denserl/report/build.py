@@ -1,6 +1,8 @@
 """From folders to their page."""
 
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,10 +32,23 @@ def report_of(folders: Sequence[str], samples: int = 10_000, seeds: str = "apart
     Raises:
         UserError: a folder is not there, or holds no run.
     """
-    runs = read_runs(folders, samples)
-    lead = lead_of_folder(Path(folders[0])) if len(folders) == 1 and is_demo(Path(folders[0])) else {}
-    html = make_page(runs, seeds, lead, watched)
+    with _uncollected():
+        runs = read_runs(folders, samples)
+        lead = lead_of_folder(Path(folders[0])) if len(folders) == 1 and is_demo(Path(folders[0])) else {}
+        html = make_page(runs, seeds, lead, watched)
     return Report(html, format_tables(runs, seeds), [run.kind for run in runs])
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which goes over millions of numbers again and again, none of them in cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def write_report(target: Path, report: Report) -> None:

@@ -103,9 +103,7 @@ def _row(row: Mapping[str, Any], run: int, file: str, prompts: dict[str, int], t
     """A row in the order of COLUMNS, and how many tokens' numbers it has."""
     prompt, response = _prompt(row), text(row.get("response"))
     segments = [part for part in _list(row.get("segments"))[:MOST_SEGMENTS] if isinstance(part, dict)]
-    cut: list[list[Any]] = [
-        [visible(text(part.get("text"))), *(_given(part.get(name)) for name in OF_SEGMENTS)] for part in segments
-    ]
+    cut: list[list[Any]] = [[visible(text(part.get("text"))), *_column([*map(part.get, OF_SEGMENTS)])] for part in segments]
     tokens = _tokens(row.get("tokens"), response) if tokens_left > 0 else None
     shown = visible(response)
     # Ends count the characters of the response as it is: of one that is shown otherwise they would be others.
@@ -143,12 +141,12 @@ def _tokens(value: Any, response: str) -> list[list] | None:
     """Ends, KL and entropy of tokens, where they are of one length and end one behind the other in the response."""
     if not isinstance(value, dict):
         return None
-    ends = [end for end in _list(value.get("end")) if isinstance(end, int) and not isinstance(end, bool)]
-    columns = [[_given(one) for one in _list(value.get(name))] for name in OF_TOKENS]
-    rising = all(before <= after for before, after in zip([0, *ends], ends, strict=False))
-    if not ends or not rising or ends[-1] > len(response) or any(len(column) != len(ends) for column in columns):
+    ends, columns = _list(value.get("end")), [_list(value.get(name)) for name in OF_TOKENS]
+    if set(map(type, ends)) != {int} or any(len(column) != len(ends) for column in columns):
         return None
-    return [ends, *columns]
+    if ends[0] < 0 or ends != sorted(ends) or ends[-1] > len(response):
+        return None
+    return [ends, *map(_column, columns)]
 
 
 def _moved(tokens: list[list], response: str) -> list[list]:
@@ -199,6 +197,12 @@ def _by_length(found: Mapping[str, Sequence[tuple[float, float]]]) -> list[list[
 
 def _list(value: Any) -> list:
     return value if isinstance(value, list) else []
+
+
+def _column(values: list) -> list[float | int | None]:
+    """Numbers as the file has them, looked at all at once: a page has millions."""
+    as_they_are = set(map(type, values)) == {float} and all(map(math.isfinite, values))
+    return values if as_they_are else list(map(_given, values))
 
 
 def _given(value: Any) -> float | int | None:
