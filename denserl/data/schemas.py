@@ -251,7 +251,9 @@ def _given(row: object, key: str) -> bool:
 
 
 def missing(row: dict, found: str, columns: str) -> BadRow:
-    """The bad row that lacks what is read; it names what is there."""
+    """The bad row that lacks what is read; it names what is there. A file that is one chat has its messages for rows."""
+    if {"role", "content"} <= row.keys():
+        return BadRow(f"{found}; the row is one message of a chat", 'make the whole chat one row: {"messages": [...]}')
     there = ", ".join(str(name) if value is not None else f"{name} (null)" for name, value in row.items())
     return BadRow(
         f"{found}; the row has {there or 'no key'}", f"name those that are meant: `columns` {columns}" if there else ""

@@ -417,3 +417,11 @@ def test_rows_of_steps_are_no_preferences():
         with pytest.raises(BadRow, match="labelled steps, and no preference") as error:
             as_preference({"prompt": "Q", name: ["a"], "labels": [1.0]})
         assert "`input` steps" in error.value.fix
+
+
+def test_a_file_that_is_one_chat_is_told_from_rows(tmp_path):
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps([ASKED, {"role": "assistant", "content": "There."}]))
+    with pytest.raises(UserError, match="the row is one message of a chat") as error:
+        load_demonstrations([str(path)])
+    assert error.value.fix == 'make the whole chat one row: {"messages": [...]}'
