@@ -142,15 +142,8 @@ class PPOTrainer:
         sources: of rewards, beside those that the config names. sampler: (config, function that returns the policy as it is
         now, tokenizer) -> Sampler; default: what the config names.
         """
-        check_sources(config, sources)
-        require(
-            sampler is None or config.rollout_engine == "policy",
-            f"`rollout_engine` {config.rollout_engine} beside a sampler of one's own",
-            "leave one of them out",
-        )
+        compares = _check(config, sources, sampler)
         sample_policy = sampler or PolicySampler.from_config
-        compares = check_comparisons(config)
-        check_run(config, compares)
         device, dtype = start_run(config)
         check_sizes(config)
         checkpoint = checkpoint_to_resume(config, config.output_dir)
@@ -177,8 +170,8 @@ class PPOTrainer:
         remembered: dict[str, Any] = {"models": MODELS, "others": rewards.settings(), "prompts": rows.prompts}
         remembered |= {"ptx": rows.text} if rows.text is not None else {}
         settings = run_settings(config, dtype, checkpoint, tokenizer, **remembered)
-        others, sampled = [*readers, *implicit], compares or judge is not None
-        models = load_models(config, rows.schedule, tokenizer, device, dtype, others, sampled)
+        others, samples_reference = [*readers, *implicit], compares or judge is not None
+        models = load_models(config, rows.schedule, tokenizer, device, dtype, others, samples_reference)
         engine = Engine(config, models, tokenizer, device, dtype) if config.rollout_engine == "vllm" else None
         trainer = cls(
             config,
@@ -526,3 +519,16 @@ def _learn(engine: nn.Module, loss: Tensor, log: dict[str, Tensor]) -> dict[str,
     engine.backward(loss)
     engine.step()
     return log
+
+
+def _check(config: PPOConfig, sources: Sequence[PaidSource], sampler: Callable[..., Sampler] | None) -> bool:
+    """Whether responses are compared with each other. UserError for what does not go together, before anything is loaded."""
+    check_sources(config, sources)
+    require(
+        sampler is None or config.rollout_engine == "policy",
+        f"`rollout_engine` {config.rollout_engine} beside a sampler of one's own",
+        "leave one of them out",
+    )
+    compares = check_comparisons(config)
+    check_run(config, compares)
+    return compares
