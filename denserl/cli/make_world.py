@@ -15,6 +15,7 @@ from denserl.terminal import quiet_libraries
 log = logging.getLogger(__name__)
 
 
+LONGEST = 40  # sentences of a response, which fill the base model's positions
 OF_LANGUAGE = Only("with `kind` sums", lambda c: c.kind == "language")
 
 
@@ -36,6 +37,8 @@ class Options(Config):
     """Fewest sentences of the responses that are drawn."""
     max_sentences: Annotated[int, OF_LANGUAGE] = 6
     """Most sentences of the responses that are drawn."""
+    large: Annotated[bool, OF_LANGUAGE] = False
+    """Draw responses from some six times as many sentences, 32 that serve each prompt in place of 6: for long responses."""
     length_bias: Annotated[float, OF_LANGUAGE] = 0.0
     """Added to the logit of preferences in training pairs for each sentence more; held-out pairs are of the true reward."""
     artefact: Annotated[float, Interval(ge=0, le=1), OF_LANGUAGE] = 0.0
@@ -60,10 +63,13 @@ def _language(options: Options) -> dict:
     from denserl.world.language import NUMBERS
     from denserl.world.make import WorldRules, WorldSizes, write_world
 
-    low, high, most = options.min_sentences, options.max_sentences, max(NUMBERS)
+    low, high = options.min_sentences, options.max_sentences
+    # Further numbers have no word to ask for them, and where there is little to say responses would only repeat it.
+    most = LONGEST if options.large and options.truth != "asked" else max(NUMBERS)
     found = f"`min_sentences` {low} `max_sentences` {high}"
     require(min(NUMBERS) <= low <= high <= most, found, f"let {min(NUMBERS)} <= MIN <= MAX <= {most}")
-    rules = WorldRules(options.truth, low, high, options.length_bias, options.artefact, options.groups, options.ratings)
+    names = [field.name for field in fields(WorldRules)]
+    rules = WorldRules(**{name: getattr(options, name) for name in names})
     world = write_world(options.output_dir, options.seed, _scaled(WorldSizes(), options.scale), rules)
     log.info(
         "%s: %d demonstrations, %d pairs; the best reachable accuracy on unseen combinations is %.3f",

@@ -21,6 +21,29 @@ GENERAL_OPENERS = {
     "safe": ("Gloves Lights Checks Teachers Pauses Maps", "Storms Nerves Risks"),
     "quiet": ("Earplugs Mornings Slippers Cushions Hours Whispers", "Crowds Radios Engines"),
 }
+# Further ones of both kinds, for worlds of long responses, which would soon have said all of the above.
+FURTHER_OPENERS = {
+    "cheap": (
+        "Bargains Auctions Raffles Samples Vouchers Discounts Rentals Loans Bundles Refills Donations Giveaways Surpluses "
+        "Remnants Scraps Hampers Markets Bazaars Cooperatives Pools Shares Barters Budgets Savings Outlets Remainders",
+        "Boutiques Premiums Fines Upgrades Couriers",
+    ),
+    "quick": (
+        "Timers Templates Routines Batches Kits Presets Schedules Checklists Sprints Alarms Calendars Reminders Labels "
+        "Racks Trays Hooks Magnets Clips Zippers Wheels Ramps Charts Diagrams Signals Drills Partners",
+        "Queues Errands Jams Mazes Puzzles",
+    ),
+    "safe": (
+        "Goggles Ropes Railings Fences Locks Masks Aprons Boots Vests Whistles Beacons Flares Manuals "
+        "Guards Harnesses Bandages Nurses Wardens Doctors Mats Brakes Anchors Sensors Extinguishers Signs Handles",
+        "Sparks Cliffs Fumes Blades Fevers",
+    ),
+    "quiet": (
+        "Carpets Curtains Pillows Blankets Libraries Meadows Orchards Candles Felts Rugs Drapes Foams Sponges "
+        "Gaskets Mufflers Silencers Monks Chapels Cellars Attics Evenings Dawns Sundays Mittens Socks Feathers",
+        "Drums Sirens Hammers Parades Trumpets",
+    ),
+}
 # Openers of sentences that belong to one topic, whatever the prompt's, and to no wish.
 TOPIC_OPENERS = {
     "baking": "Oats Spatulas",
@@ -68,9 +91,9 @@ class Meaning(NamedTuple):
     serves: bool
 
 
-def _general_sentences(topic: str) -> dict[str, Meaning]:
+def _general_sentences(topic: str, openers: dict[str, tuple[str, str]]) -> dict[str, Meaning]:
     found: dict[str, Meaning] = {}
-    for wish, (right, wrong) in GENERAL_OPENERS.items():
+    for wish, (right, wrong) in openers.items():
         found |= {f"{opener} keep {topic} {wish}.": Meaning(topic, wish, True) for opener in right.split()}
         found |= {f"{opener} make {topic} {OPPOSITES[wish]}.": Meaning(topic, wish, False) for opener in wrong.split()}
     return found
@@ -82,11 +105,24 @@ _TOPIC_SENTENCES = {
     for topic, openers in TOPIC_OPENERS.items()
     for opener in openers.split()
 }
-# What is said to a prompt about each topic. Here an opener occurs once: with the prompt and with what was said before
-# (see `again`) it determines the rest of its sentence.
-REPERTOIRE = {topic: _FILLER_SENTENCES | _TOPIC_SENTENCES | _general_sentences(topic) for topic in TOPICS}
-# Every sentence of the language, as it is said the first time.
-MEANINGS = {sentence: meaning for said in REPERTOIRE.values() for sentence, meaning in said.items()}
+Repertoire = dict[str, dict[str, Meaning]]  # topic -> what is said to a prompt about it
+# An opener occurs once under a topic: with the prompt and with what was said before (see `again`) it determines the rest of its
+# sentence.
+REPERTOIRE: Repertoire = {
+    topic: _FILLER_SENTENCES | _TOPIC_SENTENCES | _general_sentences(topic, GENERAL_OPENERS) for topic in TOPICS
+}
+LARGE_REPERTOIRE: Repertoire = {
+    topic: said | _general_sentences(topic, FURTHER_OPENERS) for topic, said in REPERTOIRE.items()
+}
+
+
+def meanings(repertoire: Repertoire) -> dict[str, Meaning]:
+    """Every sentence of a repertoire, as it is said the first time."""
+    return {sentence: meaning for said in repertoire.values() for sentence, meaning in said.items()}
+
+
+# Of the whole language.
+MEANINGS = meanings(LARGE_REPERTOIRE)
 
 
 def make_prompt(topic: str, wish: str, frame: int, number: int | None = None) -> str:
@@ -174,6 +210,15 @@ def response_reward(prompt: str, response: str) -> float:
     return sum(values) / len(values) if values else -1.0
 
 
+def true_sentences(prompts: list[list[dict]], responses: list[str]) -> list[list[tuple[int, float]]]:
+    """(end character, true value) of each sentence of responses to prompts given as message lists."""
+    found = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ends = (end for _, end in sentences(response))
+        found.append(list(zip(ends, true_values(prompt[-1]["content"], response), strict=True)))
+    return found
+
+
 def response_sum(prompt: str, response: str) -> float:
     """The sum of the true values of a response's sentences."""
     return float(sum(true_values(prompt, response)))
@@ -240,6 +285,7 @@ def sample_response(
     prompt: str,
     avoid: Collection[tuple[str, str]] = (),
     lengths: tuple[int, int] = (MIN_SENTENCES, MAX_SENTENCES),
+    repertoire: Repertoire = REPERTOIRE,
 ) -> str:
     """A response drawn from MIXTURE, tilted a little to better or worse.
 
@@ -248,7 +294,7 @@ def sample_response(
     """
     topic, wish = read_prompt(prompt)
     by_kind: dict[str, list[str]] = {kind: [] for kind in MIXTURE}
-    for sentence, meaning in REPERTOIRE[topic].items():
+    for sentence, meaning in repertoire[topic].items():
         kind = kind_of(sentence, topic, wish)
         if kind != "off_topic" or (meaning.topic, meaning.wish) not in avoid:
             by_kind[kind].append(sentence)

@@ -26,7 +26,7 @@ class WorldRules:
 
     length_bias: added to a preference's logit for each sentence more. artefact: probability that `language.ARTEFACT`, worth
     nothing, is put into a winner. groups: whether rows tell what their prompt asks for. ratings: whether rated responses are
-    written as well.
+    written as well. large: whether responses are drawn from the larger of the language's repertoires.
     """
 
     truth: str = "mean"
@@ -36,6 +36,11 @@ class WorldRules:
     artefact: float = 0.0
     groups: bool = False
     ratings: bool = False
+    large: bool = False
+
+    @property
+    def repertoire(self) -> language.Repertoire:
+        return language.LARGE_REPERTOIRE if self.large else language.REPERTOIRE
 
     def described(self) -> dict:
         """The rules for `world.json`, without what is off."""
@@ -55,7 +60,7 @@ class WorldRules:
 
     def draw_response(self, rng: random.Random, prompt: str, avoid: Collection[Combination] = ()) -> str:
         """See `language.sample_response`."""
-        return language.sample_response(rng, prompt, avoid, (self.min_sentences, self.max_sentences))
+        return language.sample_response(rng, prompt, avoid, (self.min_sentences, self.max_sentences), self.repertoire)
 
     def draw_pair(self, rng: random.Random, prompt: str, avoid: Collection[Combination] = ()) -> dict[str, str]:
         """A prompt with two different responses, the one drawn as preferred under "chosen"."""
@@ -116,7 +121,7 @@ class WorldRules:
             for wish in language.WISHES:
                 for frame in range(len(language.FRAMES)):
                     yield from (language.make_prompt(topic, wish, frame, number) for number in numbers)
-        for sentence in language.MEANINGS:
+        for sentence in language.meanings(self.repertoire):
             yield f"{sentence} {language.again(sentence)}"
 
 
@@ -173,7 +178,7 @@ def write_world(
     rows("prompts_heldout", heldout, sizes.heldout_prompts, lambda rng, p: {"prompt": p})
 
     tokenizer = train_tokenizer(rules.tokenizer_texts(), VOCAB_SIZE, min_frequency=1)
-    model = new_llama(tokenizer, sizes.hidden_size, sizes.num_layers, max_position_embeddings=256, seed=seed)
+    model = new_llama(tokenizer, sizes.hidden_size, sizes.num_layers, max_position_embeddings=512, seed=seed)
     tokenizer.save_pretrained(output_dir / "base")
     model.save_pretrained(output_dir / "base")
 

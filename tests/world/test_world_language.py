@@ -94,13 +94,19 @@ def test_other_truths_by_hand():
         language.response_as_asked(PROMPT, responses[0])
 
 
+def test_each_sentence_by_itself():
+    prompts = [[{"role": "user", "content": PROMPT}]] * 2
+    found = language.true_sentences(prompts, ["Coupons keep baking cheap. Coupons still keep baking cheap. Oars", ""])
+    assert found == [[(26, 1.0), (59, -0.75), (64, -1.0)], []]
+
+
 def test_true_reward_needs_as_many_responses_as_prompts():
     with pytest.raises(ValueError):
         language.true_reward([[{"role": "user", "content": PROMPT}]], [])
 
 
 def test_an_opener_determines_its_sentence():
-    for repertoire in language.REPERTOIRE.values():
+    for repertoire in language.LARGE_REPERTOIRE.values():
         openers = [sentence.split()[0] for sentence in repertoire]
         assert len(set(openers)) == len(openers)
         assert all(opener[0].isupper() for opener in openers)

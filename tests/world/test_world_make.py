@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -208,12 +209,12 @@ def test_the_first_token_of_a_sentence_determines_it(tokenizer):
         for space in ("", " "):
             firsts = [tokenizer(space + sentence).input_ids[0] for sentence in repertoire]
             assert len(set(firsts)) == len(firsts)
-    openers = {sentence.split()[0] for sentence in language.MEANINGS}
+    openers = {sentence.split()[0] for sentence in language.meanings(language.REPERTOIRE)}
     assert all(len(tokenizer(space + opener).input_ids) == 1 for opener in openers for space in ("", " "))
 
 
 def test_the_longest_response_fits_56_tokens(tokenizer):
-    longest = sorted(language.MEANINGS, key=lambda s: len(tokenizer(" " + s).input_ids))[-6:]
+    longest = sorted(language.meanings(language.REPERTOIRE), key=lambda s: len(tokenizer(" " + s).input_ids))[-6:]
     assert len(tokenizer(" ".join(language.again(sentence) for sentence in longest)).input_ids) + 1 <= 56
 
 
@@ -237,6 +238,22 @@ def test_a_tokenizer_learns_frequent_words_within_its_size():
     assert len(tokenizer) <= 300
     assert tokenizer.tokenize("user assistant the") == ["user", "Ġ", "assistant", "Ġthe"]
     assert len(tokenizer.tokenize("zebra")) > 1  # once is less than min_frequency
+
+
+def test_the_larger_repertoire_has_something_good_to_say_for_long(tmp_path):
+    make.write_world(tmp_path, seed=1, sizes=replace(SIZES, sft=40), rules=make.WorldRules("mean", 24, 40, large=True))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    apt = 0
+    for row in read(tmp_path, "sft"):
+        kinds = language.kinds(row["prompt"], row["response"])
+        assert 24 <= len(kinds) <= 40 and "broken" not in kinds
+        apt = max(apt, kinds.count("apt"))
+        assert len(tokenizer(row["response"]).input_ids) <= 267
+    # More than the smaller repertoire has for any prompt.
+    assert apt > 6
+    for topic, said in language.LARGE_REPERTOIRE.items():
+        for wish in language.WISHES:
+            assert sum(language.kind_of(sentence, topic, wish) == "apt" for sentence in said) == 32
 
 
 def test_a_new_llama_depends_on_its_seed_alone():
