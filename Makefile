@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Tests start many processes, each of which would compile all of the package again, and pytest every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest faults lint models levels study bench bench-peers engine-test browser-test mutants docs real clean
+.PHONY: demo test test-oldest faults lint models levels evidence study bench bench-peers engine-test browser-test mutants docs real clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -46,6 +46,11 @@ faults: .venv/installed
 # Every way of paying in every kind of world, many hours on two cores; a part: .venv/bin/python benchmarks/levels.py --parts credit
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
+
+# When dense rewards pay: docs/evidence.md, whose tables are written anew; three hours on two cores. What is finished is not run
+# again; a part: .venv/bin/python benchmarks/evidence.py --only 'length: 4 sentences' --seeds 0
+evidence: .venv/installed
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/evidence.py --page docs/evidence.md
 
 # Reward models of noisy labels, preference models of biased and of real pairs, and PPO's switches, over 5 seeds, many hours on
 # two cores; a part: .venv/bin/python benchmarks/noisy_labels.py --parts uses. DATA: as for `make real`, whose pairs are a part.

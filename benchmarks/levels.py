@@ -180,20 +180,7 @@ class World:
                 output_dir=target,
                 seed=self.seed,
             )
-        repeats = repeated(target / "eval_samples.jsonl")
-        rows = [row for row in read_metrics(target / "metrics.jsonl") if "eval_true_reward" in row]
-        return [
-            {
-                "rollouts": row["step"] * TINY["ppo"]["rollout_batch_size"],
-                "true": row["eval_true_reward"],
-                "kl": row["eval_kl"],
-                "proxy": row["eval_normalised_reward"],
-                "length": row["eval_response_length"],
-                "segments": row["eval_segments"],
-                "repeats": repeats[row["step"]],
-            }
-            for row in rows
-        ]
+        return held_out(target)
 
     def models(self) -> dict[str, float]:
         """How good the reward models are, and how well the segment model's rewards agree with sentences and their values."""
@@ -224,6 +211,24 @@ def make_language_model(folder: Path, seed: int, **made_with) -> None:
     if not (sft / "model.safetensors").exists():
         stage("make-world", output_dir=world, seed=seed, **made_with)
         stage("train-sft", **SFT, model=world / "base", data=world / "sft.jsonl", output_dir=sft, seed=seed)
+
+
+def held_out(folder: Path) -> list[dict]:
+    """The held-out evaluations of a PPO run, with the share of repeated sentences in each."""
+    repeats = repeated(folder / "eval_samples.jsonl")
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "eval_true_reward" in row]
+    return [
+        {
+            "rollouts": row["step"] * TINY["ppo"]["rollout_batch_size"],
+            "true": row["eval_true_reward"],
+            "kl": row["eval_kl"],
+            "proxy": row["eval_normalised_reward"],
+            "length": row["eval_response_length"],
+            "segments": row["eval_segments"],
+            "repeats": repeats[row["step"]],
+        }
+        for row in rows
+    ]
 
 
 def without_none(flags: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +20,30 @@ from denserl.segmentation import segment_by_entropy
 from denserl.world import language
 
 
+class Agreement(NamedTuple):
+    """Segments of responses beside the sentences of the world."""
+
+    f1: float  # of segment starts against sentence starts, without each response's first token, which is always both
+    rewards: np.ndarray  # (n,) raw rewards of all segments
+    values: np.ndarray  # (n,) true values of the sentences that their last tokens are of
+    places: np.ndarray  # (n,) k / K, where in its response each segment stands
+
+    def spearman(self, low: float = 0.0, high: float = 1.0) -> float:
+        """Rank correlation of rewards and values, of segments whose place is in (low, high]."""
+        there = (self.places > low) & (self.places <= high)
+        return float(spearmanr(self.rewards[there], self.values[there]).statistic)
+
+
 def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: float) -> dict[str, float]:
+    """`f1` and `spearman` of the `Agreement` of a reward model's segments with the sentences of a preference file."""
+    found = agreement(sft_model, reward_model, pairs, threshold)
+    return {"f1": found.f1, "spearman": found.spearman()}
+
+
+def agreement(sft_model: str, reward_model: str, pairs: Path, threshold: float) -> Agreement:
     """Score the responses of a preference file of the world and compare segments with its sentences.
 
-    Returns: `f1` of segment starts against sentence starts, without each response's first token, which is always both; and
-    `spearman`, the rank correlation of a segment's raw reward with the true value of the sentence that its last token is of.
+    threshold: nats, where segments are cut.
     """
     tokenizer = load_tokenizer(sft_model)
     rows = [json.loads(line) for line in Path(pairs).read_text(encoding="utf-8").splitlines()]
@@ -42,7 +62,7 @@ def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: fl
     )
     scores = map_responses(prompts, responses, lambda batch: response_token_rewards(scorer, batch), progress="scores", **share)
     found = hits = true = 0
-    rewards, values = [], []
+    rewards, values, places = [], [], []
     for i, (prompt, response) in enumerate(texts):
         sentence = sentence_of_token(tokenizer, response)
         entropy = pad_rows([entropies[i]], 0.0, torch.float32)
@@ -54,7 +74,8 @@ def check_segments(sft_model: str, reward_model: str, pairs: Path, threshold: fl
         worth = language.true_values(prompt, response)
         rewards += [float(scores[i][end]) for end in ends]
         values += [worth[sentence[min(end, len(sentence) - 1)]] for end in ends]
-    return {"f1": 2 * hits / (found + true), "spearman": float(spearmanr(rewards, values).statistic)}
+        places += [k / len(ends) for k in range(1, len(ends) + 1)]
+    return Agreement(2 * hits / max(found + true, 1), np.array(rewards), np.array(values), np.array(places))
 
 
 def sentence_of_token(tokenizer: PreTrainedTokenizerBase, response: str) -> np.ndarray:

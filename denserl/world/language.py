@@ -111,9 +111,7 @@ Repertoire = dict[str, dict[str, Meaning]]  # topic -> what is said to a prompt 
 REPERTOIRE: Repertoire = {
     topic: _FILLER_SENTENCES | _TOPIC_SENTENCES | _general_sentences(topic, GENERAL_OPENERS) for topic in TOPICS
 }
-LARGE_REPERTOIRE: Repertoire = {
-    topic: said | _general_sentences(topic, FURTHER_OPENERS) for topic, said in REPERTOIRE.items()
-}
+LARGE_REPERTOIRE: Repertoire = {topic: said | _general_sentences(topic, FURTHER_OPENERS) for topic, said in REPERTOIRE.items()}
 
 
 def meanings(repertoire: Repertoire) -> dict[str, Meaning]:

@@ -1,0 +1,294 @@
+"""When dense rewards pay: credit alone, learned rewards, and the paper's own ablations, in embedded worlds, over seeds.
+
+Every run is an ordinary command and stands in the one table of evidence_settings.py. Writes RUNS/evidence.json, tables and
+pictures; what is finished is not run again, so that a run that was stopped goes on. docs/evidence.md tells what came out.
+"""
+
+import json
+import os
+import random
+import re
+import sys
+import time
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import tyro
+from evidence_settings import ARMS, LENGTHS, THRESHOLDS, Arm, Model, Part
+from evidence_tables import Runs, draw, filled, measured, table
+from harness import ending_well
+from levels import held_out, summarise, without_none
+
+from denserl.cli.demo_ways import SFT
+from denserl.cli.paper_scripts import read_table
+from denserl.cli.pipeline import stage
+from denserl.errors import UserError
+from denserl.trainer.trackers import read_metrics
+from denserl.world import language
+from denserl.world.checks import agreement
+
+TINY = read_table()["model_types"]["tiny"]
+POSITIONS = 512  # tokens of prompt and response
+AGREEMENT = "agreement.json"
+PLACES = {"all": (0, 1), "first third": (0, 1 / 3), "middle third": (1 / 3, 2 / 3), "last third": (2 / 3, 1)}
+REPEATS = 3  # of so many pairs one is followed by one that loses for repeating itself
+
+
+@dataclass
+class Options:
+    """Make the runs of the evidence and the page of what came out."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of the worlds and of every run in them."""
+    only: str = ""
+    """A regular expression: of the runs, whose names are "PART: ARM", those that have it."""
+    jobs: int = 2
+    """Processes, of one thread each; a world belongs to one of them."""
+    runs: Path = Path("runs/evidence")
+    """Folder for the runs."""
+    page: Path | None = None
+    """A page whose tables are written anew, between its marks."""
+    dry: bool = False
+    """List the runs, and what of them is there, and make none."""
+
+
+class World:
+    """One seed's world of one length: its language model, reward models, fits and PPO runs, each made when first asked for."""
+
+    def __init__(self, length: int, seed: int, runs: Path):
+        self.length, self.seed, self.folder = length, seed, runs / f"{length}-sentences" / f"seed{seed}"
+        self.data, self.sft = self.folder / "world", self.folder / "sft"
+        # Responses are a quarter shorter or longer, at most, and may run on for another third.
+        self.sentences = {"min_sentences": 3 * length // 4, "max_sentences": 5 * length // 4}
+        self.max_new_tokens = 25 * length // 3
+
+    def run(self, arm: Arm) -> Path:
+        """The folder of a PPO run."""
+        folder = self.run_folder(arm)
+        if not is_there(folder):
+            self._language_model()
+            lengths = {"max_new_tokens": self.max_new_tokens, "iterations": arm.iterations, "samples_logged": 64}
+            stage(
+                "train-ppo",
+                **without_none({**TINY["ppo"], **lengths, **self._paid(arm)}),
+                model=self.sft,
+                data=self.data / "prompts_train.jsonl",
+                eval_prompts=self.data / "prompts_heldout.jsonl",
+                true_reward=f"denserl.world.language:true_reward{'_sum' * (arm.truth == 'sum')}",
+                output_dir=folder,
+                seed=self.seed,
+            )
+        return folder
+
+    def run_folder(self, arm: Arm) -> Path:
+        """Its place; arms of the same settings have the same."""
+        return self.folder / "ppo" / f"{zlib.crc32(repr(arm).encode()):08x}"
+
+    def agreement(self, model: Model) -> dict[str, float]:
+        """How good a reward model is, and how well its segments' rewards agree with sentences and their values."""
+        folder = self.reward_model(model)
+        path = folder / AGREEMENT
+        if not path.exists():
+            accuracy = read_metrics(folder / "metrics.jsonl")[-1]["eval_accuracy"]
+            best = json.loads((self.data / "world.json").read_text())["best_accuracy_test"]
+            found = {"accuracy": accuracy, "of the best": accuracy / best}
+            if model.level != "bandit":
+                pairs = self.data / "preferences_test.jsonl"
+                segments = agreement(str(self.sft), str(folder), pairs, self._threshold(model))
+                places = {f"rank correlation, {name}": segments.spearman(*ends) for name, ends in PLACES.items()}
+                found |= {"F1 of starts": segments.f1, **places}
+            path.write_text(json.dumps(found))
+        return json.loads(path.read_text())
+
+    def reward_model(self, model: Model, member: int = 0) -> Path:
+        """The folder of a reward model, or of one of an ensemble."""
+        folder = self.model_folder(model, member)
+        if not is_there(folder):
+            self._language_model()
+            stage(
+                "train-rm",
+                **{**TINY["rm"], "max_length": POSITIONS, **model.flags},
+                model=self.sft,
+                data=self._pairs(model),
+                eval_data=self.data / "preferences_test.jsonl",
+                cache_dir=self.folder / "cache",
+                reward_level=model.level,
+                entropy_threshold=self._threshold(model),
+                agg_func=model.agg_func,
+                output_dir=folder,
+                # Members read the same pairs in another order, from another head.
+                seed=self.seed + 1000 * member,
+            )
+        return folder
+
+    def model_folder(self, model: Model, member: int = 0) -> Path:
+        """Its place; what only says how a model is used makes no other of it."""
+        own = repr((model.level, self._threshold(model), model.pairs, model.agg_func, model.flags, model.repeats))
+        return self.folder / "rm" / f"{zlib.crc32(own.encode()):08x}-{member}"
+
+    def _paid(self, arm: Arm) -> dict:
+        """The flags of what is paid, and of its penalty."""
+        if arm.model is None:
+            source = {"reward_function": "denserl.world.language:true_sentences", "normalizer": "none"}
+            weight = arm.kl / self.length if arm.truth == "mean" else arm.kl
+            return {**source, "agg_func": "avg" if arm.truth == "mean" else "sum", "kl_coefficient": weight, **arm.paid}
+        members = [self.reward_model(arm.model, member) for member in range(arm.model.members)]
+        if arm.model.fitted:
+            self._fit(arm.model, members[0])
+        named = {name: arm.model.flags[name] for name in ("segmenter",) if name in arm.model.flags}
+        if arm.paid.get("prefix_differences"):
+            std = json.loads((members[0] / "config.json").read_text())["std"]
+            scale = {"normalizer": "scalar", "reward_mean": 0.0, "reward_std": std}
+            named |= {"reward_level": "segment", "entropy_threshold": THRESHOLDS["segment"], **scale}
+        return {"reward_model": members, "kl_coefficient": arm.kl, **named, **arm.paid}
+
+    def _fit(self, model: Model, folder: Path) -> None:
+        if not (folder / "fits.json").exists():
+            settings = {**TINY["fit"], "max_length": POSITIONS, "seed": self.seed, "cache_dir": self.folder / "cache"}
+            stage("fit-normalizer", **settings, data=self._pairs(model), reward_model=folder, output_dir=folder / "fit")
+
+    def _pairs(self, model: Model) -> Path:
+        """A file of the first pairs of the world, and of what else the model is to read."""
+        path = self.folder / f"pairs-{model.pairs}{'-repeats' * model.repeats}.jsonl"
+        if not path.exists():
+            lines = (self.data / "preferences_train.jsonl").read_text(encoding="utf-8").splitlines()[: model.pairs]
+            rows = [json.loads(line) for line in lines]
+            rows += with_repeats(rows[::REPEATS], random.Random(self.seed)) if model.repeats else []
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    def _threshold(self, model: Model) -> float:
+        return THRESHOLDS[model.level] if model.threshold is None else model.threshold
+
+    def _language_model(self) -> None:
+        """The world and its language model, made now if they are not there; long demonstrations are read once, others twice."""
+        if not is_there(self.sft):
+            stage("make-world", output_dir=self.data, seed=self.seed, large=True, **self.sentences)
+            settings = {**SFT, "epochs": 2 if self.length <= 8 else 1, "max_length": POSITIONS, "seed": self.seed}
+            stage("train-sft", **settings, model=self.data / "base", data=self.data / "sft.jsonl", output_dir=self.sft)
+
+
+def with_repeats(rows: list[dict], rng: random.Random) -> list[dict]:
+    """Pairs of the chosen responses, each beside itself with one of its sentences said once more, which loses."""
+    found = []
+    for row in rows:
+        said = [row["chosen"][start:end] for start, end in language.sentences(row["chosen"])]
+        sentence = rng.choice([each for each in said if each in language.MEANINGS])
+        found.append({**row, "rejected": f"{row['chosen']} {language.again(sentence)}"})
+    return found
+
+
+def chosen(options: Options) -> list[tuple[Part, str]]:
+    """The runs that are asked for. UserError where there is none."""
+    found = [(part, name) for part, arms in ARMS.items() for name in arms if re.search(options.only, f"{part}: {name}")]
+    if not found:
+        raise UserError(f"no run is called {options.only!r}", "list the names: .venv/bin/python benchmarks/evidence.py --dry")
+    return found
+
+
+def make(length: int, seed: int, runs: Path, asked: list[tuple[Part, str]]) -> str:
+    """All runs in one world, in a process of its own; what they print is in a log beside them."""
+    world = World(length, seed, runs)
+    world.folder.mkdir(parents=True, exist_ok=True)
+    for part, name in asked:
+        arm, begun = ARMS[part][name], time.monotonic()
+        if not is_there(world.run_folder(arm)):
+            world.run(arm)
+            print(f"seed {seed}, {part}: {name} ({time.monotonic() - begun:.0f} s)", file=SHOWN, flush=True)
+        if part == "models":
+            world.agreement(arm.model)
+    return f"{length} sentences, seed {seed}: all {len(asked)} runs are there"
+
+
+SHOWN = sys.stdout
+
+
+def begin(runs: Path) -> None:
+    """A worker: one thread, and its output in a log; lines for the terminal go to SHOWN."""
+    global SHOWN
+    import torch
+
+    torch.set_num_threads(1)
+    SHOWN = os.fdopen(os.dup(1), "w")
+    log = os.open(runs / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+
+
+def main(options: Options) -> None:
+    asked = chosen(options)
+    worlds = {(n, seed): [(p, a) for p, a in asked if ARMS[p][a].length == n] for n in LENGTHS[::-1] for seed in options.seeds}
+    if options.dry:
+        for part, name in asked:
+            there = [seed for seed in options.seeds if finished(options, part, name, seed)]
+            print(f"{part}: {name}  (seeds that are there: {there or 'none'})")
+        return
+    options.runs.mkdir(parents=True, exist_ok=True)
+    pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=begin, initargs=(options.runs,))
+    with pool:
+        # Those of most work first, so that none is left alone at the end.
+        order = sorted(filter(worlds.get, worlds), key=lambda world: -work(world[0], worlds[world]))
+        for done in as_completed([pool.submit(make, *world, options.runs, worlds[world]) for world in order]):
+            print(done.result(), flush=True)
+    report(options)
+
+
+def work(length: int, asked: Iterable[tuple[Part, str]]) -> float:
+    """About how long the runs of a world take, in tokens of rollouts."""
+    return sum(length * ARMS[part][name].iterations for part, name in asked)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a training has ended in a folder."""
+    return (folder / "model.safetensors").exists()
+
+
+def finished(options: Options, part: Part, name: str, seed: int) -> Path | None:
+    """The folder of a run, if it has ended."""
+    arm = ARMS[part][name]
+    folder = World(arm.length, seed, options.runs).run_folder(arm)
+    return folder if is_there(folder) else None
+
+
+def report(options: Options) -> None:
+    """Everything that is there, as numbers, tables and pictures."""
+    runs: dict[Part, Runs] = {
+        part: {
+            name: {seed: held_out(folder) for seed in options.seeds if (folder := finished(options, part, name, seed))}
+            for name in arms
+        }
+        for part, arms in ARMS.items()
+    }
+    found = measured(runs)
+    tables = {part: table(of_names) for part, of_names in found.items()}
+    numbers = {"seeds": options.seeds, **found, "agreement": agreements(options)}
+    tables["agreement"] = table(numbers["agreement"])
+    (options.runs / "evidence.json").write_text(json.dumps(numbers, indent=1))
+    text = "\n".join(f"## {name}, seeds {' '.join(map(str, options.seeds))}\n\n{rows}" for name, rows in tables.items())
+    (options.runs / "evidence.md").write_text(text, encoding="utf-8")
+    draw(runs, options.runs)
+    if options.page:
+        options.page.write_text(filled(options.page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    print(f"\n{options.runs / 'evidence.md'}")
+
+
+def agreements(options: Options) -> dict[str, dict[str, dict]]:
+    """Of every reward model of the part "models": means and intervals over the seeds that have it."""
+    found: dict[str, dict[str, dict]] = {}
+    for name, arm in ARMS["models"].items():
+        worlds = (World(arm.length, seed, options.runs) for seed in options.seeds)
+        paths = [path for world in worlds if (path := world.model_folder(arm.model) / AGREEMENT).exists()]
+        of_seeds = [json.loads(path.read_text()) for path in paths]
+        if of_seeds:
+            own = f"{name.partition(':')[0]}, {arm.model.level}"
+            found[own] = {measure: summarise([seed[measure] for seed in of_seeds]) for measure in of_seeds[0]}
+    return found
+
+
+if __name__ == "__main__":
+    ending_well(lambda: main(tyro.cli(Options)))

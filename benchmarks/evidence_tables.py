@@ -1,0 +1,119 @@
+"""What the runs of the evidence came to: measures, effects against another way of paying, tables and pictures.
+
+Runs come in as lists of held-out evaluations, one list a seed; nothing is run here.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from evidence_settings import ARMS, Arm, Part, compared_with
+from levels import band, over_seeds, shown, summarise, when
+
+from denserl.evaluation.plots import plot_side_by_side
+
+Run = list[dict]  # of one seed
+Runs = dict[str, dict[int, Run]]  # name -> seed -> run
+SHARES = (0.5, 0.75, 0.9)
+
+
+class Column(NamedTuple):
+    """A measure of a run, and whether it is told beside that of another run of the same seed."""
+
+    title: str
+    measure: Callable[[Run, Arm], float | None]
+
+
+def best_reachable(arm: Arm) -> float:
+    """What a response can be worth: as long as the longest demonstration, every sentence serving what is asked for."""
+    return 1.0 if arm.truth == "mean" else 5 * arm.length / 4
+
+
+def nats(arm: Arm) -> float:
+    """The KL at which ways of paying are compared: half a nat for each sentence of the demonstrations."""
+    return arm.length / 2
+
+
+def reaches(share: float) -> Column:
+    return Column(
+        f"rollouts to {share:.0%}".replace("%", " %"), lambda run, arm: when(run, "true", share * best_reachable(arm))
+    )
+
+
+COLUMNS = (
+    Column("true reward at the end", lambda run, arm: run[-1]["true"]),
+    Column("highest", lambda run, arm: max(row["true"] for row in run)),
+    Column("KL", lambda run, arm: run[-1]["kl"]),
+    Column("true reward at n / 2 nats", lambda run, arm: when(run, "kl", nats(arm), "true")),
+    *map(reaches, SHARES),
+    Column("tokens", lambda run, arm: run[-1]["length"]),
+    Column("repeated", lambda run, arm: run[-1]["repeats"]),
+)
+# Those of rewards that are learned: what the reward model makes of the responses.
+PROXY = Column("its own reward", lambda run, arm: run[-1]["proxy"])
+
+
+def effects(ours: dict[int, Run], theirs: dict[int, Run], arm: Arm) -> dict[str, dict]:
+    """Means and intervals, over the seeds that both have, of what is gained against another way of paying."""
+    pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    at_kl = [tuple(when(run, "kl", nats(arm), "true") for run in pair) for pair in pairs]
+    reached = []
+    for mine, other in pairs:
+        goal = max(row["true"] for row in other)
+        needed, spent = (when(run, "true", goal) for run in (mine, other))
+        reached.append(needed / spent if needed is not None and spent else None)
+    return {
+        "end above": summarise([mine[-1]["true"] - other[-1]["true"] for mine, other in pairs]),
+        "above at n / 2 nats": summarise([None if None in pair else pair[0] - pair[1] for pair in at_kl]),
+        "share of the rollouts to its best": summarise(reached),
+    }
+
+
+def measured(runs: dict[Part, Runs]) -> dict[Part, dict[str, dict[str, dict]]]:
+    """Every measure and effect of every arm that has runs: part -> name -> measure -> mean, interval and values by seed."""
+    found: dict[Part, dict[str, dict[str, dict]]] = {}
+    for part, of_names in runs.items():
+        for name, of_seeds in of_names.items():
+            if of_seeds:
+                arm = ARMS[part][name]
+                columns = COLUMNS if arm.model is None else (*COLUMNS, PROXY)
+                other = compared_with(part, name)
+                found.setdefault(part, {})[name] = {
+                    **{title: summarise([measure(run, arm) for run in of_seeds.values()]) for title, measure in columns},
+                    **(effects(of_seeds, of_names[other], arm) if other else {}),
+                }
+    return found
+
+
+def table(of_names: dict[str, dict[str, dict]]) -> str:
+    """A part's arms and all that was measured of them, as Markdown."""
+    titles = list(dict.fromkeys(title for measures in of_names.values() for title in measures))
+    lines = [["", *titles], ["---"] * (len(titles) + 1)]
+    for name, measures in of_names.items():
+        lines.append([name, *(shown(measures[title]) if title in measures else "" for title in titles)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def filled(page: str, tables: dict[str, str]) -> str:
+    """The page with each table between its marks, <!-- table NAME --> and <!-- end -->."""
+
+    def fill(found: re.Match) -> str:
+        return f"{found[1]}\n{tables.get(found[2], found[3])}{found[4]}"
+
+    return re.sub(r"(<!-- table (.+?) -->)\n(.*?)(<!-- end -->)", fill, page, flags=re.DOTALL)
+
+
+def draw(runs: dict[Part, Runs], folder: Path) -> None:
+    """True reward against rollouts, and against KL, of every part, a panel for each kind of world or model."""
+    for part, of_names in runs.items():
+        for column, label in (("rollouts", "rollouts"), ("kl", "KL of held-out rollouts (nats)")):
+            panels: dict[str, dict] = {}
+            for name, of_seeds in of_names.items():
+                if of_seeds:
+                    panel, _, line = name.rpartition(": ")
+                    x = [point["mean"] for point in over_seeds(list(of_seeds.values()), column)]
+                    curves = panels.setdefault(f"true reward{', ' * bool(panel)}{panel}", {})
+                    curves[line] = band(x, over_seeds(list(of_seeds.values()), "true"))
+            if panels:
+                plot_side_by_side(panels, folder / f"{part}-{column}.png", xlabel=label)
