@@ -128,7 +128,11 @@ def test_another_number_of_ranks_is_refused(name, half_done, tmp_path):
     assert contents(half.output) == before
 
 
-@pytest.mark.parametrize(("name", "options"), [("ppo-zero0", HARMLESS_PPO), ("rm-zero2", HARMLESS_RM)], ids=["ppo", "rm"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ppo-zero0", HARMLESS_PPO), pytest.param("rm-zero2", HARMLESS_RM, marks=pytest.mark.long)],
+    ids=["ppo", "rm"],
+)
 def test_harmless_changes_are_logged(name, options, half_done):
     half = half_done(name)
     shutil.rmtree(checkpoints(half.output)[-1])

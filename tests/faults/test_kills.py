@@ -53,7 +53,11 @@ def survives(done, output, kills: list, seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kills"),
-    [(SHORT[0], KILLS[:2]), (SHORT[1], KILLS[1:]), *(pytest.param(name, KILLS, marks=pytest.mark.long) for name in LONG)],
+    [
+        (SHORT[0], KILLS[:2]),
+        pytest.param(SHORT[1], KILLS[1:], marks=pytest.mark.long),
+        *(pytest.param(name, KILLS, marks=pytest.mark.long) for name in LONG),
+    ],
 )
 def test_a_training_killed_and_resumed_ends_the_same(name, kills, finished, tmp_path):
     survives(finished(name), tmp_path / "run", kills, seed=1)

@@ -55,7 +55,7 @@ def forget_further_checkpoints(expected: Path, output: Path) -> None:
     ("name", "number"),
     [
         (KINDS[0], signal.SIGTERM),
-        (KINDS[1], signal.SIGINT),
+        pytest.param(KINDS[1], signal.SIGINT, marks=pytest.mark.long),
         pytest.param(KINDS[0], signal.SIGINT, marks=pytest.mark.long),
         pytest.param(KINDS[1], signal.SIGTERM, marks=pytest.mark.long),
     ],

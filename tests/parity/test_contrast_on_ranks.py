@@ -15,6 +15,7 @@ TERMS = {
 }
 
 
+@pytest.mark.long
 def test_two_ranks_at_zero_3(trainings, tmp_path):
     one = run(trainings["rm"], tmp_path / "one", before=BENT, **TERMS["swav"])
     options = TERMS["swav"] | {"zero_stage": 3, "micro_batch_size": 1}

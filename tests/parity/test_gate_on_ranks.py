@@ -44,6 +44,7 @@ def gate_alone_has_learned(folder: Path, start: Path) -> None:
     assert after["score.transform"][:, 1].tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.long
 def test_two_ranks_at_zero_3(trainings, attributes, tmp_path):
     options = GATED | {"model": attributes, "head_dropout": 0}
     one = run(trainings["rm"], tmp_path / "one", **options)

@@ -64,6 +64,7 @@ def test_one_held_out_row_for_two_ranks(name, trainings, tmp_path):
     same_numbers(one, run(training, tmp_path / "two", 2, gather_every_parameter, zero_stage=3, micro_batch_size=2, **options))
 
 
+@pytest.mark.long
 def test_reference_entropies_are_those_of_the_whole_model(trainings, tmp_path):
     """Of responses of other lengths on each rank, by a model of which each has a share, gathered at every use."""
     found = {}
