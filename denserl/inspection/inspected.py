@@ -12,6 +12,7 @@ from denserl.errors import require
 from denserl.inspection.config import InspectConfig
 from denserl.inspection.cuts import Response, entropies, responses_of, side_by_side, threshold_for, thresholds
 from denserl.inspection.kinds import Kind
+from denserl.inspection.likelihood import likelihood, openings
 from denserl.inspection.reading import Read, read, reasons_of
 from denserl.inspection.tally import PROMPT
 from denserl.inspection.tokens import encoded, lengths_in_tokens
@@ -20,6 +21,8 @@ from denserl.models.tokenizers import load_tokenizer
 from denserl.rewards.pairs import with_entropies
 from denserl.terminal import quiet_libraries
 from denserl.trainer.start import start_run, template_of_run
+
+TEXTS = "plain text"  # in the place of a side's name
 
 
 def inspected(config: InspectConfig) -> dict[str, Any]:
@@ -48,13 +51,19 @@ def inspected(config: InspectConfig) -> dict[str, Any]:
         **_of_rows(found),
         "tokens": {**lengths_in_tokens(rows, kind, config, every), "reasons": reasons_of(refused)},
     }
-    # Plain text has no response, and no prompt.
-    answered = (array_of(rows, f"{PROMPT}_tokens") > 0).nonzero()[0]
-    asked = rows.select(answered[: config.sample if kind.sides else 0])
-    if not len(asked):
-        return figures
-    responses = _asked(asked, kind, config, tokenizer, device, dtype)
-    return {**figures, **_of_cuts(responses, config)}
+    sample = rows.select(range(min(len(rows), config.sample if kind.sides else 0)))
+    # Plain text has no prompt.
+    has_prompt = array_of(sample, f"{PROMPT}_tokens") > 0
+    answered, plain = (sample.select(which.nonzero()[0]) for which in (has_prompt, ~has_prompt))
+    if len(answered):
+        known = _read(answered, kind, config, tokenizer, device, dtype)
+        figures["likelihood"] = {side: likelihood(known, side) for side in kind.sides}
+        figures |= _of_cuts(responses_of(known, kind.sides, tokenizer), config)
+    texts = openings(plain, kind.sides[0], config.max_length) if kind.sides else plain
+    if len(texts):
+        known = _read(texts, kind, config, tokenizer, device, dtype)
+        figures["likelihood"] = figures.get("likelihood", {}) | {TEXTS: likelihood(known, kind.sides[0])}
+    return figures
 
 
 def _of_rows(found: Read) -> dict[str, Any]:
@@ -76,16 +85,13 @@ def _of_rows(found: Read) -> dict[str, Any]:
     }
 
 
-def _asked(
-    rows: Dataset, kind: Kind, config: InspectConfig, tokenizer: Any, device: torch.device, dtype: str
-) -> list[Response]:
-    """The responses of encoded rows with the model's entropies, which are kept for those who train on these rows."""
+def _read(rows: Dataset, kind: Kind, config: InspectConfig, tokenizer: Any, device: torch.device, dtype: str) -> Dataset:
+    """Encoded rows with what the model says of their responses, which is kept for those who train on these rows."""
     longest = max(longest_row(rows, f"{PROMPT}_ids", f"{side}_ids") for side in kind.sides)
     fix = "give a `max_length` of at most {}"
     check_positions(longest, [config.model], config, "the longest response with its prompt", fix)
     # Whoever asks for all rows finds these where their prompt and response are the same.
-    found = with_entropies(rows, config, config, config.model, tokenizer, device, dtype, sides=kind.sides)
-    return responses_of(found, kind.sides, tokenizer)
+    return with_entropies(rows, config, config, config.model, tokenizer, device, dtype, sides=kind.sides)
 
 
 def _of_cuts(responses: Sequence[Response], config: InspectConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Section(NamedTuple):
 def sections_of(figures: Mapping[str, Any]) -> list[Section]:
     """The parts of the summary, of what is found by `inspected`."""
     found = [_rows(figures), _lengths(figures), _tokens(figures), _duplicates(figures), _longer(figures), _numbers(figures)]
-    found += [_scripts(figures), _entropies(figures), _thresholds(figures)]
+    found += [_scripts(figures), _likelihood(figures), _entropies(figures), _thresholds(figures)]
     return [section for section in found if section is not None]
 
 
@@ -139,6 +139,18 @@ def _scripts(figures: Mapping[str, Any]) -> Section:
     rows = [[name, str(count), f"{count / figures['rows']['records']:.1%}"] for name, count in found[:_LISTED]]
     words = [f"{len(found) - _LISTED} further ones are in inspect.json"] if len(found) > _LISTED else []
     return Section("scripts", "Writing", words, [["script of most letters", "rows", "share"], *rows])
+
+
+def _likelihood(figures: Mapping[str, Any]) -> Section | None:
+    found = figures.get("likelihood")
+    if found is None:
+        return None
+    words = ["negative log-likelihood, in nats a token; of plain texts the first max_length tokens are read"]
+    table = [["", "texts", "tokens", "nats", "95 % interval"]]
+    for name, of in found.items():
+        within = "" if of["interval"] is None else "[{:.3f}, {:.3f}]".format(*of["interval"])
+        table.append([name, str(of["texts"]), str(of["tokens"]), f"{of['nats']:.3f}", within])
+    return Section("likelihood", "How well the model foretells", words, table)
 
 
 def _entropies(figures: Mapping[str, Any]) -> Section | None:

@@ -144,9 +144,39 @@ def test_plain_text_is_split_and_not_cut_and_prompts_have_nothing_to_cut(sft, tm
     prompts = command(tmp_path / "prompts.jsonl", *words, "--max_prompt_length", 30, output=tmp_path / "prompts")
     assert prompts["tokens"]["cut"]["prompt"]["count"] == 1
     said = capsys.readouterr().out
+    assert "likelihood" not in prompts
     for name, figures in (("texts", found), ("prompts", prompts)):
         assert "entropies" not in figures
         check_all_say_the_same(tmp_path / name, said)
+
+
+def test_likelihoods_are_those_of_a_plain_forward(sft, tmp_path):
+    """Of answers with their end of turn, of texts from their second token to max_length; with an interval over texts."""
+    answers = [{"prompt": "Tell me.", "response": text} for text in ("It hums.", "The river runs under the bridge.", "Yes.")]
+    texts = ["It hums in the small kitchen. " * 9, "A quiet river.", "The boats wait there."]
+    for name, rows in (("answers", answers), ("texts", [{"text": text} for text in texts])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--model", sft, "--device", "cpu", "--max_length", 40, "--cache_dir", tmp_path / "cache"]
+    found = command(tmp_path / "answers.jsonl", tmp_path / "texts.jsonl", *words, output=tmp_path / "out")["likelihood"]
+    tokenizer, model = load_tokenizer(str(sft)), load_policy(str(sft), "fp32").eval()
+    asked = [{"role": "user", "content": "Tell me."}]
+    prompt = encode_prompt(tokenizer, asked)
+    rows = {
+        "response": [(prompt, encode_response(tokenizer, asked, row["response"])) for row in answers],
+        "plain text": [(ids[:1], ids[1:40]) for ids in (tokenizer(text).input_ids for text in texts)],
+    }
+    for name, pairs in rows.items():
+        costs = []
+        for before, after in pairs:
+            logits = model(torch.tensor([before + after])).logits[0]
+            costs.append(torch.nn.functional.cross_entropy(logits[len(before) - 1 : -1], torch.tensor(after), reduction="sum"))
+        costs, tokens = np.array([cost.item() for cost in costs]), np.array([len(after) for _, after in pairs])
+        nats = costs.sum() / tokens.sum()
+        # The classical standard error of a ratio, and Student's quantile of two degrees of freedom.
+        error = (((costs - nats * tokens) ** 2).sum() / 2 / 3) ** 0.5 / tokens.mean()
+        assert (found[name]["texts"], found[name]["tokens"]) == (3, tokens.sum())
+        assert found[name]["nats"] == pytest.approx(nats, rel=1e-4)
+        assert found[name]["interval"] == pytest.approx([nats - 4.302653 * error, nats + 4.302653 * error], rel=1e-3)
 
 
 HOSTILE = "<script>document.title='ran'</script>\x1b[2J\u202e</style>{{ 7 * 7 }}"
