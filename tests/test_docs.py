@@ -91,11 +91,12 @@ def test_shown_command_is_understood(page, command):
         assert isinstance(parse(module.Options, name, arguments), module.Options)
 
 
-def test_commands_of_the_real_text_script_are_understood():
-    lines = shown_commands(ROOT / "examples/scripts/real_text.sh")
+@pytest.mark.parametrize(("script", "count"), [("real_text.sh", 10), ("real_model.sh", 15)])
+def test_commands_of_the_scripts_on_real_text_are_understood(script, count):
+    lines = shown_commands(ROOT / "examples/scripts" / script)
     arrays = dict(re.findall(r"^(\w+)=\((.*)\)$", "\n".join(lines), re.MULTILINE))
     shown = [line for line in lines if line.startswith("denserl ")]
-    assert len(shown) == 10
+    assert len(shown) == count
     for line in shown:
         for name, value in arrays.items():
             line = line.replace(f'"${{{name}[@]}}"', value)

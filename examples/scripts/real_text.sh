@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # The pipeline on real text, at lengths up to 512 tokens: a tokenizer and a small language model are trained on plain English and
-# on chosen responses, then reward models, normaliser and PPO in four ways of paying follow through the ordinary commands.
+# on chosen responses, then reward models, normaliser and PPO in four ways of paying follow through the ordinary commands. Given
+# again, it runs what has not finished.
 # usage: real_text.sh DATA_FOLDER [OUTPUT_FOLDER]     DATA_FOLDER holds text/, ultrafeedback-1k/, hh-harmless/ and prompts/
 set -euo pipefail
 data=${1:?usage: real_text.sh DATA_FOLDER [OUTPUT_FOLDER]}
 out=${2:-runs/real}
-# The environment in use, else the one that `make` creates.
-command -v denserl > /dev/null || PATH="$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin:$PATH"
-denserl() { echo "+ denserl $*" >&2; command denserl "$@"; }
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 text=("$data/text/wiki_demo.txt" "$data/text/c4_demo.jsonl")
 pairs=("$data/ultrafeedback-1k/train.jsonl" "$data/hh-harmless/train.jsonl.gz")
