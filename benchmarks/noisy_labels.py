@@ -13,17 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 from harness import ending_well
 from preference_methods import BON, METHODS, RM, World, run_and_tabulate
 from process import tabled
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from denserl.cli.pipeline import stage
+from denserl.data.batching import pad_rows
+from denserl.data.chat import encode_prompt, encode_response
 from denserl.data.strength_file import MEAN
+from denserl.models.tokenizers import load_tokenizer
+from denserl.rewards.objectives.separation import separation
 from denserl.trainer.trackers import read_metrics
 from denserl.world.language import true_reward
 
-Part = Literal["strength", "folds", "uses", "shift"]
+Part = Literal["strength", "folds", "uses", "shift", "ahead"]
 PAIRS, WRONG = 6000, 0.25
 # Passes over the pairs after which wrong labels are hardly known by heart, and after which most are.
 FEW, MANY = 2, 12
@@ -54,6 +61,7 @@ TERMS: dict[str, dict] = {
 }
 # Samples of the policy that PPO has trained: prompts, and responses to each.
 SHIFTED, META = {"limit": 64, "samples": 16}, {"limit": 256, "samples": 4}
+AHEAD, LONG_STEP = (("prompts_train", META), ("prompts_heldout", SHIFTED)), "MetaRM, 100"
 
 
 @dataclass
@@ -201,18 +209,58 @@ def shift(world: NoisyWorld) -> dict[str, dict[str, float]]:
     Of such samples to held-out prompts also how far apart they are scored (J).
     """
     found = {}
-    for name, flags in TERMS.items():
-        meta: dict = {"meta_eval": world.policy_samples("prompts_heldout", **SHIFTED)}
-        if "meta_data" in flags:
-            meta["meta_data"] = world.policy_samples("prompts_train", **META)
-        own = name.replace(" ", "-").replace(",", "")
-        unseen = world.accuracy(own, **{**flags, **meta})
-        found[name] = {
-            "unseen": unseen,
-            "shifted": world.accuracy_on(world.folder / own, world.shifted_pairs()),
-            "J": last_separation(world.folder / own),
-        }
+    for name in TERMS:
+        unseen, model = with_term(world, name)
+        shifted = world.accuracy_on(model, world.shifted_pairs())
+        found[name] = {"unseen": unseen, "shifted": shifted, "J": last_separation(model)}
     return found
+
+
+def with_term(world: NoisyWorld, name: str) -> tuple[float, Path]:
+    """Accuracy on unseen combinations of a model with one of the TERMS, and its folder."""
+    flags: dict = {**TERMS[name], "meta_eval": world.policy_samples("prompts_heldout", **SHIFTED)}
+    if "meta_data" in flags:
+        flags["meta_data"] = world.policy_samples("prompts_train", **META)
+    own = name.replace(" ", "-").replace(",", "")
+    return world.accuracy(own, **flags), world.folder / own
+
+
+def ahead(world: NoisyWorld) -> dict[str, dict[str, float]]:
+    """J of the policy's samples by the weights theta of trained models, and where MetaRM's long step takes them from there.
+
+    Read by the stock classifier, and moved along the gradient over all samples to training prompts at once.
+    """
+    moved_along, told_of = (as_sequences(world, world.policy_samples(*one[:1], **one[1])) for one in AHEAD)
+    found = {}
+    for name in ("plain", LONG_STEP):
+        model = AutoModelForSequenceClassification.from_pretrained(with_term(world, name)[1], dtype="float32").eval()
+        at = {"J at theta": mean_separation(model, told_of).item()}
+        mean_separation(model, moved_along).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter += TERMS[LONG_STEP]["meta_lr"] * parameter.grad
+        found[name] = {**at, "J ahead": mean_separation(model, told_of).item()}
+    return found
+
+
+def as_sequences(world: NoisyWorld, samples: Path) -> list[list[int]]:
+    """Token ids of prompt and response of the first samples to each prompt, prompt by prompt."""
+    tokenizer, by_prompt = load_tokenizer(str(world.sft)), {}
+    for row in read_rows(samples):
+        by_prompt.setdefault(row["id"], []).append(row)
+    rows = [row for of_prompt in by_prompt.values() for row in of_prompt[: META["samples"]]]
+    return [
+        encode_prompt(tokenizer, row["prompt"]) + encode_response(tokenizer, row["prompt"], row["response"]) for row in rows
+    ]
+
+
+def mean_separation(model: PreTrainedModel, sequences: list[list[int]]) -> Tensor:
+    """J of the scores at the sequences' last tokens, the mean over prompts, with graph."""
+    ends = torch.tensor([len(ids) for ids in sequences]) - 1
+    ids = pad_rows(sequences, model.config.pad_token_id)
+    scores = model.score(model.base_model(ids, attention_mask=torch.arange(ids.shape[1]) <= ends[:, None]).last_hidden_state)
+    return separation(scores[torch.arange(len(ends)), ends, 0].view(-1, META["samples"])).mean()
 
 
 def last_separation(model: Path) -> float:
@@ -229,6 +277,7 @@ PARTS: dict[Part, Callable[[Options], dict]] = {
     "folds": part(by_heart),
     "uses": part(uses),
     "shift": part(shift),
+    "ahead": part(ahead),
 }
 
 

@@ -1,12 +1,16 @@
 """The studies of noisy labels and of PPO's switches: their commands, parsed and not run, and what is counted in them."""
 
 import json
+import math
 import random
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import parsed_stages
 import pytest
+import tiny_models
+import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -52,9 +56,11 @@ def parsed(monkeypatch):
 def test_strengths_are_of_the_pairs_that_are_trained_on(parsed, tmp_path, monkeypatch):
     monkeypatch.setattr(noisy_labels, "PAIRS", 20)
     monkeypatch.setattr(noisy_labels, "true_reward", lambda prompts, responses: list(map(float, range(len(responses)))))
-    noisy_labels.main(noisy_labels.Options(seeds=[1], runs=tmp_path))
+    # Of what looks ahead the models are read, which are none here.
+    options = noisy_labels.Options(seeds=[1], parts=[part for part in noisy_labels.PARTS if part != "ahead"], runs=tmp_path)
+    noisy_labels.main(options)
     results = json.loads((tmp_path / "noisy_labels.json").read_text())
-    assert set(results) == set(noisy_labels.PARTS)
+    assert set(results) == set(options.parts)
     trained = {Path(o.output_dir).name: o for command, o in parsed if command == "train-rm"}
     assert {trained[name.replace(" ", "-")].data[0] for name in noisy_labels.USES} == {str(tmp_path / "seed1/fair/noisy.jsonl")}
     assert set(results["uses"]) - {"seeds"} == {
@@ -62,7 +68,7 @@ def test_strengths_are_of_the_pairs_that_are_trained_on(parsed, tmp_path, monkey
         *(f"{labels} labels{passes}" for labels in ("right", "wrong") for passes in ("", ", 2 passes")),
     }
     done = len(parsed)
-    noisy_labels.main(noisy_labels.Options(seeds=[1], runs=tmp_path))
+    noisy_labels.main(options)
     assert len(parsed) == done
 
 
@@ -75,6 +81,17 @@ def test_every_switch_is_tried_at_every_level(parsed, tmp_path, monkeypatch):
         assert set(part(options)["0.05"]) == {f"{name}, {switch}" for switch in ppo_switches.SWITCHES}
     runs = [o for command, o in parsed if command == "train-ppo"]
     assert len(runs) == 3 * len(ppo_switches.SWITCHES) and {o.iterations for o in runs} == {120}
+
+
+def test_separation_is_of_the_scores_at_last_tokens():
+    """Two prompts with META's four responses each, one by one, in float64 and as the formula stands."""
+    model = tiny_models.classifier("llama").double()
+    rows = tiny_models.random_rows([5, 9, 3, 7, 4, 4, 8, 6])
+    found = noisy_labels.mean_separation(model, rows).item()
+    with torch.no_grad():
+        scores = [model(torch.tensor([row])).logits[0, 0].item() for row in rows]
+    sums = [sum(1 / (1 + math.exp(-abs(a - b))) for a, b in combinations(four, 2)) for four in (scores[:4], scores[4:])]
+    assert found == pytest.approx(2 / 16 * sum(sums) / 2, abs=1e-6)
 
 
 def test_pairs_by_truth_have_the_better_sample_chosen(monkeypatch):
