@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -230,11 +230,18 @@ def main(options: Options) -> None:
         return
     options.runs.mkdir(parents=True, exist_ok=True)
     pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=begin, initargs=(options.runs,))
-    with pool:
-        # Those of most work first, so that none is left alone at the end.
-        order = sorted(filter(worlds.get, worlds), key=lambda world: -work(world[0], worlds[world]))
+    # Those of most work first, so that none is left alone at the end.
+    order = sorted(filter(worlds.get, worlds), key=lambda world: -work(world[0], worlds[world]))
+    try:
         for done in as_completed([pool.submit(make, *world, options.runs, worlds[world]) for world in order]):
             print(done.result(), flush=True)
+    except KeyboardInterrupt:
+        raise UserError("stopped", "run the same command to go on") from None
+    finally:
+        # However it ended: of a world that failed, or a stop, the others are not waited for.
+        for worker in active_children():
+            worker.kill()
+        pool.shutdown(cancel_futures=True)
     report(options)
 
 
