@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import tyro
 from evidence_settings import ARMS, LENGTHS, THRESHOLDS, Arm, Model, Part
-from evidence_tables import Runs, draw, filled, measured, table
+from evidence_tables import DETAILS, SHOWN_WHOLE, Runs, draw, filled, measured, table
 from harness import ending_well
 from levels import held_out, summarise, without_none
 
@@ -280,7 +280,9 @@ def report(options: Options) -> None:
     (options.runs / "evidence.md").write_text(text, encoding="utf-8")
     draw(runs, options.runs)
     if options.page:
-        options.page.write_text(filled(options.page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        shorter = {part: table(of_names, DETAILS) for part, of_names in found.items() if part not in SHOWN_WHOLE}
+        page = filled(options.page.read_text(encoding="utf-8"), tables | shorter)
+        options.page.write_text(page, encoding="utf-8")
     print(f"\n{options.runs / 'evidence.md'}")
 
 

@@ -4,12 +4,12 @@ Runs come in as lists of held-out evaluations, one list a seed; nothing is run h
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from evidence_settings import ARMS, Arm, Part, compared_with
-from levels import band, over_seeds, shown, summarise, when
+from levels import band, over_seeds, summarise, when
 
 from denserl.evaluation.plots import plot_side_by_side
 
@@ -53,6 +53,10 @@ COLUMNS = (
 # Those of rewards that are learned: what the reward model makes of the responses.
 PROXY = Column("its own reward", lambda run, arm: run[-1]["proxy"])
 
+# What a page leaves to the file of all measures, where it is not of the over-optimised.
+DETAILS = ("highest", "tokens", "repeated", PROXY.title)
+SHOWN_WHOLE = ("longer", "cures")
+
 
 def effects(ours: dict[int, Run], theirs: dict[int, Run], arm: Arm) -> dict[str, dict]:
     """Means and intervals, over the seeds that both have, of what is gained against another way of paying."""
@@ -86,13 +90,22 @@ def measured(runs: dict[Part, Runs]) -> dict[Part, dict[str, dict[str, dict]]]:
     return found
 
 
-def table(of_names: dict[str, dict[str, dict]]) -> str:
-    """A part's arms and all that was measured of them, as Markdown."""
-    titles = list(dict.fromkeys(title for measures in of_names.values() for title in measures))
+def table(of_names: dict[str, dict[str, dict]], left_out: Collection[str] = ()) -> str:
+    """A part's arms and what was measured of them, as Markdown."""
+    titles = [title for title in dict.fromkeys(t for measures in of_names.values() for t in measures) if title not in left_out]
     lines = [["", *titles], ["---"] * (len(titles) + 1)]
     for name, measures in of_names.items():
-        lines.append([name, *(shown(measures[title]) if title in measures else "" for title in titles)])
+        lines.append([name, *(cell(measures[title]) if title in measures else "" for title in titles)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def cell(summary: dict) -> str:
+    """A mean with its interval, and how many of the seeds have a value where some have none."""
+    mean, half, n, of = summary["mean"], summary["half_width"], summary["n"], len(summary["values"])
+    if not n:
+        return "-"
+    digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 2
+    return f"{mean:.{digits}f}{f' +- {half:.{digits}f}' * (n > 1)}{f' ({n} of {of})' * (n < of)}"
 
 
 def filled(page: str, tables: dict[str, str]) -> str:

@@ -16,6 +16,7 @@ import evidence  # noqa: E402
 import evidence_cuts  # noqa: E402
 import evidence_settings  # noqa: E402
 import evidence_tables  # noqa: E402
+import levels  # noqa: E402
 from evidence_settings import ARMS  # noqa: E402
 
 
@@ -33,7 +34,7 @@ def parsed(monkeypatch):
     return commands
 
 
-@pytest.mark.parametrize("part", ARMS)
+@pytest.mark.parametrize("part", [p if p in ("cures", "cuts") else pytest.param(p, marks=pytest.mark.long) for p in ARMS])
 def test_every_arm_runs_the_commands_it_needs_once(part, parsed, tmp_path):
     """Every flag is parsed; a world, its language model and a reward model are made once, however many runs need them."""
     arms = list(ARMS[part].values())
@@ -92,6 +93,15 @@ def test_arms_are_compared_with_the_first_of_their_panel():
     assert evidence_settings.compared_with("thresholds", "0 nats") == "1000 nats"
 
 
+@pytest.mark.parametrize(
+    "values, expected",
+    # Of two values the interval is 12.706, the t quantile of one degree of freedom, times half their distance.
+    [([0.5, 0.7], "0.60 +- 1.27"), ([100, 102], "101 +- 13"), ([12.0, None], "12.0 (1 of 2)"), ([None, None], "-")],
+)
+def test_a_cell_of_a_table(values, expected):
+    assert evidence_tables.cell(levels.summarise(values)) == expected
+
+
 def test_the_tables_of_a_page_are_written_between_its_marks():
     page = "A\n<!-- table one -->\nold\n<!-- end -->\nB\n<!-- table two -->\nkept\n<!-- end -->\n"
     assert evidence_tables.filled(page, {"one": "| 1 |\n"}) == page.replace("old", "| 1 |")
@@ -144,5 +154,6 @@ def test_what_is_there_is_reported_from_its_files(tmp_path, monkeypatch):
     evidence.report(options)
     found = json.loads((tmp_path / "evidence.json").read_text())
     assert found["length"]["4 sentences: difference"]["end above"]["values"] == [0.3]
-    assert "| 4 sentences: difference | 0.700 +- nan |" in page.read_text()
+    assert "| 4 sentences: difference | 0.70 | 40.0 |" in page.read_text()
+    assert "| 4 sentences: difference | 0.70 | 0.70 | 40.0 |" in (tmp_path / "evidence.md").read_text()
     assert (tmp_path / "length-kl.png").stat().st_size and (tmp_path / "length-rollouts.png").stat().st_size
