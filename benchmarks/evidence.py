@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import time
 import zlib
@@ -281,9 +282,18 @@ def report(options: Options) -> None:
     draw(runs, options.runs)
     if options.page:
         shorter = {part: table(of_names, DETAILS) for part, of_names in found.items() if part not in SHOWN_WHOLE}
-        page = filled(options.page.read_text(encoding="utf-8"), tables | shorter)
-        options.page.write_text(page, encoding="utf-8")
+        write_page(options.page, tables | shorter, options.runs)
     print(f"\n{options.runs / 'evidence.md'}")
+
+
+def write_page(page: Path, tables: dict[str, str], pictures: Path) -> None:
+    """The tables of a page, and the pictures that it shows from a folder beside it."""
+    text = filled(page.read_text(encoding="utf-8"), tables)
+    page.write_text(text, encoding="utf-8")
+    for link in re.findall(r"!\[.*?\]\((.+?\.png)\)", text):
+        if (drawn := pictures / Path(link).name).exists():
+            (page.parent / link).parent.mkdir(exist_ok=True)
+            shutil.copy(drawn, page.parent / link)
 
 
 def agreements(options: Options) -> dict[str, dict[str, dict]]:

@@ -139,7 +139,7 @@ def test_an_unknown_name_is_refused_with_the_way_to_the_names(tmp_path, capsys):
 def test_what_is_there_is_reported_from_its_files(tmp_path, monkeypatch):
     """Two runs of one seed, as train-ppo would leave them, and the page that is made of them."""
     page = tmp_path / "page.md"
-    page.write_text("<!-- table length -->\n<!-- end -->\n")
+    page.write_text("![Frontiers](shots/length-kl.png)\n<!-- table length -->\n<!-- end -->\n")
     for name, last in (("4 sentences: at the end", 0.4), ("4 sentences: difference", 0.7)):
         folder = evidence.World(4, 0, tmp_path).run_folder(ARMS["length"][name])
         folder.mkdir(parents=True)
@@ -156,4 +156,5 @@ def test_what_is_there_is_reported_from_its_files(tmp_path, monkeypatch):
     assert found["length"]["4 sentences: difference"]["end above"]["values"] == [0.3]
     assert "| 4 sentences: difference | 0.70 | 40.0 |" in page.read_text()
     assert "| 4 sentences: difference | 0.70 | 0.70 | 40.0 |" in (tmp_path / "evidence.md").read_text()
+    assert (tmp_path / "shots/length-kl.png").read_bytes() == (tmp_path / "length-kl.png").read_bytes()
     assert (tmp_path / "length-kl.png").stat().st_size and (tmp_path / "length-rollouts.png").stat().st_size
