@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -198,6 +198,8 @@ def make(length: int, seed: int, runs: Path, asked: list[tuple[Part, str]]) -> s
     world = World(length, seed, runs)
     world.folder.mkdir(parents=True, exist_ok=True)
     for part, name in asked:
+        if not parent_process().is_alive():
+            raise SystemExit  # killed, so that nobody would stop this process
         arm, begun = ARMS[part][name], time.monotonic()
         if not is_there(world.run_folder(arm)):
             world.run(arm)
