@@ -204,7 +204,7 @@ def make(length: int, seed: int, runs: Path, asked: list[tuple[Part, str]]) -> s
         if not is_there(world.run_folder(arm)):
             world.run(arm)
             print(f"seed {seed}, {part}: {name} ({time.monotonic() - begun:.0f} s)", file=SHOWN, flush=True)
-        if part == "models":
+        if part == "models" and arm.model:
             world.agreement(arm.model)
     return f"{length} sentences, seed {seed}: all {len(asked)} runs are there"
 
@@ -228,8 +228,10 @@ def main(options: Options) -> None:
     worlds = {(n, seed): [(p, a) for p, a in asked if ARMS[p][a].length == n] for n in LENGTHS[::-1] for seed in options.seeds}
     if options.dry:
         for part, name in asked:
-            there = [seed for seed in options.seeds if finished(options, part, name, seed)]
-            print(f"{part}: {name}  (seeds that are there: {there or 'none'})")
+            folders = [
+                World(ARMS[part][name].length, seed, options.runs).run_folder(ARMS[part][name]) for seed in options.seeds
+            ]
+            print("\n  ".join([f"{part}: {name}", *(f"{path}{' is there' * is_there(path)}" for path in folders)]))
         return
     options.runs.mkdir(parents=True, exist_ok=True)
     pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=begin, initargs=(options.runs,))
@@ -301,7 +303,7 @@ def write_page(page: Path, tables: dict[str, str], pictures: Path) -> None:
 def agreements(options: Options) -> dict[str, dict[str, dict]]:
     """Of every reward model of the part "models": means and intervals over the seeds that have it."""
     found: dict[str, dict[str, dict]] = {}
-    for name, arm in ARMS["models"].items():
+    for name, arm in (each for each in ARMS["models"].items() if each[1].model):
         worlds = (World(arm.length, seed, options.runs) for seed in options.seeds)
         paths = [path for world in worlds if (path := world.model_folder(arm.model) / AGREEMENT).exists()]
         of_seeds = [json.loads(path.read_text()) for path in paths]

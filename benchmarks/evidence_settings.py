@@ -131,7 +131,8 @@ ARMS: dict[Part, dict[str, Arm]] = {
     },
     "groups": of_truth({f"{name}, groups": {**paid, **GROUPS} for name, paid in ENDS.items()}, (4, 16, 32)),
     # Learned rewards.
-    "models": at_sizes(OF_MODELS, ITERATIONS, PAIRS),
+    "models": {f"true values: {name}": Arm(paid, kl=PENALTY) for name, paid in ENDS.items()}
+    | at_sizes(OF_MODELS, ITERATIONS, PAIRS),
     "longer": at_sizes(WEAK, LONGER, (PAIRS[0], PAIRS[-1]), BUT_TOKENS),
     "cures": CURES,
     # The paper's own ablations.
