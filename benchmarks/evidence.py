@@ -240,13 +240,14 @@ def main(options: Options) -> None:
     try:
         for done in as_completed([pool.submit(make, *world, options.runs, worlds[world]) for world in order]):
             print(done.result(), flush=True)
-    except KeyboardInterrupt:
-        raise UserError("stopped", "run the same command to go on") from None
-    finally:
-        # However it ended: of a world that failed, or a stop, the others are not waited for.
+    except BaseException as ended:
+        # Of a world that failed, or a stop, the others are not waited for.
         for worker in active_children():
             worker.kill()
-        pool.shutdown(cancel_futures=True)
+        if isinstance(ended, KeyboardInterrupt):
+            raise UserError("stopped", "run the same command to go on") from None
+        raise
+    pool.shutdown()
     report(options)
 
 
@@ -279,7 +280,8 @@ def report(options: Options) -> None:
     found = measured(runs)
     tables = {part: table(of_names) for part, of_names in found.items()}
     numbers = {"seeds": options.seeds, **found, "agreement": agreements(options)}
-    tables["agreement"] = table(numbers["agreement"])
+    if numbers["agreement"]:
+        tables["agreement"] = table(numbers["agreement"])
     (options.runs / "evidence.json").write_text(json.dumps(numbers, indent=1))
     text = "\n".join(f"## {name}, seeds {' '.join(map(str, options.seeds))}\n\n{rows}" for name, rows in tables.items())
     (options.runs / "evidence.md").write_text(text, encoding="utf-8")
