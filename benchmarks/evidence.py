@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import tyro
-from evidence_settings import ARMS, LENGTHS, THRESHOLDS, Arm, Model, Part
+from evidence_settings import ARMS, LENGTHS, THRESHOLDS, Arm, Model, Part, most_tokens
 from evidence_tables import DETAILS, SHOWN_WHOLE, Runs, draw, filled, measured, table
 from harness import ending_well
 from levels import held_out, summarise, without_none
@@ -30,6 +30,7 @@ from denserl.cli.demo_ways import SFT
 from denserl.cli.paper_scripts import read_table
 from denserl.cli.pipeline import stage
 from denserl.errors import UserError
+from denserl.files import replace_whole
 from denserl.trainer.trackers import read_metrics
 from denserl.world import language
 from denserl.world.checks import agreement
@@ -38,7 +39,7 @@ TINY = read_table()["model_types"]["tiny"]
 POSITIONS = 512  # tokens of prompt and response
 AGREEMENT = "agreement.json"
 PLACES = {"all": (0, 1), "first third": (0, 1 / 3), "middle third": (1 / 3, 2 / 3), "last third": (2 / 3, 1)}
-REPEATS = 3  # of so many pairs one is followed by one that loses for repeating itself
+REPEATS = 3  # of so many pairs one is replaced by one that loses for repeating itself
 
 
 @dataclass
@@ -65,16 +66,14 @@ class World:
     def __init__(self, length: int, seed: int, runs: Path):
         self.length, self.seed, self.folder = length, seed, runs / f"{length}-sentences" / f"seed{seed}"
         self.data, self.sft = self.folder / "world", self.folder / "sft"
-        # Responses are a quarter shorter or longer, at most, and may run on for another third.
         self.sentences = {"min_sentences": 3 * length // 4, "max_sentences": 5 * length // 4}
-        self.max_new_tokens = 25 * length // 3
 
     def run(self, arm: Arm) -> Path:
         """The folder of a PPO run."""
         folder = self.run_folder(arm)
         if not is_there(folder):
             self._language_model()
-            lengths = {"max_new_tokens": self.max_new_tokens, "iterations": arm.iterations, "samples_logged": 64}
+            lengths = {"max_new_tokens": most_tokens(self.length), "iterations": arm.iterations, "samples_logged": 64}
             stage(
                 "train-ppo",
                 **without_none({**TINY["ppo"], **lengths, **self._paid(arm)}),
@@ -88,23 +87,24 @@ class World:
         return folder
 
     def run_folder(self, arm: Arm) -> Path:
-        """Its place; arms of the same settings have the same."""
-        return self.folder / "ppo" / f"{zlib.crc32(repr(arm).encode()):08x}"
+        """Its place, which all that was set decides; arms of the same settings have the same."""
+        model = arm.model and (self.model_folder(arm.model).name, arm.model.members, arm.model.fitted)
+        return self.folder / "ppo" / key(self._sft_flags, TINY["ppo"], arm._replace(model=None), model, TINY["fit"])
 
     def agreement(self, model: Model) -> dict[str, float]:
         """How good a reward model is, and how well its segments' rewards agree with sentences and their values."""
         folder = self.reward_model(model)
         path = folder / AGREEMENT
         if not path.exists():
-            accuracy = read_metrics(folder / "metrics.jsonl")[-1]["eval_accuracy"]
+            rightly = accuracy(folder)
             best = json.loads((self.data / "world.json").read_text())["best_accuracy_test"]
-            found = {"accuracy": accuracy, "of the best": accuracy / best}
+            found = {"accuracy": rightly, "of the best": rightly / best}
             if model.level != "bandit":
                 pairs = self.data / "preferences_test.jsonl"
                 segments = agreement(str(self.sft), str(folder), pairs, self._threshold(model))
                 places = {f"rank correlation, {name}": segments.spearman(*ends) for name, ends in PLACES.items()}
                 found |= {"F1 of starts": segments.f1, **places}
-            path.write_text(json.dumps(found))
+            replace_whole(path, json.dumps(found))
         return json.loads(path.read_text())
 
     def reward_model(self, model: Model, member: int = 0) -> Path:
@@ -130,15 +130,14 @@ class World:
 
     def model_folder(self, model: Model, member: int = 0) -> Path:
         """Its place; what only says how a model is used makes no other of it."""
-        own = repr((model.level, self._threshold(model), model.pairs, model.agg_func, model.flags, model.repeats))
-        return self.folder / "rm" / f"{zlib.crc32(own.encode()):08x}-{member}"
+        own = model._replace(threshold=self._threshold(model), members=1, fitted=False)
+        return self.folder / "rm" / f"{key(self._sft_flags, TINY['rm'], own)}-{member}"
 
     def _paid(self, arm: Arm) -> dict:
         """The flags of what is paid, and of its penalty."""
         if arm.model is None:
-            source = {"reward_function": "denserl.world.language:true_sentences", "normalizer": "none"}
-            weight = arm.kl / self.length if arm.truth == "mean" else arm.kl
-            return {**source, "agg_func": "avg" if arm.truth == "mean" else "sum", "kl_coefficient": weight, **arm.paid}
+            values = {"reward_function": "denserl.world.language:true_sentences", "kl_coefficient": arm.kl}
+            return {**values, "agg_func": "avg" if arm.truth == "mean" else "sum", **arm.paid}
         members = [self.reward_model(arm.model, member) for member in range(arm.model.members)]
         if arm.model.fitted:
             self._fit(arm.model, members[0])
@@ -160,33 +159,49 @@ class World:
         if not path.exists():
             lines = (self.data / "preferences_train.jsonl").read_text(encoding="utf-8").splitlines()[: model.pairs]
             rows = [json.loads(line) for line in lines]
-            rows += with_repeats(rows[::REPEATS], random.Random(self.seed)) if model.repeats else []
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            if model.repeats:
+                rows[::REPEATS] = with_repeats(rows[::REPEATS], random.Random(self.seed))
+            replace_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         return path
 
     def _threshold(self, model: Model) -> float:
         return THRESHOLDS[model.level] if model.threshold is None else model.threshold
 
+    @property
+    def _sft_flags(self) -> dict:
+        """Long demonstrations are read once, others twice."""
+        return {**SFT, "epochs": 2 if self.length <= 8 else 1, "max_length": POSITIONS}
+
     def _language_model(self) -> None:
-        """The world and its language model, made now if they are not there; long demonstrations are read once, others twice."""
+        """The world and its language model, made now if they are not there."""
         if not is_there(self.sft):
             stage("make-world", output_dir=self.data, seed=self.seed, large=True, **self.sentences)
-            settings = {**SFT, "epochs": 2 if self.length <= 8 else 1, "max_length": POSITIONS, "seed": self.seed}
-            stage("train-sft", **settings, model=self.data / "base", data=self.data / "sft.jsonl", output_dir=self.sft)
+            sft = {"model": self.data / "base", "data": self.data / "sft.jsonl", "seed": self.seed}
+            stage("train-sft", **self._sft_flags, **sft, output_dir=self.sft)
+
+
+def key(*settings: object) -> str:
+    """A name for settings, another one for others."""
+    return f"{zlib.crc32(repr(settings).encode()):08x}"
 
 
 def with_repeats(rows: list[dict], rng: random.Random) -> list[dict]:
-    """Pairs of the chosen responses, each beside itself with one of its sentences said once more, which loses."""
+    """Pairs of the chosen responses, each beside itself with one sentence in the place of a later one, which loses."""
     found = []
     for row in rows:
         said = [row["chosen"][start:end] for start, end in language.sentences(row["chosen"])]
-        sentence = rng.choice([each for each in said if each in language.MEANINGS])
-        found.append({**row, "rejected": f"{row['chosen']} {language.again(sentence)}"})
+        first = rng.choice([i for i, sentence in enumerate(said[:-1]) if sentence in language.MEANINGS])
+        said[rng.randrange(first + 1, len(said))] = language.again(said[first])
+        found.append({**row, "rejected": " ".join(said)})
     return found
 
 
 def chosen(options: Options) -> list[tuple[Part, str]]:
     """The runs that are asked for. UserError where there is none."""
+    try:
+        re.compile(options.only)
+    except re.error as error:
+        raise UserError(f"{options.only!r} is no regular expression ({error})", "give the text that names have") from error
     found = [(part, name) for part, arms in ARMS.items() for name in arms if re.search(options.only, f"{part}: {name}")]
     if not found:
         raise UserError(f"no run is called {options.only!r}", "list the names: .venv/bin/python benchmarks/evidence.py --dry")
@@ -225,6 +240,8 @@ def begin(runs: Path) -> None:
 
 def main(options: Options) -> None:
     asked = chosen(options)
+    if options.page and not options.page.is_file():
+        raise UserError(f"there is no page {options.page}", "give a file with marks for tables, as docs/evidence.md has")
     worlds = {(n, seed): [(p, a) for p, a in asked if ARMS[p][a].length == n] for n in LENGTHS[::-1] for seed in options.seeds}
     if options.dry:
         for part, name in asked:
@@ -261,35 +278,47 @@ def is_there(folder: Path) -> bool:
     return (folder / "model.safetensors").exists()
 
 
-def finished(options: Options, part: Part, name: str, seed: int) -> Path | None:
-    """The folder of a run, if it has ended."""
-    arm = ARMS[part][name]
-    folder = World(arm.length, seed, options.runs).run_folder(arm)
-    return folder if is_there(folder) else None
-
-
 def report(options: Options) -> None:
-    """Everything that is there, as numbers, tables and pictures."""
+    """Everything that is there, of whatever seeds, as numbers, tables and pictures."""
     runs: dict[Part, Runs] = {
-        part: {
-            name: {seed: held_out(folder) for seed in options.seeds if (folder := finished(options, part, name, seed))}
-            for name in arms
-        }
-        for part, arms in ARMS.items()
+        part: {name: runs_of(arm, options.runs) for name, arm in arms.items()} for part, arms in ARMS.items()
     }
     found = measured(runs)
     tables = {part: table(of_names) for part, of_names in found.items()}
-    numbers = {"seeds": options.seeds, **found, "agreement": agreements(options)}
-    if numbers["agreement"]:
-        tables["agreement"] = table(numbers["agreement"])
-    (options.runs / "evidence.json").write_text(json.dumps(numbers, indent=1))
-    text = "\n".join(f"## {name}, seeds {' '.join(map(str, options.seeds))}\n\n{rows}" for name, rows in tables.items())
+    agreed = agreements(options.runs)
+    if agreed:
+        tables["agreement"] = table(agreed)
+    seeds = {part: {name: list(of_seeds) for name, of_seeds in of_names.items()} for part, of_names in runs.items()}
+    (options.runs / "evidence.json").write_text(json.dumps({"seeds": seeds, **found, "agreement": agreed}, indent=1))
+    text = "\n".join(f"## {name}\n\n{rows}" for name, rows in tables.items())
     (options.runs / "evidence.md").write_text(text, encoding="utf-8")
     draw(runs, options.runs)
     if options.page:
         shorter = {part: table(of_names, DETAILS) for part, of_names in found.items() if part not in SHOWN_WHOLE}
         write_page(options.page, tables | shorter, options.runs)
     print(f"\n{options.runs / 'evidence.md'}")
+
+
+def worlds_of(length: int, runs: Path) -> list[World]:
+    """The worlds of a length that are there, by seed."""
+    seeds = (int(folder.name.removeprefix("seed")) for folder in (runs / f"{length}-sentences").glob("seed*"))
+    return [World(length, seed, runs) for seed in sorted(seeds)]
+
+
+def runs_of(arm: Arm, runs: Path) -> dict[int, list[dict]]:
+    """The runs of an arm that have ended: held-out evaluations by seed, each with the accuracy of the reward model."""
+    found = {}
+    for world in worlds_of(arm.length, runs):
+        folder = world.run_folder(arm)
+        if is_there(folder):
+            judge = {"accuracy": accuracy(world.model_folder(arm.model))} if arm.model else {}
+            found[world.seed] = [{**row, **judge} for row in held_out(folder)]
+    return found
+
+
+def accuracy(model: Path) -> float:
+    """Of a reward model, on pairs of unseen combinations."""
+    return read_metrics(model / "metrics.jsonl")[-1]["eval_accuracy"]
 
 
 def write_page(page: Path, tables: dict[str, str], pictures: Path) -> None:
@@ -302,16 +331,16 @@ def write_page(page: Path, tables: dict[str, str], pictures: Path) -> None:
             shutil.copy(drawn, page.parent / link)
 
 
-def agreements(options: Options) -> dict[str, dict[str, dict]]:
+def agreements(runs: Path) -> dict[str, dict[str, dict]]:
     """Of every reward model of the part "models": means and intervals over the seeds that have it."""
     found: dict[str, dict[str, dict]] = {}
-    for name, arm in (each for each in ARMS["models"].items() if each[1].model):
-        worlds = (World(arm.length, seed, options.runs) for seed in options.seeds)
-        paths = [path for world in worlds if (path := world.model_folder(arm.model) / AGREEMENT).exists()]
-        of_seeds = [json.loads(path.read_text()) for path in paths]
-        if of_seeds:
-            own = f"{name.partition(':')[0]}, {arm.model.level}"
-            found[own] = {measure: summarise([seed[measure] for seed in of_seeds]) for measure in of_seeds[0]}
+    for name, arm in ARMS["models"].items():
+        if arm.model:
+            paths = [world.model_folder(arm.model) / AGREEMENT for world in worlds_of(arm.length, runs)]
+            of_seeds = [json.loads(path.read_text()) for path in paths if path.exists()]
+            if of_seeds:
+                own = f"{name.partition(':')[0]}, {arm.model.level}"
+                found[own] = {measure: summarise([seed[measure] for seed in of_seeds]) for measure in of_seeds[0]}
     return found
 
 

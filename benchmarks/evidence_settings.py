@@ -8,19 +8,21 @@ from typing import Literal, NamedTuple
 
 from denserl.world.make import THRESHOLD as PEAKS
 
-Part = Literal["length", "sums", "penalties", "groups", "models", "longer", "cures", "thresholds", "aggregates", "paid", "cuts"]
+Part = Literal["length", "sums", "penalties", "groups", "models", "cures", "thresholds", "aggregates", "paid", "cuts"]
 Flags = dict[str, object]
 
 LENGTHS = (4, 8, 16, 32)
 # Of the two later questions.
 LENGTH = 8
-ITERATIONS, LONGER = 40, 120
+ITERATIONS, LONGER = 40, 80
 PAIRS = (1000, 4000, 12000)
 THRESHOLDS = {"segment": PEAKS, "token": 0.0, "bandit": 1000.0}
-# The weight of the KL for each sentence, where the truth is a mean: what a sentence more is worth falls with their number.
+# The weight of the KL for each sentence of a demonstration, where true values are paid.
 PENALTY, PENALTIES = 0.1, (0.4, 0.1, 0.025)
-# The same of rewards in standard deviations of a reward model's scores.
+# The weight where what is paid is in standard deviations of scores.
 OF_MODELS, WEAK = 0.05, 0.0125
+# The standard deviation of the true reward of the language model's responses, in worlds of LENGTH.
+TRUE_STD = 0.33
 
 
 class Model(NamedTuple):
@@ -32,7 +34,7 @@ class Model(NamedTuple):
     agg_func: str = "avg"
     flags: Flags = {}
     members: int = 1  # of an ensemble
-    repeats: bool = False  # whether a further third of the pairs says what was said before, and loses for it
+    repeats: bool = False  # whether in a third of the pairs the other response is the chosen one with a sentence said again
     fitted: bool = False  # whether what it pays is normalised by place
 
 
@@ -40,104 +42,128 @@ class Arm(NamedTuple):
     """A way of paying in a world: flags of train-ppo, and the reward model; none: the sentences' true values."""
 
     paid: Flags
+    kl: float
     length: int = LENGTH
     truth: Literal["mean", "sum"] = "mean"
-    kl: float = OF_MODELS
     model: Model | None = None
     iterations: int = ITERATIONS
+
+
+def most_tokens(length: int) -> int:
+    """Tokens that a response may have: those of a third more sentences than the longest demonstration."""
+    return 25 * length // 3
 
 
 AT_END: Flags = {"assignment": "score_last"}
 DIFFERENCE: Flags = {"assignment": "difference_end"}
 EVEN: Flags = {"assignment": "even"}
+BANDIT: Flags = {"assignment": "mean_last"}
 GROUPS: Flags = {"advantage": "rloo", "samples_per_prompt": 4, "critic_lr": None}
+MIN, PREFIX_MIN = ({"assignment": "end", "credit": credit} for credit in ("min", "prefix_min"))
 
 CREDITS = {
     "at the end": AT_END,
     "at the end, lambda 1": {**AT_END, "lam": 1.0},
     "even": EVEN,
     "difference": DIFFERENCE,
-    "min": {"assignment": "end", "credit": "min"},
-    "prefix min": {"assignment": "end", "credit": "prefix_min"},
+    "min": MIN,
+    "prefix min": PREFIX_MIN,
 }
 ENDS = {name: CREDITS[name] for name in ("at the end", "difference")}
-FOUR = ("at the end", "at the end, lambda 1", "even", "difference")
+FEW = {name: CREDITS[name] for name in ("at the end", "even", "difference")}
+FOUR = {name: CREDITS[name] for name in ("at the end", "at the end, lambda 1", "even", "difference")}
 
 
-def of_truth(credits: dict[str, Flags], lengths=LENGTHS, truth: Literal["mean", "sum"] = "mean") -> dict[str, Arm]:
-    """Ways of paying true values, in worlds of these lengths."""
-    return {f"{n} sentences: {name}": Arm(paid, n, truth, PENALTY) for n in lengths for name, paid in credits.items()}
+def of_values(credits: dict[str, Flags], n: int, truth: Literal["mean", "sum"], penalty: float = PENALTY) -> dict[str, Arm]:
+    """Ways of paying true values in worlds of n sentences: as they are for the mean, divided by n for the sum."""
+    scale = {"normalizer": "none"} if truth == "mean" else {"normalizer": "scalar", "reward_mean": 0.0, "reward_std": float(n)}
+    return {f"{n} sentences: {name}": Arm({**scale, **paid}, penalty / n, n, truth) for name, paid in credits.items()}
 
 
 def of_model(paid: Flags, kl: float = OF_MODELS, iterations: int = ITERATIONS, **model) -> Arm:
     """A way of paying what a reward model says."""
-    return Arm(paid, kl=kl, model=Model(**model), iterations=iterations)
+    return Arm(paid, kl, model=Model(**model), iterations=iterations)
+
+
+def standardised(paid: Flags, kl: float = OF_MODELS, iterations: int = ITERATIONS) -> Arm:
+    """A way of paying true values on the scale of a reward model's scores."""
+    scale = {"normalizer": "scalar", "reward_mean": 0.0, "reward_std": TRUE_STD}
+    return Arm({**scale, **paid}, kl, iterations=iterations)
 
 
 LEVELS = {
-    "bandit": ("bandit", {"assignment": "mean_last"}),
+    "bandit": ("bandit", BANDIT),
+    "bandit, lambda 1": ("bandit", {**BANDIT, "lam": 1.0}),
     "token, difference": ("token", DIFFERENCE),
     "segment, at the end": ("segment", AT_END),
     "segment, difference": ("segment", DIFFERENCE),
 }
 
 
-BUT_TOKENS = {name: way for name, way in LEVELS.items() if way[0] != "token"}
+def cure(paid: Flags = DIFFERENCE, **model) -> Arm:
+    """Where reward models are at their worst: few pairs, a weak penalty, and twice the time."""
+    return of_model(paid, WEAK, LONGER, **{"pairs": PAIRS[0], **model})
 
 
-def at_sizes(kl: float, iterations: int, sizes: tuple[int, ...], levels: dict = LEVELS) -> dict[str, Arm]:
-    """Levels side by side, with reward models of so many pairs."""
-    return {
-        f"{pairs} pairs: {name}": of_model(paid, kl, iterations, level=level, pairs=pairs)
-        for pairs in sizes
-        for name, (level, paid) in levels.items()
-    }
-
-
-def cure(paid: Flags, **model) -> Arm:
-    """Where reward models are at their worst: few pairs and a weak penalty."""
-    return of_model(paid, WEAK, pairs=PAIRS[0], **model)
-
-
+# What the cures are for, and what they could at most come to.
+SICK, WELL = "difference", "true values"
 CURES = {
-    **{name: cure(paid, level=level) for name, (level, paid) in BUT_TOKENS.items()},
-    "even, by place (published)": cure(EVEN, fitted=True),
-    "even, by place, min": cure({**EVEN, "credit": "min"}, fitted=True),
-    "difference, by place": cure({**DIFFERENCE, "normalizer": "location"}, fitted=True),
-    "difference, running moments": cure({**DIFFERENCE, "normalizer": "running", "score_clip": 0.8}),
-    "difference, running scale": cure({**DIFFERENCE, "normalizer": "running_scale"}),
-    "bandit, prefix differences": cure({**DIFFERENCE, "prefix_differences": True}, level="bandit"),
-    "difference, three models": cure(DIFFERENCE, members=3),
-    "difference, three models, mean - std": cure({**DIFFERENCE, "ensemble": "mean_std"}, members=3),
-    "difference, GRM": cure(DIFFERENCE, flags={"reg_type": "sft", "reg_coef": 0.05}),
-    "difference, pairs of repeats": cure(DIFFERENCE, repeats=True),
+    f"the model: {SICK}": cure(),
+    f"the model: {WELL}": standardised(DIFFERENCE, WEAK, LONGER),
+    "the model: three models": cure(members=3),
+    "the model: three models, mean - std": cure({**DIFFERENCE, "ensemble": "mean_std"}, members=3),
+    "the model: GRM": cure(flags={"reg_type": "sft", "reg_coef": 0.05}),
+    "the model: pairs of repeats": cure(repeats=True),
+    "the model: twelve times the pairs": cure(pairs=PAIRS[-1]),
+    f"what is paid: {SICK}": cure(),
+    f"what is paid: {WELL}": standardised(DIFFERENCE, WEAK, LONGER),
+    "what is paid: bandit": cure(BANDIT, level="bandit"),
+    "what is paid: bandit, prefix differences": cure({**DIFFERENCE, "prefix_differences": True}, level="bandit"),
+    "what is paid: at the end": cure(AT_END),
+    "what is paid: difference, by place": cure({**DIFFERENCE, "normalizer": "location"}, fitted=True),
+    "what is paid: difference, running moments": cure({**DIFFERENCE, "normalizer": "running"}),
+    "what is paid: even, by place (published)": cure(EVEN, fitted=True),
+    "what is paid: min": cure(MIN, fitted=True),
+    "what is paid: prefix min": cure(PREFIX_MIN, fitted=True),
 }
 
 CUTS = {
     "entropy peaks": {},
-    "as many, evenly": {"segmenter": "benchmarks/evidence_cuts.py:evenly"},
-    "as many, at random": {"segmenter": "benchmarks/evidence_cuts.py:at_random"},
+    "every five tokens": {"segmenter": "benchmarks/evidence_cuts.py:every_five"},
+    "every five tokens, two later": {"segmenter": "benchmarks/evidence_cuts.py:two_later"},
+    "at random, one in five": {"segmenter": "benchmarks/evidence_cuts.py:at_random"},
 }
 
 ARMS: dict[Part, dict[str, Arm]] = {
     # Credit alone: the true values are paid.
-    "length": of_truth(CREDITS, LENGTHS[:3]) | of_truth({name: CREDITS[name] for name in FOUR}, LENGTHS[3:]),
-    "sums": of_truth({name: CREDITS[name] for name in ("at the end", "even", "difference", "min")}, (4, 16), "sum")
-    | of_truth(ENDS, (32,), "sum"),
+    "sums": of_values(FOUR | {"min": MIN}, 4, "sum") | of_values(FOUR | {"min": MIN}, 16, "sum") | of_values(ENDS, 32, "sum"),
+    "length": of_values(CREDITS, 4, "mean")
+    | of_values(CREDITS, 8, "mean")
+    | of_values(CREDITS, 16, "mean")
+    | of_values(FOUR, 32, "mean"),
     "penalties": {
-        f"16 sentences, {penalty:g}: {name}": Arm(CREDITS[name], 16, kl=penalty)
-        for penalty in PENALTIES
-        for name in ("at the end", "even", "difference")
+        f"{penalty:g}, {name}": arm for penalty in PENALTIES for name, arm in of_values(FEW, 16, "mean", penalty).items()
     },
-    "groups": of_truth({f"{name}, groups": {**paid, **GROUPS} for name, paid in ENDS.items()}, (4, 16, 32)),
+    "groups": {
+        name: arm
+        for n in (4, 16, 32)
+        for name, arm in of_values({f"{how}, groups": {**paid, **GROUPS} for how, paid in ENDS.items()}, n, "mean").items()
+    },
     # Learned rewards.
-    "models": {f"true values: {name}": Arm(paid, kl=PENALTY) for name, paid in ENDS.items()}
-    | at_sizes(OF_MODELS, ITERATIONS, PAIRS),
-    "longer": at_sizes(WEAK, LONGER, (PAIRS[0], PAIRS[-1]), BUT_TOKENS),
+    "models": {f"true values: {name}": standardised(paid) for name, paid in ENDS.items()}
+    | {
+        f"{pairs} pairs: {name}": of_model(paid, level=level, pairs=pairs)
+        for pairs in PAIRS
+        for name, (level, paid) in LEVELS.items()
+    },
     "cures": CURES,
-    # The paper's own ablations.
+    # The paper's own choices.
     "thresholds": {
-        f"{nats:g} nats": of_model(DIFFERENCE, threshold=nats) for nats in (1000.0, 3.0, 2.25, PEAKS, 1.0, 0.5, 0.0)
+        "bandit": of_model(BANDIT, level="bandit"),
+        **{f"{nats:g} nats": of_model(DIFFERENCE, threshold=nats) for nats in (4.7, 4.2)},
+        f"{PEAKS:g} nats": of_model(DIFFERENCE),
+        **{f"{nats:g} nats": of_model(DIFFERENCE, threshold=nats) for nats in (0.4, 0.2)},
+        "token": of_model(DIFFERENCE, level="token"),
     },
     "aggregates": {
         f"{name}: {how}": of_model(paid, agg_func=how) for name, paid in ENDS.items() for how in ("avg", "sum", "last")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from evidence_settings import ARMS, Arm, Part, compared_with
+from evidence_settings import ARMS, SICK, WELL, Arm, Part, compared_with, most_tokens
 from levels import band, over_seeds, summarise, when
 
 from denserl.evaluation.plots import plot_side_by_side
@@ -16,6 +16,7 @@ from denserl.evaluation.plots import plot_side_by_side
 Run = list[dict]  # of one seed
 Runs = dict[str, dict[int, Run]]  # name -> seed -> run
 SHARES = (0.5, 0.75, 0.9)
+SENTENCE, APT = 5, 32  # tokens of a sentence, and how many serve a prompt
 
 
 class Column(NamedTuple):
@@ -26,13 +27,13 @@ class Column(NamedTuple):
 
 
 def best_reachable(arm: Arm) -> float:
-    """What a response can be worth: as long as the longest demonstration, every sentence serving what is asked for."""
-    return 1.0 if arm.truth == "mean" else 5 * arm.length / 4
+    """What a response can be worth: as many sentences as there is room for, or there are, all serving what is asked for."""
+    return 1.0 if arm.truth == "mean" else min(most_tokens(arm.length) // SENTENCE, APT)
 
 
 def nats(arm: Arm) -> float:
-    """The KL at which ways of paying are compared: half a nat for each sentence of the demonstrations."""
-    return arm.length / 2
+    """The KL at which ways of paying are compared: a quarter of a nat for each sentence of the demonstrations."""
+    return arm.length / 4
 
 
 def reaches(share: float) -> Column:
@@ -45,17 +46,19 @@ COLUMNS = (
     Column("true reward at the end", lambda run, arm: run[-1]["true"]),
     Column("highest", lambda run, arm: max(row["true"] for row in run)),
     Column("KL", lambda run, arm: run[-1]["kl"]),
-    Column("true reward at n / 2 nats", lambda run, arm: when(run, "kl", nats(arm), "true")),
+    Column("true reward at n / 4 nats", lambda run, arm: when(run, "kl", nats(arm), "true")),
     *map(reaches, SHARES),
     Column("tokens", lambda run, arm: run[-1]["length"]),
     Column("repeated", lambda run, arm: run[-1]["repeats"]),
 )
 # Those of rewards that are learned: what the reward model makes of the responses.
-PROXY = Column("its own reward", lambda run, arm: run[-1]["proxy"])
-
+LEARNED = (
+    Column("accuracy of its model", lambda run, arm: run[-1]["accuracy"]),
+    Column("its own reward", lambda run, arm: run[-1]["proxy"]),
+)
 # What a page leaves to the file of all measures, where it is not of the over-optimised.
-DETAILS = ("highest", "tokens", "repeated", PROXY.title)
-SHOWN_WHOLE = ("longer", "cures")
+DETAILS = ("highest", "repeated", "its own reward")
+SHOWN_WHOLE = ("cures",)
 
 
 def effects(ours: dict[int, Run], theirs: dict[int, Run], arm: Arm) -> dict[str, dict]:
@@ -69,9 +72,17 @@ def effects(ours: dict[int, Run], theirs: dict[int, Run], arm: Arm) -> dict[str,
         reached.append(needed / spent if needed is not None and spent else None)
     return {
         "end above": summarise([mine[-1]["true"] - other[-1]["true"] for mine, other in pairs]),
-        "above at n / 2 nats": summarise([None if None in pair else pair[0] - pair[1] for pair in at_kl]),
+        "above at n / 4 nats": summarise([None if None in pair else pair[0] - pair[1] for pair in at_kl]),
         "share of the rollouts to its best": summarise(reached),
     }
+
+
+def closed(ours: dict[int, Run], of_names: Runs, name: str) -> dict[str, dict]:
+    """The share of the gap between a sick reward model and the true values that a cure closes, at the end."""
+    panel = name.rpartition(": ")[0]
+    sick, well = (of_names[f"{panel}: {arm}"] for arm in (SICK, WELL))
+    ends = [[runs[seed][-1]["true"] for runs in (sick, ours, well)] for seed in ours if seed in sick and seed in well]
+    return {"of the gap": summarise([(cured - low) / (high - low) if high > low else None for low, cured, high in ends])}
 
 
 def measured(runs: dict[Part, Runs]) -> dict[Part, dict[str, dict[str, dict]]]:
@@ -81,11 +92,12 @@ def measured(runs: dict[Part, Runs]) -> dict[Part, dict[str, dict[str, dict]]]:
         for name, of_seeds in of_names.items():
             if of_seeds:
                 arm = ARMS[part][name]
-                columns = COLUMNS if arm.model is None else (*COLUMNS, PROXY)
+                columns = COLUMNS if arm.model is None else (*COLUMNS, *LEARNED)
                 other = compared_with(part, name)
                 found.setdefault(part, {})[name] = {
                     **{title: summarise([measure(run, arm) for run in of_seeds.values()]) for title, measure in columns},
                     **(effects(of_seeds, of_names[other], arm) if other else {}),
+                    **(closed(of_seeds, of_names, name) if part == "cures" and other else {}),
                 }
     return found
 

@@ -34,7 +34,7 @@ def parsed(monkeypatch):
     return commands
 
 
-@pytest.mark.parametrize("part", [p if p in ("cures", "cuts") else pytest.param(p, marks=pytest.mark.long) for p in ARMS])
+@pytest.mark.parametrize("part", [p if p in ("models", "cuts") else pytest.param(p, marks=pytest.mark.long) for p in ARMS])
 def test_every_arm_runs_the_commands_it_needs_once(part, parsed, tmp_path):
     """Every flag is parsed; a world, its language model and a reward model are made once, however many runs need them."""
     arms = list(ARMS[part].values())
@@ -43,21 +43,36 @@ def test_every_arm_runs_the_commands_it_needs_once(part, parsed, tmp_path):
         worlds[arm.length].run(arm)
     commands = [command for command, _ in parsed]
     assert commands.count("make-world") == commands.count("train-sft") == len(worlds)
-    assert commands.count("train-ppo") == len({repr(arm) for arm in arms})
+    world = worlds[arms[0].length]
+    assert commands.count("train-ppo") == len({world.run_folder(arm) for arm in arms if arm.length == world.length}) + sum(
+        arm.length != world.length for arm in arms
+    )
     trained = {repr((a.model._replace(fitted=False, members=1), m)) for a in arms if a.model for m in range(a.model.members)}
     assert commands.count("train-rm") == len(trained)
 
 
+def test_another_setting_is_another_run(tmp_path, monkeypatch):
+    world, arms = evidence.World(8, 0, tmp_path), ARMS["thresholds"]
+    assert world.run_folder(arms["1.5 nats"]) == world.run_folder(ARMS["models"]["4000 pairs: segment, difference"])
+    known = {world.run_folder(arm) for arm in arms.values()}
+    assert len(known) == len(arms)
+    before = world.run_folder(arms["1.5 nats"])
+    for module, name in ((evidence.TINY, "ppo"), (evidence.TINY, "rm"), (evidence.THRESHOLDS, "segment")):
+        with monkeypatch.context() as changed:
+            changed.setitem(module, name, 1.25 if name == "segment" else {**module[name], "seed": 5})
+            assert world.run_folder(arms["1.5 nats"]) != before
+
+
 def rows(*points, **others):
     """Held-out evaluations of (rollouts, true reward, KL)."""
-    named = ({"rollouts": r, "true": true, "kl": kl, "length": 9.0, "repeats": 0.25, "proxy": 2.0} for r, true, kl in points)
-    return [{**row, **others} for row in named]
+    named = ({"rollouts": r, "true": true, "kl": kl, "length": 9.0, "repeats": 0.25} for r, true, kl in points)
+    return [{**row, "proxy": 2.0, "accuracy": 0.75, **others} for row in named]
 
 
 def test_measures_and_effects_by_hand():
-    """Of responses of 8 sentences: 1 can be reached, and 4 nats are where ways are compared."""
-    at_the_end = rows((0, 0.0, 0.0), (100, 0.2, 2.0), (200, 0.6, 4.0), (300, 0.4, 8.0))
-    difference = rows((0, 0.0, 0.0), (100, 0.8, 4.0), (200, 0.9, 5.0), (300, 0.9, 5.0))
+    """Of responses of 8 sentences: 1 can be reached, and 2 nats are where ways are compared."""
+    at_the_end = rows((0, 0.0, 0.0), (100, 0.2, 1.0), (200, 0.6, 2.0), (300, 0.4, 8.0))
+    difference = rows((0, 0.0, 0.0), (100, 0.8, 2.0), (200, 0.9, 5.0), (300, 0.9, 5.0))
     runs = {"length": {"8 sentences: at the end": {0: at_the_end}, "8 sentences: difference": {0: difference, 1: at_the_end}}}
     found = evidence_tables.measured(runs)["length"]
     means = {title: summary["mean"] for title, summary in found["8 sentences: at the end"].items()}
@@ -65,7 +80,7 @@ def test_measures_and_effects_by_hand():
         "true reward at the end": 0.4,
         "highest": 0.6,
         "KL": 8.0,
-        "true reward at n / 2 nats": 0.6,
+        "true reward at n / 4 nats": 0.6,
         "rollouts to 50 %": pytest.approx(175),
         "rollouts to 75 %": None,
         "rollouts to 90 %": None,
@@ -74,23 +89,36 @@ def test_measures_and_effects_by_hand():
     }
     # Effects are of the seeds that both have: 0.6 is passed after 75 of the 200 rollouts.
     other = found["8 sentences: difference"]
-    assert other["end above"]["values"] == [0.5] and other["above at n / 2 nats"]["values"] == [0.2]
+    assert other["end above"]["values"] == [0.5] and other["above at n / 4 nats"]["values"] == [0.2]
     assert other["share of the rollouts to its best"]["values"] == [0.375]
     assert other["rollouts to 90 %"]["n"] == 1 and other["rollouts to 90 %"]["values"] == [200, None]
 
 
-def test_sums_are_measured_against_the_longest_demonstration_and_models_tell_their_own_reward():
-    run = {0: rows((0, 0.0, 0.0), (100, 2.5, 1.0))}
-    found = evidence_tables.measured({"sums": {"4 sentences: at the end": run}, "cures": {"bandit": run}})
-    assert found["sums"]["4 sentences: at the end"]["rollouts to 50 %"]["mean"] == 100  # of five good sentences
+def test_sums_are_measured_against_what_there_is_room_for_and_models_tell_of_themselves():
+    run = {0: rows((0, 0.0, 0.0), (100, 3.0, 1.0))}
+    found = evidence_tables.measured(
+        {"sums": {"4 sentences: at the end": run}, "paid": {"score_last, scalar": {}, "even, scalar": run}}
+    )
+    # 33 tokens hold six sentences of five; for responses of 32 sentences there are no more than 32 good ones.
+    assert found["sums"]["4 sentences: at the end"]["rollouts to 50 %"]["mean"] == 100
+    assert evidence_tables.best_reachable(ARMS["sums"]["32 sentences: difference"]) == 32
     assert "its own reward" not in found["sums"]["4 sentences: at the end"]
-    assert found["cures"]["bandit"]["its own reward"]["mean"] == 2.0
+    told = found["paid"]["even, scalar"]
+    assert told["its own reward"]["mean"] == 2.0 and told["accuracy of its model"]["mean"] == 0.75
+
+
+def test_a_cure_closes_a_share_of_the_gap_to_the_true_values():
+    ends = {"difference": 0.4, "true values": 0.9, "GRM": 0.5}
+    runs = {f"the model: {name}": {0: rows((0, 0.0, 0.0), (100, end, 1.0))} for name, end in ends.items()}
+    found = evidence_tables.measured({"cures": runs})["cures"]
+    assert found["the model: GRM"]["of the gap"]["mean"] == pytest.approx(0.2)
+    assert found["the model: true values"]["of the gap"]["mean"] == 1.0
 
 
 def test_arms_are_compared_with_the_first_of_their_panel():
     assert evidence_settings.compared_with("length", "16 sentences: even") == "16 sentences: at the end"
     assert evidence_settings.compared_with("length", "16 sentences: at the end") is None
-    assert evidence_settings.compared_with("thresholds", "0 nats") == "1000 nats"
+    assert evidence_settings.compared_with("thresholds", "token") == "bandit"
 
 
 @pytest.mark.parametrize(
@@ -107,36 +135,38 @@ def test_the_tables_of_a_page_are_written_between_its_marks():
     assert evidence_tables.filled(page, {"one": "| 1 |\n"}) == page.replace("old", "| 1 |")
 
 
-def test_other_cuts_are_as_many_as_the_peaks():
-    tokens, entropies = [f"t{i}" for i in range(10)], [9.0, 0, 2.0, 0, 0, 1.6, 0, 0, 1.4, 0]
-    # Two peaks behind the first token, so three segments: of 3, 4 and 3 tokens.
-    assert evidence_cuts.evenly(tokens, entropies) == [3, 7]
+def test_other_cuts_are_about_as_many_and_do_not_look_ahead():
+    tokens, entropies = [f"t{i}" for i in range(1000)], [0.0] * 1000
+    assert evidence_cuts.every_five(tokens[:12], entropies) == [5, 10]
+    assert evidence_cuts.two_later(tokens[:13], entropies) == [7, 12]
     drawn = evidence_cuts.at_random(tokens, entropies)
-    assert drawn == evidence_cuts.at_random(tokens, entropies) and len(set(drawn)) == 2 and set(drawn) <= set(range(1, 10))
-    others = {tuple(evidence_cuts.at_random([*tokens[:-1], f"{i}"], entropies)) for i in range(40)}
-    assert len(others) > 10
-    assert evidence_cuts.evenly(["a"], [9.0]) == evidence_cuts.at_random(["a"], [9.0]) == []
+    # 200 of 1000 are expected, with a standard deviation of 13.
+    assert 0 not in drawn and 140 < len(drawn) < 260
+    assert evidence_cuts.at_random(tokens[:500], entropies) == [place for place in drawn if place < 500]
+    assert evidence_cuts.at_random(["x", *tokens[1:]], entropies) != drawn
 
 
-def test_pairs_of_repeats_lose_for_one_sentence_said_again():
-    row = {
-        "prompt": "p",
-        "chosen": "Coupons keep baking cheap. Practice helps with time.",
-        "rejected": "Oats belong to baking.",
-    }
-    (found,) = evidence.with_repeats([row], random.Random(0))
-    assert found["chosen"] == row["chosen"]
-    kinds = language.kinds("Tell me about cheap baking.", found["rejected"])
-    assert kinds == ["apt", "filler", "repeated"]
+def test_pairs_of_repeats_lose_for_one_sentence_in_the_place_of_a_later_one():
+    chosen = "Coupons keep baking cheap. Practice helps with time. Friends keep baking cheap."
+    found = evidence.with_repeats(
+        [{"prompt": "p", "chosen": chosen, "rejected": "Oats belong to baking."}] * 20, random.Random(0)
+    )
+    assert {row["chosen"] for row in found} == {chosen}
+    said = {tuple(language.kinds("Tell me about cheap baking.", row["rejected"])) for row in found}
+    assert said == {("apt", "repeated", "apt"), ("apt", "filler", "repeated")}
 
 
-def test_an_unknown_name_is_refused_with_the_way_to_the_names(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "given, told",
+    [({"only": "nonsense"}, "--dry"), ({"only": "("}, "no regular expression"), ({"page": Path("none.md")}, "no page none.md")],
+)
+def test_mistakes_are_refused_before_anything_is_run(given, told, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        evidence.ending_well(lambda: evidence.main(evidence.Options(only="nonsense", runs=tmp_path)))
-    assert "--dry" in capsys.readouterr().err
+        evidence.ending_well(lambda: evidence.main(evidence.Options(**given, runs=tmp_path)))
+    assert told in capsys.readouterr().err
 
 
-def test_what_is_there_is_reported_from_its_files(tmp_path, monkeypatch):
+def test_what_is_there_is_reported_from_its_files(tmp_path):
     """Two runs of one seed, as train-ppo would leave them, and the page that is made of them."""
     page = tmp_path / "page.md"
     page.write_text("![Frontiers](shots/length-kl.png)\n<!-- table length -->\n<!-- end -->\n")
@@ -149,11 +179,12 @@ def test_what_is_there_is_reported_from_its_files(tmp_path, monkeypatch):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         sample = {"prompt": "user\nTell me about cheap baking.\nassistant\n", "response": "Coupons keep baking cheap."}
         (folder / "eval_samples.jsonl").write_text("".join(json.dumps({"step": s, **sample}) + "\n" for s in (0, 40)))
-    monkeypatch.setattr(evidence, "ProcessPoolExecutor", None)  # nothing is run
-    options = evidence.Options(seeds=[0], runs=tmp_path, page=page)
+    # Of whatever seeds, those that are there.
+    options = evidence.Options(seeds=[7], runs=tmp_path, page=page)
     evidence.report(options)
     found = json.loads((tmp_path / "evidence.json").read_text())
     assert found["length"]["4 sentences: difference"]["end above"]["values"] == [0.3]
+    assert found["seeds"]["length"]["4 sentences: difference"] == [0]
     assert "| 4 sentences: difference | 0.70 | 40.0 |" in page.read_text()
     assert "| 4 sentences: difference | 0.70 | 0.70 | 40.0 |" in (tmp_path / "evidence.md").read_text()
     assert (tmp_path / "shots/length-kl.png").read_bytes() == (tmp_path / "length-kl.png").read_bytes()
