@@ -54,16 +54,17 @@ def most_tokens(length: int) -> int:
     return 25 * length // 3
 
 
-AT_END: Flags = {"assignment": "score_last"}
+# One reward at the end reaches the first of many tokens by the critic alone, where lambda is below 1.
+AT_END: Flags = {"assignment": "score_last", "lam": 1.0}
 DIFFERENCE: Flags = {"assignment": "difference_end"}
 EVEN: Flags = {"assignment": "even"}
-BANDIT: Flags = {"assignment": "mean_last"}
-GROUPS: Flags = {"advantage": "rloo", "samples_per_prompt": 4, "critic_lr": None}
+BANDIT: Flags = {"assignment": "mean_last", "lam": 1.0}
+GROUPS: Flags = {"advantage": "rloo", "samples_per_prompt": 4, "critic_lr": None, "lam": None}
 MIN, PREFIX_MIN = ({"assignment": "end", "credit": credit} for credit in ("min", "prefix_min"))
 
 CREDITS = {
     "at the end": AT_END,
-    "at the end, lambda 1": {**AT_END, "lam": 1.0},
+    "at the end, lambda 0.95": {**AT_END, "lam": 0.95},
     "even": EVEN,
     "difference": DIFFERENCE,
     "min": MIN,
@@ -71,7 +72,7 @@ CREDITS = {
 }
 ENDS = {name: CREDITS[name] for name in ("at the end", "difference")}
 FEW = {name: CREDITS[name] for name in ("at the end", "even", "difference")}
-FOUR = {name: CREDITS[name] for name in ("at the end", "at the end, lambda 1", "even", "difference")}
+FOUR = {name: CREDITS[name] for name in ("at the end", "at the end, lambda 0.95", "even", "difference")}
 
 
 def of_values(credits: dict[str, Flags], n: int, truth: Literal["mean", "sum"], penalty: float = PENALTY) -> dict[str, Arm]:
@@ -93,7 +94,7 @@ def standardised(paid: Flags, kl: float = OF_MODELS, iterations: int = ITERATION
 
 LEVELS = {
     "bandit": ("bandit", BANDIT),
-    "bandit, lambda 1": ("bandit", {**BANDIT, "lam": 1.0}),
+    "bandit, lambda 0.95": ("bandit", {**BANDIT, "lam": 0.95}),
     "token, difference": ("token", DIFFERENCE),
     "segment, at the end": ("segment", AT_END),
     "segment, difference": ("segment", DIFFERENCE),
