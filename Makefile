@@ -47,7 +47,7 @@ faults: .venv/installed
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
 
-# When dense rewards pay: docs/evidence.md, whose tables are written anew; three hours on two cores. What is finished is not run
+# When dense rewards pay: docs/evidence.md, whose tables are written anew; some three hours on two cores. What is finished is not run
 # again; a part: .venv/bin/python benchmarks/evidence.py --only 'length: 4 sentences' --seeds 0
 evidence: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/evidence.py --page docs/evidence.md
@@ -131,7 +131,7 @@ $(SITE)/installed: docs/site/requirements.txt
 real: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_text.sh $(DATA)
 
-# A real language model on two cores, within the hour; given again, it goes on where it was ended. MODEL: another one, a folder or hub
+# A real language model, some 40 minutes of a core; given again, it goes on where it was ended. MODEL: another one, a folder or hub
 # name. DATA: as for `real`, with llmbar/ too; default: shared/data beside the repository. Some of it: make real-model PARTS="base look"
 real-model: .venv/installed $(if $(MODEL),,.venv/realmodel)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_model.sh $(or $(DATA),../shared/data) runs/real-model "$(MODEL)" $(PARTS)
