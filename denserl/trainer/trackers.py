@@ -39,11 +39,12 @@ class StepFile:
         """Bytes written so far."""
         return self.path.stat().st_size
 
-    def write(self, step: int, row: dict) -> None:
-        """Append one row; numbers that are not finite become null, as JSON has none."""
-        row = _with_finite({"step": step, **row}, lambda number: None)
+    def write(self, step: int, *rows: dict) -> None:
+        """Append rows of a step; numbers that are not finite become null, as JSON has none."""
+        finite = (_with_finite({"step": step, **row}, lambda number: None) for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in finite)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(text)
             file.flush()
             # A checkpoint remembers the file's size; after a loss of power the file must be at least as long.
             os.fsync(file.fileno())
@@ -145,8 +146,7 @@ class Trackers:
     def log_samples(self, name: str, step: int, samples: list[dict]) -> None:
         """Append sample responses to one of the files of samples, and send them to the trackers that show text."""
         if self.active:
-            for sample in samples:
-                self.files[name].write(step, sample)
+            self.files[name].write(step, *samples)
             for tracker in self.others:
                 tracker.log_samples(name, step, samples)
 
