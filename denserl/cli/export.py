@@ -1,6 +1,10 @@
 """Write a reward model in a layout that other libraries read, or one of another library in ours."""
 
+import contextlib
 import logging
+import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,15 +71,18 @@ def run(options: Options) -> None:
 
     quiet_libraries()
     check_sharing(options)
-    folder = make_model_folder(options.output_dir)
-    if options.checkpoint:
-        from denserl.trainer.descriptions import write_models
+    with new_model(options.output_dir) as folder:
+        if options.checkpoint:
+            from denserl.trainer.descriptions import write_models
 
-        write_models(Path(options.checkpoint), folder, options.trust_remote_code)
-        log.info("%s: the model of %s", folder, options.checkpoint)
-    else:
-        _write_layout(options, folder)
-    publish(folder, Making("export", options))
+            write_models(Path(options.checkpoint), folder, options.trust_remote_code)
+        else:
+            _write_layout(options, folder)
+    of = options.checkpoint or f"{options.reward_model} in the layout {options.layout}"
+    log.info("%s: the model of %s", options.output_dir, of)
+    if options.layout == "hf":
+        log.info("a standard classifier gives the score of the last token; segment and token rewards are read with denserl")
+    publish(Path(options.output_dir), Making("export", options))
 
 
 def _write_layout(options: Options, folder: Path) -> None:
@@ -96,17 +103,30 @@ def _write_layout(options: Options, folder: Path) -> None:
         if "trust_remote_code" in error.fix:  # which is of no use to whoever reads a standard layout
             raise UserError(error.found, "only models whose code is in transformers have a layout that others read") from error
         raise
-    log.info("%s: %s in the layout %s", folder, options.reward_model, options.layout)
-    if options.layout == "hf":
-        log.info("a standard classifier gives the score of the last token; segment and token rewards are read with denserl")
 
 
-def make_model_folder(path: str) -> Path:
-    """Create a folder to write a model into. UserError when that cannot be done, or one is there already."""
+@contextlib.contextmanager
+def new_model(path: str) -> Iterator[Path]:
+    """A folder in which to write the model of `path`; all of it is moved there at the end, and of a failure nothing is left.
+
+    What a kill left, the same command replaces. UserError when the folder cannot be made, or holds a model already.
+    """
     make_folder("output_dir", path)
     weights = sorted(Path(path).glob("*.safetensors"))
     require(not weights, f"`output_dir` {path} holds a model already ({weights and weights[0].name})", "give a new folder")
-    return Path(path)
+    aside = Path(path) / ".partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        # Weights last: while there are none, it is no model that stands there.
+        for written in sorted(aside.iterdir(), key=lambda written: written.suffix == ".safetensors"):
+            there = Path(path) / written.name
+            if there.is_dir():  # of a kill amid these moves
+                shutil.rmtree(there)
+            os.replace(written, there)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> None:

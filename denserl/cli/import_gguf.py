@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from denserl.cli.export import make_model_folder
+from denserl.cli.export import new_model
 from denserl.cli.launch import launch, suggest
 from denserl.config import FIRST, INPUT, Config
 from denserl.terminal import quiet_libraries
@@ -31,10 +31,10 @@ def run(options: Options) -> None:
     from denserl.models.gguf import import_gguf
 
     quiet_libraries()
-    folder = make_model_folder(options.output_dir)
-    found = import_gguf(options.file, folder, options.dtype)
-    log.info("%s: %s, %.1f M parameters, %d tokens", folder, found.kind, found.parameters / 1e6, found.tokens)
-    suggest(f"check-model {folder}")
+    with new_model(options.output_dir) as folder:
+        found = import_gguf(options.file, folder, options.dtype)
+    log.info("%s: %s, %.1f M parameters, %d tokens", options.output_dir, found.kind, found.parameters / 1e6, found.tokens)
+    suggest(f"check-model {options.output_dir}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from denserl.cli.export import make_model_folder
+from denserl.cli.export import new_model
 from denserl.cli.launch import launch, suggest
 from denserl.config import FIRST, INPUT, Config, ModelSourceConfig, Only, Precision
 from denserl.errors import require
@@ -48,12 +48,12 @@ def run(options: Options) -> None:
 
     quiet_libraries()
     dtype = None if options.dtype == "auto" else options.dtype
-    folder = make_model_folder(options.output_dir)
-    if options.adapter:
-        _merge(options, folder, dtype)
-    else:
-        _average(options, folder, dtype)
-    write_cards(folder, Making("merge", options, precision=options.dtype))
+    with new_model(options.output_dir) as folder:
+        if options.adapter:
+            _merge(options, folder, dtype)
+        else:
+            _average(options, folder, dtype)
+    write_cards(Path(options.output_dir), Making("merge", options, precision=options.dtype))
 
 
 def _merge(options: Options, folder: Path, dtype: str | None) -> None:
@@ -64,7 +64,7 @@ def _merge(options: Options, folder: Path, dtype: str | None) -> None:
     model, tokenizer = merge_adapters(options.model, options.adapter, dtype, trust_remote_code=options.trust_remote_code)
     tokenizer.save_pretrained(folder)
     save_model(model, folder)
-    log.info("%s: %s with the adapters of %s merged in, %s", folder, options.model, options.adapter, model.dtype)
+    log.info("%s: %s with the adapters of %s merged in, %s", options.output_dir, options.model, options.adapter, model.dtype)
 
 
 def _average(options: Options, folder: Path, dtype: str | None) -> None:
@@ -72,7 +72,7 @@ def _average(options: Options, folder: Path, dtype: str | None) -> None:
     from denserl.rewards.sources.build import judges_pairs
 
     average_models(options.model, options.with_, options.weight, folder, dtype, options.trust_remote_code)
-    log.info("%s: average of %s and %s", folder, options.model, ", ".join(options.with_))
+    log.info("%s: average of %s and %s", options.output_dir, options.model, ", ".join(options.with_))
     if not judges_pairs(options.model, ModelSourceConfig(trust_remote_code=options.trust_remote_code)):
         log.info(
             "mean and std of its scores are not those of %s, and not stored: score_mean and score_std in results.json of "

@@ -103,6 +103,30 @@ def test_a_reward_model_is_averaged_with_a_language_model(files, tmp_path):
     assert json.loads((tmp_path / "new/command.json").read_text())[0]["settings"]["with_"] == [str(files / "sft")]
 
 
+def test_what_a_failure_or_a_kill_left_half_written_is_no_model_and_is_replaced(files, tmp_path, monkeypatch):
+    from denserl.models import export
+
+    words = f"export --reward_model {files / 'rm'} --layout hf --output_dir {tmp_path / 'new'}".split()
+
+    def failing(source, target):
+        (target / "model.safetensors").write_bytes(b"half")
+        assert not list((tmp_path / "new").glob("*.safetensors"))
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(export.LAYOUTS, "hf", failing)
+        with pytest.raises(OSError, match="no space left"):
+            denserl(words)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"command.json"}
+    # Of a kill, more is left.
+    (tmp_path / "new/.partial").mkdir()
+    (tmp_path / "new/.partial/model-00001-of-00002.safetensors").write_bytes(b"half")
+    denserl(words)
+    denserl([*words[:-1], str(tmp_path / "other")])
+    left, other = ({path.name for path in (tmp_path / name).iterdir()} for name in ("new", "other"))
+    assert left == other and "model.safetensors" in left and ".partial" not in left
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
