@@ -17,7 +17,7 @@ class Options(ReportConfig):
     """Show runs, alone or compared, as one page that opens offline."""
 
     runs: Annotated[Positional[list[str]], FIRST, arg(metavar="RUN")]
-    """Folders that train-sft, train-rm, fit-normalizer, train-ppo, bon, evaluate, judge or demo have written."""
+    """Folders that train-sft, train-rm, fit-normalizer, train-ppo, bon, evaluate, answer, judge or demo have written."""
 
 
 def run(options: Options) -> None:

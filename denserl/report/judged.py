@@ -1,4 +1,4 @@
-"""What evaluations, best-of-n, judged policies and fits of a normaliser came to: tables and charts."""
+"""What evaluations, best-of-n, answers, judged policies and fits of a normaliser came to: tables and charts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -71,6 +71,23 @@ def best_of_n(runs: Sequence[Run]) -> list[Part]:
         else:
             rows.append([run.name, *counts, "", "", "", ""])
     return [Part("Best of n", [], rows, charts)] if runs else []
+
+
+def answers(runs: Sequence[Run]) -> list[Part]:
+    """Policies that have answered a suite: how many questions, and how long the answers are."""
+    head = ["run", "suite", "model", "questions", "answers to each", "tokens", "characters", "cut off", "empty"]
+    rows = [head]
+    for run in runs:
+        known = run.results
+        lengths = [
+            ", ".join(f"{mean:.1f}" for mean in _numbers(known.get(of)) if mean is not None) for of in ("tokens", "characters")
+        ]
+        cut = number(known.get("truncated"))
+        counts = [_shown(_mapping(known.get("questions")).get("count")), _shown(known.get("samples"))]
+        shown = [text(known.get("suite")), text(known.get("model")), *counts, *lengths, "" if cut is None else f"{cut:.0%}"]
+        rows.append([run.name, *shown, _shown(known.get("empty"))])
+    words = ["Tokens and characters are means, of each turn. The answers themselves are among the samples."]
+    return [Part("Answers", words, rows, [])] if runs else []
 
 
 def policies(runs: Sequence[Run]) -> list[Part]:

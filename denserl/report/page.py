@@ -55,6 +55,7 @@ def make_page(runs: Sequence[Run], how: str, lead: Mapping[str, Any] | None = No
     parts = [
         *judged.evaluations(_of(runs, "evaluate")),
         *judged.best_of_n(_of(runs, "bon")),
+        *judged.answers(_of(runs, "answer")),
         *judged.policies(_of(runs, "judge")),
         *judged.fits([run for run in runs if run.fits]),
     ]

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from denserl.errors import require
 from denserl.files import COMMAND_FILE
 
-METRICS, RESULTS, SCORES, FITS = "metrics.jsonl", "results.json", "scores.jsonl", "fits.json"
+METRICS, RESULTS, SCORES, FITS, ANSWERS = "metrics.jsonl", "results.json", "scores.jsonl", "fits.json", "answers.json"
+TURNS = "samples-turn-*.jsonl"  # of answers
 SAMPLES = {"eval_samples": "held-out", "samples": "training"}  # files of sample responses, and what they are of
 LONGEST_TEXT = 20_000  # characters of a prompt, a response or a segment
 LARGEST_JSON = 2**27  # bytes of a file that is read whole
 LONGEST_LINE = 2**26  # bytes of a row
-KINDS = ("train-sft", "train-rm", "fit-normalizer", "train-ppo", "bon", "evaluate", "judge", "demo")
+KINDS = ("train-sft", "train-rm", "fit-normalizer", "train-ppo", "bon", "evaluate", "answer", "judge", "demo")
 # How a folder without a record of its command is told: by names that only the rows of one command have.
 OF_PPO, OF_PAIRS = {"actor_lr", "rollout_seconds", "eval_kl"}, {"accuracy", "bt_loss", "eval_accuracy", "score_mean"}
 
@@ -76,11 +77,12 @@ def read_run(folder: Path, name: str, samples: int) -> Run:
     """One run. samples: rows that are kept of each file of them. UserError where the folder holds none."""
     remarks: list[str] = []
     kind = _kind(folder)
-    inside = [str(path.parent) for path in _listed(folder, f"*/{COMMAND_FILE}") if _kind(path.parent) in KINDS]
+    inside = [str(path.parent) for path in listed(folder, f"*/{COMMAND_FILE}") if _kind(path.parent) in KINDS]
     fix = f"denserl report {shlex.join(inside[:8])}" if inside else "give the folder that a command has written"
     require(
         kind in KINDS,
-        f"{folder} holds no run to report: expected {COMMAND_FILE}, {METRICS} or {RESULTS} of {', '.join(KINDS[:-1])}"
+        f"{folder} holds no run to report: expected {COMMAND_FILE}, {METRICS}, {RESULTS} or {ANSWERS} of "
+        + ", ".join(KINDS[:-1])
         + (f"; it is a folder of denserl {kind}" if kind else ""),
         fix,
     )
@@ -88,20 +90,27 @@ def read_run(folder: Path, name: str, samples: int) -> Run:
     fits: dict[str, dict] = {}
     for entry in _as_list(read_json(folder / COMMAND_FILE, remarks)):
         entries += [entry] if isinstance(entry, dict) else []
-    found = read_json(folder / RESULTS, remarks)
+    outcome = ANSWERS if kind == "answer" else RESULTS
+    found = read_json(folder / outcome, remarks)
     results = found if isinstance(found, dict) else {}
     metrics = list(read_rows(folder / METRICS, remarks))
     rows = {file: _read_samples(folder / f"{file}.jsonl", samples, remarks) for file in SAMPLES}
     run = Run(folder, name, kind, entries, metrics, rows, results, fits, remarks)
     if kind == "bon":
         rows |= {"samples": _scored(rows["samples"], read_rows(folder / SCORES, remarks))}
+    if kind == "answer":
+        turns = listed(folder, TURNS)
+        answers = [row for path in turns for row in _read_samples(path, max(samples // len(turns), 1), remarks)]
+        rows |= {"eval_samples": _scored(answers, iter(()))}
     for path in _fit_files(run):
         found = read_json(path, remarks)
         fits |= {key: fit for key, fit in found.items() if isinstance(fit, dict)} if isinstance(found, dict) else {}
     if kind.startswith("train") and not metrics:
         remarks.append(f"{METRICS} is missing or empty: no numbers of the training")
-    if kind in ("bon", "evaluate", "judge") and not results:
-        remarks.append(f"{RESULTS} is missing or no object: no numbers of what was judged")
+    if kind in ("bon", "evaluate", "answer", "judge") and not results:
+        remarks.append(
+            f"{outcome} is missing or no object: no numbers of what was {'answered' if kind == 'answer' else 'judged'}"
+        )
     if kind == "fit-normalizer" and not fits:
         remarks.append("the file of fits is not where it was written: no constants and no R^2")
     return run
@@ -114,7 +123,7 @@ def is_demo(folder: Path) -> bool:
 
 def parts_of_demo(folder: Path) -> list[Path]:
     """The runs of a demo: PPO first, then what it needed."""
-    found = [path.parent for path in _listed(folder, f"*/{COMMAND_FILE}")]
+    found = [path.parent for path in listed(folder, f"*/{COMMAND_FILE}")]
     order = ("train-ppo", "train-rm", "fit-normalizer", "train-sft")
     kinds = {path: _kind(path) for path in found}
     return sorted((path for path in found if kinds[path] in order), key=lambda path: order.index(kinds[path]))
@@ -206,13 +215,13 @@ def _read_samples(path: Path, most: int, remarks: list[str]) -> list[dict]:
         first.append(row)
     last = list(_parsed(lines[len(lines) - most + len(first) :], path.name, remarks))
     remarks.append(
-        f"{path.name}: {len(first) + len(last)} of {len(lines)} rows are shown, those of the first step and the last ones"
+        f"{path.name}: {len(first) + len(last)} of {len(lines)} rows are shown, the first ones, of one step, and the last ones"
     )
     return first + last
 
 
 def _scored(samples: Sequence[dict], scores: Iterator[dict]) -> list[dict]:
-    """Samples of best-of-n in the shape of PPO's: what the reward model gives is their reward."""
+    """Samples of best-of-n, or answers, in the shape of PPO's: what a reward model gives is their reward."""
     known = {(str(row.get("id")), str(row.get("sample"))): row for row in scores}
     found = []
     for row in samples:
@@ -254,6 +263,8 @@ def _kind(folder: Path) -> str:
         told = {"demo": "levels", "judge": "policies", "evaluate": "suite", "bon": "samples"}
         if kind := next((kind for kind, key in told.items() if key in results), ""):
             return kind
+    if (folder / ANSWERS).is_file():
+        return "answer"
     names: set[str] = set()
     for row in read_rows(folder / METRICS, []):
         names |= row.keys()
@@ -262,7 +273,8 @@ def _kind(folder: Path) -> str:
     return "fit-normalizer" if (folder / FITS).is_file() and not (folder / "config.json").is_file() else ""
 
 
-def _listed(folder: Path, pattern: str) -> list[Path]:
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What is there by that pattern, in order; nothing of a folder that cannot be read."""
     try:
         return sorted(folder.glob(pattern))
     except OSError:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from denserl.errors import UserError
 from denserl.files import COMMAND_FILE
-from denserl.report.reading import FITS, METRICS, RESULTS, SAMPLES, SCORES, paths_of
+from denserl.report.reading import ANSWERS, FITS, METRICS, RESULTS, SAMPLES, SCORES, TURNS, listed, paths_of
 
 HOST = "127.0.0.1"
 # Names under which a browser on this machine asks; a page from elsewhere whose name leads here has another.
 NAMES = ("127.0.0.1", "localhost", "[::1]")
-FILES = (COMMAND_FILE, METRICS, RESULTS, SCORES, FITS, *(f"{file}.jsonl" for file in SAMPLES))
+FILES = (COMMAND_FILE, METRICS, RESULTS, SCORES, FITS, ANSWERS, *(f"{file}.jsonl" for file in SAMPLES))
 
 
 def state_of(folders: Sequence[str]) -> str:
@@ -23,7 +23,7 @@ def state_of(folders: Sequence[str]) -> str:
     """
     parts = []
     for folder in dict.fromkeys([*map(Path, folders), *paths_of(folders)]):  # a demo's own files, and those of its runs
-        for path in (folder / name for name in FILES):
+        for path in (*(folder / name for name in FILES), *listed(folder, TURNS)):
             try:
                 stat = path.stat()
                 parts.append(f"{stat.st_size}-{stat.st_mtime_ns}")

@@ -98,6 +98,27 @@ def best_of_n(folder: Path) -> Path:
     return folder
 
 
+def answered(folder: Path, said: str = "yes") -> Path:
+    """Two turns of one question, as `denserl answer mtbench` leaves them."""
+    command(folder, "answer")
+    numbers = {"tokens": [2.0, 3.0], "characters": [3.0, 5.5], "truncated": 0.5, "empty": 0}
+    account = {"suite": "mtbench", "model": "m", "questions": {"source": "q.jsonl", "count": 1}, "samples": 1, **numbers}
+    (folder / "answers.json").write_text(json.dumps(account))
+    messages = [{"role": "user", "content": "a question"}]
+    after = [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": "why?"}]
+    for turn, (prompt, response) in enumerate([(messages, said), (after, f"{said} indeed")], 1):
+        row = {
+            "id": 0,
+            "sample": 0,
+            "prompt": prompt,
+            "response": response,
+            "ended": turn == 1,
+            "response_ids": [1] * (turn + 1),
+        }
+        write_rows(folder / f"samples-turn-{turn}.jsonl", [row])
+    return folder
+
+
 def judged(folder: Path) -> Path:
     command(folder, "judge")
     headline = {"name": "win_rate", "value": 62.5, "interval": [50.0, 75.0], "questions": 40}

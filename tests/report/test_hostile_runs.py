@@ -5,7 +5,19 @@ import json
 import random
 
 import pytest
-from run_folders import best_of_n, charts_of, evaluation, fit, judged, ppo, reward_model, sample, samples_of, series_of
+from run_folders import (
+    answered,
+    best_of_n,
+    charts_of,
+    evaluation,
+    fit,
+    judged,
+    ppo,
+    reward_model,
+    sample,
+    samples_of,
+    series_of,
+)
 
 from denserl.cli import report as command
 from denserl.errors import UserError
@@ -111,6 +123,7 @@ MAKERS = {
     "fit": fit,
     "evaluate": lambda folder: evaluation(folder, length_bias={"by_gap": [{"low": -3, "high": 4, "n": 9, "accuracy": 0.5}]}),
     "bon": best_of_n,
+    "answer": answered,
     "judge": judged,
 }
 

@@ -10,6 +10,7 @@ from run_folders import (
     BINS,
     FIT,
     PNG,
+    answered,
     best_of_n,
     charts_of,
     command,
@@ -193,6 +194,20 @@ def test_best_of_n_and_judged_policies(tmp_path):
     assert [row[5][4] for row in data["rows"]] == [5, 5] and [row[6] for row in data["rows"]] == [False, True]
 
 
+def test_answers_of_two_policies_stand_under_their_prompts(tmp_path):
+    html = report_of([str(answered(tmp_path / "before")), str(answered(tmp_path / "after", "no"))]).html
+    assert "before mtbench m 1 1 2.0, 3.0 3.0, 5.5 50% 0" in shown(html)
+    data = samples_of(html)
+    found = [(data["runs"][row[0]], data["prompts"][row[3]], row[5][4], row[6], row[7]) for row in data["rows"]]
+    asked = "user: a question\n\nassistant: {}\n\nuser: why?"
+    assert found == [
+        ("before", "a question", 2, True, "yes"),
+        ("before", asked.format("yes"), 3, False, "yes indeed"),
+        ("after", "a question", 2, True, "no"),
+        ("after", asked.format("no"), 3, False, "no indeed"),
+    ]
+
+
 def test_settings_stand_side_by_side_and_what_differs_is_marked(tmp_path):
     inputs = {"data": {"x.jsonl": {"path": "/x.jsonl", "bytes": 1234, "sha256": "abcd"}}}
     for name, lr in (("a", 1e-6), ("b", 2e-6)):
@@ -207,11 +222,11 @@ def test_settings_stand_side_by_side_and_what_differs_is_marked(tmp_path):
 
 def test_kinds_are_read_from_files_where_no_command_is_recorded(tmp_path):
     made = [ppo(tmp_path / "x1"), reward_model(tmp_path / "x2"), fit(tmp_path / "x3"), evaluation(tmp_path / "x4")]
-    made += [best_of_n(tmp_path / "x5"), judged(tmp_path / "x6"), tmp_path / "x7"]
+    made += [best_of_n(tmp_path / "x5"), answered(tmp_path / "x8"), judged(tmp_path / "x6"), tmp_path / "x7"]
     write_rows(tmp_path / "x7/metrics.jsonl", [{"step": 1, "loss": 2.0}])
     for folder in made[:-1]:
         (folder / "command.json").unlink()
-    kinds = ["train-ppo", "train-rm", "fit-normalizer", "evaluate", "bon", "judge", "train-sft"]
+    kinds = ["train-ppo", "train-rm", "fit-normalizer", "evaluate", "bon", "answer", "judge", "train-sft"]
     assert [report_of([str(folder)]).kinds for folder in made] == [[kind] for kind in kinds]
     # And a name says nothing.
     assert report_of([str(reward_model(tmp_path / "ppo-segment"))]).kinds == ["train-rm"]
