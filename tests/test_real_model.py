@@ -96,6 +96,13 @@ def test_killed_in_a_training_and_given_again_it_runs_to_its_report(tmp_path):
         assert [set(answer) for answer in answers] == 3 * [{"instruction", "output", "generator", "truncated"}]
         assert math.isfinite(json.loads((out / f"text/{name}/inspect.json").read_text())["likelihood"]["plain text"]["nats"])
     assert (out / "report.html").stat().st_size > 0
+    # A reward model that only looks on changes nothing, and its absence neither.
+    assert begin(tmp_path, data, out, model, "unwatched").wait() == 0
+    watched, unwatched = (read_metrics(out / name / "metrics.jsonl") for name in ("ppo", "unwatched"))
+    assert [[row.get(name) for name in ("step", "reward", "kl")] for row in unwatched] == [
+        [row.get(name) for name in ("step", "reward", "kl")] for row in watched
+    ]
+    assert not any("eval_gold_reward" in row for row in unwatched) and "eval_gold_reward" in watched[-1]
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,15 @@
 # usage: real_model.sh DATA_FOLDER [OUTPUT_FOLDER] [MODEL] [PART...]
 #   DATA_FOLDER  holds text/, ultrafeedback-1k/, hh-harmless/, llmbar/ and prompts/
 #   MODEL        an instruction-tuned language model, a folder or hub name; default or empty: the one of the package
-#   PART         one or several of those below; default: all of them
+#   PART         one or several of those below, or `unwatched`; default: all of those below
 set -euo pipefail
 data=${1:?usage: real_model.sh DATA_FOLDER [OUTPUT_FOLDER] [MODEL] [PART...]}
 out=${2:-runs/real-model}
 model=${3:-$out/base}
 every=" base look reward gold fit ppo judge answer text report "
 for each in "${@:4}"; do
-    [[ $every == *" $each "* ]] || { echo "real_model.sh: there is no part $each; there are$every" >&2; exit 2; }
+    [[ "$every unwatched " == *" $each "* ]] ||
+        { echo "real_model.sh: there is no part $each; there are${every}unwatched" >&2; exit 2; }
 done
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
@@ -27,6 +28,8 @@ adapters=(--lora_rank 16 --lora_targets q_proj v_proj --zero_stage 0)
 learned=(--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 1e-3 --logging_steps 1 --save_steps 10)
 # Segments of four to five tokens in these pairs, says `denserl inspect`, and of more in what the model itself answers.
 threshold=(--entropy_threshold 3.5)
+# What is found out about the policy on the way.
+seen=(--eval_every 6 --gold_reward_model "$out/gold")
 
 base() { # only where no MODEL is named
     [ "$model" = "$out/base" ] || return 0
@@ -67,8 +70,17 @@ fit() {
 }
 
 ppo() {
-    denserl train-ppo --model "$model" --reward_model "$out/rm" --gold_reward_model "$out/gold" --data "${pairs[@]}" \
-        --eval_prompts "${held_out[@]}" --eval_limit 24 --eval_every 6 --output_dir "$out/ppo" --iterations 12 \
+    learn "$out/ppo"
+}
+
+unwatched() { # the same without the second reward model, which only looks on: what it costs
+    local seen=(--eval_every 6)
+    learn "$out/unwatched"
+}
+
+learn() {
+    denserl train-ppo --model "$model" --reward_model "$out/rm" --data "${pairs[@]}" --output_dir "$1" "${seen[@]}" \
+        --eval_prompts "${held_out[@]}" --eval_limit 24 --iterations 12 \
         --rollout_batch_size 16 --train_batch_size 8 --micro_batch_size 8 --max_prompt_length 48 --max_new_tokens 40 \
         --actor_lr 5e-4 --critic_lr 5e-4 --kl_coefficient 0.02 --save_every 2 "${adapters[@]}" "${run[@]}" "${kept[@]}"
 }
@@ -97,7 +109,7 @@ text() { # how well plain text is foretold, which nothing here has learned from
 
 report() {
     denserl report "$out/rm" "$out/gold" "$out/judged/ultrafeedback" "$out/judged/hh" "$out/judged/llmbar" "$out/fit" "$out/ppo" \
-        --html "$out/report.html"
+        "$out/answers/reference" "$out/answers/ppo" --html "$out/report.html"
 }
 
 parts=("${@:4}")
