@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import tyro
 from evidence_settings import ARMS, LENGTHS, THRESHOLDS, Arm, Model, Part, most_tokens
-from evidence_tables import DETAILS, SHOWN_WHOLE, Runs, draw, filled, measured, table
+from evidence_tables import DETAILS, SHOWN_WHOLE, Runs, draw, filled, gaps, measured, table
 from harness import ending_well
 from levels import held_out, summarise, without_none
 
@@ -81,6 +81,7 @@ class World:
                 data=self.data / "prompts_train.jsonl",
                 eval_prompts=self.data / "prompts_heldout.jsonl",
                 true_reward=f"denserl.world.language:true_reward{'_sum' * (arm.truth == 'sum')}",
+                cache_dir=self.folder / "cache",
                 output_dir=folder,
                 seed=self.seed,
             )
@@ -186,13 +187,16 @@ def key(*settings: object) -> str:
 
 
 def with_repeats(rows: list[dict], rng: random.Random) -> list[dict]:
-    """Pairs of the chosen responses, each beside itself with one sentence in the place of a later one, which loses."""
+    """Pairs of the chosen responses, each beside itself with a sentence said again in a later one's place, which loses."""
     found = []
     for row in rows:
         said = [row["chosen"][start:end] for start, end in language.sentences(row["chosen"])]
-        first = rng.choice([i for i, sentence in enumerate(said[:-1]) if sentence in language.MEANINGS])
-        said[rng.randrange(first + 1, len(said))] = language.again(said[first])
-        found.append({**row, "rejected": " ".join(said)})
+        fresh = [i for i, sentence in enumerate(said) if sentence in language.MEANINGS]
+        if len(fresh) > 1:
+            first, later = sorted(rng.sample(fresh, 2))
+            said[later] = language.again(said[first])
+            row = {**row, "rejected": " ".join(said)}
+        found.append(row)
     return found
 
 
@@ -285,11 +289,13 @@ def report(options: Options) -> None:
     }
     found = measured(runs)
     tables = {part: table(of_names) for part, of_names in found.items()}
-    agreed = agreements(options.runs)
-    if agreed:
-        tables["agreement"] = table(agreed)
+    agreed, lost = agreements(options.runs), gaps(runs["models"])
+    tables |= {name: table(rows) for name, rows in (("agreement", agreed), ("gap", lost)) if rows}
     seeds = {part: {name: list(of_seeds) for name, of_seeds in of_names.items()} for part, of_names in runs.items()}
-    (options.runs / "evidence.json").write_text(json.dumps({"seeds": seeds, **found, "agreement": agreed}, indent=1))
+    every = json.dumps({"seeds": seeds, **found, "agreement": agreed, "gap": lost})
+    # Of one seed there is no interval, and JSON has no NaN.
+    known = json.loads(every, parse_constant=lambda name: None)
+    (options.runs / "evidence.json").write_text(json.dumps(known, indent=1))
     text = "\n".join(f"## {name}\n\n{rows}" for name, rows in tables.items())
     (options.runs / "evidence.md").write_text(text, encoding="utf-8")
     draw(runs, options.runs)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from denserl.world.make import THRESHOLD as PEAKS
 
-Part = Literal["length", "sums", "penalties", "groups", "models", "cures", "thresholds", "aggregates", "paid", "cuts"]
+Part = Literal["length", "sums", "penalties", "groups", "models", "long", "cures", "thresholds", "aggregates", "paid", "cuts"]
 Flags = dict[str, object]
 
 LENGTHS = (4, 8, 16, 32)
@@ -71,7 +71,6 @@ CREDITS = {
     "prefix min": PREFIX_MIN,
 }
 ENDS = {name: CREDITS[name] for name in ("at the end", "difference")}
-FEW = {name: CREDITS[name] for name in ("at the end", "even", "difference")}
 FOUR = {name: CREDITS[name] for name in ("at the end", "at the end, lambda 0.95", "even", "difference")}
 
 
@@ -138,16 +137,13 @@ CUTS = {
 ARMS: dict[Part, dict[str, Arm]] = {
     # Credit alone: the true values are paid.
     "sums": of_values(FOUR | {"min": MIN}, 4, "sum") | of_values(FOUR | {"min": MIN}, 16, "sum") | of_values(ENDS, 32, "sum"),
-    "length": of_values(CREDITS, 4, "mean")
-    | of_values(CREDITS, 8, "mean")
-    | of_values(CREDITS, 16, "mean")
-    | of_values(FOUR, 32, "mean"),
+    "length": of_values(CREDITS, 4, "mean") | of_values(CREDITS, 8, "mean") | of_values(CREDITS, 16, "mean"),
     "penalties": {
-        f"{penalty:g}, {name}": arm for penalty in PENALTIES for name, arm in of_values(FEW, 16, "mean", penalty).items()
+        f"{penalty:g}, {name}": arm for penalty in PENALTIES for name, arm in of_values(ENDS, 16, "mean", penalty).items()
     },
     "groups": {
         name: arm
-        for n in (4, 16, 32)
+        for n in (4, 16)
         for name, arm in of_values({f"{how}, groups": {**paid, **GROUPS} for how, paid in ENDS.items()}, n, "mean").items()
     },
     # Learned rewards.
@@ -156,6 +152,12 @@ ARMS: dict[Part, dict[str, Arm]] = {
         f"{pairs} pairs: {name}": of_model(paid, level=level, pairs=pairs)
         for pairs in PAIRS
         for name, (level, paid) in LEVELS.items()
+    },
+    "long": {
+        f"{pairs} pairs: {name}": of_model(paid, OF_MODELS * LENGTH / 16, level=level, pairs=pairs)._replace(length=16)
+        for pairs in PAIRS[1:]
+        for name, (level, paid) in LEVELS.items()
+        if name in ("bandit", "segment, difference")
     },
     "cures": CURES,
     # The paper's own choices.
@@ -170,7 +172,8 @@ ARMS: dict[Part, dict[str, Arm]] = {
         f"{name}: {how}": of_model(paid, agg_func=how) for name, paid in ENDS.items() for how in ("avg", "sum", "last")
     },
     "paid": {
-        **{f"{kind}, scalar": of_model({"assignment": kind}) for kind in ("score_last", "difference_end", "difference")},
+        "score_last, scalar": of_model(AT_END),
+        **{f"{kind}, scalar": of_model({"assignment": kind}) for kind in ("difference_end", "difference")},
         **{f"{kind}, by place": of_model({"assignment": kind}, fitted=True) for kind in ("even", "even_mean", "repeat", "end")},
         "even, scalar": of_model({**EVEN, "normalizer": "scalar"}),
         "even, not normalised": of_model({**EVEN, "normalizer": "none"}),

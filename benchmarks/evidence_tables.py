@@ -65,6 +65,8 @@ def effects(ours: dict[int, Run], theirs: dict[int, Run], arm: Arm) -> dict[str,
     """Means and intervals, over the seeds that both have, of what is gained against another way of paying."""
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     at_kl = [tuple(when(run, "kl", nats(arm), "true") for run in pair) for pair in pairs]
+    # Where the other way of paying has gone, as far as this one goes there too.
+    at_last = [(when(mine, "kl", other[-1]["kl"], "true"), other[-1]["true"]) for mine, other in pairs]
     reached = []
     for mine, other in pairs:
         goal = max(row["true"] for row in other)
@@ -73,6 +75,7 @@ def effects(ours: dict[int, Run], theirs: dict[int, Run], arm: Arm) -> dict[str,
     return {
         "end above": summarise([mine[-1]["true"] - other[-1]["true"] for mine, other in pairs]),
         "above at n / 4 nats": summarise([None if None in pair else pair[0] - pair[1] for pair in at_kl]),
+        "above at its last KL": summarise([None if mine is None else mine - other for mine, other in at_last]),
         "share of the rollouts to its best": summarise(reached),
     }
 
@@ -83,6 +86,23 @@ def closed(ours: dict[int, Run], of_names: Runs, name: str) -> dict[str, dict]:
     sick, well = (of_names[f"{panel}: {arm}"] for arm in (SICK, WELL))
     ends = [[runs[seed][-1]["true"] for runs in (sick, ours, well)] for seed in ours if seed in sick and seed in well]
     return {"of the gap": summarise([(cured - low) / (high - low) if high > low else None for low, cured, high in ends])}
+
+
+def gaps(of_models: Runs) -> dict[str, dict[str, dict]]:
+    """What is lost where a reward model pays in the place of the true values, credited alike, by its pairs and its level."""
+    found = {}
+    for name, arm in ARMS["models"].items():
+        known = of_models.get("true values: difference" if name.endswith("difference") else "true values: at the end", {})
+        both = [seed for seed in of_models.get(name, {}) if seed in known]
+        if arm.model and both:
+            ends = [(of_models[name][seed][-1]["true"], known[seed][-1]["true"]) for seed in both]
+            found[name] = {
+                "true reward at the end": summarise([ours for ours, _ in ends]),
+                "by true values": summarise([true for _, true in ends]),
+                "lost": summarise([true - ours for ours, true in ends]),
+                "left of it": summarise([ours / true for ours, true in ends]),
+            }
+    return found
 
 
 def measured(runs: dict[Part, Runs]) -> dict[Part, dict[str, dict[str, dict]]]:
@@ -104,7 +124,9 @@ def measured(runs: dict[Part, Runs]) -> dict[Part, dict[str, dict[str, dict]]]:
 
 def table(of_names: dict[str, dict[str, dict]], left_out: Collection[str] = ()) -> str:
     """A part's arms and what was measured of them, as Markdown."""
-    titles = [title for title in dict.fromkeys(t for measures in of_names.values() for t in measures) if title not in left_out]
+    # In the order of the arms that have the most.
+    rows = sorted(of_names.values(), key=len, reverse=True)
+    titles = [title for title in dict.fromkeys(title for measures in rows for title in measures) if title not in left_out]
     lines = [["", *titles], ["---"] * (len(titles) + 1)]
     for name, measures in of_names.items():
         lines.append([name, *(cell(measures[title]) if title in measures else "" for title in titles)])

@@ -91,6 +91,8 @@ def test_measures_and_effects_by_hand():
     other = found["8 sentences: difference"]
     assert other["end above"]["values"] == [0.5] and other["above at n / 4 nats"]["values"] == [0.2]
     assert other["share of the rollouts to its best"]["values"] == [0.375]
+    # Its KL never comes to the 8 nats at which the other ends.
+    assert other["above at its last KL"]["values"] == [None]
     assert other["rollouts to 90 %"]["n"] == 1 and other["rollouts to 90 %"]["values"] == [200, None]
 
 
@@ -144,6 +146,22 @@ def test_other_cuts_are_about_as_many_and_do_not_look_ahead():
     assert 0 not in drawn and 140 < len(drawn) < 260
     assert evidence_cuts.at_random(tokens[:500], entropies) == [place for place in drawn if place < 500]
     assert evidence_cuts.at_random(["x", *tokens[1:]], entropies) != drawn
+
+
+def test_what_a_reward_model_loses_is_told_beside_true_values_credited_alike():
+    """Of one number at the end 0.4 of 0.5; of differences, of the seed that both have, 0.6 of 0.8."""
+    ends = {
+        "true values: at the end": {0: 0.5},
+        "true values: difference": {0: 0.8, 1: 0.9},
+        "1000 pairs: bandit": {0: 0.4},
+        "1000 pairs: segment, difference": {0: 0.6},
+    }
+    runs = {name: {seed: rows((0, 0.0, 0.0), (9, end, 1.0)) for seed, end in of.items()} for name, of in ends.items()}
+    found = evidence_tables.gaps(runs)
+    assert {name: [lost["lost"]["mean"], lost["left of it"]["mean"]] for name, lost in found.items()} == {
+        "1000 pairs: bandit": pytest.approx([0.1, 0.8]),
+        "1000 pairs: segment, difference": pytest.approx([0.2, 0.75]),
+    }
 
 
 def test_pairs_of_repeats_lose_for_one_sentence_in_the_place_of_a_later_one():
