@@ -9,6 +9,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def test_ppo_resumed_shows_each_step_and_sample_once(ppo, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(PPOTrainer, "iterate", three_times)
         ppo(**options)
+    # Files of one process and second are read by a counter in their names, as text: the tenth before the ninth.
+    time.sleep(1)
     output = ppo(resume=True, **options)
     rows = read_metrics(output / "metrics.jsonl")
     assert scalars(output, "kl") == [(row["step"], pytest.approx(row["kl"])) for row in rows]
