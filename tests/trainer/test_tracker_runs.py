@@ -30,6 +30,11 @@ SAMPLE = {
 }
 
 
+def another_second():
+    """Files of one process and second are read by a counter in their names, as text: the tenth before the ninth."""
+    time.sleep(1)
+
+
 def test_trackers_are_named_as_in_transformers(monkeypatch):
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["wandb", "tensorboard"])
     assert chosen_trackers([]) == chosen_trackers(["none"]) == []
@@ -71,6 +76,7 @@ def test_a_new_training_in_the_folder_of_an_old_one_has_its_own_numbers_alone(tm
     for loss in (1.0, 2.0):
         with Trackers(tmp_path, ["tensorboard"], {}) as trackers:
             trackers.log(0, {"loss": loss})
+        another_second()
     assert scalars(tmp_path, "loss") == [(0, 2.0)]
 
 
@@ -88,8 +94,7 @@ def test_ppo_resumed_shows_each_step_and_sample_once(ppo, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(PPOTrainer, "iterate", three_times)
         ppo(**options)
-    # Files of one process and second are read by a counter in their names, as text: the tenth before the ninth.
-    time.sleep(1)
+    another_second()
     output = ppo(resume=True, **options)
     rows = read_metrics(output / "metrics.jsonl")
     assert scalars(output, "kl") == [(row["step"], pytest.approx(row["kl"])) for row in rows]
