@@ -164,14 +164,21 @@ def test_what_a_reward_model_loses_is_told_beside_true_values_credited_alike():
     }
 
 
-def test_pairs_of_repeats_lose_for_one_sentence_in_the_place_of_a_later_one():
-    chosen = "Coupons keep baking cheap. Practice helps with time. Friends keep baking cheap."
+@pytest.mark.parametrize(
+    "last, expected",
+    [
+        ("Friends keep baking cheap.", {("apt", "repeated", "apt"), ("apt", "filler", "repeated")}),
+        # What is said again already is not said again in its own place, which would change nothing.
+        ("Coupons still keep baking cheap.", {("apt", "repeated", "repeated")}),
+    ],
+)
+def test_pairs_of_repeats_lose_for_one_sentence_in_the_place_of_a_later_one(last, expected):
+    chosen = f"Coupons keep baking cheap. Practice helps with time. {last}"
     found = evidence.with_repeats(
         [{"prompt": "p", "chosen": chosen, "rejected": "Oats belong to baking."}] * 20, random.Random(0)
     )
     assert {row["chosen"] for row in found} == {chosen}
-    said = {tuple(language.kinds("Tell me about cheap baking.", row["rejected"])) for row in found}
-    assert said == {("apt", "repeated", "apt"), ("apt", "filler", "repeated")}
+    assert {tuple(language.kinds("Tell me about cheap baking.", row["rejected"])) for row in found} == expected
 
 
 @pytest.mark.parametrize(
