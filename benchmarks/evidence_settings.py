@@ -137,7 +137,10 @@ CUTS = {
 ARMS: dict[Part, dict[str, Arm]] = {
     # Credit alone: the true values are paid.
     "sums": of_values(FOUR | {"min": MIN}, 4, "sum") | of_values(FOUR | {"min": MIN}, 16, "sum") | of_values(ENDS, 32, "sum"),
-    "length": of_values(CREDITS, 4, "mean") | of_values(CREDITS, 8, "mean") | of_values(CREDITS, 16, "mean"),
+    "length": of_values(CREDITS, 4, "mean")
+    | of_values(CREDITS, 8, "mean")
+    | of_values(CREDITS, 16, "mean")
+    | of_values(ENDS, 32, "mean"),
     "penalties": {
         f"{penalty:g}, {name}": arm for penalty in PENALTIES for name, arm in of_values(ENDS, 16, "mean", penalty).items()
     },

@@ -318,12 +318,13 @@ class PPOTrainer:
         return Responses(prompts["prompt"], texts, *rollouts[:3], prompts.get(LABEL, ()), groups, rollouts.logprobs)
 
     def score(self, responses: Responses, learn: bool = False) -> tuple[ScoredRollouts, Tensor | None]:
-        """Log-probabilities, entropies, values (with a critic) and rewards of this rank's responses, without gradient.
+        """Log-probabilities, entropies, values and rewards of this rank's responses, without gradient.
 
-        learn: running moments of rewards take them in, as they do in training alone.
+        learn: they will be learned from: running moments of rewards take them in, and the critic, if there is one, is asked.
         """
         of_rollouts = self.rewards.score(responses, self._batch(responses), of_rollouts=True)
-        parts = self._by_micro_batch(lambda rows: self._score_rows(responses.rows(rows)), len(responses.texts))
+        critic = self.models.critic if learn else None
+        parts = self._by_micro_batch(lambda rows: self._score_rows(responses.rows(rows), critic), len(responses.texts))
         *tensors, values, scores = zip(*parts, strict=True)
         mask, logprobs, entropy, ref_logprobs, ref_entropy = map(_join_padded, tensors)
         ended = torch.tensor(responses.ended, device=self.device)
@@ -333,7 +334,7 @@ class PPOTrainer:
         told = responses.logprobs
         sampled = pad_rows(told, 0.0, torch.float32).to(self.device) if told else None
         scored = ScoredRollouts(mask, ended, logprobs, ref_logprobs, entropy, tokens, sources, sampled)
-        return scored, None if self.models.critic is None else _join_padded(values)
+        return scored, None if critic is None else _join_padded(values)
 
     def update(self, responses: Responses, experience: Experience) -> dict[str, float]:
         """Policy and value updates over the rollout batch; every optimiser step averages over all of its responses.
@@ -417,12 +418,12 @@ class PPOTrainer:
         self.ema = [tensors[f"ema.{i}"].to(self.device) for i in range(len(self.ema))]
         self.rewards.moments.restore(tensors)
 
-    def _score_rows(self, responses: Responses) -> tuple:
+    def _score_rows(self, responses: Responses, critic: nn.Module | None) -> tuple:
         """Mask, log-probabilities, entropies (policy, then reference), values or None, each (b, t); and scores."""
         batch = self._batch(responses)
         logprobs, entropy = logprob_entropy(self.models.actor, batch, self.config.temperature)
         ref_logprobs, ref_entropy = logprob_entropy(self.models.reference, batch, self.config.temperature)
-        values = None if self.models.critic is None else state_values(self.models.critic, batch)
+        values = None if critic is None else state_values(critic, batch)
         scores = self.rewards.score(responses, batch)
         return batch.response_mask, logprobs, entropy, ref_logprobs, ref_entropy, values, scores
 

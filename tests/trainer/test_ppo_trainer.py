@@ -584,6 +584,18 @@ def test_held_out_prompts_are_each_rolled_out_once(ppo, world):
             assert row["eval_ended"] == pytest.approx(mean(s["ended"] for s in own))
 
 
+def test_the_critic_reads_what_is_learned_from_and_no_held_out_responses(ppo, world, monkeypatch):
+    real, asked = ppo_trainer.state_values, []
+
+    def values(critic, batch):
+        asked.append(len(batch.input_ids))
+        return real(critic, batch)
+
+    monkeypatch.setattr(ppo_trainer, "state_values", values)
+    ppo(eval_prompts=world.prompts, iterations=2, rollout_batch_size=8)
+    assert sum(asked) == 2 * 8
+
+
 def test_samples_of_one_prompt_stand_together(ppo, seen):
     ppo(samples_per_prompt=4)
     prompts = seen[0].prompts
@@ -788,11 +800,11 @@ def test_a_steps_micro_batches_are_of_like_length(ppo, monkeypatch):
 def test_out_of_memory_while_scoring_halves_the_micro_batch(ppo, monkeypatch):
     plain, sizes, real = ppo("plain"), [], PPOTrainer._score_rows
 
-    def score(self, responses):
+    def score(self, responses, critic):
         sizes.append(len(responses.texts))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(self, responses)
+        return real(self, responses, critic)
 
     monkeypatch.setattr(PPOTrainer, "_score_rows", score)
     halved = ppo("halved")
