@@ -154,7 +154,7 @@ def filled(page: str, tables: dict[str, str]) -> str:
 def draw(runs: dict[Part, Runs], folder: Path) -> None:
     """True reward against rollouts, and against KL, of every part, a panel for each kind of world or model."""
     for part, of_names in runs.items():
-        for column, label in (("rollouts", "rollouts"), ("kl", "KL of held-out rollouts (nats)")):
+        for column, label, scale in (("rollouts", "rollouts", "linear"), ("kl", "KL of held-out rollouts (nats)", "roots")):
             panels: dict[str, dict] = {}
             for name, of_seeds in of_names.items():
                 if of_seeds:
@@ -163,4 +163,4 @@ def draw(runs: dict[Part, Runs], folder: Path) -> None:
                     curves = panels.setdefault(f"true reward{', ' * bool(panel)}{panel}", {})
                     curves[line] = band(x, over_seeds(list(of_seeds.values()), "true"))
             if panels:
-                plot_side_by_side(panels, folder / f"{part}-{column}.png", xlabel=label)
+                plot_side_by_side(panels, folder / f"{part}-{column}.png", xlabel=label, scale=scale)

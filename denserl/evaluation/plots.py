@@ -1,7 +1,7 @@
 """Plots, drawn with matplotlib without a display. Numbers come in ready; nothing is computed here but the curves drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart with any colour vision; the marks tell lines apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8C564B", "#5D3A9B")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+DASHES = ("-", "--", ":")  # of the first ten lines, the next ten, and so on
 FEW_POINTS = 40
 
 
@@ -70,13 +71,19 @@ def plot_over_optimisation(
     plot_side_by_side({proxy_label: proxy, ylabel: gold} if proxy else {ylabel: gold}, path, xlabel=xlabel)
 
 
-def plot_side_by_side(panels: dict[str, dict[str, Curve | Band]], path: Path, *, xlabel: str, doublings: bool = False) -> None:
+def plot_side_by_side(
+    panels: dict[str, dict[str, Curve | Band]],
+    path: Path,
+    *,
+    xlabel: str,
+    scale: Literal["linear", "doublings", "roots"] = "linear",
+) -> None:
     """Panels with an x-axis of one meaning, each with lines of its own.
 
     Args:
         panels: label of the y-axis -> name -> Curve or Band. A name has one colour in all panels; a panel of several names has
             a legend; lines of many points have no marks.
-        doublings: whether the x-axis is one of numbers that double.
+        scale: of the x-axis: doublings for numbers that double, roots for a KL, which goes by its square root.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     figure, axes = _figure(1, len(panels), (1.2 + 4.4 * len(panels), 3.6))
@@ -85,14 +92,19 @@ def plot_side_by_side(panels: dict[str, dict[str, Curve | Band]], path: Path, *,
             number = names.index(name)
             colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
             marked = {"marker": mark, "markersize": 4} if len(curve.x) <= FEW_POINTS else {}
-            panel.plot(curve.x, curve.y, color=colour, linewidth=1.6, label=name, **marked)
+            dash = DASHES[number // len(COLOURS) % len(DASHES)]
+            panel.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=name, **marked)
             if isinstance(curve, Band):
                 # matplotlib leaves a gap where a bound is not a number.
                 low, high = (np.array(bound, dtype=float) for bound in (curve.low, curve.high))
                 panel.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)
         panel.set(xlabel=xlabel, ylabel=label)
-        if doublings:
+        if scale == "roots":
+            panel.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+            panel.set_xlim(left=0)
+        elif scale == "doublings":
             panel.set_xscale("log", base=2)
+        if scale != "linear":
             panel.xaxis.set_major_formatter("{x:g}")
         if len(curves) > 1:
             panel.legend(frameon=False, fontsize=9)
@@ -201,7 +213,7 @@ def plot_stored_answers(curves: dict, path: Path) -> None:
     lines: dict[str, Curve | Band] = {
         name: Band(curves["n"], each["mean"], each["low"], each["high"]) for name, each in curves.items() if name != "n"
     }
-    plot_side_by_side({"share of problems answered rightly": lines}, path, xlabel="answers to choose from", doublings=True)
+    plot_side_by_side({"share of problems answered rightly": lines}, path, xlabel="answers to choose from", scale="doublings")
 
 
 def plot_by_strength(groups: dict[str, dict], path: Path) -> None:

@@ -51,6 +51,16 @@ def test_gold_alone_is_one_panel_and_many_points_have_no_marks(drawn, tmp_path):
     assert [line.get_marker() == "None" for line in panel.lines] == [False, True]
 
 
+def test_a_kl_goes_by_its_root_and_lines_beyond_the_colours_are_dashed(drawn, tmp_path):
+    curves = {str(number): Curve([0.0, 1.0, 4.0, 9.0], [0.0] * 4) for number in range(11)}
+    plots.plot_side_by_side({"true reward": curves}, tmp_path / "p.png", xlabel="KL", scale="roots")
+    (panel,) = drawn
+    places = panel.transData.transform([(x, 0.0) for x in (0.0, 1.0, 4.0, 9.0)])[:, 0]
+    assert np.diff(places) == pytest.approx([places[1] - places[0]] * 3) and panel.get_xlim()[0] == 0
+    first, last = panel.lines[0], panel.lines[10]
+    assert first.get_color() == last.get_color() and first.get_linestyle() != last.get_linestyle()
+
+
 def test_judgements_are_read_from_the_metrics(drawn, tmp_path):
     rows = [
         {"step": 0, "eval_kl": 0.0, "eval_reward": 1.0, "eval_true_reward": 0.5},
