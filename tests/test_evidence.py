@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from denserl.world import language
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
 
 import evidence  # noqa: E402
 import evidence_cuts  # noqa: E402
@@ -18,6 +20,8 @@ import evidence_settings  # noqa: E402
 import evidence_tables  # noqa: E402
 import levels  # noqa: E402
 from evidence_settings import ARMS  # noqa: E402
+
+FIGURE = re.compile(r"(-?[\d.]*\d) \+- ([\d.]*\d)")  # a mean with the half width of its interval
 
 
 @pytest.fixture
@@ -135,6 +139,23 @@ def test_a_cell_of_a_table(values, expected):
 def test_the_tables_of_a_page_are_written_between_its_marks():
     page = "A\n<!-- table one -->\nold\n<!-- end -->\nB\n<!-- table two -->\nkept\n<!-- end -->\n"
     assert evidence_tables.filled(page, {"one": "| 1 |\n"}) == page.replace("old", "| 1 |")
+
+
+def test_figures_in_words_are_those_of_the_tables():
+    """Means with intervals, in whatever place and sign, rounded as the sentence has them; in README as the table has them."""
+    lines = (ROOT / "docs/evidence.md").read_text().splitlines()
+    measured = {pair for line in lines if line.startswith("|") for pair in FIGURE.findall(line)}
+    said = {pair for line in lines if not line.startswith("|") for pair in FIGURE.findall(line)}
+    assert len(said) > 30
+
+    def rounds_to(told, value):
+        digits = len(told.partition(".")[2])
+        return abs(abs(float(told)) - abs(float(value))) <= 0.5 * 10**-digits + 1e-9
+
+    assert [pair for pair in said if not any(all(map(rounds_to, pair, cell)) for cell in measured)] == []
+    rows = re.findall(r"^\| (?:true values|a model of).*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    figures = [pair for row in rows for pair in FIGURE.findall(row)]
+    assert len(figures) > 20 and {*figures} <= measured
 
 
 def test_other_cuts_are_about_as_many_and_do_not_look_ahead():
