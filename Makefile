@@ -47,11 +47,11 @@ faults: .venv/installed
 levels: .venv/installed
 	$(BIN)/python benchmarks/levels.py --seeds 0 1 2 3 4
 
-# When dense rewards pay: docs/evidence.md, whose tables are written anew; just under three hours on two cores, and an hour more for the
-# four seeds of the page: make evidence SEEDS="0 1 2 3". What is finished is not run again; a part:
-# .venv/bin/python benchmarks/evidence.py --only 'length: 4 sentences' --seeds 0
+# When dense rewards pay: tables and pictures in runs/evidence; just under three hours on two cores. What is finished is not run again.
+# docs/evidence.md anew, an hour more: make evidence SEEDS="0 1 2 3" PAGE=docs/evidence.md
+# A part: .venv/bin/python benchmarks/evidence.py --only 'length: 4 sentences' --seeds 0
 evidence: .venv/installed
-	TQDM_DISABLE=1 $(BIN)/python benchmarks/evidence.py --page docs/evidence.md $(if $(SEEDS),--seeds $(SEEDS))
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/evidence.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PAGE),--page $(PAGE))
 
 # Reward models of noisy labels, preference models of biased and of real pairs, and PPO's switches, over 5 seeds, many hours on
 # two cores; a part: .venv/bin/python benchmarks/noisy_labels.py --parts uses. DATA: as for `make real`, whose pairs are a part.

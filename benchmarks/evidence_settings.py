@@ -105,8 +105,8 @@ def cure(paid: Flags = DIFFERENCE, **model) -> Arm:
     return of_model(paid, WEAK, LONGER, **{"pairs": PAIRS[0], **model})
 
 
-# What the cures are for, and what they could at most come to.
-SICK, WELL = "difference", "true values"
+# What the cures are for, what they could at most come to, and one reward a response.
+SICK, WELL, PLAIN = "difference", "true values", "bandit"
 CURES = {
     f"the model: {SICK}": cure(),
     f"the model: {WELL}": standardised(DIFFERENCE, WEAK, LONGER),
@@ -117,7 +117,7 @@ CURES = {
     "the model: twelve times the pairs": cure(pairs=PAIRS[-1]),
     f"what is paid: {SICK}": cure(),
     f"what is paid: {WELL}": standardised(DIFFERENCE, WEAK, LONGER),
-    "what is paid: bandit": cure(BANDIT, level="bandit"),
+    f"what is paid: {PLAIN}": cure(BANDIT, level="bandit"),
     "what is paid: bandit, prefix differences": cure({**DIFFERENCE, "prefix_differences": True}, level="bandit"),
     "what is paid: at the end": cure(AT_END),
     "what is paid: difference, by place": cure({**DIFFERENCE, "normalizer": "location"}, fitted=True),

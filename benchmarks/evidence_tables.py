@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from evidence_settings import ARMS, SICK, WELL, Arm, Part, compared_with, most_tokens
+from evidence_settings import ARMS, PLAIN, SICK, WELL, Arm, Part, compared_with, most_tokens
 from levels import band, over_seeds, summarise, when
 
 from denserl.evaluation.plots import plot_side_by_side
@@ -67,25 +67,31 @@ def effects(ours: dict[int, Run], theirs: dict[int, Run], arm: Arm) -> dict[str,
     at_kl = [tuple(when(run, "kl", nats(arm), "true") for run in pair) for pair in pairs]
     # Where the other way of paying has gone, as far as this one goes there too.
     at_last = [(when(mine, "kl", other[-1]["kl"], "true"), other[-1]["true"]) for mine, other in pairs]
-    reached = []
-    for mine, other in pairs:
-        goal = max(row["true"] for row in other)
-        needed, spent = (when(run, "true", goal) for run in (mine, other))
-        reached.append(needed / spent if needed is not None and spent else None)
     return {
         "end above": summarise([mine[-1]["true"] - other[-1]["true"] for mine, other in pairs]),
         "above at n / 4 nats": summarise([None if None in pair else pair[0] - pair[1] for pair in at_kl]),
         "above at its last KL": summarise([None if mine is None else mine - other for mine, other in at_last]),
-        "share of the rollouts to its best": summarise(reached),
+        "share of the rollouts to its best": summarise([share_to_best(*pair) for pair in pairs]),
     }
 
 
+def share_to_best(mine: Run, other: Run) -> float | None:
+    """In which share of the rollouts that another way of paying took to its best this one passed it; None: in none."""
+    goal = max(row["true"] for row in other)
+    needed, spent = (when(run, "true", goal) for run in (mine, other))
+    return needed / spent if needed is not None and spent else None
+
+
 def closed(ours: dict[int, Run], of_names: Runs, name: str) -> dict[str, dict]:
-    """The share of the gap between a sick reward model and the true values that a cure closes, at the end."""
-    panel = name.rpartition(": ")[0]
+    """The share of the gap between a sick reward model and the true values that a cure closes, at the end; and the bandit's."""
+    panel, bandit = name.rpartition(": ")[0], of_names[f"what is paid: {PLAIN}"]
     sick, well = (of_names[f"{panel}: {arm}"] for arm in (SICK, WELL))
     ends = [[runs[seed][-1]["true"] for runs in (sick, ours, well)] for seed in ours if seed in sick and seed in well]
-    return {"of the gap": summarise([(cured - low) / (high - low) if high > low else None for low, cured, high in ends])}
+    of_bandit = [share_to_best(ours[seed], bandit[seed]) for seed in ours if seed in bandit]
+    return {
+        "of the gap": summarise([(cured - low) / (high - low) if high > low else None for low, cured, high in ends]),
+        "share of the bandit's rollouts": summarise(of_bandit),
+    }
 
 
 def gaps(of_models: Runs) -> dict[str, dict[str, dict]]:
@@ -117,7 +123,7 @@ def measured(runs: dict[Part, Runs]) -> dict[Part, dict[str, dict[str, dict]]]:
                 found.setdefault(part, {})[name] = {
                     **{title: summarise([measure(run, arm) for run in of_seeds.values()]) for title, measure in columns},
                     **(effects(of_seeds, of_names[other], arm) if other else {}),
-                    **(closed(of_seeds, of_names, name) if part == "cures" and other else {}),
+                    **(closed(of_seeds, of_names, name) if part == "cures" else {}),
                 }
     return found
 

@@ -116,7 +116,11 @@ def test_sums_are_measured_against_what_there_is_room_for_and_models_tell_of_the
 def test_a_cure_closes_a_share_of_the_gap_to_the_true_values():
     ends = {"difference": 0.4, "true values": 0.9, "GRM": 0.5}
     runs = {f"the model: {name}": {0: rows((0, 0.0, 0.0), (100, end, 1.0))} for name, end in ends.items()}
+    runs["what is paid: bandit"] = {0: rows((0, 0.0, 0.0), (200, 0.25, 1.0))}
+    runs |= {f"what is paid: {name}": runs[f"the model: {name}"] for name in ("difference", "true values")}
     found = evidence_tables.measured({"cures": runs})["cures"]
+    # The bandit's best, 0.25 after 200 rollouts, it passes after 50.
+    assert found["the model: GRM"]["share of the bandit's rollouts"]["mean"] == pytest.approx(0.25)
     assert found["the model: GRM"]["of the gap"]["mean"] == pytest.approx(0.2)
     assert found["the model: true values"]["of the gap"]["mean"] == 1.0
 

@@ -89,10 +89,10 @@ def plot_side_by_side(
     figure, axes = _figure(1, len(panels), (1.2 + 4.4 * len(panels), 3.6))
     for panel, (label, curves) in zip(np.ravel(axes), panels.items(), strict=True):
         for name, curve in curves.items():
-            number = names.index(name)
-            colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+            again, number = divmod(names.index(name), len(COLOURS))
+            colour, mark = COLOURS[number], MARKS[(number + again) % len(MARKS)]
             marked = {"marker": mark, "markersize": 4} if len(curve.x) <= FEW_POINTS else {}
-            dash = DASHES[number // len(COLOURS) % len(DASHES)]
+            dash = DASHES[again % len(DASHES)]
             panel.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=name, **marked)
             if isinstance(curve, Band):
                 # matplotlib leaves a gap where a bound is not a number.
