@@ -132,7 +132,7 @@ $(SITE)/installed: docs/site/requirements.txt
 real: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_text.sh $(DATA)
 
-# A real language model, some 40 minutes of a core; given again, it goes on where it was ended. MODEL: another one, a folder or hub
+# A real language model, 46 minutes on two cores; given again, it goes on where it was ended. MODEL: another one, a folder or hub
 # name. DATA: as for `real`, with llmbar/ too; default: shared/data beside the repository. Some of it: make real-model PARTS="base look"
 real-model: .venv/installed $(if $(MODEL),,.venv/realmodel)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/scripts/real_model.sh $(or $(DATA),../shared/data) runs/real-model "$(MODEL)" $(PARTS)

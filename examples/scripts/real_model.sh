@@ -19,17 +19,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 pairs=("$data/ultrafeedback-1k/train.jsonl" "$data/hh-harmless/train.jsonl.gz")
 held_out=("$data/ultrafeedback-1k/test.jsonl" "$data/hh-harmless/test.jsonl.gz")
 text=("$data/text/wiki_demo.txt" "$data/text/c4_demo.jsonl")
-# Rows are short and weights in bf16, for the sake of time; of the pairs every sixth one is learned from.
+# Rows are short and weights in bf16, for the sake of time; of the pairs every third one is learned from.
 lengths=(--max_length 128 --max_prompt_length 48)
 run=(--dtype bf16 --on_bad_row skip)
 kept=(--cache_dir "$out/cache")
-part=(--every 6)
+part=(--every 3)
 adapters=(--lora_rank 16 --lora_targets q_proj v_proj --zero_stage 0)
 learned=(--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 1e-3 --logging_steps 1 --save_steps 10)
 # Segments of four to five tokens in these pairs, says `denserl inspect`, and of more in what the model itself answers.
 threshold=(--entropy_threshold 3.5)
 # What is found out about the policy on the way.
-seen=(--eval_every 6 --gold_reward_model "$out/gold")
+seen=(--eval_every 9 --gold_reward_model "$out/gold")
 
 base() { # only where no MODEL is named
     [ "$model" = "$out/base" ] || return 0
@@ -74,15 +74,15 @@ ppo() {
 }
 
 unwatched() { # the same without the second reward model, which only looks on: what it costs
-    local seen=(--eval_every 6)
+    local seen=(--eval_every 9)
     learn "$out/unwatched"
 }
 
 learn() {
     denserl train-ppo --model "$model" --reward_model "$out/rm" --data "${pairs[@]}" --output_dir "$1" "${seen[@]}" \
-        --eval_prompts "${held_out[@]}" --eval_limit 24 --iterations 12 \
+        --eval_prompts "${held_out[@]}" --eval_limit 48 --iterations 36 \
         --rollout_batch_size 16 --train_batch_size 8 --micro_batch_size 8 --max_prompt_length 48 --max_new_tokens 40 \
-        --actor_lr 5e-4 --critic_lr 5e-4 --kl_coefficient 0.02 --save_every 2 "${adapters[@]}" "${run[@]}" "${kept[@]}"
+        --actor_lr 5e-4 --critic_lr 5e-4 --kl_coefficient 0.02 --save_every 3 "${adapters[@]}" "${run[@]}" "${kept[@]}"
 }
 
 answer() { # in AlpacaEval's form, to the first prompts of Arena-Hard
