@@ -17,6 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 DASHES = ("-", "--", ":")  # of the first ten lines, the next ten, and so on
 FEW_POINTS = 40
+FEW_LINES = 5  # of which a panel has room for a legend of its own
 
 
 class Curve(NamedTuple):
@@ -82,18 +83,21 @@ def plot_side_by_side(
 
     Args:
         panels: label of the y-axis -> name -> Curve or Band. A name has one colour in all panels; a panel of several names has
-            a legend; lines of many points have no marks.
+            a legend, and where there are many all have one below them; lines of many points have no marks.
         scale: of the x-axis: doublings for numbers that double, roots for a KL, which goes by its square root.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    figure, axes = _figure(1, len(panels), (1.2 + 4.4 * len(panels), 3.6))
+    columns = 2 * len(panels)
+    below = -(-len(names) // columns) if len(names) > FEW_LINES else 0
+    figure, axes = _figure(1, len(panels), (1.2 + 4.4 * len(panels), 3.6 + 0.2 * below))
+    handles = {}
     for panel, (label, curves) in zip(np.ravel(axes), panels.items(), strict=True):
         for name, curve in curves.items():
             again, number = divmod(names.index(name), len(COLOURS))
             colour, mark = COLOURS[number], MARKS[(number + again) % len(MARKS)]
             marked = {"marker": mark, "markersize": 4} if len(curve.x) <= FEW_POINTS else {}
             dash = DASHES[again % len(DASHES)]
-            panel.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=name, **marked)
+            (handles[name],) = panel.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=name, **marked)
             if isinstance(curve, Band):
                 # matplotlib leaves a gap where a bound is not a number.
                 low, high = (np.array(bound, dtype=float) for bound in (curve.low, curve.high))
@@ -106,8 +110,10 @@ def plot_side_by_side(
             panel.set_xscale("log", base=2)
         if scale != "linear":
             panel.xaxis.set_major_formatter("{x:g}")
-        if len(curves) > 1:
+        if len(curves) > 1 and not below:
             panel.legend(frameon=False, fontsize=9)
+    if below:
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     _save(figure, path)
 
 

@@ -59,6 +59,8 @@ def test_a_kl_goes_by_its_root_and_lines_beyond_the_colours_are_dashed(drawn, tm
     assert np.diff(places) == pytest.approx([places[1] - places[0]] * 3) and panel.get_xlim()[0] == 0
     first, last = panel.lines[0], panel.lines[10]
     assert first.get_color() == last.get_color() and first.get_linestyle() != last.get_linestyle()
+    (legend,) = panel.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*curves] and panel.get_legend() is None
 
 
 def test_judgements_are_read_from_the_metrics(drawn, tmp_path):
